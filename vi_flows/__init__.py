@@ -1,0 +1,1 @@
+"""Variational inference with normalizing flows on Pyro and PyTorch."""
