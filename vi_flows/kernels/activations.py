@@ -1,0 +1,170 @@
+"""Activations of ConvFlow: value, derivative, the supremum of the derivative, and brackets for exact inversion."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["ACTIVATIONS", "Activation", "make_activation"]
+
+
+class Activation(ABC):
+    r"""A non-decreasing function ``h`` with ``0 ≤ h′ ≤ slope_bound``, and the root of ``t + A h(t) = v``.
+
+    The root is unique for ``A > −1/slope_bound`` because the left side then increases strictly.
+    """
+
+    slope_bound: float = 1.0
+
+    @abstractmethod
+    def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """``h(a)`` and ``h′(a)``, elementwise."""
+
+    @abstractmethod
+    def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the root ``t`` of ``t + gain · h(t) = v``, elementwise."""
+
+    def solve(self, gain: Tensor, v: Tensor) -> Tensor:
+        """The root ``t`` of ``t + gain · h(t) = v``: Newton's method kept inside a shrinking bracket.
+
+        Differentiable in both arguments: the last two Newton steps are recorded, and each of them doubles the number
+        of derivatives that are right.
+        """
+        with torch.no_grad():
+            gain_, v_ = torch.broadcast_tensors(gain.detach(), v.detach())
+            low, high = self.bracket(gain_, v_)
+            low, high = torch.minimum(low, high), torch.maximum(low, high)
+            t = v_.clamp(low, high)
+            for _ in range(200):
+                h, slope = self.value_and_slope(t)
+                residual = t + gain_ * h - v_
+                low = torch.where(residual <= 0, t, low)
+                high = torch.where(residual >= 0, t, high)
+                step = t - residual / (1 + gain_ * slope)
+                inside = (step > low) & (step < high)
+                new = torch.where(residual == 0, t, torch.where(inside, step, 0.5 * (low + high)))
+                done = (new == t) | (high - low <= torch.finfo(t.dtype).eps * t.abs())
+                t = new
+                if bool(done.all()):
+                    break
+        for _ in range(2):
+            h, slope = self.value_and_slope(t)
+            t = t - (t + gain * h - v) / (1 + gain * slope)
+        return t
+
+
+class LeakyReLU(Activation):
+    """``max(a, 0) + s · min(a, 0)``; its root is in closed form."""
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        if not 0 <= negative_slope < math.inf:
+            raise ValueError(f"negative_slope must be finite and not negative, got {negative_slope}")
+        self.negative_slope = negative_slope
+        self.slope_bound = max(1.0, negative_slope)
+
+    def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """``h(a)`` and its slope, 1 from zero upwards and ``s`` below."""
+        # Filled in the input's own type: torch.where with two Python numbers would give a float32 constant.
+        slope = torch.full_like(a, self.negative_slope).masked_fill(a >= 0, 1.0)
+        return a * slope, slope
+
+    def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The closed form itself, twice."""
+        t = self.solve(gain, v)
+        return t, t
+
+    def solve(self, gain: Tensor, v: Tensor) -> Tensor:
+        """``v/(1+A)`` for ``v ≥ 0``, ``v/(1+sA)`` below: the left side is zero at zero, so the signs agree."""
+        return v / torch.where(v >= 0, 1 + gain, 1 + self.negative_slope * gain)
+
+
+class Tanh(Activation):
+    """Hyperbolic tangent."""
+
+    def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """``tanh a`` and ``1 − tanh² a``."""
+        h = torch.tanh(a)
+        return h, (1 - h) * (1 + h)
+
+    def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``|h| ≤ 1``."""
+        return v - gain.abs(), v + gain.abs()
+
+
+class Sigmoid(Activation):
+    """Logistic sigmoid, whose slope is at most a quarter."""
+
+    slope_bound = 0.25
+
+    def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """``σ(a)`` and ``σ(a) σ(−a)``."""
+        h = torch.sigmoid(a)
+        return h, h * torch.sigmoid(-a)
+
+    def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``0 ≤ h ≤ 1``."""
+        return v - gain, v
+
+
+class Softplus(Activation):
+    """``log(1 + eᵃ)``."""
+
+    def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """``log(1 + eᵃ)`` and ``σ(a)``."""
+        return F.softplus(a), torch.sigmoid(a)
+
+    def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``h(t) > 0`` and ``h(t) ≤ max(t, 0) + log 2``."""
+        loss = gain.clamp(max=0).neg()
+        slack = loss * math.log(2.0)
+        return v - gain.clamp(min=0) * F.softplus(v), torch.maximum(v + slack, (v + slack) / (1 - loss))
+
+
+class ELU(Activation):
+    """``a`` for ``a ≥ 0`` and ``α (eᵃ − 1)`` below."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"alpha must be finite and positive, got {alpha}")
+        self.alpha = alpha
+        self.slope_bound = max(1.0, alpha)
+
+    def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """``h(a)`` and its slope, ``α eᵃ`` below zero."""
+        below = a.clamp(max=0)
+        return torch.where(a >= 0, a, self.alpha * torch.expm1(below)), torch.where(
+            a >= 0, torch.ones_like(a), self.alpha * torch.exp(below)
+        )
+
+    def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Closed form above zero; below, ``−α ≤ h ≤ 0``."""
+        above = v / (1 + gain)
+        reach = self.alpha * gain
+        low = torch.where(v >= 0, above, v + reach.clamp(max=0))
+        high = torch.where(v >= 0, above, (v + reach.clamp(min=0)).clamp(max=0))
+        return low, high
+
+
+ACTIVATIONS: dict[str, type[Activation]] = {
+    "leaky_relu": LeakyReLU,
+    "tanh": Tanh,
+    "sigmoid": Sigmoid,
+    "softplus": Softplus,
+    "elu": ELU,
+}
+"""The activations by name, all of which the ConvFlow paper mentions."""
+
+
+def make_activation(name: str, negative_slope: float = 0.01) -> Activation:
+    """The activation called `name`.
+
+    Raises:
+        ValueError: there is none of that name, or the slope is out of range.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}")
+    return LeakyReLU(negative_slope) if name == "leaky_relu" else ACTIVATIONS[name]()

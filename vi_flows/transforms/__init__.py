@@ -1,0 +1,19 @@
+"""Bijections: the contract, ConvFlow, and Pyro's own transforms under the same contract."""
+
+from vi_flows.transforms.base import Bijection, Chain, ConditionalBijection, ConditionalChain, Inverse
+from vi_flows.transforms.conv_flow import ConditionalConvFlow, ConvBlock, ConvFlow, ConvFlowStack, Revert
+from vi_flows.transforms.from_pyro import FromPyro
+
+__all__ = [
+    "Bijection",
+    "Chain",
+    "ConditionalBijection",
+    "ConditionalChain",
+    "ConditionalConvFlow",
+    "ConvBlock",
+    "ConvFlow",
+    "ConvFlowStack",
+    "FromPyro",
+    "Inverse",
+    "Revert",
+]
