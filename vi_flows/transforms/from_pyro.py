@@ -62,8 +62,8 @@ class FromPyro(Bijection):
             return x, -self.transform.log_abs_det_jacobian(x, y)
         except (KeyError, NotImplementedError) as error:
             raise NotImplementedError(
-                f"{type(self.transform).__name__} has no inverse: it scores only samples it drew itself, in the same gradient mode. "
-                "conv_flow, spline and autoregressive flows have an inverse."
+                f"{type(self.transform).__name__} has no inverse: it scores only samples it drew itself, "
+                "in the same gradient mode. conv_flow, spline and autoregressive flows have an inverse."
             ) from error
         finally:
             torch.set_default_dtype(default)
