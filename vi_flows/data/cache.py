@@ -1,0 +1,101 @@
+"""A packed copy of what is slow to parse, made once and trusted only as far as its content hash holds.
+
+The key of an entry is the path, size and modification time of every source file: a source that changes is parsed and
+verified again. An entry that cannot be read or whose pixels do not give the hash stored with them is rebuilt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vi_flows.data.base import ImageData, content_sha256
+from vi_flows.data.sources import cache_folder
+
+_FORMAT = 1
+_SPLITS = ("train", "valid", "test")
+_log = logging.getLogger(__name__)
+
+#: Pixels by split, labels by split (empty where there are none), content hash.
+Packed = tuple[dict[str, Tensor], dict[str, Tensor], str]
+
+
+def entry_path(name: str, version: int, sources: Sequence[Path]) -> Path:
+    """Where the packed copy of a data set read from these files is kept.
+
+    Args:
+        name: of the data set.
+        version: of the code that makes the images from the files.
+        sources: existing files.
+    """
+    key = hashlib.sha256(f"format {_FORMAT} version {version}\n".encode())
+    for source in sources:
+        status = source.stat()
+        key.update(f"{source.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return cache_folder() / "packed" / f"{name}-{key.hexdigest()[:16]}.npz"
+
+
+def read(path: Path, shape: tuple[int, int, int], levels: int) -> Packed | None:
+    """Splits, labels and content hash of an entry, or None if there is none that can be trusted.
+
+    Args:
+        path: from :func:`entry_path`.
+        shape: (C, H, W) the images must have.
+        levels: number of values a pixel can take; the images of two levels are kept as bits.
+
+    Returns:
+        uint8 (N, C*H*W) by split name, int64 (N,) labels by split name (empty if there are none), the hash.
+    """
+    num_pixels = shape[0] * shape[1] * shape[2]
+    try:
+        with np.load(path, allow_pickle=False) as entry:
+            stored = str(entry["sha256"])
+            arrays = {name: entry[name] for name in _SPLITS}
+            labels = {name: torch.from_numpy(entry[f"labels_{name}"]) for name in _SPLITS if f"labels_{name}" in entry}
+        if levels == 2:
+            arrays = {name: np.unpackbits(array, axis=1, count=num_pixels) for name, array in arrays.items()}
+        splits = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        found = content_sha256(shape, levels, splits)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever is wrong with it, it can be made again
+        _log.warning("the cached copy %s cannot be read (%s) and is made again", path, error)
+        return None
+    if found != stored:
+        _log.warning("the cached copy %s is damaged (sha256 %s, should be %s) and is made again", path, found, stored)
+        return None
+    return splits, labels, stored
+
+
+def write(path: Path, data: ImageData) -> None:
+    """Store a data set; where the folder cannot be written, say so and go on without.
+
+    Args:
+        path: from :func:`entry_path`.
+        data: what to store.
+    """
+    arrays = {name: getattr(data, name).numpy() for name in _SPLITS}
+    if data.levels == 2:
+        arrays = {name: np.packbits(array, axis=1) for name, array in arrays.items()}
+    labels = {f"labels_{name}": tensor.numpy() for name, tensor in (data.labels or {}).items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A reader, or a second writer, must never meet half an entry: it gets its name only when it is whole.
+        temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part")
+        try:
+            with open(temporary, "wb") as stream:
+                np.savez(stream, sha256=np.array(data.sha256), **arrays, **labels)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        _log.warning("no cached copy of %s is kept, so it is parsed at each load: %s", data.name, error)
