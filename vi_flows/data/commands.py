@@ -51,7 +51,7 @@ class DataCheck:
     """Folder of the data files, in torchvision's layout; VI_FLOWS_DATA, else the user's cache folder, by default."""
 
     def run(self) -> int:
-        """Print a table of results; the exit code is 0, 1 if anything named is missing, corrupt or different."""
+        """Print a table of results; the exit code is 1 if a set is incomplete, corrupt or different, else 0."""
         root = resolve_root(self.data_root)
         chosen = _chosen(self.name)
         if chosen is None:

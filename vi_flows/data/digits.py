@@ -47,4 +47,5 @@ DIGITS = Dataset(
     homepage="sklearn.datasets.load_digits (https://doi.org/10.24432/C50P49)",
     licence="CC BY 4.0",
     citation="Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998",
+    sha256="07e808ee73874fd183f2c5815ff64f4e403cff278aed855d7f7cec83dcdd036f",
 )

@@ -133,6 +133,7 @@ MNIST = Dataset(
     homepage="http://yann.lecun.com/exdb/mnist",
     licence="CC BY-SA 3.0",
     citation="LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998",
+    sha256="0b2769512907c387b70a1a82a59360c6ad5637d782a76ed79ff9832a2017788e",
 )
 
 BINARIZED_MNIST = Dataset(
@@ -151,5 +152,6 @@ BINARIZED_MNIST = Dataset(
     homepage="http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist",
     licence="not stated; derived from MNIST (CC BY-SA 3.0)",
     citation="Larochelle and Murray, The Neural Autoregressive Distribution Estimator, AISTATS 2011",
+    sha256="cd14e33f9cdc23510025f4a235d1f8ba6acff86f5b120a084003d20058923584",
     cached=True,
 )

@@ -171,6 +171,7 @@ OMNIGLOT28 = Dataset(
         "Lake, Salakhutdinov and Tenenbaum, Human-level concept learning through probabilistic program induction, "
         "Science 350, 2015"
     ),
+    sha256="f537f472733ae7cb9fed6dc4bed65af16501326021be8b016a47eb2159803ade",
     cached=True,
 )
 

@@ -203,5 +203,6 @@ def download(file: SourceFile, root: DataRoot, progress: bool = False) -> Path:
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
             failures.append(f"  {url}: {type(error).__name__}: {error}")
         finally:
-            partial.unlink(missing_ok=True)
+            if partial.is_file():
+                partial.unlink()
     raise DataNotFoundError(f"{file.name} could not be downloaded to {root}:\n" + "\n".join(failures))
