@@ -64,6 +64,12 @@ def test_binarize_keeps_certain_pixels_and_has_the_right_mean() -> None:
     assert not torch.equal(drawn, binarize(means, generator))
 
 
+def test_a_mean_of_zero_is_never_drawn_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform draws lie in [0, 1): an exact 0 is rare but happens within an epoch."""
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.zeros(2))
+    assert binarize(torch.tensor([0.0, 0.1])).tolist() == [0, 1]
+
+
 def test_binarized_is_one_draw_per_seed() -> None:
     data = make()
     first = data.binarized("train", seed=1)
