@@ -15,17 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from vi_flows.data.base import ImageData, content_sha256
+from vi_flows.data.base import Binarization, ImageData, content_sha256
 from vi_flows.data.sources import cache_folder
 
 _FORMAT = 1
 _SPLITS = ("train", "valid", "test")
 _log = logging.getLogger(__name__)
-
-#: Pixels by split, labels by split (empty where there are none), content hash.
-Packed = tuple[dict[str, Tensor], dict[str, Tensor], str]
 
 
 def entry_path(name: str, version: int, sources: Sequence[Path]) -> Path:
@@ -43,36 +39,47 @@ def entry_path(name: str, version: int, sources: Sequence[Path]) -> Path:
     return cache_folder() / "packed" / f"{name}-{key.hexdigest()[:16]}.npz"
 
 
-def read(path: Path, shape: tuple[int, int, int], levels: int) -> Packed | None:
-    """Splits, labels and content hash of an entry, or None if there is none that can be trusted.
+def read(
+    path: Path, name: str, shape: tuple[int, int, int], levels: int, binarization: Binarization, source: str
+) -> ImageData | None:
+    """The data set in an entry, or None if there is none that can be trusted.
 
     Args:
         path: from :func:`entry_path`.
-        shape: (C, H, W) the images must have.
-        levels: number of values a pixel can take; the images of two levels are kept as bits.
-
-    Returns:
-        uint8 (N, C*H*W) by split name, int64 (N,) labels by split name (empty if there are none), the hash.
+        name: of the data set; it and the others are the fields of the container that the entry does not hold.
+        shape: (C, H, W) of one image.
+        levels: number of values a pixel can take; images of two levels are kept as bits.
+        binarization: as in the container.
+        source: as in the container.
     """
     num_pixels = shape[0] * shape[1] * shape[2]
     try:
         with np.load(path, allow_pickle=False) as entry:
             stored = str(entry["sha256"])
-            arrays = {name: entry[name] for name in _SPLITS}
-            labels = {name: torch.from_numpy(entry[f"labels_{name}"]) for name in _SPLITS if f"labels_{name}" in entry}
+            arrays = {split: entry[split] for split in _SPLITS}
+            kept = [split for split in _SPLITS if f"labels_{split}" in entry]
+            labels = {split: torch.from_numpy(entry[f"labels_{split}"]) for split in kept}
         if levels == 2:
-            arrays = {name: np.unpackbits(array, axis=1, count=num_pixels) for name, array in arrays.items()}
-        splits = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            arrays = {split: np.unpackbits(array, axis=1, count=num_pixels) for split, array in arrays.items()}
+        splits = {split: torch.from_numpy(array) for split, array in arrays.items()}
         found = content_sha256(shape, levels, splits)
+        if found != stored:
+            raise ValueError(f"its pixels have the sha256 {found} instead of {stored}")
+        return ImageData(
+            name,
+            shape,
+            levels,
+            **splits,
+            binarization=binarization,
+            sha256=stored,
+            source=source,
+            labels=labels or None,
+        )
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever is wrong with it, it can be made again
-        _log.warning("the cached copy %s cannot be read (%s) and is made again", path, error)
+        _log.warning("the cached copy %s is damaged (%s) and is made again", path, error)
         return None
-    if found != stored:
-        _log.warning("the cached copy %s is damaged (sha256 %s, should be %s) and is made again", path, found, stored)
-        return None
-    return splits, labels, stored
 
 
 def write(path: Path, data: ImageData) -> None:

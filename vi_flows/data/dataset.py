@@ -28,6 +28,35 @@ class Arrays:
     labels: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+def hold_out(pixels: np.ndarray, labels: np.ndarray, count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Cut validation images from training images that have none of their own, by a fixed seed; both keep their order.
+
+    Args:
+        pixels: (N, C*H*W).
+        labels: (N,).
+        count: of the validation images.
+
+    Returns:
+        The pixels of "train" and "valid", and their labels.
+    """
+    # RandomState's streams are frozen, Generator's are not: the split must outlive versions of numpy.
+    held = np.zeros(len(pixels), dtype=bool)
+    held[np.random.RandomState(0).permutation(len(pixels))[:count]] = True
+    return {"train": pixels[~held], "valid": pixels[held]}, {"train": labels[~held], "valid": labels[held]}
+
+
+def image_data(
+    arrays: Arrays, name: str, shape: tuple[int, int, int], levels: int, binarization: Binarization, source: str
+) -> ImageData:
+    """The container of what a ``build`` returned; the arguments are the container's fields."""
+    splits = {split: torch.from_numpy(np.ascontiguousarray(getattr(arrays, split))) for split in _SPLITS}
+    labels = {split: torch.from_numpy(array.astype(np.int64)) for split, array in arrays.labels.items()}
+    sha256 = content_sha256(shape, levels, splits)
+    return ImageData(
+        name, shape, levels, **splits, binarization=binarization, sha256=sha256, source=source, labels=labels or None
+    )
+
+
 @dataclass(frozen=True)
 class Dataset:
     """An entry of the registry.
@@ -84,26 +113,19 @@ class Dataset:
             raise not_found(self.name, missing, root)
         paths = [path for file in self.files if (path := locate(file, root)) is not None]
         entry = cache.entry_path(self.name, self.version, paths) if self.cached and use_cache else None
-        packed = cache.read(entry, self.shape, self.levels) if entry is not None else None
-        splits, labels, sha256 = packed or self._from_files(paths)
-        data = ImageData(
-            name=self.name,
-            shape=self.shape,
-            levels=self.levels,
-            binarization=self.binarization,
-            sha256=sha256,
-            source=", ".join(map(str, paths)) or self.homepage,
-            labels=labels or None,
-            **splits,
-        )
-        if entry is not None and packed is None:
-            cache.write(entry, data)
-        if self.sha256 is not None and sha256 != self.sha256:
+        source = ", ".join(map(str, paths)) or self.homepage
+        data = cache.read(entry, self.name, self.shape, self.levels, self.binarization, source) if entry else None
+        if data is None:
+            arrays = self._from_files(paths)
+            data = image_data(arrays, self.name, self.shape, self.levels, self.binarization, source)
+            if entry is not None:
+                cache.write(entry, data)
+        if self.sha256 is not None and data.sha256 != self.sha256:
             # The files were verified, so this is another decoder or resampler: legitimate, but not the same numbers.
-            _log.warning("%s hashes to %s here, not to %s: results may differ", self.name, sha256, self.sha256)
+            _log.warning("%s hashes to %s here, not to %s: results may differ", self.name, data.sha256, self.sha256)
         return data
 
-    def _from_files(self, paths: Sequence[Path]) -> cache.Packed:
+    def _from_files(self, paths: Sequence[Path]) -> Arrays:
         contents = [read_verified(file, path) for file, path in zip(self.files, paths, strict=True)]
         try:
             arrays = self.build(contents)
@@ -112,9 +134,7 @@ class Dataset:
         found = tuple(len(getattr(arrays, name)) for name in _SPLITS)
         if found != self.counts:
             raise DataCorruptError(f"{self.name}: {found} images in train, valid, test instead of {self.counts}")
-        splits = {name: torch.from_numpy(np.ascontiguousarray(getattr(arrays, name))) for name in _SPLITS}
-        labels = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.labels.items()}
-        return splits, labels, content_sha256(self.shape, self.levels, splits)
+        return arrays
 
     def fetch(self, root: DataRoot, progress: bool = False) -> list[Path]:
         """Download what is missing or corrupt under this root.

@@ -11,14 +11,13 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from vi_flows.data.base import DataCorruptError
-from vi_flows.data.dataset import Arrays, Dataset
+from vi_flows.data.dataset import Arrays, Dataset, hold_out
 from vi_flows.data.sources import SourceFile
 
 _SIDE = 28
 _ORIGINAL_SIDE = 105
 _TRAIN_DRAWERS = 15  # of 20; the others are the test set
 _VALID = 1345  # as in the published importance-weighted autoencoder experiments
-_SEED = 0
 
 
 def decoded(archive: bytes) -> Iterator[tuple[PurePosixPath, np.ndarray]]:
@@ -81,15 +80,6 @@ def resize(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(strokes.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
 
 
-def _holdout(pixels: np.ndarray, labels: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Cut the validation images from the training images by a fixed seed; both keep their order."""
-    # RandomState's streams are frozen, Generator's are not: the split must outlive versions of numpy.
-    of_valid = np.zeros(len(pixels), dtype=bool)
-    of_valid[np.random.RandomState(_SEED).permutation(len(pixels))[:_VALID]] = True
-    rest, held = ~of_valid, of_valid
-    return {"train": pixels[rest], "valid": pixels[held]}, {"train": labels[rest], "valid": labels[held]}
-
-
 def _build_omniglot28(contents: Sequence[bytes]) -> Arrays:
     pixels: dict[bool, list[np.ndarray]] = {True: [], False: []}
     labels: dict[bool, list[int]] = {True: [], False: []}
@@ -99,7 +89,7 @@ def _build_omniglot28(contents: Sequence[bytes]) -> Arrays:
             training = drawer <= _TRAIN_DRAWERS
             pixels[training].append(resize(original).reshape(-1))
             labels[training].append(character - 1)
-    splits, classes = _holdout(np.stack(pixels[True]), np.array(labels[True]))
+    splits, classes = hold_out(np.stack(pixels[True]), np.array(labels[True]), _VALID)
     return Arrays(**splits, test=np.stack(pixels[False]), labels={**classes, "test": np.array(labels[False])})
 
 
@@ -124,7 +114,7 @@ def _build_chardata(contents: Sequence[bytes]) -> Arrays:
     if absent := [key for key in keys[:2] if key not in matrices]:
         raise DataCorruptError(f"a MATLAB file without {' and '.join(absent)}")
     train, test = (_matrix(matrices[key], key) for key in keys[:2])
-    splits, chosen = _holdout(train, np.arange(len(train)))
+    splits, chosen = hold_out(train, np.arange(len(train)), _VALID)
     classes, test_classes = (matrices[key].argmax(0) if key in matrices else None for key in keys[2:])
     if classes is None or test_classes is None or (len(classes), len(test_classes)) != (len(train), len(test)):
         return Arrays(**splits, test=test)
