@@ -149,6 +149,6 @@ def test_digits_split_is_balanced_disjoint_and_fixed() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    assert names() == ("digits", "binarized_mnist", "mnist", "omniglot28", "chardata")
+    assert names() == ("digits", "binarized_mnist", "mnist", "omniglot28", "chardata", "cifar10")
     with pytest.raises(ValueError, match="no data set 'cifar': choose one of digits, binarized_mnist, mnist"):
         load("cifar")

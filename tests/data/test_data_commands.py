@@ -94,7 +94,9 @@ def test_download_reports_and_fails_without_a_home(tiny: SimpleNamespace, capsys
 @pytest.mark.parametrize("command", [DataCheck, DataDownload])
 def test_unknown_names_exit_with_2(command: type[DataCheck | DataDownload], capsys: pytest.CaptureFixture[str]) -> None:
     assert command("cifar").run() == 2
-    assert "choose one of digits, binarized_mnist, mnist, omniglot28, chardata, or all" in capsys.readouterr().err
+    assert (
+        "choose one of digits, binarized_mnist, mnist, omniglot28, chardata, cifar10, or all" in capsys.readouterr().err
+    )
 
 
 def test_command_lines(tmp_path: Path) -> None:
