@@ -2,8 +2,8 @@
 
 The files lie in ``train/``, ``test/`` and, if there are validation images, ``valid/`` or ``val/``; a further folder
 level is taken for the class. An ``.npz`` file has the arrays ``train``, ``test`` and, if need be, ``valid``,
-``labels_train`` and so on. Without validation images, a tenth of the training images is held out by a fixed seed. There is
-no published checksum to verify: the ``sha256`` of what is returned tells which images they were.
+``labels_train`` and so on. Without validation images, a tenth of the training images is held out by a fixed seed. No
+checksum is published for such images: the ``sha256`` of what is returned tells which they were.
 """
 
 from __future__ import annotations
