@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
@@ -18,17 +20,29 @@ from vi_flows.train.checkpoint import CheckpointError
 __all__ = ["main"]
 
 subcommand = tyro.conf.subcommand
-DataCommand = (
-    Annotated[DataList, subcommand("list", prefix_name=False)]
-    | Annotated[DataCheck, subcommand("check", prefix_name=False)]
-    | Annotated[DataDownload, subcommand("download", prefix_name=False)]
-)
+
+
+@dataclass(frozen=True)
+class Data:
+    """List, check or download the data sets."""
+
+    command: (
+        Annotated[DataList, subcommand("list", prefix_name=False)]
+        | Annotated[DataCheck, subcommand("check", prefix_name=False)]
+        | Annotated[DataDownload, subcommand("download", prefix_name=False)]
+    )
+
+    def run(self) -> int:
+        """The chosen command's exit code."""
+        return self.command.run()
+
+
 COMMANDS = {
     "demo": Demo,
     "train": Train,
     "evaluate": Evaluate,
     "sample": Sample,
-    "data": DataCommand,
+    "data": Data,
 }
 """What runs, by name: dataclasses with a ``run`` method that returns the exit code."""
 
@@ -52,6 +66,9 @@ def main(args: Sequence[str] | None = None) -> None:
         code = 130
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # the reader of a pipe has gone; keep the interpreter's last flush quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except TrainingDivergedError as error:
         print(f"vi-flows: training diverged at {error}", file=sys.stderr)
         code = 3

@@ -165,5 +165,3 @@ def draw_pictures(options: Sample) -> list[Path]:
         save_image_grid(images.reshape(-1, *shape), folder / name, options.columns, scale)
         for name, images in pictures.items()
     ]
-
-
