@@ -32,6 +32,7 @@ _FLOATS = (torch.float32, torch.float64)
 _chosen: str | None = None
 
 
+@torch.compiler.assume_constant_result
 def active_kernel() -> str:
     """Name of the kernel that plain tensors on the CPU get: by :func:`use_kernel`, ``VI_FLOWS_KERNEL``, or the fastest.
 
@@ -124,6 +125,7 @@ def _apply(
     if kernel == "reference" or not _served(operands, spec):
         return (reference.conv_flow_inverse if inverse else reference.conv_flow_forward)(*operands, spec)
     if not _eager(operands):
+        # one operator in the graph, whichever kernel runs it later
         return ops.conv_flow(
             *operands, spec.dilations, spec.reverts, spec.activation, spec.negative_slope, inverse
         )  # fmt: skip
@@ -190,10 +192,13 @@ def _reference_gradients(
 def _served(operands: Operands, spec: ConvFlowSpec) -> bool:
     """Whether a kernel computes this; the reference does all else."""
     x, dtype = operands.x, operands.x.dtype
+    plain = (
+        dtype in _FLOATS and spec.num_layers > 0 and all(t.dtype is dtype and t.device.type == "cpu" for t in operands)
+    )
+    if torch.compiler.is_compiling():
+        return plain
     return (
-        dtype in _FLOATS
-        and spec.num_layers > 0
-        and all(t.dtype is dtype and t.device.type == "cpu" for t in operands)
+        plain
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not x.is_neg()

@@ -93,3 +93,33 @@ def _backward(ctx: Any, g_y: Tensor | None, g_ladj: Tensor | None) -> tuple[Tens
 
 
 conv_flow.register_autograd(_backward, setup_context=_save)
+
+
+@conv_flow.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """The mapped dimension becomes the first row dimension of whatever has it, and the call stays one call."""
+    tensors, options = list(arguments[:4]), arguments[4:]
+    own = max(
+        t.dim() - 2 - (dim is not None) for t, dim in zip(tensors[1:], in_dims[1:4], strict=True)
+    )  # row dimensions of the parameters without the mapped one
+    if any(dim is not None for dim in in_dims[1:4]):
+        # rows must be the last dimensions of x before d, so the mapped one moves in front of the others of the batch
+        x = (
+            tensors[0].unsqueeze(0).expand(info.batch_size, *tensors[0].shape)
+            if in_dims[0] is None
+            else (tensors[0].movedim(in_dims[0], 0))
+        )
+        outer = x.shape[1 : x.dim() - 1 - own]
+        rows = x.shape[x.dim() - 1 - own : -1]
+        for n, dim in enumerate(in_dims[1:4], start=1):
+            t = tensors[n]
+            if dim is None and t.dim() == 2:
+                continue
+            t = t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
+            t = t.reshape(t.shape[0], *(1,) * (own + 3 - t.dim()), *t.shape[1:])
+            tensors[n] = t.expand(info.batch_size, *rows, *t.shape[-2:])
+        moved = x.movedim(0, len(outer))
+        y, ladj = conv_flow(moved.contiguous(), *(t.contiguous() for t in tensors[1:]), *options)
+        return (y, ladj), (len(outer), len(outer))
+    y, ladj = conv_flow(tensors[0].movedim(in_dims[0], 0).contiguous(), *tensors[1:], *options)
+    return (y, ladj), (0, 0)
