@@ -1,7 +1,7 @@
 """Bijections: the contract, ConvFlow, image layers, and Pyro's own transforms under the same contract."""
 
 from vi_flows.transforms.act_norm import ActNorm, ImageBatchNorm, Scaling
-from vi_flows.transforms.base import Bijection, Chain, ConditionalBijection, ConditionalChain, Inverse
+from vi_flows.transforms.base import Bijection, Chain, ConditionalBijection, ConditionalChain, EvaluationState, Inverse
 from vi_flows.transforms.checkpointing import Checkpointed
 from vi_flows.transforms.circular_conv import CircularConv
 from vi_flows.transforms.conv1x1 import Conv1x1
@@ -35,6 +35,7 @@ __all__ = [
     "ConvMap",
     "Coupling",
     "EmergingConv2d",
+    "EvaluationState",
     "FromPyro",
     "ImageBatchNorm",
     "Inverse",

@@ -101,7 +101,6 @@ class Filter(ABC):
         """The signal dimensions, counted from the right."""
         return tuple(range(-self.num_dims, 0))
 
-    @abstractmethod
     def __call__(self, x: Tensor, v: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Filter ``x`` (or undo it), and the log-determinant of what was done.
 
@@ -110,6 +109,13 @@ class Filter(ABC):
             v: broadcastable to ``x`` in its leading dimensions.
             inverse: undo the filter.
         """
+        if x.numel() == 0:  # FFTs refuse empty batches
+            return x, x.new_zeros(x.shape[: -self.num_dims - 1])
+        return self._filter(x, v, inverse)
+
+    @abstractmethod
+    def _filter(self, x: Tensor, v: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """As :meth:`__call__`, for a batch that is not empty."""
 
     def _bounded(self, magnitude: Tensor) -> Tensor:
         return self.bound * torch.tanh(magnitude / self.bound)
@@ -125,7 +131,7 @@ class _FourierFilter(Filter):
     def _log_spectrum(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """``log|ŵ|`` and the complex ``ŵ`` on the half spectrum."""
 
-    def __call__(self, x: Tensor, v: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    def _filter(self, x: Tensor, v: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """Multiply (or divide) the spectrum of ``x`` by ``ŵ``."""
         log_magnitude, spectrum = self._log_spectrum(v)
         if inverse:
@@ -174,7 +180,7 @@ class CosineFilter(Filter):
     is symmetric and positive definite.
     """
 
-    def __call__(self, x: Tensor, v: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    def _filter(self, x: Tensor, v: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """Multiply (or divide) the cosine spectrum of ``x`` by ``e^ρ``."""
         log_magnitude = self._bounded(self._transform(v, dct))
         if inverse:

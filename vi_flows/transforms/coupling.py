@@ -60,6 +60,7 @@ class Partition(ABC):
 
     def check_rectangular(self, shape: torch.Size) -> None:
         """Raise ``ValueError`` if a group is not a full rectangle of pixels, as convolution maps need."""
+        return
 
 
 class ChannelGroups(Partition):

@@ -13,7 +13,10 @@ __all__ = ["ImageBijection", "fold_batch"]
 
 def fold_batch(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a map of ``(N, C, H, W)`` batches to an image tensor with any number of leading dimensions."""
-    return function(x.reshape(-1, *x.shape[-3:])).unflatten(0, x.shape[:-3]) if x.dim() != 4 else function(x)
+    if x.dim() == 4:
+        return function(x)
+    y = function(x.reshape(-1, *x.shape[-3:]))
+    return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
 class ImageBijection(Bijection):

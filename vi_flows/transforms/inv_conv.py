@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vi_flows.transforms.base import Chain, _State
+from vi_flows.transforms.base import Chain, EvaluationState
 from vi_flows.transforms.conv1x1 import LUMatrix
 from vi_flows.transforms.image_base import ImageBijection, fold_batch
 
@@ -150,7 +150,7 @@ class OneSidedConv2d(ImageBijection):
         self.tap = TriangularMatrix(channels) if masked else LUMatrix(channels, rotation)
         # All taps but the last, in raster order.
         self.taps = nn.Parameter(init_scale * torch.randn(channels, channels, kernel_size**2 - 1))
-        self._solver: tuple[_State, int, RowSolver] | None = None
+        self._solver: tuple[EvaluationState, int, RowSolver] | None = None
 
     def kernel(self) -> Tensor:
         """``K``, shape ``(C, C, k, k)`` with the output channel first, oriented top-left whatever the corner."""
@@ -195,7 +195,7 @@ class OneSidedConv2d(ImageBijection):
     def _row_solver(self, width: int) -> RowSolver:
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             return RowSolver.from_kernel(self.kernel(), width)
-        state = self._state()
+        state = self.evaluation_state()
         if state is None:
             return RowSolver.from_kernel(self.kernel(), width)
         if self._solver is None or self._solver[1] != width or not self._solver[0].same(state):
@@ -209,10 +209,7 @@ class OneSidedConv2d(ImageBijection):
 
     def extra_repr(self) -> str:
         """Sizes and form."""
-        return (
-            f"{super().extra_repr()}, kernel_size={self.kernel_size}, corner={self.corner}, "
-            f"masked={self.masked}"
-        )
+        return f"{super().extra_repr()}, kernel_size={self.kernel_size}, corner={self.corner}, masked={self.masked}"
 
 
 class EmergingConv2d(Chain):

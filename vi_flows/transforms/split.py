@@ -36,7 +36,7 @@ class SplitPrior(Coupling):
 
 
 class MultiScale(ImageBijection):
-    r"""A stack of levels; after each but the last, half of the channels are factored out (Dinh et al., *Real NVP*, 3.6).
+    r"""A stack of levels; after each but the last, half of the channels are factored out (*Real NVP*, section 3.6).
 
     The forward pass goes from an image to its latents: ``h₁ = level₁(x)``, ``(h₁, ε₁) = split(prior₁(h₁))``,
     ``h₂ = level₂(h₁)``, …. The latents ``ε₁, ε₂, …, h_L`` are flattened, concatenated and given the image's shape, so

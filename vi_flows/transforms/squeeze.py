@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vi_flows.transforms.image_base import ImageBijection
@@ -34,14 +33,16 @@ class Squeeze(ImageBijection):
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(…, C, H, W)`` to ``(…, C f², H/f, W/f)``."""
         self._check_image(x)
-        self.forward_shape(x.shape)
-        return F.pixel_unshuffle(x, self.factor), x.new_zeros(x.shape[:-3])
+        shape, f = self.forward_shape(x.shape), self.factor
+        cells = x.unflatten(-1, (-1, f)).unflatten(-3, (-1, f))  # …, C, H/f, a, W/f, b
+        return cells.movedim((-3, -1), (-4, -3)).reshape(shape), x.new_zeros(x.shape[:-3])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``(…, C f², H, W)`` to ``(…, C, H f, W f)``."""
         self._check_image(y)
-        self.inverse_shape(y.shape)
-        return F.pixel_shuffle(y, self.factor), y.new_zeros(y.shape[:-3])
+        shape, f = self.inverse_shape(y.shape), self.factor
+        cells = y.unflatten(-3, (-1, f, f))  # …, C, a, b, H, W
+        return cells.movedim((-4, -3), (-3, -1)).reshape(shape), y.new_zeros(y.shape[:-3])
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         """Shape of the output for an input of ``shape``."""
