@@ -10,6 +10,7 @@ from vi_flows.transforms.coupling import ChannelGroups, Checkerboard, Conditiona
 from vi_flows.transforms.coupling_maps import AdditiveMap, AffineMap, ConvMap, MConvMap
 from vi_flows.transforms.from_pyro import FromPyro
 from vi_flows.transforms.inv_conv import EmergingConv2d, OneSidedConv2d
+from vi_flows.transforms.logit import Logit
 from vi_flows.transforms.split import MultiScale, SplitPrior
 from vi_flows.transforms.squeeze import ChannelPermutation, Squeeze
 
@@ -39,6 +40,7 @@ __all__ = [
     "FromPyro",
     "ImageBatchNorm",
     "Inverse",
+    "Logit",
     "MConvMap",
     "MultiScale",
     "OneSidedConv2d",
