@@ -157,3 +157,13 @@ def test_copies_after_use(name):
         y, ladj = other.forward_and_ladj(x)
         assert torch.equal(y, expected)
         assert torch.equal(ladj, expected_ladj)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_moves_to_another_dtype(name):
+    if name.startswith(("conditional_conv_flow", "conditional_chain", "pyro_spline")):
+        pytest.skip("tensors computed from a context, and Pyro's bounds, stay what they were")
+    bijection, x = build(name).to(torch.float32), inputs(name, 3)
+    y, ladj = bijection.forward_and_ladj(x.float())
+    assert y.dtype == ladj.dtype == torch.float32
+    assert torch.allclose(ladj.double(), build(name).forward_and_ladj(x)[1], atol=1e-2, rtol=1e-3)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Protocol
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -40,9 +41,10 @@ class UniformDequantizer:
 
 
 class VariationalDequantizer(nn.Module):
-    r"""Learned noise ``u = σ(f(ε; x))``, ``ε ~ N(0, I)``: affine checkerboard couplings that see the image.
+    r"""Learned noise ``u = σ(f(ε; x))`` with standard logistic ``ε`` and checkerboard couplings that see the image.
 
-    Its parameters are trained with the flow's, by the same bound. It starts near ``u = σ(ε)``.
+    It starts as uniform noise (``f`` is the identity then, and ``σ(ε)`` is uniform), and its parameters are trained
+    with the flow's, by the same bound.
 
     Args:
         channels: of the images.
@@ -67,13 +69,16 @@ class VariationalDequantizer(nn.Module):
         )
         self.squash = Inverse(Logit(1e-6))
 
+    def distribution(self, x: Tensor) -> dist.TransformedDistribution:
+        """``q(u|x)``, over noise of the shape of ``x``."""
+        base = dist.Logistic(torch.zeros_like(x), 1.0).to_event(3)
+        return dist.TransformedDistribution(base, [self.flow.condition(x / (self.num_levels - 1) - 0.5), self.squash])
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise and its log-density."""
-        eps = torch.randn_like(x)
-        u, ladj = self.flow.condition(x / (self.num_levels - 1) - 0.5).forward_and_ladj(eps)
-        u, squash_ladj = self.squash.forward_and_ladj(u)
-        log_normal = -0.5 * (eps.square() + math.log(2 * math.pi)).flatten(-3).sum(-1)
-        return u.clamp(0.0, 1.0), log_normal - ladj - squash_ladj
+        """Noise and its log-density, in one pass."""
+        q = self.distribution(x)
+        u = q.rsample()
+        return u.clamp(0.0, 1.0), q.log_prob(u)
 
 
 class Dequantized(TorchDistribution):

@@ -230,13 +230,13 @@ class CircularConv(Bijection):
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve."""
-        return self._apply(x, inverse=False)
+        return self._evaluate(x, inverse=False)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Deconvolve, by dividing the spectra."""
-        return self._apply(y, inverse=True)
+        return self._evaluate(y, inverse=True)
 
-    def _apply(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         if x.shape[-self.event_dim :] != self.event_shape:
             raise ValueError(f"expected events of {tuple(self.event_shape)}, got a tensor of {tuple(x.shape)}")
         y, ladj = self.filter(x, self.v, inverse)

@@ -213,13 +213,13 @@ class Coupling(ImageBijection):
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Change each group by its map, given the groups before it."""
-        return self._apply(x, inverse=False)
+        return self._evaluate(x, inverse=False)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Solve for the groups in order."""
-        return self._apply(y, inverse=True)
+        return self._evaluate(y, inverse=True)
 
-    def _apply(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         self._check_image(value)
         if self.coupling_map.spatial:
             self.partition.check_rectangular(value.shape)
@@ -264,10 +264,10 @@ class _ConditionedCoupling(Coupling):
         )
         self.register_buffer("context", context, persistent=False)
 
-    def _apply(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         self._check_image(value)
         batch = torch.broadcast_shapes(value.shape[:-3], self.context.shape[:-3])
-        return super()._apply(value.expand(*batch, *value.shape[-3:]), inverse)
+        return super()._evaluate(value.expand(*batch, *value.shape[-3:]), inverse)
 
     def _run(self, conditioner: nn.Module, known: Tensor) -> Tensor:
         context = self.context.expand(*known.shape[:-3], *self.context.shape[-3:])
