@@ -252,6 +252,19 @@ def test_temperature_scales_the_latents():
     assert spread[1] / spread[0] == pytest.approx(0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("alpha", [1e-6, 0.05])
+def test_logit_round_trip_and_determinant(alpha):
+    layer = Logit(alpha)
+    v = torch.rand(4, 1, 2, 3, dtype=torch.float64)
+    y, ladj = layer.forward_and_ladj(v)
+    torch.testing.assert_close(y, torch.logit(alpha + (1 - alpha) * v))
+    back, inverse_ladj = layer.inverse_and_ladj(y)
+    torch.testing.assert_close(back, v)
+    torch.testing.assert_close(inverse_ladj, -ladj)
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x), v[0]).reshape(6, 6)
+    torch.testing.assert_close(ladj[0], torch.linalg.slogdet(jacobian)[1])
+
+
 def test_logit_keeps_the_top_grey_value_finite():
     y, ladj = Logit(1e-6).forward_and_ladj(torch.tensor([0.0, 0.5, 1.0]).reshape(3, 1, 1, 1))
     assert y.isfinite().all()
