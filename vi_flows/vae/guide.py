@@ -62,14 +62,14 @@ class AmortizedGuide(nn.Module):
         )
         self.flows = nn.ModuleList(nn.Identity() if flow is None else flow for flow in flows)
 
-    def posterior(self, index: int, below: Tensor) -> FlowNormal:
+    def posterior(self, index: int, below: Tensor, validate_args: bool | None = None) -> FlowNormal:
         """``q(z_index | below)``, where ``below`` is the next latent, or ``x`` for the last one."""
         features = self.networks[index](below)
         loc, log_scale = self.heads[index](features)
         flow = self.flows[index]
         if isinstance(flow, ConditionalBijection):
             flow = flow.condition(features)
-        return FlowNormal(loc, log_scale, flow if isinstance(flow, Bijection) else None)
+        return FlowNormal(loc, log_scale, flow if isinstance(flow, Bijection) else None, validate_args)
 
     def forward(
         self, x: Tensor | None = None, *, size: int | None = None, dataset_size: int | None = None
@@ -113,7 +113,7 @@ class AmortizedGuide(nn.Module):
         log_q: Tensor | None = None
         below, sample_shape = x, torch.Size([num_particles])
         for index in reversed(range(len(self.latent_names))):
-            below, term = self.posterior(index, below).rsample_and_log_prob(sample_shape)
+            below, term = self.posterior(index, below, validate_args=False).rsample_and_log_prob(sample_shape)
             latents.insert(0, below)
             log_q = term if log_q is None else log_q + term
             sample_shape = torch.Size()

@@ -83,16 +83,19 @@ class GenerativeModel(nn.Module):
         with torch.no_grad():
             self.logits.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
 
-    def prior(self, index: int, above: Tensor | None, size: int = 1) -> TorchDistribution:
+    def prior(
+        self, index: int, above: Tensor | None, size: int = 1, validate_args: bool | None = None
+    ) -> TorchDistribution:
         """``p(z_index | z_{index−1})``, or N(0, I) over ``size`` rows for the top latent."""
         if index == 0:
             zeros = self.logits.bias.new_zeros(()).expand(size, self.latent_dims[0])
-            return FlowNormal(zeros, zeros)
-        return FlowNormal(*self.heads[index - 1](self.networks[index - 1](above)))
+            return FlowNormal(zeros, zeros, validate_args=validate_args)
+        loc, log_scale = self.heads[index - 1](self.networks[index - 1](above))
+        return FlowNormal(loc, log_scale, validate_args=validate_args)
 
-    def likelihood(self, z: Tensor) -> BernoulliLogits:
+    def likelihood(self, z: Tensor, validate_args: bool | None = None) -> BernoulliLogits:
         """``p(x | z_L)``."""
-        return BernoulliLogits(self.logits(self.networks[-1](z)))
+        return BernoulliLogits(self.logits(self.networks[-1](z)), validate_args)
 
     def forward(self, x: Tensor | None = None, *, size: int | None = None, dataset_size: int | None = None) -> Tensor:
         """The Pyro model, rows in a plate called ``data``; sites ``z`` (or ``z1``, ``z2``, …) and ``x``.
