@@ -52,7 +52,7 @@ def test_training_improves_and_logs(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert lines[-1]["step"] == 2 * math.ceil(len(load("digits").train) / 200)
-    assert lines[1]["train_bound"] > lines[0]["train_bound"]
+    assert lines[-1]["train_bound"] > lines[0]["train_bound"]
     state = load_tensors(finished / "checkpoint.safetensors")[1]
     assert state["finished"]
     assert state["best"]["valid_loss"] == min(line["valid_loss"] for line in lines)
@@ -100,8 +100,8 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(finished, tmp_path, sto
 def start_process(folder, *options):
     command = [
         sys.executable, "-c", "from vi_flows.cli import main; main()", "train", "--out", str(folder), "--quiet",
-        "--latent-dims", "8", "--epochs", "60", "--batch-size", "50", "--threads", "1", "--flow", "global",
-        "--checkpoint-seconds", "0.05", *options,
+        "--latent-dims", "8", "--epochs", "15", "--batch-size", "50", "--threads", "1", "--flow", "global",
+        "--checkpoint-seconds", "0.2", *options,
     ]  # fmt: skip
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
@@ -116,14 +116,14 @@ def wait_for_epochs(folder, count, process):
 
 
 def test_killed_and_interrupted_processes_resume_to_the_same_bits(tmp_path):
-    whole = start_process(tmp_path / "whole")
-    assert whole.wait(300) == 0, whole.stderr.read()
+    vae = VAEConfig(latent_dims=(8,), flow="global")
+    trainer_of(tmp_path / "whole", TrainConfig(vae=vae, epochs=15, batch_size=50, threads=1)).fit()
     killed = start_process(tmp_path / "killed")
-    wait_for_epochs(tmp_path / "killed", 3, killed)
+    wait_for_epochs(tmp_path / "killed", 2, killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     resumed = start_process(tmp_path / "killed", "--resume")
-    wait_for_epochs(tmp_path / "killed", 6, resumed)
+    wait_for_epochs(tmp_path / "killed", 4, resumed)
     resumed.send_signal(signal.SIGINT)
     assert resumed.wait(60) == 130
     assert "--resume" in resumed.stderr.read()
@@ -265,7 +265,9 @@ def test_bad_settings_are_named(changes):
 
 
 def test_iwae_and_warmup_train(tmp_path):
-    config = replace(SMALL, objective="iwae", num_particles=5, kl_warmup_epochs=1.0, clip_norm=50.0, lr_warmup_steps=5)
+    config = replace(
+        SMALL, epochs=5, objective="iwae", num_particles=5, kl_warmup_epochs=1.0, clip_norm=50.0, lr_warmup_steps=5
+    )
     trainer_of(tmp_path / "run", config).fit()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[1]["train_bound"] > lines[0]["train_bound"]
+    assert lines[-1]["train_bound"] > lines[0]["train_bound"]
