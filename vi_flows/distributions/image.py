@@ -75,28 +75,43 @@ class ImageDensity(nn.Module):
         """``D = C H W``."""
         return self.image_shape.numel()
 
-    def base_dist(self, temperature: float = 1.0) -> dist.TorchDistribution:
-        """The base with its scale multiplied by ``temperature``.
+    def base_dist(
+        self, temperature: float = 1.0, loc: Tensor | None = None, log_scale: Tensor | None = None
+    ) -> dist.TorchDistribution:
+        """The base: standard, or with a mean and scale for each row; the scale is multiplied by ``temperature``.
+
+        Args:
+            temperature: positive.
+            loc: ``(…, C, H, W)``, for instance a decoder's output; default: 0.
+            log_scale: broadcastable to ``loc``; default: 0.
 
         Raises:
             ValueError: the temperature is not positive.
         """
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        origin = self.origin.expand(self.image_shape)
-        return BASES[self.base](origin, torch.full_like(origin, temperature)).to_event(3)
+        loc = self.origin.expand(self.image_shape) if loc is None else loc
+        scale = torch.full_like(loc, temperature) if log_scale is None else temperature * log_scale.exp().expand_as(loc)
+        return BASES[self.base](loc, scale).to_event(3)
 
-    def logit_distribution(self, temperature: float = 1.0) -> dist.TransformedDistribution:
-        """The flow's density over logits."""
-        return dist.TransformedDistribution(self.base_dist(temperature), [self.flow])
+    def logit_distribution(
+        self, temperature: float = 1.0, loc: Tensor | None = None, log_scale: Tensor | None = None
+    ) -> dist.TransformedDistribution:
+        """The flow's density over logits; arguments as for :meth:`base_dist`."""
+        return dist.TransformedDistribution(self.base_dist(temperature, loc, log_scale), [self.flow])
 
-    def distribution(self, temperature: float = 1.0) -> Dequantized:
+    def distribution(
+        self, temperature: float = 1.0, loc: Tensor | None = None, log_scale: Tensor | None = None
+    ) -> Dequantized:
         """The density over integer images: ``pyro.sample("x", density.distribution(), obs=images)``.
 
         Args:
             temperature: scale of the base; below 1 gives more typical samples, 1 is the model.
+            loc: mean of the base for each row, see :meth:`base_dist`.
+            log_scale: log scale of the base for each row.
         """
-        continuous = dist.TransformedDistribution(self.base_dist(temperature), [self.flow, self.pixels])
+        base = self.base_dist(temperature, loc, log_scale)
+        continuous = dist.TransformedDistribution(base, [self.flow, self.pixels])
         return Dequantized(continuous, self.num_levels, self.dequantizer)
 
     def log_prob(self, images: Tensor, num_draws: int = 1) -> Tensor:
