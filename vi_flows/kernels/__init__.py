@@ -1,10 +1,23 @@
-"""The ConvFlow stack's arithmetic: `conv_flow_forward` and `conv_flow_inverse`, with the plain PyTorch reference."""
+"""The ConvFlow stack's arithmetic: `conv_flow_forward` and `conv_flow_inverse`, by the fastest kernel that is there."""
 
-from vi_flows.kernels.reference import (
-    ACTIVATIONS,
-    ConvFlowSpec,
+from vi_flows.kernels.activations import ACTIVATIONS
+from vi_flows.kernels.dispatch import (
+    KERNELS,
+    active_kernel,
     conv_flow_forward,
     conv_flow_inverse,
+    kernel_reason,
+    use_kernel,
 )
+from vi_flows.kernels.reference import ConvFlowSpec
 
-__all__ = ["ACTIVATIONS", "ConvFlowSpec", "conv_flow_forward", "conv_flow_inverse"]
+__all__ = [
+    "ACTIVATIONS",
+    "KERNELS",
+    "ConvFlowSpec",
+    "active_kernel",
+    "conv_flow_forward",
+    "conv_flow_inverse",
+    "kernel_reason",
+    "use_kernel",
+]

@@ -49,7 +49,8 @@ class Activation(ABC):
                 new = torch.where(residual == 0, t, torch.where(inside, step, 0.5 * (low + high)))
                 done = (new == t) | (high - low <= torch.finfo(t.dtype).eps * t.abs())
                 t = new
-                if bool(done.all()):
+                # functorch's tensors can't steer the loop; they go through all of it
+                if torch._C._functorch.peek_interpreter_stack() is None and bool(done.all()):
                     break
         for _ in range(2):
             h, slope = self.value_and_slope(t)

@@ -1,6 +1,6 @@
 """Bijections: the contract, ConvFlow, and Pyro's own transforms under the same contract."""
 
-from vi_flows.transforms.base import Bijection, Chain, ConditionalBijection, ConditionalChain, Inverse
+from vi_flows.transforms.base import Bijection, Chain, ConditionalBijection, ConditionalChain, EvaluationState, Inverse
 from vi_flows.transforms.conv_flow import ConditionalConvFlow, ConvBlock, ConvFlow, ConvFlowStack, Revert
 from vi_flows.transforms.from_pyro import FromPyro
 
@@ -13,6 +13,7 @@ __all__ = [
     "ConvBlock",
     "ConvFlow",
     "ConvFlowStack",
+    "EvaluationState",
     "FromPyro",
     "Inverse",
     "Revert",

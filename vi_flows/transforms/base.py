@@ -12,7 +12,15 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-__all__ = ["Bijection", "Chain", "ConditionalBijection", "ConditionalChain", "Inverse", "sum_event_dims"]
+__all__ = [
+    "Bijection",
+    "Chain",
+    "ConditionalBijection",
+    "ConditionalChain",
+    "EvaluationState",
+    "Inverse",
+    "sum_event_dims",
+]
 
 
 def sum_event_dims(value: Tensor, num_dims: int) -> Tensor:
@@ -20,15 +28,29 @@ def sum_event_dims(value: Tensor, num_dims: int) -> Tensor:
     return value.flatten(-num_dims).sum(-1) if num_dims > 0 else value
 
 
-class _State(NamedTuple):
-    """Everything besides the input that a bijection's output and its graph depend on."""
+class EvaluationState(NamedTuple):
+    """Everything that a remembered value and its graph depend on: the tensors read, their versions, the modes."""
 
     modes: tuple[bool, ...]
     tensors: tuple[Tensor, ...]
     versions: tuple[int, ...]
 
-    def same(self, other: _State) -> bool:
-        return (
+    @staticmethod
+    def of(tensors: Iterable[Tensor], training: bool = False) -> EvaluationState | None:
+        """The present state, or ``None`` where tensors can't be followed (inference mode, functorch, compilation)."""
+        if torch.compiler.is_compiling():
+            return None
+        tensors = tuple(tensors)
+        try:
+            versions = tuple(t._version for t in tensors)
+        except RuntimeError:  # inference tensors and functorch's wrappers keep no version
+            return None
+        modes = (torch.is_grad_enabled(), training, *(t.requires_grad for t in tensors))
+        return EvaluationState(modes, tensors, versions)
+
+    def same(self, other: EvaluationState | None) -> bool:
+        """Whether nothing that matters changed in between."""
+        return other is not None and (
             self.modes == other.modes
             and self.versions == other.versions
             and len(self.tensors) == len(other.tensors)
@@ -43,7 +65,7 @@ class _Memo(NamedTuple):
     y: Tensor
     ladj: Tensor
     sampled: bool
-    state: _State
+    state: EvaluationState
 
 
 class Bijection(TransformModule, ABC):
@@ -155,27 +177,19 @@ class Bijection(TransformModule, ABC):
         yield from self.parameters()
         yield from self.buffers()
 
-    def _state(self, *points: Tensor) -> _State | None:
-        if torch.compiler.is_compiling():
-            return None
-        tensors = (*points, *self._state_tensors())
-        try:
-            versions = tuple(t._version for t in tensors)
-        except RuntimeError:  # inference tensors and functorch's wrappers keep no version: nothing can be remembered
-            return None
-        modes = (torch.is_grad_enabled(), self.training, *(t.requires_grad for t in tensors))
-        return _State(modes, tensors, versions)
+    def evaluation_state(self, *points: Tensor) -> EvaluationState | None:
+        """What a value computed now from ``points`` depends on; ``None`` if that can't be followed."""
+        return EvaluationState.of((*points, *self._state_tensors()), self.training)
 
     def _remember(self, x: Tensor, y: Tensor, ladj: Tensor, sampled: bool) -> None:
-        state = self._state(x, y)
+        state = self.evaluation_state(x, y)
         self._memo = None if state is None else _Memo(x, y, ladj, sampled, state)
 
     def _recall(self, y: Tensor, x: Tensor | None = None) -> _Memo | None:
         memo = self._memo
         if memo is None or memo.y is not y or (x is not None and memo.x is not x):
             return None
-        state = self._state(memo.x, memo.y)
-        return memo if state is not None and state.same(memo.state) else None
+        return memo if memo.state.same(self.evaluation_state(memo.x, memo.y)) else None
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

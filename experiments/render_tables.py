@@ -1,0 +1,104 @@
+"""Put the records of ``experiments/results`` into the README's tables, beside the papers' numbers.
+
+python experiments/render_tables.py          # rewrites README.md between its table markers
+python experiments/render_tables.py --check  # exit code 1 if the README is not what the records say
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+DATASETS = {"binarized_mnist": "mnist", "omniglot28": "omniglot", "chardata": "omniglot"}
+
+
+def published_key(record: dict[str, Any]) -> str:
+    vae, settings = record["settings"]["vae"], record["settings"]
+    key = "plain"
+    if vae["num_extra_layers"]:
+        key = f"plus{vae['num_extra_layers']}"
+    elif vae["flow"] != "none":
+        key = f"k{vae['num_blocks']}"
+    if settings["objective"] == "iwae":
+        bound = f"iwae{settings['num_particles']}"
+        key = bound if key == "plain" else f"{key}-{bound}"
+    return key
+
+
+def sort_key(record: dict[str, Any]) -> tuple:
+    vae, settings = record["settings"]["vae"], record["settings"]
+    flow = ("none", "global", "amortized").index(vae["flow"])
+    blocks = 0 if vae["flow"] == "none" else vae["num_blocks"]
+    return settings["objective"], vae["num_extra_layers"], flow, blocks, record["epochs"]
+
+
+def vae_table(records: list[dict[str, Any]], published: dict[str, Any], dataset: str, architecture: str) -> list[str]:
+    paper = DATASETS[dataset]
+    lines = [
+        f"**{dataset}, {architecture.upper()}** (test NLL in nats, lower is better)",
+        "",
+        "| model | paper (2000 epochs) | ours | 95 % interval | −ELBO | k̂ > 0.7 | protocol, epochs, steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for record in sorted(records, key=sort_key):
+        row = published["rows"].get(published_key(record))
+        flow = record["settings"]["vae"]["flow"]
+        label = (row["label"] if row else record["model"]) + ("" if flow == "none" else f", {flow}")
+        theirs = f"{row[paper][architecture]:.2f}" if row else "–"
+        low, high = record["interval"]
+        lines.append(
+            f"| {label} | {theirs} | {record['nll']:.2f} | {low:.2f} – {high:.2f} | {-record['elbo']:.2f} "
+            f"| {100 * record['share_k_hat_above_0.7']:.0f} % | {record['protocol']}, {record['epochs']}, "
+            f"{record['steps']} |"
+        )
+    return lines
+
+
+def render_vae() -> str:
+    published = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((HERE / "results" / "vae").glob("*.json"))]
+    blocks: list[str] = []
+    for dataset in DATASETS:
+        for architecture in ("g1", "g2"):
+            mine = [
+                r for r in records if (r["dataset"], r["settings"]["vae"]["architecture"]) == (dataset, architecture)
+            ]
+            if mine:
+                blocks.append("\n".join(vae_table(mine, published, dataset, architecture)))
+    return "\n\n".join(blocks) if blocks else "No records yet."
+
+
+SECTIONS = {"vae-tables": render_vae}
+
+
+@dataclass
+class Render:
+    """Rewrite the README's tables from the records."""
+
+    check: bool = False
+    """Only compare."""
+
+    def run(self) -> int:
+        """Exit code 1 if the README differs from the records under --check."""
+        old = new = README.read_text(encoding="utf-8")
+        for name, render in SECTIONS.items():
+            pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+            if not pattern.search(new):
+                raise SystemExit(f"README.md has no section between <!-- {name} --> and <!-- /{name} -->")
+            text = render()
+            new = pattern.sub(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", new)
+        if self.check:
+            return int(new != old)
+        README.write_text(new, encoding="utf-8")
+        return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(tyro.cli(Render).run())

@@ -1,0 +1,388 @@
+"""Finding, verifying, parsing and downloading, on synthetic twins of the public files."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vi_flows.data import DataCorruptError, DataNotFoundError, load, registry
+from vi_flows.data.mnist import parse_amat, parse_idx
+from vi_flows.data.omniglot import images_sha256, resize
+
+WITH_FILES = ["binarized_mnist", "mnist", "omniglot28", "chardata"]
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gz"])
+def test_static_mnist_is_the_text(tiny: SimpleNamespace, compress: bool) -> None:
+    tiny.write("binarized_mnist", compress)
+    data = load("binarized_mnist", tiny.root)
+    for split, array in tiny.images["binarized_mnist"].items():
+        assert np.array_equal(getattr(data, split).numpy(), array)
+    assert (data.levels, data.binarization, data.labels) == (2, "static", None)
+    assert "binarized_mnist_valid.amat" in data.source
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gz"])
+def test_mnist_is_split_at_the_end_of_the_training_images(tiny: SimpleNamespace, compress: bool) -> None:
+    tiny.write("mnist", compress)
+    data = load("mnist", tiny.root)
+    assert np.array_equal(data.pixels("train+valid").numpy(), tiny.images["mnist"]["train+valid"])
+    assert np.array_equal(data.test.numpy(), tiny.images["mnist"]["test"])
+    assert [len(part) for part in data.split("clean")] == [9, 4, 5]
+    labels = torch.cat([data.labels["train"], data.labels["valid"]])
+    assert (labels.tolist(), data.labels["test"].tolist()) == (tiny.arrays[1].tolist(), tiny.arrays[3].tolist())
+    assert labels.dtype == torch.int64
+
+
+def test_omniglot28_splits_by_drawer_and_keeps_strokes_bright_and_upright(
+    tiny: SimpleNamespace, drawn: Callable[[int, int], np.ndarray]
+) -> None:
+    tiny.write("omniglot28")
+    data = load("omniglot28", tiny.root)
+    expected = [resize(drawn(character, drawer)) for character in (1, 2, 3) for drawer in range(16, 21)]
+    assert np.array_equal(data.images("test")[:, 0].numpy(), np.stack(expected))
+    assert data.labels["test"].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    first = data.images("test")[0, 0]
+    assert first[4, 7] == 255  # the bar, high up on the left
+    assert first[7, 20] == 0
+    assert first[20, 7] == 0
+    everything = {tuple(row) for row in data.pixels("train+valid").tolist()}
+    assert everything == {
+        tuple(resize(drawn(character, drawer)).reshape(-1).tolist())
+        for character in (1, 2, 3)
+        for drawer in range(1, 16)
+    }
+    assert len(data.valid) == 4
+
+
+def test_chardata_is_turned_to_row_major(tiny: SimpleNamespace) -> None:
+    tiny.write("chardata")
+    data = load("chardata", tiny.root)
+    columns = tiny.images["chardata"]["testdata"].T.reshape(-1, 28, 28)
+    for row, column in ((3, 11), (27, 0)):
+        grey = data.images("test")[:, 0, row, column].numpy() / 255
+        np.testing.assert_allclose(grey, columns[:, column, row], atol=0.5 / 255 + 1e-9)
+    assert data.labels["test"].tolist() == [0, 1, 2, 3, 4]
+    expected = {
+        tuple(np.rint(x.T.reshape(-1) * 255).astype(int)) for x in tiny.images["chardata"]["data"].T.reshape(-1, 28, 28)
+    }
+    train = data.pixels("train+valid")
+    assert {tuple(row) for row in train.tolist()} == expected
+    labels = torch.cat([data.labels["train"], data.labels["valid"]])
+    originals = np.rint(tiny.images["chardata"]["data"].T.reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784) * 255)
+    assert np.array_equal(originals[labels.numpy()], train.numpy())  # the synthetic label of an image is its place
+
+
+@pytest.mark.parametrize("place", ["omniglot-py/chardata.mat", "chardata.mat"])
+def test_chardata_is_found_in_other_places(tiny: SimpleNamespace, place: str) -> None:
+    (path,) = tiny.write("chardata")
+    target = tiny.root / place
+    target.parent.mkdir(exist_ok=True)
+    path.rename(target)
+    assert load("chardata", tiny.root).source == str(target)
+
+
+def test_chardata_without_labels(tiny: SimpleNamespace) -> None:
+    from scipy.io import savemat
+
+    (path,) = tiny.write("chardata")
+    savemat(path, tiny.images["chardata"])
+    assert load("chardata", tiny.root).labels is None
+
+
+@pytest.mark.parametrize(
+    ("matrices", "message"),
+    [
+        ({"data": np.zeros((784, 13))}, "without testdata"),
+        ({"data": np.zeros((784, 13)), "testdata": np.zeros((5, 784))}, r"testdata has shape \(5, 784\)"),
+        ({"data": np.full((784, 13), 2.0), "testdata": np.zeros((784, 5))}, "outside"),
+        ({"data": np.full((784, 13), np.nan), "testdata": np.zeros((784, 5))}, "outside"),
+        ({"data": np.zeros((784, 14)), "testdata": np.zeros((784, 5))}, r"\(10, 4, 5\) images"),
+    ],
+)
+def test_chardata_has_no_published_checksum_but_its_form_is_checked(
+    tiny: SimpleNamespace, matrices: dict[str, np.ndarray], message: str
+) -> None:
+    from scipy.io import savemat
+
+    (path,) = tiny.write("chardata")
+    savemat(path, matrices)
+    with pytest.raises(DataCorruptError, match=message):
+        load("chardata", tiny.root)
+    path.write_bytes(b"no MATLAB file")
+    with pytest.raises(DataCorruptError, match=r"not a readable MATLAB file.*chardata\.mat"):
+        load("chardata", tiny.root)
+
+
+@pytest.mark.parametrize("name", WITH_FILES)
+def test_missing_files_are_named_with_places_origin_and_command(tiny: SimpleNamespace, name: str) -> None:
+    home = "http://localhost/home/file"
+    entry = registry.REGISTRY[name]
+    files = tuple(dataclasses.replace(file, urls=(home,)) for file in entry.files)
+    registry.REGISTRY[name] = dataclasses.replace(entry, files=files)  # undone with the fixture's own replacement
+    with pytest.raises(DataNotFoundError) as caught:
+        load(name, tiny.root)
+    message = str(caught.value)
+    assert isinstance(caught.value, FileNotFoundError)
+    for file in entry.files:
+        for path in file.paths:
+            assert str(tiny.root / path) + "\n" in message
+            assert str(tiny.root / path) + ".gz\n" in message
+    assert home in message
+    assert "given as the data root, a folder that does not exist" in message
+    assert message.endswith(f"vi-flows data download {name} --data-root {tiny.root}")
+
+
+def test_only_what_is_missing_is_named(tiny: SimpleNamespace) -> None:
+    paths = tiny.write("mnist")
+    paths[2].unlink()
+    with pytest.raises(DataNotFoundError, match="missing: MNIST/raw/t10k-images-idx3-ubyte\n") as caught:
+        load("mnist", tiny.root)
+    assert "train-images" not in str(caught.value)
+
+
+def test_the_variable_names_the_root_and_an_argument_overrides_it(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write("mnist")
+    monkeypatch.setenv("VI_FLOWS_DATA", str(tiny.root))
+    assert len(load("mnist").test) == 5
+    with pytest.raises(DataNotFoundError):
+        load("mnist", tmp_path / "elsewhere")
+    monkeypatch.setenv("VI_FLOWS_DATA", str(tmp_path / "elsewhere"))
+    assert len(load("mnist", str(tiny.root)).test) == 5
+    with pytest.raises(DataNotFoundError, match=r"(?s)from VI_FLOWS_DATA.*download mnist$"):
+        load("mnist")
+
+
+def flip(content: bytes) -> bytes:
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (flip, "its content is not what was published"),
+        (lambda content: content[:-7], "shorter than it should be"),
+        (lambda content: content + b"0", "longer than it should be"),
+        (lambda content: b"", "shorter than it should be"),
+    ],
+    ids=["flipped", "truncated", "longer", "empty"],
+)
+@pytest.mark.parametrize("name", ["binarized_mnist", "mnist"])
+def test_wrong_content_is_refused_with_both_checksums(
+    tiny: SimpleNamespace, name: str, change: Callable[[bytes], bytes], why: str, compress: bool
+) -> None:
+    import hashlib
+
+    path = tiny.write(name, compress, change)[0]
+    file = registry.REGISTRY[name].files[0]
+    with pytest.raises(DataCorruptError, match=why) as caught:
+        load(name, tiny.root)
+    message = str(caught.value)
+    content = change(tiny.contents[file.name])
+    algorithm = file.checksum.partition(":")[0]
+    assert str(path) in message
+    assert f"expected {file.checksum}, {file.size} bytes" in message
+    assert f"found    {algorithm}:{hashlib.new(algorithm, content).hexdigest()}, {len(content)} bytes" in message
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], flip, lambda data: b"plain text"])
+def test_damaged_compression_is_refused(tiny: SimpleNamespace, damage: Callable[[bytes], bytes]) -> None:
+    path = tiny.write("binarized_mnist", compress=True)[1]
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataCorruptError, match=r"decompression failed|not what was published") as caught:
+        load("binarized_mnist", tiny.root)
+    assert registry.REGISTRY["binarized_mnist"].files[1].checksum in str(caught.value)
+
+
+def test_nothing_is_cached_of_a_corrupt_set(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    tiny.write("binarized_mnist", change=flip)
+    with pytest.raises(DataCorruptError):
+        load("binarized_mnist", tiny.root)
+    assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
+def test_omniglot_is_verified_by_its_images_not_its_zip(
+    tiny: SimpleNamespace, zipped: Callable[..., bytes], tmp_path: Path
+) -> None:
+    path = tiny.write("omniglot28")[0]
+    before = load("omniglot28", tiny.root)
+    rezipped = zipped("images_background", range(1, 3), compression=0, junk=True)
+    assert rezipped != path.read_bytes()
+    path.write_bytes(rezipped)
+    assert load("omniglot28", tiny.root).sha256 == before.sha256
+    other = zipped("images_background", range(2, 4))
+    path.write_bytes(other)
+    with pytest.raises(DataCorruptError, match=f"found    sha256-of-images:{images_sha256(other)}"):
+        load("omniglot28", tiny.root)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: data[:900] + bytes(300) + data[1200:]]
+)
+def test_damaged_zip_is_refused(tiny: SimpleNamespace, damage: Callable[[bytes], bytes]) -> None:
+    path = tiny.write("omniglot28")[1]
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataCorruptError, match="not a readable zip archive of PNG images") as caught:
+        load("omniglot28", tiny.root)
+    assert registry.REGISTRY["omniglot28"].files[1].checksum in str(caught.value)
+    assert "found    no checksum" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"0 1 2\n", b"0 1\n1\n", b"0 1 1 ", b"0\t1 1\n", b"1 1\n0 1 1\n0\n", b"01 1 0"])
+def test_other_texts_are_not_parsed(text: bytes) -> None:
+    with pytest.raises(DataCorruptError):
+        parse_amat(text, 3)
+
+
+def test_amat_text() -> None:
+    assert parse_amat(b"0 1 1\n1 0 0\n", 3).tolist() == [[0, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\x08", b"\0\0\x0d\x01\0\0\0\x01\0", b"\0\0\x08\x02\0\0\0\x01", b"\0\0\x08\x01\0\0\0\x02\0"]
+)
+def test_other_idx_files_are_not_parsed(content: bytes) -> None:
+    with pytest.raises(DataCorruptError):
+        parse_idx(content)
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A folder and the URL it is served at."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = tmp_path / "home"
+    folder.mkdir()
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def serve(home: tuple[Path, str], name: str, contents: dict[str, bytes], compress: bool) -> None:
+    """Put a set's files at the home, behind a first mirror that does not have them."""
+    folder, url = home
+    entry = registry.REGISTRY[name]
+    files = []
+    for file in entry.files:
+        served = Path(file.name).name + (".gz" if compress else "")
+        (folder / served).write_bytes(gzip.compress(contents[file.name]) if compress else contents[file.name])
+        checksum = None if compress or file.digest else file.checksum
+        urls = (f"{url}/absent/{served}", f"{url}/{served}")
+        files.append(dataclasses.replace(file, urls=urls, served_checksum=checksum))
+        if compress or file.digest:
+            import hashlib
+
+            md5 = hashlib.md5((folder / served).read_bytes()).hexdigest()
+            files[-1] = dataclasses.replace(files[-1], served_checksum=f"md5:{md5}")
+    registry.REGISTRY[name] = dataclasses.replace(entry, files=tuple(files))
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"), [("binarized_mnist", False), ("mnist", True), ("omniglot28", False), ("chardata", False)]
+)
+def test_download_takes_the_next_mirror_verifies_and_leaves_no_scraps(
+    tiny: SimpleNamespace, home: tuple[Path, str], name: str, compress: bool
+) -> None:
+    serve(home, name, tiny.contents, compress)
+    load(name, tiny.root, download=True)
+    suffix = ".gz" if compress else ""
+    expected = sorted(file.name + suffix for file in registry.REGISTRY[name].files)
+    assert sorted(str(path.relative_to(tiny.root)) for path in tiny.root.rglob("*") if path.is_file()) == expected
+
+
+def test_a_named_root_is_not_downloaded_to_unless_asked(tiny: SimpleNamespace, home: tuple[Path, str]) -> None:
+    serve(home, "mnist", tiny.contents, True)
+    with pytest.raises(DataNotFoundError):
+        load("mnist", tiny.root)
+    assert not tiny.root.exists()
+
+
+def test_without_a_named_root_the_cache_is_filled_unless_forbidden(
+    tiny: SimpleNamespace, home: tuple[Path, str], tmp_path: Path
+) -> None:
+    serve(home, "mnist", tiny.contents, True)
+    with pytest.raises(DataNotFoundError, match=r"(?s)\(the default.*download mnist$"):
+        load("mnist", download=False)
+    assert load("mnist").source.startswith(str(tmp_path / "cache" / "data" / "MNIST"))
+    (home[0] / "train-images-idx3-ubyte.gz").unlink()
+    load("mnist")
+
+
+def test_a_wrong_file_from_a_home_is_refused(tiny: SimpleNamespace, home: tuple[Path, str]) -> None:
+    serve(home, "binarized_mnist", tiny.contents, False)
+    name = "binarized_mnist_valid.amat"
+    (home[0] / name).write_bytes(flip(tiny.contents[f"BinarizedMNIST/{name}"]))
+    with pytest.raises(DataNotFoundError, match="does not match the known hash") as caught:
+        load("binarized_mnist", tiny.root, download=True)
+    assert "missing: BinarizedMNIST/binarized_mnist_valid.amat, " in str(caught.value)
+    assert [path.name for path in tiny.root.rglob("*") if path.is_file()] == ["binarized_mnist_train.amat"]
+
+
+def test_wrong_content_behind_a_right_download_is_refused(tiny: SimpleNamespace, home: tuple[Path, str]) -> None:
+    """As when the checksum of a compressed file and that of its content come from different places."""
+    serve(home, "mnist", {path: flip(content) for path, content in tiny.contents.items()}, True)
+    with pytest.raises(DataNotFoundError, match="its content is not what was published"):
+        load("mnist", tiny.root, download=True)
+    assert not [path for path in tiny.root.rglob("*") if path.is_file()]
+
+
+def test_download_replaces_what_is_corrupt_and_nothing_else(tiny: SimpleNamespace, home: tuple[Path, str]) -> None:
+    serve(home, "mnist", tiny.contents, True)
+    paths = tiny.write("mnist")
+    paths[0].write_bytes(b"broken")
+    fetched = registry.find("mnist").fetch(registry.resolve_root(tiny.root))
+    assert [path.name for path in fetched] == ["train-images-idx3-ubyte.gz"]
+    assert not paths[0].exists()
+    assert paths[1].exists()
+    assert len(load("mnist", tiny.root).train) == 9
+    assert registry.find("mnist").fetch(registry.resolve_root(tiny.root)) == []
+
+
+def test_a_root_that_cannot_be_written_is_an_error_of_the_download(
+    tiny: SimpleNamespace, home: tuple[Path, str], tmp_path: Path
+) -> None:
+    serve(home, "mnist", tiny.contents, True)
+    blocked = tmp_path / "a_file"
+    blocked.write_text("")
+    with pytest.raises(DataNotFoundError, match="could not be downloaded"):
+        load("mnist", blocked / "root", download=True)
+
+
+def test_a_read_only_root_is_only_read(tiny: SimpleNamespace) -> None:
+    def tree() -> list[tuple[str, int]]:
+        return sorted((str(path), path.stat().st_mtime_ns) for path in tiny.root.rglob("*"))
+
+    for name in WITH_FILES:
+        for path in tiny.write(name, compress=name == "mnist"):
+            path.chmod(0o444)
+    folders = [tiny.root, *(path for path in tiny.root.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    before = tree()
+    try:
+        for name in WITH_FILES:
+            assert load(name, tiny.root).sha256 == load(name, tiny.root).sha256
+        assert tree() == before
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)

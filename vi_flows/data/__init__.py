@@ -1,0 +1,28 @@
+"""Image data: one container, loaders by name, verified files and a packed cache.
+
+>>> from vi_flows.data import load
+>>> data = load("digits")
+>>> data.split("clean").train.shape
+torch.Size([1297, 64])
+"""
+
+from vi_flows.data.base import (
+    BINARIZATION_SEED,
+    DataCorruptError,
+    DataNotFoundError,
+    ImageData,
+    Splits,
+    binarize,
+)
+from vi_flows.data.registry import load, names
+
+__all__ = [
+    "BINARIZATION_SEED",
+    "DataCorruptError",
+    "DataNotFoundError",
+    "ImageData",
+    "Splits",
+    "binarize",
+    "load",
+    "names",
+]

@@ -1,0 +1,156 @@
+"""Single-site distributions of the VAEs: one log-probability a row, computed in as few passes as it takes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.kl import register_kl
+
+from vi_flows.transforms import Bijection, EvaluationState
+
+__all__ = ["BernoulliLogits", "FlowNormal"]
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+SCALAR = torch.Size()
+
+
+class FlowNormal(TorchDistribution):
+    r"""A diagonal Gaussian, optionally pushed through a bijection.
+
+    ``x = μ + σ ⊙ ε``, ``z = f(x)``, ``log q(z) = log N(x; μ, σ²) − log|det df/dx|``. A sample's own log-probability
+    comes with it: no inverse and no second pass through the flow.
+
+    Args:
+        loc: ``μ``, ``batch_shape + (d,)``.
+        log_scale: ``log σ``, broadcastable to ``loc``.
+        bijection: ``f`` with one event dimension; ``None`` for the Gaussian itself.
+        validate_args: as for every PyTorch distribution.
+    """
+
+    arg_constraints: ClassVar = {"loc": constraints.real_vector, "log_scale": constraints.real_vector}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self, loc: Tensor, log_scale: Tensor, bijection: Bijection | None = None, validate_args: bool | None = None
+    ) -> None:
+        self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale)
+        self.bijection = bijection
+        self._own: tuple[Tensor, Tensor, EvaluationState] | None = None
+        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> FlowNormal:
+        """The same distribution over a larger batch; the bijection's own batch must broadcast against it."""
+        shape = torch.Size(batch_shape) + self.event_shape
+        return FlowNormal(self.loc.expand(shape), self.log_scale.expand(shape), self.bijection, validate_args=False)
+
+    def rsample_and_log_prob(self, sample_shape: torch.Size = SCALAR) -> tuple[Tensor, Tensor]:
+        """A reparameterised sample ``sample_shape + batch_shape + (d,)`` and its log-probability, in one pass."""
+        eps = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        z = torch.addcmul(self.loc, self.log_scale.exp(), eps)
+        log_q = -0.5 * eps.square().sum(-1) - (self.log_scale + HALF_LOG_2PI).sum(-1)
+        if self.bijection is not None:
+            z, ladj = self.bijection.forward_and_ladj(z)
+            log_q = log_q - ladj
+        return z, log_q
+
+    def rsample(self, sample_shape: torch.Size = SCALAR) -> Tensor:
+        """A reparameterised sample; its log-probability is kept for :meth:`log_prob`."""
+        z, log_q = self.rsample_and_log_prob(torch.Size(sample_shape))
+        state = self._state(z)
+        self._own = None if state is None else (z, log_q, state)
+        return z
+
+    def _state(self, z: Tensor) -> EvaluationState | None:
+        points = (z, self.loc, self.log_scale)
+        return EvaluationState.of(points) if self.bijection is None else self.bijection.evaluation_state(*points)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``log q(value)``, shape ``batch_shape``; no inverse is needed for its own last sample."""
+        if self._own is not None and self._own[0] is value and self._own[2].same(self._state(value)):
+            return self._own[1]
+        if self._validate_args:
+            self._validate_sample(value)
+        inverse_ladj = None
+        if self.bijection is not None:
+            value, inverse_ladj = self.bijection.inverse_and_ladj(value)
+        eps = (value - self.loc) * (-self.log_scale).exp()
+        log_q = -0.5 * eps.square().sum(-1) - (self.log_scale + HALF_LOG_2PI).sum(-1)
+        return log_q if inverse_ladj is None else log_q + inverse_ladj
+
+    @property
+    def mean(self) -> Tensor:
+        """The Gaussian's mean.
+
+        Raises:
+            NotImplementedError: there is a bijection, whose image has no mean in closed form.
+        """
+        if self.bijection is not None:
+            raise NotImplementedError("the mean of a flow is not available in closed form; average samples")
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """The Gaussian's variance.
+
+        Raises:
+            NotImplementedError: there is a bijection.
+        """
+        if self.bijection is not None:
+            raise NotImplementedError("the variance of a flow is not available in closed form; average samples")
+        return (2 * self.log_scale).exp()
+
+
+@register_kl(FlowNormal, FlowNormal)
+def _kl_flow_normal(q: FlowNormal, p: FlowNormal) -> Tensor:
+    """Closed form for plain Gaussians (and for a bijection that both share): ``TraceMeanField_ELBO`` uses it."""
+    if q.bijection is not p.bijection:
+        raise NotImplementedError("no closed form for the KL divergence between flows")
+    log_ratio = q.log_scale - p.log_scale
+    return 0.5 * (torch.expm1(2 * log_ratio) - 2 * log_ratio + ((q.loc - p.loc) * (-p.log_scale).exp()).square()).sum(
+        -1
+    )
+
+
+class BernoulliLogits(TorchDistribution):
+    r"""Independent Bernoulli pixels, summed: ``log p(x) = Σᵢ xᵢ lᵢ − log(1 + exp lᵢ)``.
+
+    Values in ``[0, 1]`` are accepted (grey values as Bernoulli means).
+
+    Args:
+        logits: ``batch_shape + (D,)``.
+        validate_args: as for every PyTorch distribution.
+    """
+
+    arg_constraints: ClassVar = {"logits": constraints.real_vector}
+    support = constraints.independent(constraints.unit_interval, 1)
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> BernoulliLogits:
+        """The same distribution over a larger batch."""
+        return BernoulliLogits(self.logits.expand(torch.Size(batch_shape) + self.event_shape), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """``σ(logits)``."""
+        return torch.sigmoid(self.logits)
+
+    def sample(self, sample_shape: torch.Size = SCALAR) -> Tensor:
+        """Zeros and ones, ``sample_shape + batch_shape + (D,)``."""
+        with torch.no_grad():
+            return torch.bernoulli(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``log p(value)``, summed over pixels, shape ``batch_shape``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return (value * self.logits).sum(-1) - F.softplus(self.logits).sum(-1)

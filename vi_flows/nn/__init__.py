@@ -1,0 +1,5 @@
+"""Networks: the conditioners of flows, encoders and decoders."""
+
+from vi_flows.nn.mlp import MLP, BatchNorm, GaussianHead
+
+__all__ = ["MLP", "BatchNorm", "GaussianHead"]

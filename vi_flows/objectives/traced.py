@@ -1,0 +1,167 @@
+"""Importance weights of a Pyro model and guide: which dimensions factorise, and what scales them."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions.util import is_identically_zero
+from pyro.infer.elbo import ELBO as PyroELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.util import check_if_enumerated
+from torch import Tensor
+
+__all__ = ["TracedBound", "TracedWeights"]
+
+PARTICLES = "num_particles_vectorized"
+
+
+@dataclass(frozen=True)
+class TracedWeights:
+    """The log-weight terms of one program, particles first.
+
+    Attributes:
+        log_likelihood: observed sites, ``(P, *common)``.
+        log_prior: latent sites under the model, the same shape.
+        log_posterior: latent sites under the guide, the same shape.
+        common_scale: ``N/B`` of the subsampled plates that all sites share.
+        coupled: names of subsampled plates that hold some sites but not all: their terms enter the three tensors
+            scaled, and only their average over particles is meaningful.
+    """
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_posterior: Tensor
+    common_scale: float
+    coupled: tuple[str, ...]
+
+    def log_weights(self, kl_weight: float = 1.0) -> Tensor:
+        """``log p(x|z) + β (log p(z) − log q(z))``, ``(P, *common)``."""
+        return self.log_likelihood + kl_weight * (self.log_prior - self.log_posterior)
+
+
+class TracedBound(PyroELBO):
+    """A Pyro objective that is a function of the importance weights; subclasses reduce them in :meth:`bound`.
+
+    It is accepted wherever Pyro takes an ELBO (``SVI(model, guide, optim, loss)``, ``loss(model, guide)`` as a module).
+    All guide sites must be reparameterised.
+
+    Args:
+        num_particles: draws ``K``.
+        kl_weight: ``β`` of the warm-up; it changes the gradient only: :meth:`loss` always reports the bound itself.
+        max_plate_nesting: as in Pyro; guessed when it is needed and not given.
+        vectorize_particles: one trace with a particle dimension instead of ``num_particles`` traces.
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        kl_weight: float = 1.0,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = False,
+    ) -> None:
+        super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
+        self.kl_weight = kl_weight
+
+    @abstractmethod
+    def bound(self, weights: TracedWeights, kl_weight: float) -> Tensor:
+        """The bound (a scalar, in nats, for the whole data set) from the weights."""
+
+    def log_weights(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> TracedWeights:
+        """Draw from the guide and weigh: particles along the first dimension.
+
+        Raises:
+            ValueError: a guide site is not reparameterised.
+        """
+        pairs = list(self._get_traces(model, guide, args, kwargs))
+        vectorised = self.vectorize_particles and self.num_particles > 1
+        parts = [_weights_of(*pair, vectorised) for pair in pairs]
+        if len(parts) == 1:
+            return parts[0]
+        stacked = (torch.cat([getattr(p, name) for p in parts]) for name in TERMS)
+        return TracedWeights(*stacked, parts[0].common_scale, parts[0].coupled)
+
+    @torch.no_grad()
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The negative bound, without gradients."""
+        return -self.bound(self.log_weights(model, guide, *args, **kwargs), 1.0).item()
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The negative bound as a tensor, with ``kl_weight`` applied."""
+        return -self.bound(self.log_weights(model, guide, *args, **kwargs), self.kl_weight)
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Backward pass of the (KL-weighted) bound; returns the negative bound itself."""
+        weights = self.log_weights(model, guide, *args, **kwargs)
+        loss = -self.bound(weights, self.kl_weight)
+        if loss.requires_grad:
+            loss.backward()
+        if self.kl_weight == 1.0:
+            return loss.item()
+        with torch.no_grad():
+            return -self.bound(weights, 1.0).item()
+
+    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        if is_validation_enabled():
+            check_if_enumerated(traces[1])
+        return traces
+
+
+TERMS = ("log_likelihood", "log_prior", "log_posterior")
+
+
+def _plates(site: dict[str, Any]) -> set:
+    return {f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES}
+
+
+def _scale(frames: Iterable[Any]) -> float:
+    return math.prod(f.full_size / f.size for f in frames if f.full_size and f.size)
+
+
+def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> TracedWeights:
+    # Of the guide's sites only those of the model count; subsample indices are drawn on both sides and cancel.
+    latent = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
+    model_sites = {n: s for n, s in model_trace.nodes.items() if s["type"] == "sample"}
+    for name, site in latent.items():
+        _, score_function_term, _ = site["score_parts"]
+        if not is_identically_zero(score_function_term):
+            raise ValueError(
+                f"guide site {name!r} is not reparameterised ({type(site['fn']).__name__}); "
+                "use pyro.infer.TraceGraph_ELBO for it"
+            )
+    sites = [*model_sites.values(), *latent.values()]
+    everywhere = set.intersection(*map(_plates, sites)) if sites else set()
+    somewhere = set.union(*map(_plates, sites)) if sites else set()
+    coupled = tuple(sorted(f.name for f in somewhere - everywhere if _scale([f]) != 1))
+    particle_dim = next((f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PARTICLES), None)
+    totals: dict[str, Tensor | float] = dict.fromkeys(TERMS, 0.0)
+    for name, site in model_sites.items():
+        term = "log_prior" if name in latent else "log_likelihood"
+        totals[term] = totals[term] + _reduce(site, everywhere, particle_dim)
+    for site in latent.values():
+        totals["log_posterior"] = totals["log_posterior"] + _reduce(site, everywhere, particle_dim)
+    tensors = [t if isinstance(t, Tensor) else torch.tensor(t) for t in totals.values()]
+    tensors = torch.broadcast_tensors(*tensors)
+    if not vectorised:
+        tensors = tuple(t.unsqueeze(0) for t in tensors)
+    return TracedWeights(*tensors, _scale(everywhere), coupled)
+
+
+def _reduce(site: dict[str, Any], everywhere: set, particle_dim: int | None) -> Tensor:
+    """One site's log-probability, its common plates' scale taken out, summed over all but particle and common dims.
+
+    The particle dimension, the outermost, comes out first; the common plates follow in the order of their dims.
+    """
+    log_prob = site["log_prob"] / _scale(everywhere)
+    keep = sorted([f.dim for f in everywhere] + ([] if particle_dim is None else [particle_dim]))
+    missing = max((-dim for dim in keep), default=0) - log_prob.dim()
+    log_prob = log_prob.reshape((1,) * max(missing, 0) + log_prob.shape)
+    rest = [dim for dim in range(-log_prob.dim(), 0) if dim not in keep]
+    return log_prob.sum(rest) if rest else log_prob

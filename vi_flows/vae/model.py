@@ -1,0 +1,124 @@
+"""The generative models: a Markov chain of Gaussian latents and Bernoulli pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from vi_flows.distributions import BernoulliLogits, FlowNormal
+from vi_flows.nn import MLP, GaussianHead
+
+__all__ = ["GenerativeModel", "data_plate", "latent_names"]
+
+
+def latent_names(num_layers: int) -> list[str]:
+    """Site names from the top latent down: ``z`` alone, or ``z1`` (drawn from N(0, I)), ``z2``, … towards the data."""
+    return ["z"] if num_layers == 1 else [f"z{index + 1}" for index in range(num_layers)]
+
+
+def data_plate(size: int, dataset_size: int | None) -> pyro.plate:
+    """The plate over rows: of the minibatch's own size, or scaled to stand for ``dataset_size`` rows.
+
+    Raises:
+        ValueError: the data set is smaller than the minibatch.
+    """
+    if dataset_size is None:
+        return pyro.plate("data", size)
+    if dataset_size < size:
+        raise ValueError(f"dataset_size={dataset_size} is less than the minibatch of {size}")
+    return pyro.plate("data", dataset_size, subsample=torch.arange(size))
+
+
+class GenerativeModel(nn.Module):
+    r"""``p(x, z_1, …, z_L) = p(z_1) p(z_2|z_1) … p(x|z_L)`` as a Pyro model (eq. 16 and 17 of the ConvFlow paper).
+
+    ``z_1 ~ N(0, I)``; every further latent is a diagonal Gaussian whose mean and log-variance come from a network of
+    the one above; ``x`` is Bernoulli with logits from a network of ``z_L``. G1 is L = 1, G2 is L = 2.
+
+    Args:
+        data_dim: pixels ``D``.
+        latent_dims: sizes from the top down, ``(50,)`` for G1 and ``(50, 100)`` for G2.
+        hidden_dims: widths of the network *below* each latent: ``((200, 200),)`` for G1,
+            ``((100, 100), (200, 200))`` for G2.
+        activation: of the hidden layers.
+        batch_norm: before each activation.
+
+    Raises:
+        ValueError: not one list of widths for each latent.
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dims: Sequence[int] = (50,),
+        hidden_dims: Sequence[Sequence[int]] = ((200, 200),),
+        activation: str = "tanh",
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if not latent_dims or len(latent_dims) != len(hidden_dims):
+            raise ValueError(f"{len(latent_dims)} latents need as many lists of widths, got {len(hidden_dims)}")
+        self.data_dim = data_dim
+        self.latent_dims = tuple(latent_dims)
+        self.latent_names = latent_names(len(latent_dims))
+        self.networks = nn.ModuleList(
+            MLP(dim, widths, activation, batch_norm) for dim, widths in zip(latent_dims, hidden_dims, strict=True)
+        )
+        self.heads = nn.ModuleList(
+            GaussianHead(network.output_dim, dim)
+            for network, dim in zip(self.networks[:-1], latent_dims[1:], strict=True)
+        )
+        self.logits = nn.Linear(self.networks[-1].output_dim, data_dim)
+
+    def set_output_bias(self, mean: Tensor) -> None:
+        """Start at the data's mean image: output bias = logit(mean), kept within the logits of one in a thousand.
+
+        Args:
+            mean: ``(D,)``, each in [0, 1].
+        """
+        with torch.no_grad():
+            self.logits.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
+
+    def prior(
+        self, index: int, above: Tensor | None, size: int = 1, validate_args: bool | None = None
+    ) -> TorchDistribution:
+        """``p(z_index | z_{index−1})``, or N(0, I) over ``size`` rows for the top latent."""
+        if index == 0:
+            zeros = self.logits.bias.new_zeros(()).expand(size, self.latent_dims[0])
+            return FlowNormal(zeros, zeros, validate_args=validate_args)
+        loc, log_scale = self.heads[index - 1](self.networks[index - 1](above))
+        return FlowNormal(loc, log_scale, validate_args=validate_args)
+
+    def likelihood(self, z: Tensor, validate_args: bool | None = None) -> BernoulliLogits:
+        """``p(x | z_L)``."""
+        return BernoulliLogits(self.logits(self.networks[-1](z)), validate_args)
+
+    def forward(self, x: Tensor | None = None, *, size: int | None = None, dataset_size: int | None = None) -> Tensor:
+        """The Pyro model, rows in a plate called ``data``; sites ``z`` (or ``z1``, ``z2``, …) and ``x``.
+
+        Args:
+            x: observed rows ``(B, D)``, any ``B``; ``None`` to generate.
+            size: rows to generate when ``x`` is ``None`` (default 1).
+            dataset_size: rows that the minibatch stands for: its terms are scaled by ``dataset_size / B``.
+
+        Returns:
+            The pixels' means ``(…, B, D)``.
+
+        Raises:
+            ValueError: ``x`` is not ``(B, D)``.
+        """
+        if x is not None and (x.dim() != 2 or x.shape[-1] != self.data_dim):
+            raise ValueError(f"expected rows of {self.data_dim} pixels, got a tensor of shape {tuple(x.shape)}")
+        rows = (1 if size is None else size) if x is None else x.shape[0]
+        pyro.module("generative_model", self)
+        with data_plate(rows, dataset_size):
+            z = None
+            for index, name in enumerate(self.latent_names):
+                z = pyro.sample(name, self.prior(index, z, rows))
+            likelihood = self.likelihood(z)
+            pyro.sample("x", likelihood, obs=x)
+        return likelihood.mean

@@ -1,0 +1,77 @@
+"""A model and its guide together, and the terms of their importance weights without a Pyro trace."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vi_flows.vae.guide import AmortizedGuide
+from vi_flows.vae.model import GenerativeModel
+
+__all__ = ["VAE", "LogWeightTerms"]
+
+
+class LogWeightTerms(NamedTuple):
+    """The parts of ``log w = log p(x|z) + log p(z) − log q(z|x)``, each ``(particles, rows)``, in nats."""
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_posterior: Tensor
+
+    def log_weights(self, kl_weight: float = 1.0) -> Tensor:
+        """``log p(x|z) + β (log p(z) − log q(z|x))``, with ``β = kl_weight``."""
+        return self.log_likelihood + kl_weight * (self.log_prior - self.log_posterior)
+
+
+class VAE(nn.Module):
+    """A generative model and its amortised guide.
+
+    ``vae.model`` and ``vae.guide`` are Pyro programs for ``SVI``, ``Predictive`` and the rest; :meth:`log_weight_terms`
+    evaluates the same distributions directly.
+
+    Args:
+        model: ``p(x, z)``.
+        guide: ``q(z|x)`` over the same latents.
+
+    Raises:
+        ValueError: the two do not have the same latents.
+    """
+
+    def __init__(self, model: GenerativeModel, guide: AmortizedGuide) -> None:
+        super().__init__()
+        if model.latent_names != guide.latent_names or model.data_dim != guide.data_dim:
+            raise ValueError("the model and the guide differ in their latents or in the data's dimension")
+        self.model = model
+        self.guide = guide
+
+    def log_weight_terms(self, x: Tensor, num_particles: int = 1) -> LogWeightTerms:
+        """``num_particles`` importance-weighted draws of each row, without the argument checks of Pyro's distributions.
+
+        Args:
+            x: rows ``(B, D)``.
+            num_particles: draws a row.
+        """
+        latents, log_q = self.guide.sample_and_log_prob(x, num_particles)
+        log_prior: Tensor | float = 0.0
+        above = None
+        for index, z in enumerate(latents):
+            log_prior = log_prior + self.model.prior(index, above, validate_args=False).log_prob(z)
+            above = z
+        likelihood = self.model.likelihood(above, validate_args=False)
+        return LogWeightTerms(likelihood.log_prob(x), log_prior, log_q)
+
+    @torch.no_grad()
+    def sample(self, num_rows: int) -> Tensor:
+        """Pixel means of ``num_rows`` draws from the model, ``(num_rows, D)``."""
+        z = None
+        for index in range(len(self.model.latent_names)):
+            z = self.model.prior(index, z, num_rows).sample()
+        return self.model.likelihood(z).mean
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Pixel means decoded from one posterior draw a row, ``(B, D)``."""
+        latents, _ = self.guide.sample_and_log_prob(x, 1)
+        return self.model.likelihood(latents[-1][0]).mean
