@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from vi_flows import flows
-from vi_flows.transforms import Bijection, Chain, ConditionalChain, ConvBlock, ConvFlow, FromPyro, Inverse, Revert
+from vi_flows.transforms import (
+    Affine,
+    Bijection,
+    Chain,
+    ConditionalChain,
+    ConvBlock,
+    ConvFlow,
+    FromPyro,
+    Inverse,
+    Revert,
+    TriangularScale,
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,10 @@ CASES: dict[str, Case] = {
     ),
     "conditional_chain": Case(_conditional_chain, (4,)),
     "chain": Case(lambda: Chain([ConvFlow(4, 2, 1), Revert(), ConvFlow(4, 3, 1, "tanh")]), (4,)),
+    "affine_full": Case(lambda: Affine(torch.zeros(5)), (5,)),
+    "affine_low_rank": Case(lambda: Affine(torch.zeros(5), kind="low_rank", rank=2), (5,)),
+    "affine_diagonal": Case(lambda: Affine(torch.zeros(5), kind="diagonal"), (5,)),
+    "triangular_scale": Case(lambda: TriangularScale(6), (6,)),
     "chain_empty": Case(lambda: Chain([]), (3,)),
     "chain_mixed_event_dims": Case(
         lambda: Chain([FromPyro(torch.distributions.AffineTransform(0.3, -1.7)), ConvFlow(4, 2, 1)]), (4,)

@@ -1,4 +1,4 @@
-"""Flow guides for any Pyro program: `AutoFlow` takes a flow factory, `AutoConvFlow` brings its own."""
+"""A flow guide for any Pyro program, from any factory of flows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import pyro
@@ -17,13 +16,11 @@ from pyro.infer.autoguide.initialization import init_to_feasible, init_to_median
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, transform_to
 
-from vi_flows.flows import conv_flow
-from vi_flows.guides.affine import Affine
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.warm_start import pathfinder
-from vi_flows.transforms import Bijection, Chain, FromPyro
+from vi_flows.transforms import Affine, Bijection, Chain, FromPyro
 
-__all__ = ["AutoConvFlow", "AutoFlow", "SubsampledLatentError", "init_to_median_or_origin"]
+__all__ = ["AutoFlow", "SubsampledLatentError", "init_to_median_or_origin"]
 
 FULL_AFFINE_DIM = 200
 """Up to that many latent dimensions the learned affine part is a full Cholesky factor by default."""
@@ -103,7 +100,9 @@ class AutoFlow(AutoContinuous):
         prototype_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if not callable(flow_factory):
-            raise TypeError(f"flow_factory must be callable with the latent dimension, got {type(flow_factory).__name__}")
+            raise TypeError(
+                f"flow_factory must be callable with the latent dimension, got {type(flow_factory).__name__}"
+            )
         if affine not in ("auto", "full", "low_rank", "diagonal"):
             raise ValueError(f"affine must be 'auto', 'full', 'low_rank' or 'diagonal', got {affine!r}")
         if init_scale is not None and not init_scale > 0:
@@ -113,9 +112,7 @@ class AutoFlow(AutoContinuous):
         self._user_model = (model,)
         self._set_up = (flow_factory, affine, rank, 0.1 if init_scale is None else init_scale)
         self._has_init_loc_fn = init_loc_fn is not None
-        self._wants_warm_start = (
-            warm_start if warm_start is not None else init_loc_fn is None and init_scale is None
-        )
+        self._wants_warm_start = warm_start if warm_start is not None else init_loc_fn is None and init_scale is None
         self.transform: Bijection | None = None
         if prototype_args is not None or prototype_kwargs is not None or _takes_no_arguments(model):
             self.set_up(*(prototype_args or ()), **(prototype_kwargs or {}))
@@ -212,7 +209,9 @@ class AutoFlow(AutoContinuous):
             RuntimeError: the guide was loaded from a file, which holds no program.
         """
         if self._model is None:
-            raise RuntimeError("a guide loaded from a file holds no model; construct one with the model and load_state_dict")
+            raise RuntimeError(
+                "a guide loaded from a file holds no model; construct one with the model and load_state_dict"
+            )
         return self._model[0]
 
     def get_base_dist(self) -> dist.TorchDistribution:
@@ -407,53 +406,6 @@ class AutoFlow(AutoContinuous):
                 site["fn"] = _map_tensors(site["fn"], fn, {})
                 site["value"] = fn(site["value"])
         return self
-
-
-class AutoConvFlow(AutoFlow):
-    r"""The ConvFlow guide: an :class:`AutoFlow` whose flow is ``num_blocks`` ConvBlocks with Reverts.
-
-    ::
-
-        guide = AutoConvFlow(model)
-        result = fit(model, guide, data)      # or Pyro's SVI, with any ELBO
-        print(diagnose(model, guide, data))
-
-    Args:
-        model: a Pyro program of static structure.
-        num_blocks: the paper's K.
-        kernel_size: taps; default 5, or ``d`` if that is less.
-        dilations: one a layer of a block; default: powers of two up to ``d``.
-        activation: ``leaky_relu``, ``tanh``, ``sigmoid``, ``softplus`` or ``elu``.
-        negative_slope: of the leaky ReLU.
-        revert: whether a Revert follows each block.
-        flow_init_scale: standard deviation of the initial ``θ`` of the flow; 0 starts at a Gaussian.
-        options: those of :class:`AutoFlow`.
-    """
-
-    def __init__(
-        self,
-        model: Callable,
-        num_blocks: int = 4,
-        *,
-        kernel_size: int | None = None,
-        dilations: Sequence[int] | None = None,
-        activation: str = "tanh",
-        negative_slope: float = 0.01,
-        revert: bool = True,
-        flow_init_scale: float = 0.0,
-        **options: Any,
-    ) -> None:
-        factory = partial(
-            conv_flow,
-            num_blocks=num_blocks,
-            kernel_size=kernel_size,
-            dilations=dilations,
-            activation=activation,
-            negative_slope=negative_slope,
-            revert=revert,
-            init_scale=flow_init_scale,
-        )
-        super().__init__(model, factory, **options)
 
 
 def _takes_no_arguments(model: Callable) -> bool:

@@ -135,14 +135,18 @@ def _gaussians(
                     inverse = np.eye(dim) * (sy / float(y @ y)) if dense else np.full(dim, sy / float(y @ y))
                 if dense:
                     hy = inverse @ y
-                    inverse = inverse + (1 + y @ hy / sy) * np.outer(s, s) / sy - (np.outer(hy, s) + np.outer(s, hy)) / sy
+                    inverse = (
+                        inverse + (1 + y @ hy / sy) * np.outer(s, s) / sy - (np.outer(hy, s) + np.outer(s, hy)) / sy
+                    )
                 else:
                     # The diagonal of the same update.
                     hy = inverse * y
                     inverse = np.maximum(inverse + (1 + y @ hy / sy) * s * s / sy - 2 * hy * s / sy, 1e-12)
         if index in keep:
-            scale = inverse if inverse is not None else (np.eye(dim) if dense else np.ones(dim)) / max(
-                1.0, float(np.linalg.norm(grad))
+            scale = (
+                inverse
+                if inverse is not None
+                else (np.eye(dim) if dense else np.ones(dim)) / max(1.0, float(np.linalg.norm(grad)))
             )
             step = scale @ grad if dense else scale * grad
             covariance = torch.as_tensor(scale)

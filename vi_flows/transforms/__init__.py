@@ -1,10 +1,13 @@
 """Bijections: the contract, ConvFlow, and Pyro's own transforms under the same contract."""
 
+from vi_flows.transforms.affine import Affine
 from vi_flows.transforms.base import Bijection, Chain, ConditionalBijection, ConditionalChain, EvaluationState, Inverse
 from vi_flows.transforms.conv_flow import ConditionalConvFlow, ConvBlock, ConvFlow, ConvFlowStack, Revert
 from vi_flows.transforms.from_pyro import FromPyro
+from vi_flows.transforms.triangular_scale import TriangularScale
 
 __all__ = [
+    "Affine",
     "Bijection",
     "Chain",
     "ConditionalBijection",
@@ -17,4 +20,5 @@ __all__ = [
     "FromPyro",
     "Inverse",
     "Revert",
+    "TriangularScale",
 ]

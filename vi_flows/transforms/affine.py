@@ -1,11 +1,11 @@
-"""The learned location-scale layer between a guide's flow and the model's supports."""
+"""Learned location, scale and mixing of the dimensions: the linear layer of flow guides."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from vi_flows.transforms import Bijection
+from vi_flows.transforms.base import Bijection
 
 __all__ = ["AFFINE_KINDS", "Affine"]
 
