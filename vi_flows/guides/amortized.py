@@ -39,8 +39,8 @@ class _RowAffine(Bijection):
 class AmortizedFlowGuide(PyroModule):
     r"""``q(z | data)`` for one row of data: a network gives location, scale and the context of a flow.
 
-    ``h = network(data)``; ``z = support map(loc(h) + exp(log_scale(h)) ⊙ f(ε; h))``, ``ε ~ N(0, I)``. The call returns a
-    distribution, to be sampled in the *user's own plate*, with minibatches of any (changing) size::
+    ``h = network(data)``; ``z = support map(loc(h) + exp(log_scale(h)) ⊙ f(ε; h))``, ``ε ~ N(0, I)``. The call
+    returns a distribution, to be sampled in the *user's own plate*, with minibatches of any (changing) size::
 
         local = AmortizedFlowGuide(event_dim_in, latent_dim=2)
 
@@ -49,8 +49,8 @@ class AmortizedFlowGuide(PyroModule):
             with pyro.plate("data", N, subsample=index) as i:
                 pyro.sample("z", local(x[i]))
 
-    Global latents are left to an :class:`~vi_flows.guides.AutoConvFlow` of ``poutine.block(model, hide=["z"])``; both go
-    into one ``AutoGuideList``.
+    Global latents are left to an :class:`~vi_flows.guides.AutoConvFlow` of ``poutine.block(model, hide=["z"])``; both
+    go into one ``AutoGuideList``.
 
     Args:
         context_dim: length of a row of data (after ``embed``, if given, of its output).

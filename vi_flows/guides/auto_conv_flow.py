@@ -85,7 +85,8 @@ class AutoConvFlow(AutoFlow):
             the paper's flow: ConvBlocks and Reverts.
         kernel_size: taps; default 5, or ``d`` if that is less.
         dilations: one a layer of a block; default: powers of two up to ``d``.
-        activation: ``leaky_relu``, ``tanh``, ``sigmoid``, ``softplus`` or ``elu``; a smooth posterior wants a smooth one.
+        activation: ``leaky_relu``, ``tanh``, ``sigmoid``, ``softplus`` or ``elu``; smooth posteriors want a
+            smooth one.
         negative_slope: of the leaky ReLU.
         flow_init_scale: standard deviation of the initial ``θ`` of the flow; 0 starts at a Gaussian.
         options: those of :class:`AutoFlow`.

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous
-from pyro.infer.autoguide.initialization import init_to_feasible, init_to_median
+from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, transform_to
 
@@ -385,6 +385,10 @@ class AutoFlow(AutoContinuous):
     # Copies and files.
 
     def __getstate__(self) -> dict[str, Any]:
+        # Pyro's parameter store leaves a weak reference on every parameter, which can't be pickled, and puts it back at
+        # the next access.
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
         state = dict(self.__dict__)
         # A program can't be written to a file, and the live guide must not lose its own.
         state.update(_model=None, _user_model=None, master=None, create_plates=None, _set_up=())
@@ -416,6 +420,9 @@ def _takes_no_arguments(model: Callable) -> bool:
         return False
 
 
+_TENSOR_HOLDERS = (torch.distributions.Distribution, Transform, torch.distributions.constraints.Constraint)
+
+
 def _map_tensors(value: Any, fn: Callable[[Tensor], Tensor], seen: dict[int, Any]) -> Any:
     """A copy of a distribution (or constraint, transform, container) with ``fn`` applied to every tensor in it."""
     if isinstance(value, nn.Parameter) or value is None or isinstance(value, type | str | int | float):
@@ -428,7 +435,7 @@ def _map_tensors(value: Any, fn: Callable[[Tensor], Tensor], seen: dict[int, Any
         return type(value)(_map_tensors(item, fn, seen) for item in value)
     if isinstance(value, dict):
         return {key: _map_tensors(item, fn, seen) for key, item in value.items()}
-    if isinstance(value, dist.Distribution | torch.distributions.Distribution | Transform | torch.distributions.constraints.Constraint) and not isinstance(value, nn.Module):  # fmt: skip
+    if isinstance(value, _TENSOR_HOLDERS) and not isinstance(value, nn.Module):
         new = copy.copy(value)
         seen[id(value)] = new
         for key, item in vars(value).items():

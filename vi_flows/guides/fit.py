@@ -57,8 +57,9 @@ def fit(
     """Fit a guide to a model by maximising the ELBO.
 
     Adam at a constant rate until the ELBO has stopped rising (a trend test over windows of steps) or 70 % of
-    ``num_steps`` are used, then a linear descent of the rate to zero over another 40 % of the steps taken so far, at most to
-    ``num_steps``. Steps with non-finite gradients are skipped; gradients are clipped at ten times their running norm.
+    ``num_steps`` are used, then a linear descent of the rate to zero over another 40 % of the steps taken so far,
+    at most to ``num_steps``. Steps with non-finite gradients are skipped; gradients are clipped at ten times their
+    running norm.
 
     For an :class:`~vi_flows.guides.AutoFlow`, every step evaluates the model once for all particles, whatever its
     plates and batch dimensions are; other guides go through Pyro's ``Trace_ELBO``.
@@ -209,7 +210,7 @@ class _Trainer:
         new, old = new[torch.isfinite(new)], old[torch.isfinite(old)]
         # Medians: single particles in a far tail must not decide.
         gain = float(old.median() - new.median())
-        noise = float((old.quantile(0.75) - old.quantile(0.25))) / len(old) ** 0.5
+        noise = float(old.quantile(0.75) - old.quantile(0.25)) / len(old) ** 0.5
         return gain < max(noise, 1e-3)
 
     def _step(self) -> None:

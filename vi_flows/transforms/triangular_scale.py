@@ -17,8 +17,8 @@ class TriangularScale(Bijection):
 
     ConvFlow adds to a dimension a function of others, with a bounded slope; the spread of a hierarchical model's
     parameters is *multiplied* by an exponential of another one (Neal's funnel). This layer has that form exactly, with
-    one product of the strictly triangular ``W``: the linear case of an autoregressive flow's scale (Kingma et al. 2016),
-    in the order in which the model samples its sites (parents first).
+    one product of the strictly triangular ``W``: the linear case of an autoregressive flow's scale (Kingma et al.
+    2016), in the order in which the model samples its sites (parents first).
 
     Args:
         input_dim: ``d``.
