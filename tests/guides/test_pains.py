@@ -160,7 +160,7 @@ def test_6_saving_leaves_the_live_guide_alone():
     assert loaded()["x"].shape == ()
     assert loaded.median()["x"].isfinite()
     with pytest.raises(RuntimeError, match="holds no model"):
-        loaded.model  # noqa: B018
+        loaded.model
 
 
 def test_6_safetensors_take_the_state():
