@@ -13,6 +13,7 @@ from vi_flows.data import load
 from vi_flows.plotting import save_image_grid
 from vi_flows.train.config import TrainConfig
 from vi_flows.train.evaluate import evaluate_run
+from vi_flows.train.image_task import ImageFlowTask
 from vi_flows.train.loop import Trainer
 from vi_flows.train.run import Run
 
@@ -29,7 +30,7 @@ class Train:
     """Folder of the run: a new one, or with --resume an existing one."""
     resume: bool = False
     """Go on from the last checkpoint, with the settings the run was started with."""
-    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """Settings of the run."""
     tensorboard: bool = False
     """Write TensorBoard events into the run's folder too (needs the extra `log`)."""
@@ -48,7 +49,9 @@ class Train:
         trainer.resume() if self.resume else trainer.start()
         state = trainer.fit()
         best = state["best"]
-        chosen = f"; best validation {best['valid_loss']:.3f} nats at epoch {best['epoch']}" if best else ""
+        chosen = (
+            f"; best validation {best['valid_loss']:.3f} {trainer.task.unit} at epoch {best['epoch']}" if best else ""
+        )
         print(f"{self.out}: {state['step']} steps in {state['seconds']:.0f} s{chosen}")
         print(f"next: vi-flows evaluate {self.out}")
         return 0
@@ -56,12 +59,12 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Estimate the negative log-likelihood of a run by importance sampling and write its record."""
+    """Estimate the negative log-likelihood (VAE) or the bits/dim (image flow) of a run and write its record."""
 
     folder: tyro.conf.Positional[RunFolder]
     """Folder of the run."""
-    num_samples: int = 5000
-    """Importance samples an image."""
+    num_samples: int | None = None
+    """Importance samples an image, default 5000; draws of the noise for an image flow, default 8."""
     split: Literal["test", "valid"] = "test"
     """Images to score; `valid` while choosing settings."""
     weights: Literal["auto", "best", "last"] = "auto"
@@ -97,8 +100,16 @@ class Evaluate:
             progress=not self.quiet,
         )
         low, high = record["interval"]
+        if "bits_per_dim" in record:
+            print(f"{record['model']} on {record['dataset']} ({record['protocol']}), {record['num_rows']} images:")
+            print(f"  {record['bits_per_dim']:.4f} bits/dim, 95 % interval [{low:.4f}, {high:.4f}]")
+            print(f"  {record['nll']:.2f} nats; {record['num_draws']} draws of the noise an image")
+            print(f"record: {path}")
+            return 0
         print(f"{record['model']} on {record['dataset']} ({record['protocol']}), {record['num_rows']} images:")
-        print(f"  NLL  {record['nll']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}], {self.num_samples} samples")
+        print(
+            f"  NLL  {record['nll']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}], {record['num_samples']} samples"
+        )
         print(f"  ELBO {record['elbo']:.3f} nats; mean ESS {record['mean_ess']:.0f}")
         print(
             f"  Pareto k-hat: median {record['median_k_hat']:.2f}, "
@@ -120,6 +131,8 @@ class Sample:
     """Rows of the grid."""
     columns: int = 10
     """Columns of the grid."""
+    temperature: float = 1.0
+    """Scale of an image flow's base distribution; 1 is the model."""
     binary: bool = False
     """Draw pixels instead of showing their means."""
     seed: int = 0
@@ -130,7 +143,7 @@ class Sample:
     """Where the data are now, if not where they were."""
 
     def run(self) -> int:
-        """Write samples.png, data.png and reconstructions.png; exit code 0."""
+        """Write samples.png, data.png and reconstructions.png (image flows: interpolations.png); exit code 0."""
         for path in draw_pictures(self):
             print(path)
         return 0
@@ -149,6 +162,10 @@ def draw_pictures(options: Sample) -> list[Path]:
     run.load_weights(task, options.weights)
     count, shape, data = options.rows * options.columns, run.data.shape, run.data
     folder = options.folder if options.out is None else options.out
+    if isinstance(task, ImageFlowTask):
+        with torch.random.fork_rng():
+            torch.manual_seed(options.seed)
+            return task.draw_pictures(folder, options.rows, options.columns, options.temperature)
     splits = data.split(run.config.protocol)
     test = data.binarized(splits.test)[: max(count // 2, 1)]
     with torch.random.fork_rng():

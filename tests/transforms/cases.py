@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tests.transforms.case import Case, randomise
+from tests.transforms.image_cases import IMAGE_CASES
 from vi_flows import flows
 from vi_flows.transforms import (
     Affine,
@@ -22,39 +22,6 @@ from vi_flows.transforms import (
     Revert,
     TriangularScale,
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """A named bijection.
-
-    Attributes:
-        make: builds it in the default dtype; called under a fixed seed.
-        event_shape: of one input.
-        scale: standard deviation of the random parameters.
-        round_trip: float64 tolerance of x → y → x.
-        round_trip32: the same in float32.
-        extreme: whether the layer promises to stay bijective for parameters of magnitude 1e3.
-        invertible: whether an inverse of points it did not produce exists.
-        smooth: whether gradcheck applies (false where the map has kinks that finite differences may straddle).
-    """
-
-    make: Callable[[], Bijection]
-    event_shape: tuple[int, ...]
-    scale: float = 0.5
-    round_trip: float = 1e-9
-    round_trip32: float = 2e-3
-    extreme: bool = False
-    invertible: bool = True
-    smooth: bool = True
-
-
-def randomise(bijection: Bijection, scale: float) -> Bijection:
-    """Give every parameter a random value: a layer at its identity initialisation tests nothing."""
-    with torch.no_grad():
-        for parameter in bijection.parameters():
-            parameter.copy_(scale * torch.randn_like(parameter))
-    return bijection
 
 
 def _conditioned(dim: int, **options: object) -> Bijection:
@@ -111,6 +78,7 @@ CASES: dict[str, Case] = {
     "pyro_maf": Case(lambda: flows.maf(4, 2), (4,), smooth=False),
     # Pyro's rational splines lose up to units in float32 when they are inverted where they are steep.
     "pyro_spline": Case(lambda: flows.spline(4, 1), (4,), smooth=False, round_trip=1e-7, round_trip32=math.inf),
+    **IMAGE_CASES,
 }
 
 

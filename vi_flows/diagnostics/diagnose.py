@@ -92,9 +92,8 @@ class Diagnosis:
             moved = sorted(((float(s.abs().max()), name) for name, s in self.shift.items()), reverse=True)[:3]
             worst = ", ".join(f"{name} {size:.2f} sd" for size, name in moved)
             ratios = torch.cat([r.flatten() for r in self.sd_ratio.values()])
-            lines.append(
-                f"weighting     moves means by at most: {worst}; sd of draws / weighted sd {ratios.min():.2f}…{ratios.max():.2f}"
-            )
+            lines.append(f"weighting     moves means by at most: {worst}")
+            lines.append(f"              sd of the draws / weighted sd: {ratios.min():.2f}…{ratios.max():.2f}")
         if self.invertibility_margin is not None:
             lines.append(f"margin        smallest slope of a ConvFlow layer {self.invertibility_margin:.1e}")
         lines.append("              (a mode that no draw reached can't be seen from here)")

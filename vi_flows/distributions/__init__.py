@@ -1,5 +1,15 @@
 """Distributions that Pyro lacks or that cost less than Pyro's composed ones."""
 
+from vi_flows.distributions.dequantization import Dequantized, UniformDequantizer, VariationalDequantizer
+from vi_flows.distributions.image import ImageDensity, bits_per_dim
 from vi_flows.distributions.lean import BernoulliLogits, FlowNormal
 
-__all__ = ["BernoulliLogits", "FlowNormal"]
+__all__ = [
+    "BernoulliLogits",
+    "Dequantized",
+    "FlowNormal",
+    "ImageDensity",
+    "UniformDequantizer",
+    "VariationalDequantizer",
+    "bits_per_dim",
+]
