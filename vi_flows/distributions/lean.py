@@ -153,4 +153,4 @@ class BernoulliLogits(TorchDistribution):
         """``log p(value)``, summed over pixels, shape ``batch_shape``."""
         if self._validate_args:
             self._validate_sample(value)
-        return (value * self.logits).sum(-1) - F.softplus(self.logits).sum(-1)
+        return torch.linalg.vecdot(value, self.logits) - F.softplus(self.logits).sum(-1)
