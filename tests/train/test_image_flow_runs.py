@@ -35,6 +35,7 @@ def test_training_lowers_bits_per_dim_and_evaluation_repeats(tmp_path):
     assert record["num_rows"] == 30
     assert record["num_draws"] == 2
     assert record["num_dims"] == 64
+    assert record["round_trip_exact"] == 1.0
     low, high = record["interval"]
     assert low < record["bits_per_dim"] < high
     assert record["model"] == "inv_conv3x3-quad-l1-d2-w8"
