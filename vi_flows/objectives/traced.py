@@ -17,6 +17,8 @@ from pyro.poutine import Trace
 from pyro.util import check_if_enumerated
 from torch import Tensor
 
+from vi_flows.parameters import quiet_unless_observed
+
 __all__ = ["TracedBound", "TracedWeights"]
 
 PARTICLES = "num_particles_vectorized"
@@ -79,7 +81,8 @@ class TracedBound(PyroELBO):
         Raises:
             ValueError: a guide site is not reparameterised.
         """
-        pairs = list(self._get_traces(model, guide, args, kwargs))
+        with quiet_unless_observed():
+            pairs = list(self._get_traces(model, guide, args, kwargs))
         vectorised = self.vectorize_particles and self.num_particles > 1
         parts = [_weights_of(*pair, vectorised) for pair in pairs]
         if len(parts) == 1:
@@ -137,31 +140,35 @@ def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> Tra
                 "use pyro.infer.TraceGraph_ELBO for it"
             )
     sites = [*model_sites.values(), *latent.values()]
-    everywhere = set.intersection(*map(_plates, sites)) if sites else set()
-    somewhere = set.union(*map(_plates, sites)) if sites else set()
+    plates = [_plates(site) for site in sites]
+    everywhere = set.intersection(*plates) if plates else set()
+    somewhere = set.union(*plates) if plates else set()
     coupled = tuple(sorted(f.name for f in somewhere - everywhere if _scale([f]) != 1))
-    particle_dim = next((f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PARTICLES), None)
-    totals: dict[str, Tensor | float] = dict.fromkeys(TERMS, 0.0)
+    keep = {f.dim for f in everywhere}
+    keep |= {f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PARTICLES}
+    scale = _scale(everywhere)
+    parts: dict[str, list[Tensor]] = {term: [] for term in TERMS}
     for name, site in model_sites.items():
-        term = "log_prior" if name in latent else "log_likelihood"
-        totals[term] = totals[term] + _reduce(site, everywhere, particle_dim)
-    for site in latent.values():
-        totals["log_posterior"] = totals["log_posterior"] + _reduce(site, everywhere, particle_dim)
-    tensors = [t if isinstance(t, Tensor) else torch.tensor(t) for t in totals.values()]
-    tensors = torch.broadcast_tensors(*tensors)
+        parts["log_prior" if name in latent else "log_likelihood"].append(_reduce(site, scale, keep))
+    parts["log_posterior"] = [_reduce(site, scale, keep) for site in latent.values()]
+    tensors = [sum(terms[1:], terms[0]) if terms else torch.zeros(()) for terms in parts.values()]
+    if len({t.shape for t in tensors}) > 1:
+        tensors = torch.broadcast_tensors(*tensors)
     if not vectorised:
-        tensors = tuple(t.unsqueeze(0) for t in tensors)
-    return TracedWeights(*tensors, _scale(everywhere), coupled)
+        tensors = [t.unsqueeze(0) for t in tensors]
+    return TracedWeights(*tensors, scale, coupled)
 
 
-def _reduce(site: dict[str, Any], everywhere: set, particle_dim: int | None) -> Tensor:
-    """One site's log-probability, its common plates' scale taken out, summed over all but particle and common dims.
+def _reduce(site: dict[str, Any], scale: float, keep: set[int]) -> Tensor:
+    """One site's log-probability, the common plates' scale taken out, summed over all but the dims in ``keep``.
 
     The particle dimension, the outermost, comes out first; the common plates follow in the order of their dims.
     """
-    log_prob = site["log_prob"] / _scale(everywhere)
-    keep = sorted([f.dim for f in everywhere] + ([] if particle_dim is None else [particle_dim]))
+    log_prob = site["log_prob"]
+    if scale != 1:
+        log_prob = log_prob / scale
     missing = max((-dim for dim in keep), default=0) - log_prob.dim()
-    log_prob = log_prob.reshape((1,) * max(missing, 0) + log_prob.shape)
+    if missing > 0:
+        log_prob = log_prob.reshape((1,) * missing + log_prob.shape)
     rest = [dim for dim in range(-log_prob.dim(), 0) if dim not in keep]
     return log_prob.sum(rest) if rest else log_prob
