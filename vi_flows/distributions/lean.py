@@ -41,7 +41,9 @@ class FlowNormal(TorchDistribution):
     def __init__(
         self, loc: Tensor, log_scale: Tensor, bijection: Bijection | None = None, validate_args: bool | None = None
     ) -> None:
-        self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale)
+        if loc.shape != log_scale.shape:
+            loc, log_scale = torch.broadcast_tensors(loc, log_scale)
+        self.loc, self.log_scale = loc, log_scale
         self.bijection = bijection
         self._own: tuple[Tensor, Tensor, EvaluationState] | None = None
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,14 +120,6 @@ class TracedBound(PyroELBO):
 TERMS = ("log_likelihood", "log_prior", "log_posterior")
 
 
-def _plates(site: dict[str, Any]) -> set:
-    return {f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES}
-
-
-def _scale(frames: Iterable[Any]) -> float:
-    return math.prod(f.full_size / f.size for f in frames if f.full_size and f.size)
-
-
 def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> TracedWeights:
     # Of the guide's sites only those of the model count; subsample indices are drawn on both sides and cancel.
     latent = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
@@ -140,13 +132,18 @@ def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> Tra
                 "use pyro.infer.TraceGraph_ELBO for it"
             )
     sites = [*model_sites.values(), *latent.values()]
-    plates = [_plates(site) for site in sites]
-    everywhere = set.intersection(*plates) if plates else set()
-    somewhere = set.union(*plates) if plates else set()
-    coupled = tuple(sorted(f.name for f in somewhere - everywhere if _scale([f]) != 1))
-    keep = {f.dim for f in everywhere}
-    keep |= {f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PARTICLES}
-    scale = _scale(everywhere)
+    # Plates by (name, dim), with N/B of each: Pyro's frames themselves are slow to hash.
+    scales: dict[tuple[str, int], float] = {}
+    plates: list[set[tuple[str, int]]] = []
+    for site in sites:
+        frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+        scales.update({(f.name, f.dim): f.full_size / f.size if f.full_size and f.size else 1.0 for f in frames})
+        plates.append({(f.name, f.dim) for f in frames})
+    particles = {key for key in scales if key[0] == PARTICLES}
+    everywhere = set.intersection(*plates) | particles if plates else set()
+    coupled = tuple(sorted(key[0] for key in scales if key not in everywhere and scales[key] != 1))
+    keep = {dim for _, dim in everywhere}
+    scale = math.prod(scales[key] for key in everywhere - particles)
     parts: dict[str, list[Tensor]] = {term: [] for term in TERMS}
     for name, site in model_sites.items():
         parts["log_prior" if name in latent else "log_likelihood"].append(_reduce(site, scale, keep))
