@@ -190,7 +190,7 @@ static int run(Job *job, int64_t threads) {
     const int per_row = job->theta_row || job->weight_row || job->bias_row;
     const int grads = job->op == FORWARD_BACKWARD || job->op == INVERSE_BACKWARD;
     const size_t size = job->is_double ? sizeof(double) : sizeof(float);
-    const int64_t gradients = stack->layers * (2 * stack->d + job->bias_dims + stack->k);
+    const int64_t gradients = stack->layers * (stack->d + job->bias_dims + stack->k);
     void *table = NULL, *sums = NULL;
     int failed = 0;
 
@@ -216,7 +216,7 @@ static int run(Job *job, int64_t threads) {
         const char *from = (const char *)sums;
         const int64_t layers = stack->layers, d = stack->d;
         if (job->g_theta && !job->theta_row) memcpy(job->g_theta, from, layers * d * size);
-        from += 2 * layers * d * size;
+        from += layers * d * size;
         if (job->g_bias && !job->bias_row) memcpy(job->g_bias, from, layers * job->bias_dims * size);
         from += layers * job->bias_dims * size;
         if (job->g_weight && !job->weight_row) memcpy(job->g_weight, from, layers * stack->k * size);

@@ -34,8 +34,8 @@ typedef struct {
 typedef struct {
     REAL *a, *z, *g, *change;               /* [d][TILE] */
     REAL *tape, *tape_a;                    /* [L][d][TILE]: the input of every layer, and its a */
-    REAL *u, *gain, *bias, *weight;         /* PER_ROW: the tile's parameters */
-    REAL *d_u, *d_gain, *d_bias, *d_weight; /* [...][ACC] gradient accumulators */
+    REAL *u, *bias, *weight;               /* PER_ROW: the tile's parameters */
+    REAL *d_u, *d_bias, *d_weight;         /* [...][ACC] gradient accumulators; of u also through A = w₁u */
 } FN(scratch);
 
 static INLINE TARGET FN(layer) FN(layer_of)(const Job *job, const FN(scratch) * s, int64_t l) {
@@ -45,7 +45,7 @@ static INLINE TARGET FN(layer) FN(layer_of)(const Job *job, const FN(scratch) * 
     p.bias_step = job->bias_dims > 1;
 #if PER_ROW
     p.u = s->u + l * stack->d * TILE;
-    p.gain = s->gain + l * stack->d * TILE;
+    p.gain = NULL;
     p.log_above = p.log_below = p.above = p.below = NULL;
     p.bias = s->bias + l * job->bias_dims * TILE;
     p.weight = s->weight + l * stack->k * TILE;
@@ -90,6 +90,15 @@ static INLINE TARGET FN(layer) FN(layer_of)(const Job *job, const FN(scratch) * 
 #define LOG_NOW(i) (((i) & (REAL_BITS == 32 ? 1 : 3)) == 0)
 #define TABLED(act) ((act) == LEAKY_RELU && !PER_ROW) /* leaky ReLU: a layer's dimension has but two slopes */
 
+/* A = w₁u, from the table where there is one. */
+static TARGET INLINE VEC FN(gain_of)(const FN(layer) * p, int64_t i, int v) {
+#if PER_ROW
+    return FN(param)(p->weight, 0, v) * FN(param)(p->u, i, v);
+#else
+    return FN(param)(p->gain, i, v);
+#endif
+}
+
 static TARGET INLINE VEC FN(either)(VEC a, const REAL *above, const REAL *below, int64_t i, int v) {
     return VN(select)(a >= SET1(0), FN(param)(above, i, v), FN(param)(below, i, v));
 }
@@ -118,7 +127,7 @@ static TARGET INLINE void FN(forward_range)(const int act, const int m, const in
             else if (TABLED(act))
                 total += FN(either)(sum, p->log_above, p->log_below, i, v);
             else {
-                product *= SET1(1) + FN(param)(p->gain, i, v) * h1;
+                product *= SET1(1) + FN(gain_of)(p, i, v) * h1;
                 if (LOG_NOW(i)) total += VN(log)(product), product = SET1(1);
             }
         }
@@ -156,7 +165,7 @@ static TARGET void FN(recorded_layer)(const Stack *stack, const FN(layer) * p, c
 /* 1/(1 + A h′) */
 static TARGET INLINE VEC FN(inverse_slope)(const int act, const FN(layer) * p, VEC a, VEC h1, int64_t i, int v) {
     if (TABLED(act)) return FN(either)(a, p->above, p->below, i, v);
-    return SET1(1) / (SET1(1) + FN(param)(p->gain, i, v) * h1);
+    return SET1(1) / (SET1(1) + FN(gain_of)(p, i, v) * h1);
 }
 
 static TARGET INLINE void FN(accumulate)(REAL *to, int64_t i, int v, VEC x) {
@@ -164,25 +173,26 @@ static TARGET INLINE void FN(accumulate)(REAL *to, int64_t i, int v, VEC x) {
     VN(store)(at, VN(load)(at) + x);
 }
 
-/* Turns a into its gradient and g from the output's into the input's, g += convᵀ(ga); adds to the gradients of u, A
- * and b. */
+/* Turns a into its gradient and g from the output's into the input's, g += convᵀ(ga); adds to the gradients of u and b,
+ * and to that of the first tap what comes through A. */
 static TARGET INLINE void FN(backward_range)(const int act, const int m, const int cached, const Stack *stack,
                                              const FN(layer) * p, int64_t lo, int64_t hi, REAL *a, REAL *g,
-                                             int64_t stride, const REAL *g_ladj, REAL *d_u, REAL *d_gain, REAL *d_bias) {
+                                             int64_t stride, const REAL *g_ladj, REAL *d_u, REAL *d_bias, REAL *d_weight) {
     const int64_t step = p->dilation * TILE;
     for (int v = 0; v < NV; v++) {
         const VEC gl = VN(load)(g_ladj + v * VL);
-        VEC bias_sum = SET1(0), w[5];
+        VEC bias_sum = SET1(0), tap_sum = SET1(0), w[5];
         FN(load_weights)(w, cached, p, v);
         for (int64_t i = lo; i < hi; i++) {
             REAL *at = a + i * TILE + v * VL, *g_at = g + i * stride + v * VL;
             VEC h, h1, h2, x = VN(load)(at), gy = VN(load)(g_at);
             VN(activation)(act, (REAL)stack->slope, x, &h, &h1, &h2);
-            VEC scaled = gl * FN(inverse_slope)(act, p, x, h1, i, v), ga = gy * (FN(param)(p->u, i, v) * h1);
-            if (act != LEAKY_RELU) ga += scaled * FN(param)(p->gain, i, v) * h2;
+            VEC scaled = gl * FN(inverse_slope)(act, p, x, h1, i, v), u = FN(param)(p->u, i, v), ga = gy * (u * h1);
+            if (act != LEAKY_RELU) ga += scaled * FN(gain_of)(p, i, v) * h2;
             VN(store)(at, ga);
-            FN(accumulate)(d_u, i, v, gy * h);
-            FN(accumulate)(d_gain, i, v, scaled * h1);
+            scaled *= h1;
+            tap_sum += scaled * u;
+            FN(accumulate)(d_u, i, v, gy * h + scaled * WEIGHT(0));
             if (p->bias_step) FN(accumulate)(d_bias, i, v, ga);
             bias_sum += ga;
             gy += WEIGHT(0) * ga;
@@ -190,24 +200,25 @@ static TARGET INLINE void FN(backward_range)(const int act, const int m, const i
             VN(store)(g_at, gy);
         }
         if (!p->bias_step) FN(accumulate)(d_bias, 0, v, bias_sum);
+        FN(accumulate)(d_weight, 0, v, tap_sum);
     }
 }
 
 static TARGET INLINE void FN(backward_ranges)(const int act, const Stack *stack, const FN(layer) * p, REAL *a, REAL *g,
-                                              int64_t stride, const REAL *g_ladj, REAL *d_u, REAL *d_gain, REAL *d_bias) {
+                                              int64_t stride, const REAL *g_ladj, REAL *d_u, REAL *d_bias, REAL *d_weight) {
     const int64_t live = live_taps(stack, p->dilation);
     for (int64_t m = 1; m <= live; m++) {
         const int64_t lo = (m - 1) * p->dilation, hi = m == live ? stack->d : m * p->dilation;
 #define RANGE(m, cached) \
-    FN(backward_range)(act, m, cached, stack, p, lo, hi, a, g, stride, g_ladj, d_u, d_gain, d_bias)
+    FN(backward_range)(act, m, cached, stack, p, lo, hi, a, g, stride, g_ladj, d_u, d_bias, d_weight)
         FOR_TAPS(act, m, RANGE)
 #undef RANGE
     }
 }
 
 static TARGET void FN(backward_layer)(const Stack *stack, const FN(layer) * p, REAL *a, REAL *g, int64_t stride,
-                                      const REAL *g_ladj, REAL *d_u, REAL *d_gain, REAL *d_bias) {
-#define CALL(act) FN(backward_ranges)(act, stack, p, a, g, stride, g_ladj, d_u, d_gain, d_bias)
+                                      const REAL *g_ladj, REAL *d_u, REAL *d_bias, REAL *d_weight) {
+#define CALL(act) FN(backward_ranges)(act, stack, p, a, g, stride, g_ladj, d_u, d_bias, d_weight)
     FOR_ACTIVATION(CALL)
 #undef CALL
 }
@@ -295,7 +306,7 @@ static TARGET INLINE void FN(inverse_range)(const int act, const int m, const in
                 total[v] += FN(either)(sum, p->log_above, p->log_below, i, v);
                 continue;
             }
-            VEC h, h1, h2, gain = FN(param)(p->gain, i, v), a = FN(solve)(act, stack, gain, sum);
+            VEC h, h1, h2, gain = FN(gain_of)(p, i, v), a = FN(solve)(act, stack, gain, sum);
             VN(activation)(act, (REAL)stack->slope, a, &h, &h1, &h2);
             VN(store)(at, y - FN(param)(p->u, i, v) * h);
             product[v] *= SET1(1) + gain * h1;
@@ -329,7 +340,7 @@ static TARGET void FN(inverse_layer)(const Stack *stack, const FN(layer) * p, RE
  * becomes its own gradient. */
 static TARGET INLINE void FN(inverse_backward_ranges)(const int act, const Stack *stack, const FN(layer) * p, REAL *a,
                                                       REAL *g, int64_t stride, const REAL *g_ladj, REAL *d_u,
-                                                      REAL *d_gain, REAL *d_bias) {
+                                                      REAL *d_bias, REAL *d_weight) {
     const int64_t live = live_taps(stack, p->dilation), step = p->dilation * TILE;
     for (int64_t m = 1; m <= live; m++) {
         const int64_t lo = (m - 1) * p->dilation, hi = m == live ? stack->d : m * p->dilation;
@@ -341,23 +352,24 @@ static TARGET INLINE void FN(inverse_backward_ranges)(const int act, const Stack
                 VEC inverse = FN(inverse_slope)(act, p, x, h1, i, v), scaled = -VN(load)(g_ladj + v * VL) * inverse;
                 VEC sum = VN(load)(g_at), curved = SET1(0);
                 if (act != LEAKY_RELU) {
-                    curved = scaled * FN(param)(p->gain, i, v) * h2;
+                    curved = scaled * FN(gain_of)(p, i, v) * h2;
                     sum += FN(param)(p->weight, 0, v) * curved;
                 }
                 for (int64_t t = m - 1; t >= 1; t--) sum += FN(param)(p->weight, t, v) * VN(load)(at - t * step);
                 VEC adjoint = sum * inverse, ga = curved - u * h1 * adjoint;
                 VN(store)(g_at, adjoint);
                 VN(store)(at, ga);
-                FN(accumulate)(d_u, i, v, -adjoint * h);
-                FN(accumulate)(d_gain, i, v, scaled * h1);
+                scaled *= h1;
+                FN(accumulate)(d_u, i, v, scaled * FN(param)(p->weight, 0, v) - adjoint * h);
+                FN(accumulate)(d_weight, 0, v, scaled * u);
                 FN(accumulate)(d_bias, i * p->bias_step, v, ga);
             }
     }
 }
 
 static TARGET void FN(inverse_backward_layer)(const Stack *stack, const FN(layer) * p, REAL *a, REAL *g, int64_t stride,
-                                              const REAL *g_ladj, REAL *d_u, REAL *d_gain, REAL *d_bias) {
-#define CALL(act) FN(inverse_backward_ranges)(act, stack, p, a, g, stride, g_ladj, d_u, d_gain, d_bias)
+                                              const REAL *g_ladj, REAL *d_u, REAL *d_bias, REAL *d_weight) {
+#define CALL(act) FN(inverse_backward_ranges)(act, stack, p, a, g, stride, g_ladj, d_u, d_bias, d_weight)
     FOR_ACTIVATION(CALL)
 #undef CALL
 }

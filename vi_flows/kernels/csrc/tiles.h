@@ -2,9 +2,21 @@
  * instruction set, with parameters shared (PER_ROW 0) or of each row (PER_ROW 1).
  */
 
-/* Between `rows` rows of `row_size` and the tile's [row_size][TILE]; absent rows are zero. */
+/* Between `rows` rows of n numbers and the tile's [n][TILE]; absent rows are zero. */
 static TARGET void FN(gather)(const REAL *from, int64_t row_step, int64_t rows, int64_t n, REAL *to, int64_t stride) {
-    for (int64_t i = 0; i < n; i++) {
+    int64_t i = 0;
+    for (; VL > 1 && i + VL <= n; i += VL)
+        for (int v = 0; v < NV; v++) {
+            VEC block[VL];
+            for (int r = 0; r < VL; r++) {
+                const int64_t row = v * VL + r;
+                block[r] = SET1(0);
+                if (row < rows) block[r] = VN(load_anywhere)(from + row * row_step + i);
+            }
+            VN(transpose)(block);
+            for (int r = 0; r < VL; r++) VN(store)(to + (i + r) * stride + v * VL, block[r]);
+        }
+    for (; i < n; i++) {
         REAL *at = to + i * stride;
         for (int64_t r = 0; r < rows; r++) at[r] = from[r * row_step + i];
         for (int64_t r = rows; r < TILE; r++) at[r] = 0;
@@ -12,7 +24,16 @@ static TARGET void FN(gather)(const REAL *from, int64_t row_step, int64_t rows, 
 }
 
 static TARGET void FN(scatter)(REAL *to, int64_t row_step, int64_t rows, int64_t n, const REAL *from, int64_t stride) {
-    for (int64_t i = 0; i < n; i++)
+    int64_t i = 0;
+    for (; VL > 1 && i + VL <= n; i += VL)
+        for (int v = 0; v < NV && v * VL < rows; v++) {
+            VEC block[VL];
+            for (int r = 0; r < VL; r++) block[r] = VN(load)(from + (i + r) * stride + v * VL);
+            VN(transpose)(block);
+            for (int r = 0; r < VL; r++)
+                if (v * VL + r < rows) VN(store_anywhere)(to + (v * VL + r) * row_step + i, block[r]);
+        }
+    for (; i < n; i++)
         for (int64_t r = 0; r < rows; r++) to[r * row_step + i] = from[i * stride + r];
 }
 
@@ -75,16 +96,17 @@ static TARGET void FN(tile)(const Job *job, const FN(scratch) * s, int64_t row, 
         if (back) flipped ^= stack->reverts[l];
         const int64_t from = FLIP(d, flipped), stride = flipped ? -TILE : TILE;
         REAL *z = (back ? s->tape + l * d * TILE : s->z) + from;
-        REAL *d_u = s->d_u + l * d * ACC, *d_gain = s->d_gain + l * d * ACC, *d_bias = s->d_bias + l * job->bias_dims * ACC;
+        REAL *d_u = s->d_u + l * d * ACC, *d_bias = s->d_bias + l * job->bias_dims * ACC;
+        REAL *d_weight = s->d_weight + l * stack->k * ACC;
         if (back) {
             REAL *a = s->tape_a + l * d * TILE;
-            FN(backward_layer)(stack, &p, a, s->g + from, stride, g_ladj, d_u, d_gain, d_bias);
-            FN(weight_gradient)(stack, &p, a, z, stride, s->d_weight + l * stack->k * ACC);
+            FN(backward_layer)(stack, &p, a, s->g + from, stride, g_ladj, d_u, d_bias, d_weight);
+            FN(weight_gradient)(stack, &p, a, z, stride, d_weight);
         } else {
             /* z here is the layer's input, which the preimage of the whole is for the first */
             FN(recorded_layer)(stack, &p, z, s->change + from, stride, s->a);
-            FN(inverse_backward_layer)(stack, &p, s->a, s->g + from, stride, g_ladj, d_u, d_gain, d_bias);
-            FN(weight_gradient)(stack, &p, s->a, z, stride, s->d_weight + l * stack->k * ACC);
+            FN(inverse_backward_layer)(stack, &p, s->a, s->g + from, stride, g_ladj, d_u, d_bias, d_weight);
+            FN(weight_gradient)(stack, &p, s->a, z, stride, d_weight);
             memcpy(s->z, s->change, d * TILE * sizeof(REAL));
             flipped ^= stack->reverts[l];
         }
@@ -96,7 +118,7 @@ static TARGET void FN(tile)(const Job *job, const FN(scratch) * s, int64_t row, 
 }
 
 #if PER_ROW
-/* The tile's parameters: gathered from each row's own, or copied from the shared ones, and turned into u and A. */
+/* The tile's parameters: gathered from each row's own, or copied from the shared ones, and turned into u. */
 static TARGET void FN(load_parameters)(const Job *job, const FN(scratch) * s, int64_t row, int64_t rows) {
     const Stack *stack = job->stack;
     const int64_t d = stack->d, k = stack->k, layers = stack->layers;
@@ -107,9 +129,8 @@ static TARGET void FN(load_parameters)(const Job *job, const FN(scratch) * s, in
         for (int v = 0; v < NV; v++) {
             VEC w1 = VN(load)(s->weight + l * k * TILE + v * VL);
             for (int64_t i = l * d; i < (l + 1) * d; i++) {
-                VN(gain) g = VN(effective_gain)(VN(load)(s->u + i * TILE + v * VL), w1, (REAL)stack->bound);
-                VN(store)(s->u + i * TILE + v * VL, g.u);
-                VN(store)(s->gain + i * TILE + v * VL, g.gain);
+                REAL *at = s->u + i * TILE + v * VL;
+                VN(store)(at, VN(effective_gain)(VN(load)(at), w1, (REAL)stack->bound, 0).u);
             }
         }
 }
@@ -134,18 +155,19 @@ static TARGET void FN(store_gradients)(const Job *job, const FN(scratch) * s, in
         for (int v = 0; v < NV; v++) {
             VEC w1 = VN(load)(s->weight + l * k * TILE + v * VL), sum = SET1(0);
             for (int64_t i = l * d; i < (l + 1) * d; i++) {
-                VN(gain) g = VN(effective_gain)(VN(load)(s->u + i * TILE + v * VL), w1, (REAL)stack->bound);
-                VEC du = VN(load)(s->d_u + i * TILE + v * VL), da = VN(load)(s->d_gain + i * TILE + v * VL);
-                VN(store)(s->d_u + i * TILE + v * VL, du * g.u_theta + da * g.gain_theta);
-                sum += du * g.u_w + da * g.gain_w;
+                VN(gain) g = VN(effective_gain)(VN(load)(s->u + i * TILE + v * VL), w1, (REAL)stack->bound, 1);
+                REAL *at = s->d_u + i * TILE + v * VL;
+                VEC du = VN(load)(at);
+                VN(store)(at, du * g.u_theta);
+                sum += du * g.u_w;
             }
             REAL *to = s->d_weight + l * k * TILE + v * VL;
             VN(store)(to, VN(load)(to) + sum);
         }
     FN(unload)(job->g_theta, row, job->theta_row, rows, layers * d, s->d_u, partial);
-    FN(unload)(job->g_bias, row, job->bias_row, rows, layers * job->bias_dims, s->d_bias, partial + 2 * layers * d);
+    FN(unload)(job->g_bias, row, job->bias_row, rows, layers * job->bias_dims, s->d_bias, partial + layers * d);
     FN(unload)(job->g_weight, row, job->weight_row, rows, layers * k, s->d_weight,
-               partial + layers * (2 * d + job->bias_dims));
+               partial + layers * (d + job->bias_dims));
 }
 #else
 /* u, A and, for leaky ReLU, the two values of what else a layer needs: once a call, for all tiles. */
@@ -160,7 +182,7 @@ static TARGET void FN(prepare)(const Job *job) {
         memcpy(theta, (const REAL *)job->theta + l * d, d * sizeof(REAL));
         const VEC w1 = SET1(((const REAL *)job->weight)[l * stack->k]), one = SET1(1);
         for (int64_t i = 0; i < padded; i += VL) {
-            VN(gain) g = VN(effective_gain)(VN(load)(theta + i), w1, (REAL)stack->bound);
+            VN(gain) g = VN(effective_gain)(VN(load)(theta + i), w1, (REAL)stack->bound, 0);
             VN(store)(to + i, g.u);
             VN(store)(to + padded + i, g.gain);
             if (stack->activation != LEAKY_RELU) continue;
@@ -178,36 +200,35 @@ static TARGET void FN(prepare)(const Job *job) {
 
 /* This thread's accumulators, summed over their lanes. */
 static TARGET void FN(store_gradients)(const Job *job, const FN(scratch) * s, REAL *partial) {
-    const int64_t n = job->stack->layers * (2 * job->stack->d + job->bias_dims + job->stack->k);
-    for (int64_t i = 0; i < n; i++) partial[i] = VN(sum)(VN(load)(s->d_u + i * VL)); /* u, A, b, w lie in a row */
+    const int64_t n = job->stack->layers * (job->stack->d + job->bias_dims + job->stack->k);
+    for (int64_t i = 0; i < n; i++) partial[i] = VN(sum)(VN(load)(s->d_u + i * VL)); /* u, b, w lie in a row */
 }
 
 #endif
 
-/* The threads' sums to the first place, then from gradients of u and A to those of θ and the first taps. */
+/* The threads' sums to the first place, then from gradients of u to those of θ and the first taps. */
 static TARGET void FN(finish)(const Job *job, int64_t parts) {
     const Stack *stack = job->stack;
-    const int64_t d = stack->d, layers = stack->layers, n = layers * (2 * d + job->bias_dims + stack->k);
+    const int64_t d = stack->d, layers = stack->layers, n = layers * (d + job->bias_dims + stack->k);
     REAL *total = (REAL *)job->partial;
     for (int64_t part = 1; part < parts; part++)
         for (int64_t i = 0; i < n; i++) total[i] += total[part * n + i];
     if (PER_ROW) return; /* every tile did the rest for its rows */
-    REAL *d_gain = total + layers * d, *d_weight = total + layers * (2 * d + job->bias_dims);
+    REAL *d_weight = total + layers * (d + job->bias_dims);
     for (int64_t l = 0; l < layers; l++) {
         const VEC w1 = SET1(((const REAL *)job->weight)[l * stack->k]);
         VEC sum = SET1(0);
         for (int64_t i = 0; i < d; i += VL) {
-            REAL lanes[3][VL] ALIGNED;
+            REAL lanes[2][VL] ALIGNED;
             const int64_t lanes_left = min_int(VL, d - i);
             memset(lanes, 0, sizeof lanes);
             memcpy(lanes[0], (const REAL *)job->theta + l * d + i, lanes_left * sizeof(REAL));
             memcpy(lanes[1], total + l * d + i, lanes_left * sizeof(REAL));
-            memcpy(lanes[2], d_gain + l * d + i, lanes_left * sizeof(REAL));
-            VEC du = VN(load)(lanes[1]), da = VN(load)(lanes[2]);
-            VN(gain) g = VN(effective_gain)(VN(load)(lanes[0]), w1, (REAL)stack->bound);
-            VN(store)(lanes[0], du * g.u_theta + da * g.gain_theta);
+            VEC du = VN(load)(lanes[1]);
+            VN(gain) g = VN(effective_gain)(VN(load)(lanes[0]), w1, (REAL)stack->bound, 1);
+            VN(store)(lanes[0], du * g.u_theta);
             memcpy(total + l * d + i, lanes[0], lanes_left * sizeof(REAL));
-            sum += du * g.u_w + da * g.gain_w;
+            sum += du * g.u_w;
         }
         d_weight[l * stack->k] += VN(sum)(sum);
     }
@@ -219,8 +240,8 @@ static TARGET int FN(run_part)(const Job *job, int64_t part, int64_t parts) {
     const int64_t d = stack->d, k = stack->k, layers = stack->layers, bias = job->bias_dims;
     const int64_t plane = d * TILE, all = layers * plane;
     const int grads = job->op == FORWARD_BACKWARD || job->op == INVERSE_BACKWARD;
-    const int64_t own = PER_ROW ? 2 * all + layers * (bias + k) * TILE : 0;
-    const int64_t accumulators = grads ? layers * (2 * d + bias + k) * ACC : 0;
+    const int64_t own = PER_ROW ? all + layers * (bias + k) * TILE : 0;
+    const int64_t accumulators = grads ? layers * (d + bias + k) * ACC : 0;
     const int64_t tape = job->op == FORWARD_BACKWARD ? all + plane : 0, tape_a = job->op == FORWARD_BACKWARD ? all : 0;
     void *block = NULL;
     REAL *at = (REAL *)aligned_block((4 * plane + tape + tape_a + own + accumulators) * sizeof(REAL), &block);
@@ -233,15 +254,13 @@ static TARGET int FN(run_part)(const Job *job, int64_t part, int64_t parts) {
     s.tape = at, at += tape;
     s.tape_a = at, at += tape_a;
     s.u = at;
-    s.gain = s.u + all;
-    s.bias = s.gain + all;
+    s.bias = s.u + all;
     s.weight = s.bias + layers * bias * TILE;
     at += own;
     s.d_u = at;
-    s.d_gain = s.d_u + layers * d * ACC;
-    s.d_bias = s.d_gain + layers * d * ACC;
+    s.d_bias = s.d_u + layers * d * ACC;
     s.d_weight = s.d_bias + layers * bias * ACC;
-    REAL *partial = grads ? (REAL *)job->partial + part * layers * (2 * d + bias + k) : NULL;
+    REAL *partial = grads ? (REAL *)job->partial + part * layers * (d + bias + k) : NULL;
 
     const int64_t tiles = (job->rows + TILE - 1) / TILE, first = tiles * part / parts, last = tiles * (part + 1) / parts;
     if (!PER_ROW) memset(s.d_u, 0, accumulators * sizeof(REAL));
