@@ -33,7 +33,7 @@ def test_every_support_is_kept_and_scored():
     guide = randomise(AutoConvFlow(supports))
     draws = guide.sample_posterior(50)
     for name, site in guide.prototype_trace.iter_stochastic_nodes():
-        assert draws[name].shape == (50,) + site["value"].shape
+        assert draws[name].shape == (50, *site["value"].shape)
         assert site["fn"].support.check(draws[name]).all(), name
     latent, ladj = guide.unconstrain(draws)
     values, back = guide.constrain(latent)
