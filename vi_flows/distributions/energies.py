@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -31,7 +32,7 @@ class Energy2D(TorchDistribution):
         hard: whether ``p`` is zero outside of the box (a truncated target).
     """
 
-    arg_constraints: dict = {}
+    arg_constraints: ClassVar[dict] = {}
     support = constraints.real_vector
 
     def __init__(self, name: str, energy: EnergyFn, box: tuple[float, float, float, float], hard: bool = False) -> None:
