@@ -15,9 +15,11 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.kernels.activations import LeakyReLU
+from vi_flows.kernels.reference import ConvFlowSpec
 from vi_flows.transforms import Bijection
 
-__all__ = ["FitResult", "fit"]
+__all__ = ["FitResult", "fit", "inverse_with_detached_parameters", "supports_path_gradient"]
 
 
 @dataclass
@@ -72,7 +74,8 @@ def fit(
         num_particles: draws a step.
         learning_rate: of Adam, before the descent.
         objective: ``stl`` (the path gradient: the score term, of mean zero, is left out; Roeder, Wu and Duvenaud 2017)
-            or ``elbo`` (the whole derivative). Flows without an inverse, and guides other than AutoFlow, use ``elbo``.
+            or ``elbo`` (the whole derivative). Flows without an inverse, with leaky ReLUs (see
+            :func:`supports_path_gradient`), and guides other than AutoFlow, use ``elbo``.
         seed: of the draws; the global generators are left as they were. ``None`` draws from them.
         kwargs: keyword arguments of both.
 
@@ -128,7 +131,7 @@ def _loss_terms(
     guide.set_up(*args, **kwargs)
     log_density = guide.log_density_fn(*args, **kwargs)
     flow, base = guide.get_transform(), guide.get_base_dist()
-    path = objective == "stl" and _has_inverse(flow, base.sample((2,)))
+    path = objective == "stl" and supports_path_gradient(flow, base.sample((2,)))
 
     def loss_terms() -> Tensor:
         noise = guide.get_base_dist().sample((num_particles,))
@@ -143,7 +146,20 @@ def _loss_terms(
     return loss_terms
 
 
-def _has_inverse(flow: Bijection, points: Tensor) -> bool:
+def supports_path_gradient(flow: Bijection, points: Tensor) -> bool:
+    """Whether the score term of ``flow`` has mean zero and its inverse exists, so that the path gradient is right.
+
+    The log-determinant of a ConvFlow layer with a leaky ReLU jumps where its argument changes sign. The parameters move
+    that place, so ``E[∇ log q]`` gets a boundary term; the path gradient, which leaves the score out, then diverges.
+
+    Args:
+        flow: from base to sample.
+        points: a few outputs to try the inverse on, ``(n, d)``.
+    """
+    for module in flow.modules():
+        spec = getattr(module, "spec", None)
+        if isinstance(spec, ConvFlowSpec) and isinstance(spec.h, LeakyReLU) and spec.negative_slope != 1:
+            return False
     try:
         with torch.no_grad():
             flow.inverse_and_ladj(points)
