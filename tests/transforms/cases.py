@@ -10,7 +10,18 @@ from torch import Tensor
 from tests.transforms.case import Case, randomise
 from tests.transforms.image_cases import IMAGE_CASES
 from vi_flows import flows
-from vi_flows.transforms import Bijection, Chain, ConditionalChain, ConvBlock, ConvFlow, FromPyro, Inverse, Revert
+from vi_flows.transforms import (
+    Affine,
+    Bijection,
+    Chain,
+    ConditionalChain,
+    ConvBlock,
+    ConvFlow,
+    FromPyro,
+    Inverse,
+    Revert,
+    TriangularScale,
+)
 
 
 def _conditioned(dim: int, **options: object) -> Bijection:
@@ -51,6 +62,10 @@ CASES: dict[str, Case] = {
     ),
     "conditional_chain": Case(_conditional_chain, (4,)),
     "chain": Case(lambda: Chain([ConvFlow(4, 2, 1), Revert(), ConvFlow(4, 3, 1, "tanh")]), (4,)),
+    "affine_full": Case(lambda: Affine(torch.zeros(5)), (5,)),
+    "affine_low_rank": Case(lambda: Affine(torch.zeros(5), kind="low_rank", rank=2), (5,)),
+    "affine_diagonal": Case(lambda: Affine(torch.zeros(5), kind="diagonal"), (5,)),
+    "triangular_scale": Case(lambda: TriangularScale(6), (6,)),
     "chain_empty": Case(lambda: Chain([]), (3,)),
     "chain_mixed_event_dims": Case(
         lambda: Chain([FromPyro(torch.distributions.AffineTransform(0.3, -1.7)), ConvFlow(4, 2, 1)]), (4,)

@@ -1,6 +1,7 @@
 """Bijections: the contract, ConvFlow, image layers, and Pyro's own transforms under the same contract."""
 
 from vi_flows.transforms.act_norm import ActNorm, ImageBatchNorm, Scaling
+from vi_flows.transforms.affine import Affine
 from vi_flows.transforms.base import Bijection, Chain, ConditionalBijection, ConditionalChain, EvaluationState, Inverse
 from vi_flows.transforms.checkpointing import Checkpointed
 from vi_flows.transforms.circular_conv import CircularConv
@@ -13,10 +14,12 @@ from vi_flows.transforms.inv_conv import EmergingConv2d, OneSidedConv2d
 from vi_flows.transforms.logit import Logit
 from vi_flows.transforms.split import MultiScale, SplitPrior
 from vi_flows.transforms.squeeze import ChannelPermutation, Squeeze
+from vi_flows.transforms.triangular_scale import TriangularScale
 
 __all__ = [
     "ActNorm",
     "AdditiveMap",
+    "Affine",
     "AffineMap",
     "Bijection",
     "Chain",
@@ -48,4 +51,5 @@ __all__ = [
     "Scaling",
     "SplitPrior",
     "Squeeze",
+    "TriangularScale",
 ]

@@ -106,7 +106,7 @@ class GenerativeModel(nn.Module):
             dataset_size: rows that the minibatch stands for: its terms are scaled by ``dataset_size / B``.
 
         Returns:
-            The pixels' means ``(…, B, D)``.
+            The pixels' logits ``(…, B, D)``.
 
         Raises:
             ValueError: ``x`` is not ``(B, D)``.
@@ -121,4 +121,4 @@ class GenerativeModel(nn.Module):
                 z = pyro.sample(name, self.prior(index, z, rows))
             likelihood = self.likelihood(z)
             pyro.sample("x", likelihood, obs=x)
-        return likelihood.mean
+        return likelihood.logits

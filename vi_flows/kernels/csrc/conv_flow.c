@@ -230,7 +230,8 @@ static int run(Job *job, int64_t threads) {
 EXPORT int64_t vi_flows_run(const Job *call) {
     Job job = *call;
     const int64_t best = vi_flows_best_isa();
-    if (job.isa == ISA_AUTO) job.isa = best;
+    /* The inverse waits for its own results: two vectors of half the width in flight beat one. */
+    if (job.isa == ISA_AUTO) job.isa = best == ISA_AVX512 && job.op == INVERSE ? ISA_AVX2 : best;
     if (job.isa < 0 || job.isa > best) return 2;
     const int64_t tiles = (job.rows + TILE - 1) / TILE;
     const int64_t work = tiles * job.outer * job.stack->layers * job.stack->d;

@@ -106,10 +106,8 @@ static TARGET INLINE void VN(exp_expm1)(VEC x, VEC *exp_x, VEC *expm1_x) {
     *expm1_x = power * p + (power - SET1(1));
 }
 
-/* log(1 + x) for x > −1; the last term restores what rounding 1 + x lost, and carries NaN through. */
-static TARGET INLINE VEC VN(log1p)(VEC x) {
-    VEC u = x + SET1(1);
-    VEC lost = VN(select)(x < SET1(1), x - (u - SET1(1)), SET1(1) - (u - x));
+/* log(u) for positive normal u; NaN for NaN and infinity. u = 2ᵉ m with m around 1, log m = 2 artanh((m − 1)/(m + 1)). */
+static TARGET INLINE VEC VN(log)(VEC u) {
     MASK bits = (MASK)u - SQRT_HALF_BITS;
     MASK exponent = bits >> MANTISSA_BITS;
     VEC m = (VEC)((MASK)u - (exponent << MANTISSA_BITS));
@@ -134,7 +132,14 @@ static TARGET INLINE VEC VN(log1p)(VEC x) {
     p = p * q + SET1(1.0 / 5);
     p = p * q + SET1(1.0 / 3);
     VEC log_m = (s + s) + (s + s) * (q * p);
-    return e * SET1(LN2_HI) + (log_m + (e * SET1(LN2_LO) + lost / u));
+    return e * SET1(LN2_HI) + (log_m + (e * SET1(LN2_LO) + (u - u)));
+}
+
+/* log(1 + x) for x > −1; the last term restores what rounding 1 + x lost. */
+static TARGET INLINE VEC VN(log1p)(VEC x) {
+    VEC u = x + SET1(1);
+    VEC lost = VN(select)(x < SET1(1), x - (u - SET1(1)), SET1(1) - (u - x));
+    return VN(log)(u) + lost / u;
 }
 
 #else /* no vector extension: one lane, the C library's functions */
@@ -147,6 +152,7 @@ static INLINE void VN(exp_expm1)(VEC x, VEC *exp_x, VEC *expm1_x) {
     *exp_x = (REAL)exp(x);
     *expm1_x = (REAL)expm1(x);
 }
+static INLINE VEC VN(log)(VEC x) { return (REAL)log(x); }
 static INLINE VEC VN(log1p)(VEC x) { return (REAL)log1p(x); }
 #endif
 
