@@ -41,7 +41,7 @@ def test_train_evaluate_sample(folder, capsys):
 def test_demo(tmp_path, capsys):
     assert run("demo", "--out", tmp_path / "demo", "--epochs", 1, "--num-samples", 20, "--quiet") == 0
     out = capsys.readouterr().out
-    assert "VAE + ConvFlow K=2, amortised" in out
+    assert "VAE + ConvFlow K=4, amortised" in out
     assert len(list((tmp_path / "demo").glob("*/results/*.json"))) == 3
     assert len(list((tmp_path / "demo").glob("*/*.png"))) == 9
     assert run("demo", "--out", tmp_path / "demo", "--epochs", 1, "--quiet") == 2

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from vi_flows.bench.commands import Bench, Info
 from vi_flows.commands import Evaluate, Sample, Train
 from vi_flows.data import DataCorruptError, DataNotFoundError
 from vi_flows.data.commands import DataCheck, DataDownload, DataList
@@ -43,6 +44,8 @@ COMMANDS = {
     "evaluate": Evaluate,
     "sample": Sample,
     "data": Data,
+    "bench": Bench,
+    "info": Info,
 }
 """What runs, by name: dataclasses with a ``run`` method that returns the exit code."""
 

@@ -29,7 +29,7 @@ class Train:
     """Folder of the run: a new one, or with --resume an existing one."""
     resume: bool = False
     """Go on from the last checkpoint, with the settings the run was started with."""
-    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """Settings of the run."""
     tensorboard: bool = False
     """Write TensorBoard events into the run's folder too (needs the extra `log`)."""
@@ -48,7 +48,9 @@ class Train:
         trainer.resume() if self.resume else trainer.start()
         state = trainer.fit()
         best = state["best"]
-        chosen = f"; best validation {best['valid_loss']:.3f} nats at epoch {best['epoch']}" if best else ""
+        chosen = (
+            f"; best validation {best['valid_loss']:.3f} {trainer.task.unit} at epoch {best['epoch']}" if best else ""
+        )
         print(f"{self.out}: {state['step']} steps in {state['seconds']:.0f} s{chosen}")
         print(f"next: vi-flows evaluate {self.out}")
         return 0
@@ -56,12 +58,12 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Estimate the negative log-likelihood of a run by importance sampling and write its record."""
+    """Estimate the negative log-likelihood (VAE) or the bits/dim (image flow) of a run and write its record."""
 
     folder: tyro.conf.Positional[RunFolder]
     """Folder of the run."""
-    num_samples: int = 5000
-    """Importance samples an image."""
+    num_samples: int | None = None
+    """Importance samples an image, default 5000; draws of the noise for an image flow, default 8."""
     split: Literal["test", "valid"] = "test"
     """Images to score; `valid` while choosing settings."""
     weights: Literal["auto", "best", "last"] = "auto"
@@ -85,8 +87,9 @@ class Evaluate:
         """Print the figures and where the record is; exit code 0."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        run = Run.open(self.folder, self.data_root)
         record, path = evaluate_run(
-            Run.open(self.folder, self.data_root),
+            run,
             self.num_samples,
             split=self.split,
             weights=self.weights,
@@ -96,21 +99,16 @@ class Evaluate:
             overwrite=self.overwrite,
             progress=not self.quiet,
         )
-        low, high = record["interval"]
         print(f"{record['model']} on {record['dataset']} ({record['protocol']}), {record['num_rows']} images:")
-        print(f"  NLL  {record['nll']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}], {self.num_samples} samples")
-        print(f"  ELBO {record['elbo']:.3f} nats; mean ESS {record['mean_ess']:.0f}")
-        print(
-            f"  Pareto k-hat: median {record['median_k_hat']:.2f}, "
-            f"{100 * record['share_k_hat_above_0.7']:.1f} % of the images above 0.7"
-        )
+        for line in run.build_task().report(record):
+            print(f"  {line}")
         print(f"record: {path}")
         return 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw a grid of samples from a run, next to training images, and its reconstructions of test images."""
+    """Draw a grid of samples from a run next to training images, and reconstructions (VAE) or interpolations (flow)."""
 
     folder: tyro.conf.Positional[RunFolder]
     """Folder of the run."""
@@ -120,6 +118,8 @@ class Sample:
     """Rows of the grid."""
     columns: int = 10
     """Columns of the grid."""
+    temperature: float = 1.0
+    """Scale of an image flow's base distribution; 1 is the model."""
     binary: bool = False
     """Draw pixels instead of showing their means."""
     seed: int = 0
@@ -130,7 +130,7 @@ class Sample:
     """Where the data are now, if not where they were."""
 
     def run(self) -> int:
-        """Write samples.png, data.png and reconstructions.png; exit code 0."""
+        """Write the pictures and print where they are; exit code 0."""
         for path in draw_pictures(self):
             print(path)
         return 0
@@ -147,21 +147,9 @@ def draw_pictures(options: Sample) -> list[Path]:
     run = Run.open(options.folder, options.data_root)
     task = run.build_task()
     run.load_weights(task, options.weights)
-    count, shape, data = options.rows * options.columns, run.data.shape, run.data
     folder = options.folder if options.out is None else options.out
-    splits = data.split(run.config.protocol)
-    test = data.binarized(splits.test)[: max(count // 2, 1)]
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        samples = task.module.sample(count).cpu()
-        if options.binary:
-            samples = torch.bernoulli(samples)
-        chosen = torch.randperm(len(splits.train))[:count]
-        pairs = torch.stack([test, task.module.reconstruct(test.to(task.device)).cpu()], 1).flatten(0, 1)
-    training = data.binarized(splits.train[chosen]) if options.binary else data.means(splits.train[chosen])
-    pictures = {"samples.png": samples, "data.png": training, "reconstructions.png": pairs}
-    scale = max(1, round(56 / shape[1]))
-    return [
-        save_image_grid(images.reshape(-1, *shape), folder / name, options.columns, scale)
-        for name, images in pictures.items()
-    ]
+        grids = task.pictures(options.rows, options.columns, options.binary, options.temperature)
+    scale = max(1, round(56 / run.data.shape[1]))
+    return [save_image_grid(images, folder / f"{name}.png", options.columns, scale) for name, images in grids.items()]

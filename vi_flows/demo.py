@@ -17,8 +17,8 @@ __all__ = ["Demo"]
 
 PLAIN = TrainConfig(
     dataset="digits",
-    vae=VAEConfig(latent_dims=(16,), hidden_dims=((128, 128),)),
-    epochs=300,
+    vae=VAEConfig(latent_dims=(4,), hidden_dims=((128, 128),), kernel_size=4),
+    epochs=200,
     batch_size=100,
     learning_rate=2e-3,
     kl_warmup_epochs=30,
@@ -28,8 +28,8 @@ PLAIN = TrainConfig(
 )
 MODELS: dict[str, VAEConfig] = {
     "VAE": PLAIN.vae,
-    "VAE + ConvFlow K=2, global": replace(PLAIN.vae, flow="global", num_blocks=2),
-    "VAE + ConvFlow K=2, amortised": replace(PLAIN.vae, flow="amortized", num_blocks=2),
+    "VAE + ConvFlow K=4, global": replace(PLAIN.vae, flow="global", num_blocks=4),
+    "VAE + ConvFlow K=4, amortised": replace(PLAIN.vae, flow="amortized", num_blocks=4),
 }
 
 

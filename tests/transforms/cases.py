@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tests.transforms.case import Case, randomise
+from tests.transforms.image_cases import IMAGE_CASES
 from vi_flows import flows
-from vi_flows.transforms import Bijection, Chain, ConditionalChain, ConvBlock, ConvFlow, FromPyro, Inverse, Revert
-
-
-@dataclass(frozen=True)
-class Case:
-    """A named bijection.
-
-    Attributes:
-        make: builds it in the default dtype; called under a fixed seed.
-        event_shape: of one input.
-        scale: standard deviation of the random parameters.
-        round_trip: float64 tolerance of x → y → x.
-        round_trip32: the same in float32.
-        extreme: whether the layer promises to stay bijective for parameters of magnitude 1e3.
-        invertible: whether an inverse of points it did not produce exists.
-        smooth: whether gradcheck applies (false where the map has kinks that finite differences may straddle).
-    """
-
-    make: Callable[[], Bijection]
-    event_shape: tuple[int, ...]
-    scale: float = 0.5
-    round_trip: float = 1e-9
-    round_trip32: float = 2e-3
-    extreme: bool = False
-    invertible: bool = True
-    smooth: bool = True
-
-
-def randomise(bijection: Bijection, scale: float) -> Bijection:
-    """Give every parameter a random value: a layer at its identity initialisation tests nothing."""
-    with torch.no_grad():
-        for parameter in bijection.parameters():
-            parameter.copy_(scale * torch.randn_like(parameter))
-    return bijection
+from vi_flows.transforms import (
+    Affine,
+    Bijection,
+    Chain,
+    ConditionalChain,
+    ConvBlock,
+    ConvFlow,
+    FromPyro,
+    Inverse,
+    Revert,
+    TriangularScale,
+)
 
 
 def _conditioned(dim: int, **options: object) -> Bijection:
@@ -84,6 +62,10 @@ CASES: dict[str, Case] = {
     ),
     "conditional_chain": Case(_conditional_chain, (4,)),
     "chain": Case(lambda: Chain([ConvFlow(4, 2, 1), Revert(), ConvFlow(4, 3, 1, "tanh")]), (4,)),
+    "affine_full": Case(lambda: Affine(torch.zeros(5)), (5,)),
+    "affine_low_rank": Case(lambda: Affine(torch.zeros(5), kind="low_rank", rank=2), (5,)),
+    "affine_diagonal": Case(lambda: Affine(torch.zeros(5), kind="diagonal"), (5,)),
+    "triangular_scale": Case(lambda: TriangularScale(6), (6,)),
     "chain_empty": Case(lambda: Chain([]), (3,)),
     "chain_mixed_event_dims": Case(
         lambda: Chain([FromPyro(torch.distributions.AffineTransform(0.3, -1.7)), ConvFlow(4, 2, 1)]), (4,)
@@ -96,6 +78,7 @@ CASES: dict[str, Case] = {
     "pyro_maf": Case(lambda: flows.maf(4, 2), (4,), smooth=False),
     # Pyro's rational splines lose up to units in float32 when they are inverted where they are steep.
     "pyro_spline": Case(lambda: flows.spline(4, 1), (4,), smooth=False, round_trip=1e-7, round_trip32=math.inf),
+    **IMAGE_CASES,
 }
 
 

@@ -1,5 +1,16 @@
 """Distributions that Pyro lacks or that cost less than Pyro's composed ones."""
 
-from vi_flows.distributions.lean import BernoulliLogits, FlowNormal
+from vi_flows.distributions.dequantization import Dequantized, UniformDequantizer, VariationalDequantizer
+from vi_flows.distributions.image import ImageDensity, bits_per_dim
+from vi_flows.distributions.lean import BernoulliLogits, FlowNormal, StandardNormal
 
-__all__ = ["BernoulliLogits", "FlowNormal"]
+__all__ = [
+    "BernoulliLogits",
+    "Dequantized",
+    "FlowNormal",
+    "ImageDensity",
+    "StandardNormal",
+    "UniformDequantizer",
+    "VariationalDequantizer",
+    "bits_per_dim",
+]

@@ -199,6 +199,8 @@ def _served(operands: Operands, spec: ConvFlowSpec) -> bool:
     )
     if torch.compiler.is_compiling():
         return plain
+    if torch.jit.is_tracing():  # TorchScript knows no operator with a list of booleans
+        return False
     return (
         plain
         and torch._C._functorch.peek_interpreter_stack() is None

@@ -59,7 +59,7 @@ def normalise(z: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, spec: Conv
     batch = torch.broadcast_shapes(z.shape[:-1], theta.shape[:-2], weight.shape[:-2], bias.shape[:-2])
     rows = batch[len(batch) - max(map(len, leads)) :]
     parameters = [
-        p.expand(rows + p.shape[-2:]) if lead else p.reshape(p.shape[-2:])
+        p.reshape(lead + p.shape[-2:]).expand((rows if lead else ()) + p.shape[-2:])
         for p, lead in zip((theta, weight, bias), leads, strict=True)
     ]
     return Operands(z.expand(batch + z.shape[-1:]), *parameters)

@@ -7,8 +7,11 @@ import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
+
+from vi_flows.image_model import ImageFlowConfig
 from vi_flows.vae import VAEConfig
 
 __all__ = ["TrainConfig", "config_from_dict", "config_to_dict"]
@@ -16,7 +19,7 @@ __all__ = ["TrainConfig", "config_from_dict", "config_to_dict"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a VAE with or without a flow posterior."""
+    """Train a VAE with or without a flow posterior, or an image flow."""
 
     dataset: str = "digits"
     """Data set by name; `vi-flows data list` shows them."""
@@ -24,8 +27,12 @@ class TrainConfig:
     """Folder with the data files; default: VI_FLOWS_DATA, else the download cache."""
     protocol: Literal["clean", "paper"] = "clean"
     """clean: train split, weights chosen on the validation split. paper: train and validation splits, last weights."""
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    """The model and its guide."""
+    model: Literal["vae", "image_flow"] = "vae"
+    """What to train: a VAE on binary images, or a flow on images as they are (bits/dim)."""
+    vae: Annotated[VAEConfig, tyro.conf.arg(name="")] = field(default_factory=VAEConfig)
+    """The VAE and its guide."""
+    image: ImageFlowConfig = field(default_factory=ImageFlowConfig)
+    """The image flow."""
     objective: Literal["elbo", "iwae"] = "elbo"
     """Bound to maximise."""
     num_particles: int = 1

@@ -26,6 +26,8 @@ def describe_device(device: str) -> str:
 def model_name(run: Run) -> str:
     """A short name of the table row: ``g1-conv_flow-amortized-k4-iwae50``."""
     config = run.config
+    if config.model == "image_flow":
+        return config.image.name
     name = config.vae.architecture
     if config.vae.num_extra_layers:
         name += f"-plus{config.vae.num_extra_layers}"

@@ -14,13 +14,17 @@ import torch
 from vi_flows.data import ImageData, load
 from vi_flows.train.checkpoint import CheckpointError, load_tensors, write_atomic
 from vi_flows.train.config import TrainConfig, config_from_dict, config_to_dict
-from vi_flows.train.tasks import VAETask
+from vi_flows.train.image_task import ImageFlowTask
+from vi_flows.train.tasks import Task, VAETask
 
 __all__ = ["Run", "RunError", "git_revision"]
 
 
 class RunError(ValueError):
     """A run's folder is missing, taken, or does not fit what was asked."""
+
+
+TASKS = {"vae": VAETask, "image_flow": ImageFlowTask}
 
 
 def git_revision() -> str | None:
@@ -68,7 +72,7 @@ class Run:
             raise RunError(f"{folder} exists and is not an empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config)
-        settings = {"kind": "vae", "revision": git_revision(), "settings": config_to_dict(config)}
+        settings = {"kind": config.model, "revision": git_revision(), "settings": config_to_dict(config)}
         write_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         return run
 
@@ -111,18 +115,18 @@ class Run:
         """The run's data set."""
         return load(self.config.dataset, self.config.data_root)
 
-    def build_task(self) -> VAETask:
+    def build_task(self) -> VAETask | ImageFlowTask:
         """The run's model, with fresh weights drawn under its seed."""
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
-            return VAETask(self.config, self.data)
+            return TASKS[self.config.model](self.config, self.data)
 
     @property
     def trained_at(self) -> str | None:
         """The revision that started the run."""
         return json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get("revision")
 
-    def load_weights(self, task: VAETask, which: str = "auto") -> dict[str, Any]:
+    def load_weights(self, task: Task, which: str = "auto") -> dict[str, Any]:
         """Put trained weights into the task's module, in evaluation mode.
 
         Args:

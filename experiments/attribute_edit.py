@@ -1,0 +1,174 @@
+"""Add, remove and sweep attributes of real digits through a flow's latents, and measure what the edits changed.
+
+    python experiments/attribute_edit.py runs/mnist-inv_conv3x3-small-seed0
+
+The counterpart of figure 5 of Nagar et al. on MNIST: thickness, slant and width are measured on the images themselves
+(see ``vi_flows.attributes``), the digit's class comes with the data. Directions are fitted on training images; test
+images are edited and measured again. The record holds, for each direction, the mean change of every attribute in
+standard deviations per unit of the edit, and how often a classifier sees the class that was added.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from vi_flows.attributes import DIGIT_ATTRIBUTES, attribute_directions, edit, measure_digits
+from vi_flows.distributions import ImageDensity
+from vi_flows.train import Run
+from vi_flows.train.run import git_revision
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to edit."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a trained image flow (`vi-flows train --model image_flow --dataset mnist`)."""
+    record: Path = HERE / "results" / "mnist-attribute-edits.json"
+    """Record to write."""
+    figure: Path = HERE.parent / "figures" / "mnist-attribute-edits.png"
+    """Picture to draw."""
+    num_fit: int = 5000
+    """Training images that the directions are fitted on."""
+    num_test: int = 300
+    """Test images that are edited and measured."""
+    added_class: int = 9
+    """Digit whose class is added to others."""
+    class_amount: float = 4.0
+    """How far the class is added, in units of its direction."""
+    data_root: Path | None = None
+    """Folder with the data files."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def encode(density: ImageDensity, images: Tensor) -> Tensor:
+    """Latents, in batches."""
+    return torch.cat([density.encode(part) for part in images.split(250)])
+
+
+def effects(density: ImageDensity, images: Tensor, directions: Tensor, deviation: Tensor) -> list[list[float]]:
+    """Mean change of each attribute (columns) in standard deviations per unit of each edit (rows)."""
+    rows = []
+    for direction in directions:
+        low, high = (measure_digits(e) for e in edit(density, images, direction, (-1.0, 1.0)))
+        change = (high - low) / 2 / deviation
+        rows.append([round(float(v), 4) for v in change.nanmean(0)])
+    return rows
+
+
+def class_effect(
+    density: ImageDensity, options: Options, fit: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], direction: Tensor
+) -> dict[str, Any]:
+    """How often a classifier, trained on other images, sees the added class before and after the edit."""
+    from sklearn.neural_network import MLPClassifier
+
+    classifier = MLPClassifier((100,), max_iter=200, random_state=0, early_stopping=True)
+    classifier.fit(fit[0].flatten(1).numpy() / 255, fit[1].numpy())
+    others = test[0][test[1] != options.added_class]
+
+    def share(images: Tensor) -> float:
+        return float((classifier.predict(images.flatten(1).numpy() / 255) == options.added_class).mean())
+
+    edited = edit(density, others, direction, (-options.class_amount, options.class_amount))
+    accuracy = float((classifier.predict(test[0].flatten(1).numpy() / 255) == test[1].numpy()).mean())
+    return {
+        "class": options.added_class,
+        "amount": options.class_amount,
+        "classifier_accuracy": accuracy,
+        "seen_before": share(others),
+        "seen_after_adding": share(edited[1]),
+        "seen_after_removing": share(edited[0]),
+        "num_images": len(others),
+    }
+
+
+def draw(density: ImageDensity, options: Options, test: Tensor, labels: Tensor, directions: dict[str, Tensor]) -> None:
+    """One row a direction: the same test images swept from less to more, the original in the middle."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    amounts = {name: np.linspace(-3, 3, 7) for name in DIGIT_ATTRIBUTES}
+    class_name = f"class {options.added_class}"
+    amounts[class_name] = np.linspace(-options.class_amount, options.class_amount, 7)
+    chosen = [int((labels == digit).nonzero()[0]) for digit in (2, 4, 7)]
+    figure, axes = plt.subplots(len(amounts) * len(chosen), 7, figsize=(5.2, 9.6))
+    for block, (name, steps) in enumerate(amounts.items()):
+        swept = edit(density, test[chosen], directions[name], list(steps))
+        for line in range(len(chosen)):
+            for column, amount in enumerate(steps):
+                axis = axes[block * len(chosen) + line, column]
+                axis.imshow(swept[column, line, 0], cmap="gray", vmin=0, vmax=255)
+                axis.set_xticks([])
+                axis.set_yticks([])
+                for side in axis.spines.values():
+                    side.set_color("tab:orange" if column == 3 else "none")
+                    side.set_linewidth(2)
+                if line == 0:
+                    axis.set_title(f"{amount:+.1f}" if column != 3 else "original", fontsize=7, pad=2)
+                if line == 1 and column == 0:
+                    axis.set_ylabel(name, fontsize=9)
+    figure.subplots_adjust(0.06, 0.01, 0.99, 0.97, 0.05, 0.22)
+    options.figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.figure, dpi=90)
+    plt.close(figure)
+
+
+def main(options: Options) -> None:
+    """Fit, edit, measure, draw."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    run = Run.open(options.folder, options.data_root)
+    task = run.build_task()
+    trained = run.load_weights(task)
+    density, data = task.module, run.data
+    fit = data.images("train")[: options.num_fit], data.labels["train"][: options.num_fit]
+    test = data.images("test")[: options.num_test], data.labels["test"][: options.num_test]
+    measured = measure_digits(fit[0])
+    deviation = measured.std(0)
+    latents = encode(density, fit[0])
+    both = {
+        "covariance": attribute_directions(latents, measured, partial=False),
+        "partial": attribute_directions(latents, measured),
+    }
+    indicator = (fit[1] == options.added_class).double()[:, None]
+    added = attribute_directions(latents, torch.cat([indicator, measured], 1))[0]
+    record = {
+        "experiment": "attribute_edit",
+        "attributes": list(DIGIT_ATTRIBUTES),
+        "effects": {name: effects(density, test[0], d, deviation) for name, d in both.items()},
+        "class_edit": class_effect(density, options, fit, test, added),
+        "correlations": np.corrcoef(measured.numpy().T).round(3).tolist(),
+        "num_fit": len(fit[0]),
+        "num_test": len(test[0]),
+        "flow": run.config.image.name,
+        "epochs": trained["epoch"],
+        "data_sha256": data.sha256,
+        "revision": git_revision(),
+    }
+    options.record.parent.mkdir(parents=True, exist_ok=True)
+    options.record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    directions = dict(zip(DIGIT_ATTRIBUTES, both["partial"], strict=True))
+    draw(density, options, test[0], test[1], {**directions, f"class {options.added_class}": added})
+    print("change in standard deviations of", *DIGIT_ATTRIBUTES)
+    for name, matrix in record["effects"].items():
+        for attribute, row in zip(DIGIT_ATTRIBUTES, matrix, strict=True):
+            print(f"  {name:10s} +1 {attribute:10s}", *(f"{v:+.3f}" for v in row))
+    print(record["class_edit"])
+    print(options.record, options.figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,50 @@
+"""Eight schools, non-centred and centred, against posteriordb's reference draws.
+
+VI_FLOWS_DATA=… python -m experiments.gallery.eight_schools
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from experiments.gallery.common import Draws, compare, posteriordb
+
+
+def noncentred(y: Tensor, sigma: Tensor) -> None:
+    """θ = μ + τ η with η ~ N(0, 1)."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(torch.tensor(5.0)))
+    with pyro.plate("schools", len(y)):
+        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu + tau * eta, sigma), obs=y)
+
+
+def centred(y: Tensor, sigma: Tensor) -> None:
+    """θ ~ N(μ, τ²): a funnel."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(torch.tensor(5.0)))
+    with pyro.plate("schools", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def quantities(draws: Draws) -> Draws:
+    """Scalars by posteriordb's names."""
+    mu, tau = draws["mu"], draws["tau"]
+    theta = draws["theta"] if "theta" in draws else mu[:, None] + tau[:, None] * draws["eta"]
+    return {"mu": mu, "tau": tau, **{f"theta[{j + 1}]": theta[:, j] for j in range(theta.shape[1])}}
+
+
+def load() -> tuple[tuple[Tensor, Tensor], Draws]:
+    """Arguments of the models, reference draws."""
+    data, reference = posteriordb("eight_schools-eight_schools_noncentered")
+    return (torch.tensor(data["y"]).float(), torch.tensor(data["sigma"]).float()), reference
+
+
+if __name__ == "__main__":
+    args, reference = load()
+    for model in (noncentred, centred):
+        compare(f"eight_schools_{model.__name__}", model, args, quantities, reference, "posteriordb reference draws")

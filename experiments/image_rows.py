@@ -1,0 +1,154 @@
+"""Bits/dim of the image flows at equal budgets: one command a row, one that renders the table.
+
+    python experiments/image_rows.py run mnist-mconv --budget probe
+    python experiments/image_rows.py table
+
+A budget fixes the size of the networks, the number of epochs and the optimiser for all rows of a data set; widths are
+chosen so that the numbers of parameters are close. ``probe`` takes minutes a row on one core and only shows that the
+rows train; ``small`` takes hours; ``paper`` has the papers' sizes and is meant for a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vi_flows.image_model import ImageFlowConfig
+from vi_flows.train import Run, TrainConfig, Trainer
+from vi_flows.train.evaluate import evaluate_run
+
+RESULTS = Path(__file__).parent / "results"
+CIFAR = "cifar10-jpeg.zip"
+
+# Epochs, batch size and learning rate of each budget; those of `paper` are MCONV's and those of Nagar et al.
+BUDGETS: dict[str, dict[str, Any]] = {
+    "probe": {"epochs": 2, "batch_size": 128, "learning_rate": 1e-3, "clip_norm": 100.0, "lr_warmup_steps": 50},
+    "small": {"epochs": 40, "batch_size": 128, "learning_rate": 1e-3, "clip_norm": 100.0, "lr_warmup_steps": 200},
+    "paper": {"epochs": 500, "batch_size": 128, "learning_rate": 5e-4, "clip_norm": 100.0, "lr_warmup_steps": 1000},
+}
+
+MASKED: dict[str, dict[str, Any]] = {
+    "probe": {"num_levels": 2, "num_couplings": 2, "width": 16, "num_blocks": 1},
+    "small": {"num_levels": 2, "num_couplings": 4, "width": 32, "num_blocks": 2},
+    "paper": {"num_levels": 2, "num_couplings": 8, "width": 64, "num_blocks": 8},
+}
+STEPS: dict[str, dict[str, Any]] = {
+    "probe": {"num_levels": 2, "num_steps": 6, "width": 48},
+    "small": {"num_levels": 2, "num_steps": 16, "width": 128},
+    "paper": {"num_levels": 2, "num_steps": 32, "width": 512},
+}
+# Quad-coupling has three networks where the others have one: about 1/√3 of the width gives as many parameters.
+QUAD_WIDTH = {"probe": 28, "small": 74, "paper": 296}
+NICE = {"probe": (500,) * 2, "small": (1000,) * 5, "paper": (1000,) * 5}
+
+
+def image_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
+    """The flow of a row."""
+    if model == "nice":
+        return ImageFlowConfig(flow="nice", num_couplings=4, hidden_dims=NICE[budget], base="logistic")
+    if model == "real_nvp":
+        return ImageFlowConfig(flow="real_nvp", num_final=0, **MASKED[budget])
+    if model == "mconv":
+        return ImageFlowConfig(flow="mconv", **MASKED[budget])
+    steps = dict(STEPS[budget])
+    if cifar:
+        steps |= {"num_levels": 3, "num_steps": 4}  # table 3 of Nagar et al.: D = 4
+    flow, _, coupling = model.partition("-")
+    if coupling == "quad":
+        steps["width"] = QUAD_WIDTH[budget]
+    return ImageFlowConfig(flow=flow, coupling=coupling or "affine", **steps)
+
+
+MODELS = ("nice", "real_nvp", "mconv", "glow", "inv_conv3x3", "inv_conv3x3-quad", "emerging", "emerging-quad")
+ROWS = {
+    **{f"mnist-{model}": (model, "mnist") for model in MODELS},
+    **{f"cifar-{model}": (model, CIFAR) for model in ("glow", "emerging", "inv_conv3x3", "inv_conv3x3-quad")},
+}
+PUBLISHED = {"mnist-real_nvp": 1.09, "mnist-mconv": 1.07}
+"""Bits/dim of Karami et al., table 1. The subset of the `cifar` rows is no published benchmark."""
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """Train, evaluate and record one row (a killed one goes on where it stopped)."""
+
+    row: tyro.conf.Positional[str]
+    """Row by name, such as mnist-mconv; an unknown one lists them."""
+    budget: Literal["probe", "small", "paper"] = "small"
+    """Size and training time."""
+    runs: Path = Path("runs")
+    """Folder of the training runs."""
+    results: Path = RESULTS
+    """Folder of the records."""
+    data_root: Path | None = None
+    """Folder with the data files."""
+    num_draws: int = 8
+    """Draws of the dequantisation noise a test image."""
+    seed: int = 0
+    """Of the run."""
+    device: str = "cpu"
+    """Torch device."""
+    threads: int = 1
+    """CPU threads."""
+
+    def run(self) -> None:
+        """Train and evaluate."""
+        if self.row not in ROWS:
+            raise SystemExit(f"unknown row {self.row!r}; choose one of {', '.join(ROWS)}")
+        model, dataset = ROWS[self.row]
+        config = TrainConfig(
+            dataset=dataset, data_root=self.data_root, protocol="clean", model="image_flow",
+            image=image_config(model, self.budget, dataset == CIFAR), schedule="cosine",
+            seed=self.seed, device=self.device, threads=self.threads, **BUDGETS[self.budget],
+        )  # fmt: skip
+        if self.budget == "paper":
+            config = replace(config, image=replace(config.image, checkpoint=True), protocol="paper")
+        folder = self.runs / f"{self.row}-{self.budget}-seed{self.seed}"
+        known = (folder / "config.json").exists()
+        trainer = Trainer(Run.open(folder, self.data_root) if known else Run.create(folder, config))
+        trainer.resume() if known else trainer.start()
+        trainer.fit()
+        target = self.results / f"image-{self.row}-{self.budget}-seed{self.seed}.json"
+        record, path = evaluate_run(Run.open(folder, self.data_root), self.num_draws, record=target, overwrite=True)
+        print(f"{self.row}: {record['bits_per_dim']:.4f} bits/dim; {path}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Print the table of all records as Markdown."""
+
+    results: Path = RESULTS
+    """Folder of the records."""
+
+    def run(self) -> None:
+        """Render what is there; rows that were not run are left out."""
+        print("| row | budget | bits/dim | 95 % interval | paper | parameters | epochs | steps | minutes |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for path in sorted(self.results.glob("image-*.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            row, budget = next(
+                (name, budget)
+                for name in sorted(ROWS, key=len, reverse=True)
+                for budget in BUDGETS
+                if path.stem.startswith(f"image-{name}-{budget}-")
+            )
+            low, high = record["interval"]
+            cells = [
+                row, budget, f"{record['bits_per_dim']:.4f}", f"{low:.4f} to {high:.4f}",
+                str(PUBLISHED.get(row, "–")), f"{record['parameters']:,}", str(record["epochs"]),
+                str(record["steps"]), f"{record['seconds'] / 60:.0f}",
+            ]  # fmt: skip
+            print("| " + " | ".join(cells) + " |")
+
+
+Command = (
+    Annotated[RunRow, tyro.conf.subcommand("run", prefix_name=False)]
+    | Annotated[Table, tyro.conf.subcommand("table", prefix_name=False)]
+)
+
+if __name__ == "__main__":
+    tyro.cli(Command).run()

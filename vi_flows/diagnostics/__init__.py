@@ -1,0 +1,15 @@
+"""Did the approximation work? Importance weights, their tails, and what they say about a guide."""
+
+from vi_flows.diagnostics.diagnose import Diagnosis, diagnose
+from vi_flows.diagnostics.measures import active_units, effective_sample_size, invertibility_margin
+from vi_flows.diagnostics.psis import PSIS, psis
+
+__all__ = [
+    "PSIS",
+    "Diagnosis",
+    "active_units",
+    "diagnose",
+    "effective_sample_size",
+    "invertibility_margin",
+    "psis",
+]

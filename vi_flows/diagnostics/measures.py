@@ -1,0 +1,65 @@
+"""Single numbers: effective sample size, invertibility margin, active units."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vi_flows.kernels.reference import effective_gain
+from vi_flows.transforms.conv_flow import _ConvFlowBase
+
+__all__ = ["active_units", "effective_sample_size", "invertibility_margin"]
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """``(Σw)² / Σw²`` over the first dimension, between 1 and the number of draws.
+
+    Args:
+        log_weights: ``(S, …)``, up to a constant a column.
+    """
+    return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
+
+
+@torch.no_grad()
+def invertibility_margin(flow: nn.Module) -> float | None:
+    r"""The least slope ``min(1 + w₁ uᵢ h′)`` that any ConvFlow layer in ``flow`` can have anywhere.
+
+    The slope lies between ``1`` and ``1 + M w₁ uᵢ`` with ``M = sup h′``; zero would be the end of invertibility, and
+    the parameterisation keeps it above ``e⁻⁷ ≈ 9e-4``. A margin near that bound means that the flow folds a region to
+    almost nothing: its inverse loses digits there.
+
+    Args:
+        flow: any module with ConvFlow layers, a guide or a conditioned flow among them.
+
+    Returns:
+        The margin, or ``None`` if there is no ConvFlow layer.
+    """
+    least: float | None = None
+    for module in flow.modules():
+        theta = getattr(module, "theta", None)
+        if isinstance(module, _ConvFlowBase) and theta is not None and theta.numel():
+            bound = module.spec.h.slope_bound
+            _, gain = effective_gain(theta, module.weight[..., :1], bound)
+            margin = min(1.0, 1.0 + bound * float(gain.min()))
+            least = margin if least is None else min(least, margin)
+    return least
+
+
+def active_units(posterior_means: Tensor, threshold: float = 0.01) -> Tensor:
+    """Which latent dimensions respond to the data: variance of ``E_q[z|x]`` over rows above ``threshold``.
+
+    Burda, Grosse and Salakhutdinov (2016), section 5.2; latents of unit prior variance.
+
+    Args:
+        posterior_means: ``(rows, d)``.
+        threshold: of the variance.
+
+    Returns:
+        Booleans of shape ``(d,)``.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if posterior_means.dim() != 2 or posterior_means.shape[0] < 2:
+        raise ValueError(f"expected (rows, d) with at least two rows, got {tuple(posterior_means.shape)}")
+    return posterior_means.var(0) > threshold

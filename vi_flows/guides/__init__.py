@@ -1,0 +1,22 @@
+"""Pyro guides made of flows: for any model, for local latents, and one call that fits them."""
+
+from vi_flows.guides.amortized import AmortizedFlowGuide
+from vi_flows.guides.auto_conv_flow import AutoConvFlow, mixed_conv_flow
+from vi_flows.guides.auto_flow import AutoFlow, SubsampledLatentError, init_to_median_or_origin
+from vi_flows.guides.fit import FitResult, fit
+from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.warm_start import GaussianStart, pathfinder
+
+__all__ = [
+    "AmortizedFlowGuide",
+    "AutoConvFlow",
+    "AutoFlow",
+    "FitResult",
+    "GaussianStart",
+    "LogJoint",
+    "SubsampledLatentError",
+    "fit",
+    "init_to_median_or_origin",
+    "mixed_conv_flow",
+    "pathfinder",
+]

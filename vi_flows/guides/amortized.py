@@ -1,0 +1,133 @@
+"""The building block for local latents: a flow posterior whose parameters a network reads off the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import ReshapeTransform
+
+from vi_flows.flows import conditional_conv_flow
+from vi_flows.transforms import Bijection, Chain, ConditionalBijection
+
+__all__ = ["AmortizedFlowGuide"]
+
+
+class _RowAffine(Bijection):
+    """``x = loc + exp(log_scale) ⊙ z`` with one location and scale a row."""
+
+    def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
+        super().__init__(event_dim=1)
+        self.loc, self.log_scale = loc, log_scale
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.loc + self.log_scale.exp() * x
+        return y, self.log_scale.sum(-1).expand(y.shape[:-1])
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = (y - self.loc) * (-self.log_scale).exp()
+        return x, -self.log_scale.sum(-1).expand(x.shape[:-1])
+
+    def _state_tensors(self) -> tuple[Tensor, Tensor]:
+        return self.loc, self.log_scale
+
+
+class AmortizedFlowGuide(PyroModule):
+    r"""``q(z | data)`` for one row of data: a network gives location, scale and the context of a flow.
+
+    ``h = network(data)``; ``z = support map(loc(h) + exp(log_scale(h)) ⊙ f(ε; h))``, ``ε ~ N(0, I)``. The call
+    returns a distribution, to be sampled in the *user's own plate*, with minibatches of any (changing) size::
+
+        local = AmortizedFlowGuide(event_dim_in, latent_dim=2)
+
+        def guide(x, index=None):
+            pyro.module("local", local)
+            with pyro.plate("data", N, subsample=index) as i:
+                pyro.sample("z", local(x[i]))
+
+    Global latents are left to an :class:`~vi_flows.guides.AutoConvFlow` of ``poutine.block(model, hide=["z"])``; both
+    go into one ``AutoGuideList``.
+
+    Args:
+        context_dim: length of a row of data (after ``embed``, if given, of its output).
+        latent_dim: dimensions of the local latent vector.
+        hidden_dims: widths of the network (tanh).
+        embed: applied to the data first: any module or function that gives rows of ``context_dim``.
+        flow: a conditional bijection with ``condition(h)``, ``h`` of length ``hidden_dims[-1]``; default: an amortised
+            ConvFlow of ``num_blocks`` blocks.
+        num_blocks: of the default flow.
+        activation: of the default flow.
+        support: of the local latent; default: real vectors. A support of scalars acts on each entry.
+        scalar: the site is a scalar in the plate (``dist.Normal(0, 1)`` and not ``….to_event(1)``); needs
+            ``latent_dim`` 1.
+        init_scale: initial standard deviation.
+
+    Raises:
+        ValueError: a size is less than 1, or ``scalar`` with more than one dimension.
+    """
+
+    def __init__(
+        self,
+        context_dim: int,
+        latent_dim: int,
+        hidden_dims: Sequence[int] = (32, 32),
+        embed: Callable[[Tensor], Tensor] | None = None,
+        flow: ConditionalBijection | None = None,
+        num_blocks: int = 2,
+        activation: str = "tanh",
+        support: constraints.Constraint = constraints.real,
+        scalar: bool = False,
+        init_scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if context_dim < 1 or latent_dim < 1 or not hidden_dims or min(hidden_dims) < 1:
+            raise ValueError("context_dim, latent_dim and hidden_dims must be at least 1")
+        if scalar and latent_dim != 1:
+            raise ValueError(f"a scalar site has latent_dim 1, got {latent_dim}")
+        if not init_scale > 0:
+            raise ValueError(f"init_scale must be positive, got {init_scale}")
+        self.latent_dim, self.scalar, self.support = latent_dim, scalar, support
+        self.context_dim = context_dim
+        self.embed = embed
+        layers: list[nn.Module] = []
+        width = context_dim
+        for hidden in hidden_dims:
+            layers += [nn.Linear(width, hidden), nn.Tanh()]
+            width = hidden
+        self.network = nn.Sequential(*layers)
+        self.head = nn.Linear(width, 2 * latent_dim)
+        nn.init.zeros_(self.head.weight[latent_dim:])
+        with torch.no_grad():
+            self.head.bias[latent_dim:] = torch.tensor(init_scale).log()
+        if flow is None:
+            flow = conditional_conv_flow(latent_dim, width, num_blocks, activation=activation)
+        self.flow = flow
+
+    def forward(self, data: Tensor) -> dist.TransformedDistribution:
+        """The posterior of each row.
+
+        Args:
+            data: ``batch_shape + (context_dim,)`` (or what ``embed`` takes).
+
+        Returns:
+            A distribution of batch shape ``batch_shape`` and event shape ``(latent_dim,)``, or ``()`` if scalar.
+
+        Raises:
+            ValueError: the rows don't have ``context_dim`` entries.
+        """
+        rows = data if self.embed is None else self.embed(data)
+        if rows.dim() < 1 or rows.shape[-1] != self.context_dim:
+            raise ValueError(f"expected rows of {self.context_dim} entries, got a tensor of {tuple(rows.shape)}")
+        h = self.network(rows)
+        loc, log_scale = self.head(h).chunk(2, -1)
+        base = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
+        parts: list = [Chain([self.flow.condition(h), _RowAffine(loc, log_scale)])]
+        if self.scalar:
+            parts.append(ReshapeTransform((1,), ()))
+        if self.support is not constraints.real:
+            parts.append(biject_to(self.support))
+        return dist.TransformedDistribution(base, parts)

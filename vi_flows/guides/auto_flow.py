@@ -1,0 +1,444 @@
+"""A flow guide for any Pyro program, from any factory of flows."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor, nn
+from torch.distributions import Transform, biject_to, transform_to
+
+from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.warm_start import pathfinder
+from vi_flows.transforms import Affine, Bijection, Chain, FromPyro
+
+__all__ = ["AutoFlow", "SubsampledLatentError", "init_to_median_or_origin"]
+
+FULL_AFFINE_DIM = 200
+"""Up to that many latent dimensions the learned affine part is a full Cholesky factor by default."""
+
+
+class SubsampledLatentError(ValueError):
+    """A latent site lives in a subsampled plate, where one vector of latents can't stand for all of the data."""
+
+
+def init_to_median_or_origin(site: dict[str, Any] | None = None) -> Any:
+    """Pyro's ``init_to_median``, and the origin of the unconstrained space for improper (flat) priors."""
+    if site is None:
+        return init_to_median_or_origin
+    fn = site["fn"]
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    if isinstance(fn, dist.ImproperUniform):
+        return init_to_origin(site)
+    return init_to_median(site)
+
+
+def init_to_origin(site: dict[str, Any]) -> Tensor:
+    """The image of zero under the map to the support; needs no sample from the prior."""
+    shape = site["fn"].batch_shape + site["fn"].event_shape
+    transform = transform_to(site["fn"].support)
+    value = transform(torch.zeros(transform.inverse_shape(shape)))
+    return value.expand(shape).clone()
+
+
+class AutoFlow(AutoContinuous):
+    r"""A guide for any Pyro model with continuous latents: base → flow → affine → supports of the sites.
+
+    With ``z ~ N(0, I_d)`` the unconstrained latent vector is ``x = loc + A f(z)``, where ``f`` is the flow and
+    ``loc, A`` a learned location and scale matrix; each site takes its part of ``x`` and maps it to its support, so
+    ``log q = log N(z) − log|det f′| − log|det A| − Σ log|det support map|``.
+
+    It starts at a Gaussian: where neither ``init_loc_fn`` nor ``init_scale`` is given, at the one that quasi-Newton
+    paths through the model's log density find (:func:`~vi_flows.guides.warm_start.pathfinder`), so that badly scaled
+    and strongly correlated posteriors start well; else at ``init_loc_fn``'s values with ``init_scale``.
+
+    Parameters exist right after construction when the model takes no arguments or ``prototype_args`` are given, so
+    optimisers of ``torch.optim``, ``load_state_dict``, ``.double()`` and ``.to(device)`` work; otherwise they appear
+    at the first call, as in Pyro.
+
+    Args:
+        model: a Pyro program of static structure.
+        flow_factory: called with the latent dimension ``d``, gives a transform of vectors of length ``d``: any factory
+            of :mod:`vi_flows.flows`, or of Pyro.
+        affine: ``full`` (Cholesky), ``low_rank``, ``diagonal``, or ``auto``: full up to 200 dimensions, else low rank.
+        rank: of the low-rank part; default ``√d``.
+        init_loc_fn: Pyro's per-site initialisation; default: the prior median, and the origin for flat priors.
+        init_scale: initial standard deviation of every unconstrained latent; default 0.1.
+        warm_start: force the Gaussian start on or off. It is skipped where the log density is not a function of the
+            latents (subsampled data, hidden sites).
+        create_plates: as in Pyro's ``AutoNormal``.
+        prototype_args: the model's positional arguments, to build the parameters at once.
+        prototype_kwargs: the model's keyword arguments, likewise.
+
+    Raises:
+        SubsampledLatentError: at set-up, for a latent site in a subsampled plate.
+        RuntimeError: at set-up, if the model has no latent site.
+        ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        flow_factory: Callable[[int], Transform],
+        *,
+        affine: str = "auto",
+        rank: int | None = None,
+        init_loc_fn: Callable | None = None,
+        init_scale: float | None = None,
+        warm_start: bool | None = None,
+        create_plates: Callable | None = None,
+        prototype_args: Sequence[Any] | None = None,
+        prototype_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not callable(flow_factory):
+            raise TypeError(
+                f"flow_factory must be callable with the latent dimension, got {type(flow_factory).__name__}"
+            )
+        if affine not in ("auto", "full", "low_rank", "diagonal"):
+            raise ValueError(f"affine must be 'auto', 'full', 'low_rank' or 'diagonal', got {affine!r}")
+        if init_scale is not None and not init_scale > 0:
+            raise ValueError(f"init_scale must be positive, got {init_scale}")
+        super().__init__(model, init_loc_fn=init_loc_fn or init_to_median_or_origin)
+        self.create_plates = create_plates
+        self._user_model = (model,)
+        self._set_up = (flow_factory, affine, rank, 0.1 if init_scale is None else init_scale)
+        self._has_init_loc_fn = init_loc_fn is not None
+        self._wants_warm_start = warm_start if warm_start is not None else init_loc_fn is None and init_scale is None
+        self.transform: Bijection | None = None
+        if prototype_args is not None or prototype_kwargs is not None or _takes_no_arguments(model):
+            self.set_up(*(prototype_args or ()), **(prototype_kwargs or {}))
+
+    # Building.
+
+    def set_up(self, *args: Any, **kwargs: Any) -> AutoFlow:
+        """Build the parameters for the model's arguments, unless they exist; return the guide itself."""
+        if self.prototype_trace is None:
+            with pyro.poutine.block():
+                self._setup_prototype(*args, **kwargs)
+                self._create_plates(*args, **kwargs)
+        return self
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        # Without gradients, so that the prototype holds no graph and can be copied.
+        with torch.no_grad():
+            super()._setup_prototype(*args, **kwargs)
+        try:
+            self._check_plates()
+        except SubsampledLatentError:
+            self.prototype_trace = None
+            raise
+        factory, affine, rank, init_scale = self._set_up
+        loc = self._init_loc()
+        if affine == "auto":
+            affine = "full" if self.latent_dim <= FULL_AFFINE_DIM else "low_rank"
+        flow = factory(self.latent_dim)
+        if not isinstance(flow, Bijection):
+            flow = FromPyro(flow)
+        location_scale = Affine(loc, init_scale, affine, rank)
+        self.transform = Chain([flow.to(loc), location_scale])
+        self._set_up = ()
+        if self._wants_warm_start:
+            self.warm_start(*args, **kwargs)
+
+    def _check_plates(self) -> None:
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            for frame in site["cond_indep_stack"]:
+                if frame.full_size is not None and frame.full_size != frame.size:
+                    raise SubsampledLatentError(
+                        f"latent site {name!r} lives in the subsampled plate {frame.name!r} ({frame.size} of "
+                        f"{frame.full_size}): {type(self).__name__} would learn one value for a place in the "
+                        "minibatch, whatever data stand there. Amortise the site instead: hide it from this guide, "
+                        f"poutine.block(model, hide=[{name!r}]), and sample it in the same plate of your own guide "
+                        "from a vi_flows.guides.AmortizedFlowGuide of the data (combine both with AutoGuideList); or "
+                        "run the plate without subsampling."
+                    )
+
+    def warm_start(self, *args: Any, **kwargs: Any) -> bool:
+        """Move the affine part to the best Gaussian along quasi-Newton paths of the model's log density.
+
+        Args:
+            args: the model's arguments.
+            kwargs: the model's keyword arguments.
+
+        Returns:
+            Whether it moved: not where the log density is no function of the latents, or nowhere finite on the paths.
+        """
+        self.set_up(*args, **kwargs)
+        log_density = self.log_density_fn(*args, **kwargs)
+        loc = self._init_loc()
+        probe = torch.stack([loc, loc])
+        with torch.no_grad(), pyro.poutine.block():
+            first, second = log_density(probe), log_density(probe)
+        finite = torch.isfinite(first)
+        if bool(finite.any()) and not torch.allclose(first[finite], second[finite], rtol=1e-5):
+            return False
+        generator = torch.Generator().manual_seed(0)
+        starts = loc[None]
+        if not self._has_init_loc_fn:
+            # A diffuse prior's median is a random point far out; Stan's own start is around the origin.
+            around = torch.rand(2, self.latent_dim, generator=generator, dtype=torch.float64).to(loc) - 0.5
+            starts = torch.cat([starts, torch.zeros_like(starts), around])
+        with pyro.poutine.block():
+            start = pathfinder(log_density, starts, generator=generator)
+        if start is None:
+            warnings.warn(
+                f"{type(self).__name__}: no start with a finite log density was found; it starts at init_loc_fn's "
+                "values. Check the model at plausible values, or pass init_loc_fn.",
+                stacklevel=2,
+            )
+            return False
+        self.transform[-1].set_gaussian(start.loc, start.covariance)
+        return True
+
+    # Pyro's interface.
+
+    @property
+    def model(self) -> Callable:
+        """The Pyro program.
+
+        Raises:
+            RuntimeError: the guide was loaded from a file, which holds no program.
+        """
+        if self._model is None:
+            raise RuntimeError(
+                "a guide loaded from a file holds no model; construct one with the model and load_state_dict"
+            )
+        return self._model[0]
+
+    def get_base_dist(self) -> dist.TorchDistribution:
+        """``N(0, I_d)`` of the parameters' type and device."""
+        loc = self._built()[-1].loc
+        return dist.Normal(loc.new_zeros(()), loc.new_ones(())).expand([self.latent_dim]).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
+        """The flow with the affine part, one bijection; it does not depend on the arguments."""
+        return self._built()
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TransformedDistribution:
+        """The distribution of the unconstrained latent vector."""
+        return dist.TransformedDistribution(self.get_base_dist(), [self.get_transform()])
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site, as a Pyro guide with the model's arguments."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        draws = self._quasi_random_draws()
+        return draws.mean(0), draws.std(0)
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The marginal medians; see :meth:`quantiles`."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Marginal quantiles of each site, from 8192 quasi-random draws; the same at every call.
+
+        They are taken on the unconstrained coordinates and mapped to the support, as in Pyro: the marginal quantiles
+        for supports that act on each coordinate; for those that couple them (simplex, ordered, correlations) a point
+        of the support.
+
+        Args:
+            quantiles: probabilities.
+            args: the model's arguments, needed only before the first call.
+            kwargs: likewise.
+
+        Returns:
+            By site, shape ``(number of quantiles,) + site shape``.
+        """
+        self.set_up(*args, **kwargs)
+        draws = self._quasi_random_draws()
+        levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device).reshape(-1)
+        if bool(((levels < 0) | (levels > 1)).any()):
+            raise ValueError("quantiles must lie within 0…1")
+        result: dict[str, list[Tensor]] = {}
+        for latent in torch.quantile(draws, levels, dim=0):
+            for site, value in self._unpack_latent(latent):
+                result.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+        return {name: torch.stack(values) for name, values in result.items()}
+
+    def _quasi_random_draws(self, num_draws: int = 8192) -> Tensor:
+        dim = self.latent_dim
+        if dim <= torch.quasirandom.SobolEngine.MAXDIM:
+            uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(num_draws, dtype=torch.float64)
+            noise = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
+        else:
+            noise = torch.randn(num_draws, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return self._built().forward_and_ladj(noise.to(self._built()[-1].loc))[0]
+
+    # Beyond Pyro's interface: named values outside of any trace.
+
+    @torch.no_grad()
+    def sample_posterior(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws of every site, each of shape ``(num_samples,) + site shape``.
+
+        Args:
+            num_samples: number of draws.
+            args: the model's arguments, needed only before the first call.
+            kwargs: likewise.
+        """
+        self.set_up(*args, **kwargs)
+        noise = self.get_base_dist().sample((num_samples,))
+        return self.constrain(self._built().forward_and_ladj(noise)[0])[0]
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """``log q`` of values from anywhere, by the exact inverse.
+
+        Args:
+            values: constrained values of every site, each of shape ``sample shape + site shape``.
+
+        Returns:
+            Shape ``sample shape``.
+
+        Raises:
+            ValueError: a site is missing or its shape doesn't fit.
+            NotImplementedError: the flow has no inverse (Pyro's planar, radial).
+        """
+        latent, ladj = self.unconstrain(values)
+        noise, inverse_ladj = self._built().inverse_and_ladj(latent)
+        return self.get_base_dist().log_prob(noise) + inverse_ladj + ladj
+
+    def constrain(self, latent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Map unconstrained latent vectors to the sites.
+
+        Args:
+            latent: shape ``sample shape + (d,)``.
+
+        Returns:
+            Values by site, and ``log|det|`` of the map of shape ``sample shape``.
+        """
+        self._built()
+        values, total, position = {}, latent.new_zeros(latent.shape[:-1]), 0
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            shape = self._unconstrained_shapes[name]
+            piece = latent[..., position : position + shape.numel()].reshape(latent.shape[:-1] + shape)
+            position += shape.numel()
+            transform = biject_to(site["fn"].support)
+            values[name] = transform(piece)
+            ladj = transform.log_abs_det_jacobian(piece, values[name])
+            total = total + ladj.reshape(*latent.shape[:-1], -1).sum(-1)
+        return values, total
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Pack the sites' values into unconstrained latent vectors: the inverse of :meth:`constrain`.
+
+        Args:
+            values: by site, each of shape ``sample shape + site shape``.
+
+        Returns:
+            Shape ``sample shape + (d,)``, and ``log|det|`` of the map, of shape ``sample shape``.
+
+        Raises:
+            ValueError: a site is missing or its shape doesn't fit.
+        """
+        like = self._built()[-1].loc
+        pieces, ladjs = [], []
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            if name not in values:
+                raise ValueError(f"no value given for latent site {name!r}")
+            value = torch.as_tensor(values[name]).to(like)
+            shape = site["value"].shape
+            batch = value.shape[: value.dim() - len(shape)]
+            if value.dim() < len(shape) or value.shape != batch + shape:
+                raise ValueError(f"site {name!r} has shape {tuple(shape)}, got a value of shape {tuple(value.shape)}")
+            transform = biject_to(site["fn"].support)
+            piece = transform.inv(value)
+            ladjs.append(-transform.log_abs_det_jacobian(piece, value).reshape(*batch, -1).sum(-1))
+            pieces.append(piece.reshape(*batch, -1))
+        batch = torch.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
+        latent = torch.cat([piece.expand(*batch, -1) for piece in pieces], -1)
+        return latent, torch.stack([ladj.expand(batch) for ladj in ladjs]).sum(0)
+
+    def log_density_fn(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
+        """The model's log joint density as a function of unconstrained latent vectors ``(S, d) → (S,)``."""
+        if self._user_model is None:
+            raise RuntimeError("a guide loaded from a file holds no model")
+        self.set_up(*args, **kwargs)
+        log_joint = LogJoint(self._user_model[0], args, kwargs)
+
+        def log_density(latent: Tensor) -> Tensor:
+            values, ladj = self.constrain(latent)
+            return log_joint(values) + ladj
+
+        return log_density
+
+    def _built(self) -> Bijection:
+        if self.transform is None:
+            raise RuntimeError(
+                f"{type(self).__name__} has no parameters yet: call it (or set_up) with the model's arguments, or pass "
+                "prototype_args when constructing it"
+            )
+        return self.transform
+
+    # Copies and files.
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's parameter store leaves a weak reference on every parameter, which can't be pickled, and puts it back at
+        # the next access.
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
+        state = dict(self.__dict__)
+        # A program can't be written to a file, and the live guide must not lose its own.
+        state.update(_model=None, _user_model=None, master=None, create_plates=None, _set_up=())
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoFlow:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        for name in ("_model", "_user_model", "create_plates", "_set_up"):
+            object.__setattr__(new, name, getattr(self, name))
+        return new
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoFlow:
+        super()._apply(fn, recurse)
+        if self.prototype_trace is not None:
+            # Supports with tensor bounds live on a device, too.
+            for _, site in self.prototype_trace.iter_stochastic_nodes():
+                site["fn"] = _map_tensors(site["fn"], fn, {})
+                site["value"] = fn(site["value"])
+        return self
+
+
+def _takes_no_arguments(model: Callable) -> bool:
+    target = model.forward if isinstance(model, nn.Module) else model
+    try:
+        return not inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+_TENSOR_HOLDERS = (torch.distributions.Distribution, Transform, torch.distributions.constraints.Constraint)
+
+
+def _map_tensors(value: Any, fn: Callable[[Tensor], Tensor], seen: dict[int, Any]) -> Any:
+    """A copy of a distribution (or constraint, transform, container) with ``fn`` applied to every tensor in it."""
+    if isinstance(value, nn.Parameter) or value is None or isinstance(value, type | str | int | float):
+        return value
+    if isinstance(value, Tensor):
+        return fn(value)
+    if id(value) in seen:
+        return seen[id(value)]
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_map_tensors(item, fn, seen) for item in value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, fn, seen) for key, item in value.items()}
+    if isinstance(value, _TENSOR_HOLDERS) and not isinstance(value, nn.Module):
+        new = copy.copy(value)
+        seen[id(value)] = new
+        for key, item in vars(value).items():
+            new.__dict__[key] = _map_tensors(item, fn, seen)
+        return new
+    return value

@@ -1,0 +1,142 @@
+"""Learned location, scale and mixing of the dimensions: the linear layer of flow guides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vi_flows.transforms.base import Bijection
+
+__all__ = ["AFFINE_KINDS", "Affine"]
+
+AFFINE_KINDS = ("full", "low_rank", "diagonal")
+"""Kinds of the linear part."""
+
+
+class Affine(Bijection):
+    r"""``x = loc + s ⊙ (M z)`` with ``s = exp(log_scale)`` and a linear part ``M`` of one of three kinds.
+
+    * ``full``: ``M`` unit lower triangular, so ``diag(s) M`` is a Cholesky factor; ``log|det| = Σ log s``.
+    * ``low_rank``: ``M = I + U Uᵀ`` with ``U`` of shape ``(d, rank)``: every value of ``U`` is allowed,
+      ``log|det| = Σ log s + log det(I + UᵀU)`` (matrix determinant lemma), the inverse is Woodbury's.
+    * ``diagonal``: ``M = I``.
+
+    The scale is learned through its logarithm, so that an optimiser with steps of a fixed size reaches scales of any
+    magnitude in few of them.
+
+    Args:
+        loc: the initial location, shape ``(d,)``.
+        init_scale: the initial scale of every dimension.
+        kind: see above.
+        rank: of ``U``; default: ``√d``, rounded.
+
+    Raises:
+        ValueError: an unknown kind, a scale that is not positive, or a rank outside 1…d.
+    """
+
+    def __init__(self, loc: Tensor, init_scale: float = 0.1, kind: str = "full", rank: int | None = None) -> None:
+        super().__init__(event_dim=1)
+        if kind not in AFFINE_KINDS:
+            raise ValueError(f"unknown affine part {kind!r}; choose one of {', '.join(AFFINE_KINDS)}")
+        if not init_scale > 0:
+            raise ValueError(f"init_scale must be positive, got {init_scale}")
+        dim = loc.shape[-1]
+        rank = max(1, round(dim**0.5)) if rank is None else rank
+        if not 1 <= rank <= dim:
+            raise ValueError(f"rank must be within 1…{dim}, got {rank}")
+        self.kind = kind
+        self.loc = nn.Parameter(loc.detach().clone())
+        self.log_scale = nn.Parameter(torch.full_like(loc, init_scale).log())
+        if kind == "full":
+            self.lower = nn.Parameter(loc.new_zeros(dim * (dim - 1) // 2))
+            self.register_buffer("_rows_cols", torch.tril_indices(dim, dim, -1, device=loc.device), persistent=False)
+        elif kind == "low_rank":
+            # U = 0 is a stationary point of M, so the start is near it and not on it.
+            self.factor = nn.Parameter(0.1 * torch.randn(dim, rank, dtype=loc.dtype, device=loc.device) / dim**0.5)
+
+    @property
+    def input_dim(self) -> int:
+        """Number of dimensions."""
+        return self.loc.shape[-1]
+
+    def matrix(self) -> Tensor:
+        """``diag(s) M``, shape ``(d, d)``: the scale matrix of the Gaussian that a standard normal is mapped to."""
+        eye = torch.eye(self.input_dim, dtype=self.loc.dtype, device=self.loc.device)
+        return self._linear(eye).T * self.log_scale.exp()[:, None]
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``loc + s ⊙ (M z)``."""
+        self._check_last_dim(x, self.input_dim)
+        y = self.loc + self.log_scale.exp() * self._linear(x)
+        return y, self._log_det().expand(y.shape[:-1])
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """``M⁻¹ ((x − loc) / s)``."""
+        self._check_last_dim(y, self.input_dim)
+        v = (y - self.loc) * (-self.log_scale).exp()
+        if self.kind == "full":
+            v = torch.linalg.solve_triangular(self._unit_lower(), v.unsqueeze(-1), upper=False).squeeze(-1)
+        elif self.kind == "low_rank":
+            v = v - torch.linalg.solve(self._capacitance(), self.factor.T @ v.unsqueeze(-1)).squeeze(-1) @ self.factor.T
+        return v, -self._log_det().expand(v.shape[:-1])
+
+    @torch.no_grad()
+    def set_gaussian(self, loc: Tensor, covariance: Tensor) -> None:
+        """Make the layer map a standard normal to ``N(loc, covariance)``, as well as its kind can.
+
+        Args:
+            loc: shape ``(d,)``.
+            covariance: shape ``(d, d)``, positive definite, or ``(d,)`` for a diagonal one.
+
+        Raises:
+            torch.linalg.LinAlgError: the covariance is not positive definite.
+        """
+        self.loc.copy_(loc)
+        covariance = covariance.to(torch.float64)
+        if covariance.dim() == 1:
+            if self.kind == "full":
+                self.lower.zero_()
+            self.log_scale.copy_(0.5 * covariance.log())
+            return
+        if self.kind == "full":
+            tril = torch.linalg.cholesky(covariance)
+            scale = tril.diagonal()
+            rows, cols = self._rows_cols
+            self.lower.copy_((tril / scale[:, None])[rows, cols])
+            self.log_scale.copy_(scale.log())
+            return
+        sd = covariance.diagonal().sqrt()
+        if self.kind == "low_rank":
+            rank = self.factor.shape[1]
+            values, vectors = torch.linalg.eigh(covariance / sd[:, None] / sd)
+            rest = values[:-rank].clamp(min=1e-6).mean() if rank < len(values) else values[:1].clamp(min=1e-6).mean()
+            gain = ((values[-rank:].clamp(min=1e-6) / rest).sqrt() - 1).clamp(min=1e-6).sqrt()
+            self.factor.copy_(vectors[:, -rank:] * gain)
+            sd = sd * rest.sqrt()
+        self.log_scale.copy_(sd.log())
+
+    def extra_repr(self) -> str:
+        """Size and kind."""
+        return f"input_dim={self.input_dim}, kind={self.kind}"
+
+    def _unit_lower(self) -> Tensor:
+        dim = self.input_dim
+        matrix = torch.zeros(dim * dim, dtype=self.loc.dtype, device=self.loc.device)
+        rows, cols = self._rows_cols
+        matrix = matrix.index_copy(0, rows * dim + cols, self.lower).reshape(dim, dim)
+        return matrix + torch.eye(dim, dtype=self.loc.dtype, device=self.loc.device)
+
+    def _linear(self, z: Tensor) -> Tensor:
+        if self.kind == "full":
+            return z @ self._unit_lower().T
+        if self.kind == "low_rank":
+            return z + (z @ self.factor) @ self.factor.T
+        return z
+
+    def _capacitance(self) -> Tensor:
+        rank = self.factor.shape[1]
+        return torch.eye(rank, dtype=self.loc.dtype, device=self.loc.device) + self.factor.T @ self.factor
+
+    def _log_det(self) -> Tensor:
+        log_det = self.log_scale.sum()
+        return log_det + torch.linalg.slogdet(self._capacitance())[1] if self.kind == "low_rank" else log_det

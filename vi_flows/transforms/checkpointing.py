@@ -1,0 +1,49 @@
+"""Gradient checkpointing: less memory for deep flows, one more forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vi_flows.transforms.base import Bijection
+
+__all__ = ["Checkpointed"]
+
+
+class Checkpointed(Bijection):
+    """The same bijection, whose intermediate values are computed again in the backward pass instead of being kept.
+
+    Results and gradients are those of the bijection itself.
+
+    Args:
+        bijection: one step of a deep flow.
+    """
+
+    def __init__(self, bijection: Bijection) -> None:
+        super().__init__(bijection.event_dim)
+        self.bijection = bijection
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner bijection's forward pass."""
+        return self._run(self.bijection.forward_and_ladj, x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner bijection's inverse."""
+        return self._run(self.bijection.inverse_and_ladj, y)
+
+    @staticmethod
+    def _run(function: Callable[[Tensor], tuple[Tensor, Tensor]], value: Tensor) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            return function(value)
+        return checkpoint(function, value, use_reentrant=False)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        """Shape of the output for an input of ``shape``."""
+        return self.bijection.forward_shape(shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        """Shape of the input for an output of ``shape``."""
+        return self.bijection.inverse_shape(shape)

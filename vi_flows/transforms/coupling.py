@@ -1,0 +1,301 @@
+r"""Coupling layers: how an image is divided, how a part is changed, and the one template that joins the two.
+
+A coupling divides the input into groups ``x_1 … x_G`` and changes each but the first by an invertible map whose
+parameters are computed from the groups before it:
+
+    ``y_1 = x_1``,   ``y_m = g(x_m; net_m(x_1, …, x_{m−1}))``,   ``log|det| = Σ_m log|det ∂y_m/∂x_m|``.
+
+The networks see the *inputs*, so the forward pass evaluates them all at once and the inverse solves for
+``x_1 → x_2 → …`` in order. Two groups give the coupling of NICE, Real NVP and Glow; four give quad-coupling (Nagar,
+Dufraisse & Varma, eq. 3–6).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vi_flows.transforms.base import Bijection, ConditionalBijection
+from vi_flows.transforms.coupling_maps import CouplingMap
+from vi_flows.transforms.image_base import ImageBijection, fold_batch
+
+__all__ = ["ChannelGroups", "Checkerboard", "ConditionalCoupling", "Coupling", "Partition"]
+
+
+class Partition(ABC):
+    """How an image is divided into groups, and put together again.
+
+    Attributes:
+        num_groups: ``G``.
+    """
+
+    num_groups: int
+
+    @abstractmethod
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The groups of ``x`` in the order in which they are computed, each with three event dimensions."""
+
+    @abstractmethod
+    def merge(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """Inverse of :meth:`split` for an image of ``shape``."""
+
+    @abstractmethod
+    def known(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """What the network of group ``len(groups)`` sees: an image with ``known_channels``, made of earlier groups."""
+
+    @abstractmethod
+    def select(self, maps: Tensor, index: int) -> Tensor:
+        """Bring one parameter map of the network of group ``index`` to the layout of that group."""
+
+    @abstractmethod
+    def known_channels(self, channels: int, index: int) -> int:
+        """Number of channels of :meth:`known` for group ``index`` of an image with ``channels``."""
+
+    @abstractmethod
+    def group_channels(self, channels: int, index: int) -> int:
+        """Number of channels of group ``index``."""
+
+    def check_rectangular(self, shape: torch.Size) -> None:
+        """Raise ``ValueError`` if a group is not a full rectangle of pixels, as convolution maps need."""
+        return
+
+
+class ChannelGroups(Partition):
+    """Consecutive channels: ``num_groups`` groups as even as possible (the first ones smaller).
+
+    Args:
+        channels: ``C``.
+        num_groups: 2 for the common coupling, 4 for quad-coupling.
+        swap: take the groups in reverse order, so that the last channels stay unchanged.
+
+    Raises:
+        ValueError: there are fewer channels than groups, or, for more than two groups, ``C`` is not divisible by them.
+    """
+
+    def __init__(self, channels: int, num_groups: int = 2, swap: bool = False) -> None:
+        if num_groups < 2:
+            raise ValueError(f"a coupling needs at least 2 groups, got {num_groups}")
+        if num_groups == 2 and channels < 2:
+            raise ValueError(f"a channel coupling needs at least 2 channels, got {channels}; squeeze the image first")
+        if num_groups > 2 and channels % num_groups:
+            name = "quad-coupling" if num_groups == 4 else f"a coupling of {num_groups} groups"
+            raise ValueError(f"{name} needs a number of channels divisible by {num_groups}, got {channels}")
+        self.num_groups, self.swap = num_groups, swap
+        small, extra = divmod(channels, num_groups)
+        sizes = [small] * (num_groups - extra) + [small + 1] * extra
+        self.sizes = sizes[::-1] if swap else sizes
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Slices of the channels."""
+        if self.swap:
+            return list(x.split(self.sizes[::-1], -3))[::-1]
+        return list(x.split(self.sizes, -3))
+
+    def merge(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """Concatenate."""
+        return torch.cat(list(groups)[::-1] if self.swap else list(groups), -3)
+
+    def known(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """The earlier groups, concatenated."""
+        return groups[0] if len(groups) == 1 else torch.cat(list(groups), -3)
+
+    def select(self, maps: Tensor, index: int) -> Tensor:
+        """As they are."""
+        return maps
+
+    def known_channels(self, channels: int, index: int) -> int:
+        """Channels of the earlier groups."""
+        return sum(self.sizes[:index])
+
+    def group_channels(self, channels: int, index: int) -> int:
+        """Channels of the group."""
+        return self.sizes[index]
+
+
+class Checkerboard(Partition):
+    """Alternating pixels: the second group holds the pixels with ``(i + j) mod 2 = parity``.
+
+    Networks see the whole image with that group's pixels set to zero. A group of an image of even width is the
+    ``(C, H, W/2)`` array of its pixels, row by row; of odd width, a single row.
+
+    Args:
+        parity: 0 or 1.
+
+    Raises:
+        ValueError: ``parity`` is neither; for maps that convolve, on use: the width is odd.
+    """
+
+    num_groups = 2
+
+    def __init__(self, parity: int = 0) -> None:
+        if parity not in (0, 1):
+            raise ValueError(f"parity must be 0 or 1, got {parity}")
+        self.parity = parity
+
+    def _order(self, shape: torch.Size, device: torch.device) -> tuple[Tensor, int]:
+        height, width = shape[-2:]
+        pixels = torch.arange(height * width, device=device)
+        changed = (pixels // width + pixels % width) % 2 == self.parity
+        first = (height * width + (self.parity == 1)) // 2
+        return torch.argsort(changed, stable=True), height * width - first
+
+    def _rows(self, packed: Tensor, width: int) -> Tensor:
+        return packed.unflatten(-1, (-1, width // 2)) if width % 2 == 0 else packed.unsqueeze(-2)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The unchanged pixels, then the changed ones."""
+        order, changed = self._order(x.shape, x.device)
+        packed = x.flatten(-2).index_select(-1, order)
+        return [self._rows(p, x.shape[-1]) for p in packed.split([len(order) - changed, changed], -1)]
+
+    def merge(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """Put the pixels back in their places."""
+        order, _ = self._order(shape, groups[0].device)
+        packed = torch.cat([group.flatten(-2) for group in groups], -1)
+        return packed.index_select(-1, order.argsort()).unflatten(-1, tuple(shape[-2:]))
+
+    def known(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """The unchanged pixels in their places, zeros elsewhere."""
+        _, changed = self._order(shape, groups[0].device)
+        rest = groups[0].new_zeros(*groups[0].shape[:-2], 1, changed)
+        return self.merge([groups[0], rest], shape)
+
+    def select(self, maps: Tensor, index: int) -> Tensor:
+        """The changed pixels of the maps."""
+        return self.split(maps)[index]
+
+    def known_channels(self, channels: int, index: int) -> int:
+        """All."""
+        return channels
+
+    def group_channels(self, channels: int, index: int) -> int:
+        """All."""
+        return channels
+
+    def check_rectangular(self, shape: torch.Size) -> None:
+        """The width must be even."""
+        if shape[-1] % 2:
+            raise ValueError(f"a checkerboard of {shape[-2]} × {shape[-1]} pixels has no rectangular half to convolve")
+
+
+class Coupling(ImageBijection):
+    r"""The coupling layer: a partition, one network a changed group, and the map whose parameters they compute.
+
+    Args:
+        partition: how the image is divided, see :class:`Partition`.
+        conditioners: ``G − 1`` networks; the m-th maps the known channels, ``(N, K_m, H, W)``, to the map's parameters,
+            ``(N, P · C_m, H, W)`` with ``P = coupling_map.num_maps`` and ``C_m`` channels in group ``m``.
+        coupling_map: how a group is changed, see :mod:`vi_flows.transforms.coupling_maps`.
+        conditioner_dtype: type in which the networks run under autocast (``torch.bfloat16`` saves time and memory); the
+            bijection itself and its log-determinant keep the input's type.
+
+    Raises:
+        ValueError: the number of conditioners is not ``G − 1``; on use, a network's output has the wrong size.
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        conditioners: Sequence[nn.Module],
+        coupling_map: CouplingMap,
+        conditioner_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if len(conditioners) != partition.num_groups - 1:
+            raise ValueError(f"{partition.num_groups} groups need {partition.num_groups - 1} conditioners")
+        self.partition = partition
+        self.conditioners = nn.ModuleList(conditioners)
+        self.coupling_map = coupling_map
+        self.conditioner_dtype = conditioner_dtype
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Change each group by its map, given the groups before it."""
+        return self._evaluate(x, inverse=False)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve for the groups in order."""
+        return self._evaluate(y, inverse=True)
+
+    def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        self._check_image(value)
+        if self.coupling_map.spatial:
+            self.partition.check_rectangular(value.shape)
+        given = self.partition.split(value)
+        groups = [given[0]]
+        inputs = [given[0]]  # of the forward map, in both directions
+        ladj = value.new_zeros(value.shape[:-3])
+        for index in range(1, self.partition.num_groups):
+            maps = self._maps(inputs, index, value)
+            changed, part = self.coupling_map(given[index], maps, inverse)
+            ladj = ladj + part
+            groups.append(changed)
+            inputs.append(changed if inverse else given[index])
+        return self.partition.merge(groups, value.shape), ladj
+
+    def _run(self, conditioner: nn.Module, known: Tensor) -> Tensor:
+        return fold_batch(conditioner, known)
+
+    def _maps(self, inputs: Sequence[Tensor], index: int, value: Tensor) -> list[Tensor]:
+        known = self.partition.known(inputs, value.shape)
+        conditioner = self.conditioners[index - 1]
+        with torch.autocast(value.device.type, self.conditioner_dtype, enabled=self.conditioner_dtype is not None):
+            maps = self._run(conditioner, known)
+        count = self.coupling_map.num_maps
+        expected = count * self.partition.group_channels(value.shape[-3], index)
+        if maps.shape[-3] != expected or maps.shape[-2:] != value.shape[-2:]:
+            raise ValueError(
+                f"conditioner {index} gave maps of {tuple(maps.shape[-3:])}, "
+                f"expected {(expected, *value.shape[-2:])} ({count} for each channel)"
+            )
+        return [self.partition.select(part, index) for part in maps.to(value.dtype).chunk(count, -3)]
+
+
+class _ConditionedCoupling(Coupling):
+    """A coupling whose networks get the channels of a fixed context in front of the known ones."""
+
+    context: Tensor
+
+    def __init__(self, coupling: Coupling, context: Tensor) -> None:
+        super().__init__(
+            coupling.partition, list(coupling.conditioners), coupling.coupling_map, coupling.conditioner_dtype
+        )
+        self.register_buffer("context", context, persistent=False)
+
+    def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        self._check_image(value)
+        batch = torch.broadcast_shapes(value.shape[:-3], self.context.shape[:-3])
+        return super()._evaluate(value.expand(*batch, *value.shape[-3:]), inverse)
+
+    def _run(self, conditioner: nn.Module, known: Tensor) -> Tensor:
+        context = self.context.expand(*known.shape[:-3], *self.context.shape[-3:])
+        return super()._run(conditioner, torch.cat([context, known], -3))
+
+
+class ConditionalCoupling(ConditionalBijection):
+    """A coupling whose networks also see a context image: ``condition(context)`` gives the coupling for each row.
+
+    Args:
+        partition: see :class:`Coupling`.
+        conditioners: see :class:`Coupling`; they take the context's channels in front of the known ones.
+        coupling_map: see :class:`Coupling`.
+        context_channels: number of channels of the context, which has the image's height and width.
+
+    Raises:
+        ValueError: see :class:`Coupling`; on conditioning, the context has another number of channels.
+    """
+
+    def __init__(
+        self, partition: Partition, conditioners: Sequence[nn.Module], coupling_map: CouplingMap, context_channels: int
+    ) -> None:
+        super().__init__()
+        self.coupling = Coupling(partition, conditioners, coupling_map)
+        self.context_channels = context_channels
+
+    def condition(self, context: Tensor) -> Bijection:
+        """The coupling for each row of ``context``, shape ``(…, context_channels, H, W)``."""
+        if context.dim() < 3 or context.shape[-3] != self.context_channels:
+            raise ValueError(f"expected a context of {self.context_channels} channels, got {tuple(context.shape)}")
+        return _ConditionedCoupling(self.coupling, context).train(self.training)

@@ -1,0 +1,180 @@
+"""How a coupling changes a group of the image: additive, affine, convolution and MCONV maps.
+
+Each takes the group and its parameter maps (arrays of the group's own shape, computed by a network from other groups)
+and returns the changed group with the log-determinant, in either direction. Zero maps give the identity, except for
+the sigmoid scale.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vi_flows.transforms.circular_conv import make_filter
+
+__all__ = ["COUPLING_MAPS", "SCALES", "AdditiveMap", "AffineMap", "ConvMap", "CouplingMap", "GaussianMap", "MConvMap"]
+
+SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": lambda g: g,
+    "sigmoid": lambda g: F.logsigmoid(g + 2.0),
+    "tanh": lambda g: 2.0 * torch.tanh(0.5 * g),
+}
+"""Log scales ``log s(g)`` by name: ``s = e^g`` as the papers write it, ``s = σ(g + 2)`` as implementations of Glow have
+it, and ``s = exp(2 tanh(g/2))``, which stays within ``[e⁻², e²]``."""
+
+
+def _sum(value: Tensor) -> Tensor:
+    return value.flatten(-3).sum(-1)
+
+
+class CouplingMap(ABC):
+    """An invertible map of a group given its parameters.
+
+    Attributes:
+        num_maps: parameter maps a channel.
+        spatial: whether the map mixes pixels, so that the group must be a rectangle.
+    """
+
+    num_maps: int
+    spatial: bool = False
+
+    @abstractmethod
+    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Change the group (or undo it), and the log-determinant of what was done, summed over three event dimensions.
+
+        Args:
+            x: the group, ``(…, C, H, W)``.
+            maps: ``num_maps`` tensors of the group's shape.
+            inverse: undo the map.
+        """
+
+
+class _ScaledMap(CouplingMap):
+    def __init__(self, scale: str) -> None:
+        if scale not in SCALES:
+            raise ValueError(f"unknown scale {scale!r}; choose one of {', '.join(SCALES)}")
+        self.scale = scale
+
+    def log_scale(self, g: Tensor) -> Tensor:
+        """``log s(g)``."""
+        return SCALES[self.scale](g)
+
+
+class AdditiveMap(CouplingMap):
+    """NICE's additive coupling, ``y = x + t``; log-determinant 0 (Dinh et al., *NICE*, section 3.2)."""
+
+    num_maps = 1
+
+    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Add, or subtract."""
+        y = x - maps[0] if inverse else x + maps[0]
+        return y, y.new_zeros(y.shape[:-3])
+
+
+class AffineMap(_ScaledMap):
+    """Affine coupling, ``y = (x + t) ⊙ s(g)``; ``log|det| = Σ log s(g)`` (Nagar et al., eq. 4; Glow, table 1).
+
+    Args:
+        scale: one of :data:`SCALES`.
+
+    Raises:
+        ValueError: there is no scale of that name.
+    """
+
+    num_maps = 2
+
+    def __init__(self, scale: str = "sigmoid") -> None:
+        super().__init__(scale)
+
+    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Shift, then scale; or the reverse."""
+        shift, log_scale = maps[0], self.log_scale(maps[1])
+        if inverse:
+            return x * (-log_scale).exp() - shift, -_sum(log_scale)
+        return (x + shift) * log_scale.exp(), _sum(log_scale)
+
+
+class GaussianMap(CouplingMap):
+    """Standardisation by a normal, ``y = (x − μ) e^{−log σ}``; ``log|det| = −Σ log σ``; the maps are ``μ, log σ``.
+
+    ``log σ`` is bounded softly, ``8 tanh(g/8)``, so that no network output makes the map singular.
+    """
+
+    num_maps = 2
+
+    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Standardise; or the reverse."""
+        mean, log_sd = maps[0], 8.0 * torch.tanh(maps[1] / 8.0)
+        if inverse:
+            return x * log_sd.exp() + mean, _sum(log_sd)
+        return (x - mean) * (-log_sd).exp(), -_sum(log_sd)
+
+
+class ConvMap(CouplingMap):
+    """Convolution coupling, ``y = w ⊛ x + b`` (Karami et al., eq. 3, inverse eq. 6).
+
+    Args:
+        filter: one of :data:`~vi_flows.transforms.circular_conv.FILTERS`; its parameter is the first map.
+        bound: largest log magnitude of the spectrum.
+
+    Raises:
+        ValueError: see :func:`~vi_flows.transforms.circular_conv.make_filter`.
+    """
+
+    num_maps = 2
+    spatial = True
+
+    def __init__(self, filter: str = "cepstrum", bound: float = 2.0) -> None:
+        self.filter = make_filter(filter, 2, bound)
+
+    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Convolve and shift; or the reverse."""
+        v, shift = maps[:2]
+        if inverse:
+            return self.filter(x - shift, v, inverse=True)
+        y, ladj = self.filter(x, v)
+        return y + shift, ladj
+
+
+class MConvMap(_ScaledMap):
+    """MCONV, ``y = s(g) ⊙ (w ⊛ x + b) + t`` (Karami et al., eq. 7, inverse eq. 9); the maps are ``v, b, g, t``.
+
+    ``b`` is redundant given ``t``; it is kept as in the paper, where it lets the shift scale with ``s``.
+
+    Args:
+        scale: one of :data:`SCALES`.
+        filter: see :class:`ConvMap`.
+        bound: see :class:`ConvMap`.
+
+    Raises:
+        ValueError: see :class:`AffineMap` and :class:`ConvMap`.
+    """
+
+    num_maps = 4
+    spatial = True
+
+    def __init__(self, scale: str = "sigmoid", filter: str = "cepstrum", bound: float = 2.0) -> None:
+        super().__init__(scale)
+        self.conv = ConvMap(filter, bound)
+
+    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Convolve, shift, scale, shift; or the reverse."""
+        log_scale, shift = self.log_scale(maps[2]), maps[3]
+        if inverse:
+            x, ladj = self.conv((x - shift) * (-log_scale).exp(), maps, inverse=True)
+            return x, ladj - _sum(log_scale)
+        y, ladj = self.conv(x, maps)
+        return y * log_scale.exp() + shift, ladj + _sum(log_scale)
+
+
+COUPLING_MAPS: dict[str, Callable[..., CouplingMap]] = {
+    "additive": AdditiveMap,
+    "affine": AffineMap,
+    "conv": ConvMap,
+    "mconv": MConvMap,
+}
+"""The maps by name."""
