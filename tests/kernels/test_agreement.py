@@ -100,7 +100,7 @@ def test_parameters_broadcast_against_the_input(engine, direction):
         ((), (4,), (4,), (4,)),
         ((3, 1), (4,), (), (1, 1)),
         ((3, 4), (3, 1), (), (4,)),
-        ((2,), (1,), (), (1,)),
+        ((2,), (1,), (), (1,)), ((2,), (1, 1, 2), (1, 2), (2,)),
     ]:
         x, theta, weight, bias = draw(spec, ())
         sets = [
