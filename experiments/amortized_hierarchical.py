@@ -3,8 +3,8 @@
     python experiments/amortized_hierarchical.py
 
 Groups n = 1…N have an effect z_n ~ N(μ, τ²) and five measurements x_n ~ N(z_n, 1). The global latents (μ, τ) are left
-to an AutoConvFlow, each z_n to an AmortizedFlowGuide that reads x_n, inside the user's own plate and with minibatches of
-changing size. The exact posterior given (μ, τ) is Gaussian, so the answer can be checked.
+to an AutoConvFlow, each z_n to an AmortizedFlowGuide that reads x_n, inside the user's own plate and with minibatches
+of changing size. The exact posterior given (μ, τ) is Gaussian, so the answer can be checked.
 """
 
 from __future__ import annotations

@@ -99,5 +99,5 @@ def test_bad_options_and_broken_models_are_named():
         with pyro.validation_enabled(False):
             pyro.factor("f", x * float("nan"))
 
-    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="hundred steps"):
+    with pytest.warns(UserWarning, match="finite"), pytest.raises(RuntimeError, match="hundred steps"):
         fit(broken, AutoConvFlow(broken), num_steps=300)
