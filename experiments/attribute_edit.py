@@ -73,9 +73,8 @@ def class_effect(
     """How often a classifier, trained on other images, sees the added class before and after the edit."""
     from sklearn.neural_network import MLPClassifier
 
-    classifier = MLPClassifier((100,), max_iter=30, random_state=0)
-    with np.errstate(all="ignore"):
-        classifier.fit(fit[0].flatten(1).numpy() / 255, fit[1].numpy())
+    classifier = MLPClassifier((100,), max_iter=200, random_state=0, early_stopping=True)
+    classifier.fit(fit[0].flatten(1).numpy() / 255, fit[1].numpy())
     others = test[0][test[1] != options.added_class]
 
     def share(images: Tensor) -> float:

@@ -10,10 +10,12 @@ from typing import Annotated
 
 import tyro
 
+from vi_flows.bench.commands import Bench, Info
 from vi_flows.commands import Evaluate, Sample, Train
 from vi_flows.data import DataCorruptError, DataNotFoundError
 from vi_flows.data.commands import DataCheck, DataDownload, DataList
 from vi_flows.demo import Demo
+from vi_flows.fit2d import Fit2D
 from vi_flows.train import RunError, TrainingDivergedError, TrainingInterrupted
 from vi_flows.train.checkpoint import CheckpointError
 
@@ -42,7 +44,10 @@ COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "sample": Sample,
+    "fit2d": Fit2D,
     "data": Data,
+    "bench": Bench,
+    "info": Info,
 }
 """What runs, by name: dataclasses with a ``run`` method that returns the exit code."""
 

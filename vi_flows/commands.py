@@ -13,7 +13,6 @@ from vi_flows.data import load
 from vi_flows.plotting import save_image_grid
 from vi_flows.train.config import TrainConfig
 from vi_flows.train.evaluate import evaluate_run
-from vi_flows.train.image_task import ImageFlowTask
 from vi_flows.train.loop import Trainer
 from vi_flows.train.run import Run
 
@@ -88,8 +87,9 @@ class Evaluate:
         """Print the figures and where the record is; exit code 0."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        run = Run.open(self.folder, self.data_root)
         record, path = evaluate_run(
-            Run.open(self.folder, self.data_root),
+            run,
             self.num_samples,
             split=self.split,
             weights=self.weights,
@@ -99,29 +99,16 @@ class Evaluate:
             overwrite=self.overwrite,
             progress=not self.quiet,
         )
-        low, high = record["interval"]
-        if "bits_per_dim" in record:
-            print(f"{record['model']} on {record['dataset']} ({record['protocol']}), {record['num_rows']} images:")
-            print(f"  {record['bits_per_dim']:.4f} bits/dim, 95 % interval [{low:.4f}, {high:.4f}]")
-            print(f"  {record['nll']:.2f} nats; {record['num_draws']} draws of the noise an image")
-            print(f"record: {path}")
-            return 0
         print(f"{record['model']} on {record['dataset']} ({record['protocol']}), {record['num_rows']} images:")
-        print(
-            f"  NLL  {record['nll']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}], {record['num_samples']} samples"
-        )
-        print(f"  ELBO {record['elbo']:.3f} nats; mean ESS {record['mean_ess']:.0f}")
-        print(
-            f"  Pareto k-hat: median {record['median_k_hat']:.2f}, "
-            f"{100 * record['share_k_hat_above_0.7']:.1f} % of the images above 0.7"
-        )
+        for line in run.build_task().report(record):
+            print(f"  {line}")
         print(f"record: {path}")
         return 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw a grid of samples from a run, next to training images, and its reconstructions of test images."""
+    """Draw a grid of samples from a run next to training images, and reconstructions (VAE) or interpolations (flow)."""
 
     folder: tyro.conf.Positional[RunFolder]
     """Folder of the run."""
@@ -143,7 +130,7 @@ class Sample:
     """Where the data are now, if not where they were."""
 
     def run(self) -> int:
-        """Write samples.png, data.png and reconstructions.png (image flows: interpolations.png); exit code 0."""
+        """Write the pictures and print where they are; exit code 0."""
         for path in draw_pictures(self):
             print(path)
         return 0
@@ -160,25 +147,9 @@ def draw_pictures(options: Sample) -> list[Path]:
     run = Run.open(options.folder, options.data_root)
     task = run.build_task()
     run.load_weights(task, options.weights)
-    count, shape, data = options.rows * options.columns, run.data.shape, run.data
     folder = options.folder if options.out is None else options.out
-    if isinstance(task, ImageFlowTask):
-        with torch.random.fork_rng():
-            torch.manual_seed(options.seed)
-            return task.draw_pictures(folder, options.rows, options.columns, options.temperature)
-    splits = data.split(run.config.protocol)
-    test = data.binarized(splits.test)[: max(count // 2, 1)]
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        samples = task.module.sample(count).cpu()
-        if options.binary:
-            samples = torch.bernoulli(samples)
-        chosen = torch.randperm(len(splits.train))[:count]
-        pairs = torch.stack([test, task.module.reconstruct(test.to(task.device)).cpu()], 1).flatten(0, 1)
-    training = data.binarized(splits.train[chosen]) if options.binary else data.means(splits.train[chosen])
-    pictures = {"samples.png": samples, "data.png": training, "reconstructions.png": pairs}
-    scale = max(1, round(56 / shape[1]))
-    return [
-        save_image_grid(images.reshape(-1, *shape), folder / name, options.columns, scale)
-        for name, images in pictures.items()
-    ]
+        grids = task.pictures(options.rows, options.columns, options.binary, options.temperature)
+    scale = max(1, round(56 / run.data.shape[1]))
+    return [save_image_grid(images, folder / f"{name}.png", options.columns, scale) for name, images in grids.items()]

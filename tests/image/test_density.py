@@ -115,8 +115,10 @@ def test_bits_per_dim_is_the_literal_formula(alpha):
 
 def test_bits_per_dim_of_the_uniform_density_is_the_number_of_bits():
     uniform = Dequantized(dist.Uniform(torch.zeros(3, 2, 2), 1.0).to_event(3), 256)
-    value = bits_per_dim(uniform.log_prob(images(5, 3, 2, 2)), 12)
-    torch.testing.assert_close(value, torch.full((5,), 8.0))
+    x = images(5, 3, 2, 2)
+    torch.testing.assert_close(bits_per_dim(uniform.log_prob(x), 12), torch.full((5,), 8.0))
+    certain = Dequantized(uniform.base_dist, 256, lambda x: (0.5 * torch.ones_like(x), x.new_full(x.shape[:-3], 3.0)))
+    torch.testing.assert_close(certain.log_prob(x), uniform.log_prob(x) - 3.0)
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -124,7 +126,7 @@ def test_probabilities_of_all_images_sum_to_one(learned):
     """Two pixels of four grey values: E_u[exp(estimate)] is each image's probability, whatever the noise."""
     torch.manual_seed(0)
     flow = randomise(Chain([coupling(Checkerboard(p), 1, AffineMap("tanh")) for p in (0, 1)]), 0.4)
-    dequantizer = randomise(VariationalDequantizer(1, 4, 2, 4), 0.1) if learned else None
+    dequantizer = randomise(VariationalDequantizer(1, 4, 2, 6), 0.3) if learned else None
     density = ImageDensity(flow, (1, 1, 2), num_levels=4, alpha=0.05, dequantizer=dequantizer).double()
     grid = torch.cartesian_prod(torch.arange(4), torch.arange(4)).reshape(16, 1, 1, 2)
     with torch.no_grad():
@@ -138,7 +140,7 @@ def test_probabilities_of_all_images_sum_to_one(learned):
     # The logit map leaves a little mass below zero, which samples clip to the lowest grey value.
     assert probabilities.sum().item() == pytest.approx(1 - below.item(), abs=0.03)
     inner = (grid > 0).flatten(1).all(1)
-    torch.testing.assert_close(frequency[inner], probabilities[inner], atol=0.02, rtol=0)
+    torch.testing.assert_close(frequency[inner], probabilities[inner], atol=0.012, rtol=0)
     assert (estimates.mean(0) <= probabilities.log()).all()
 
 

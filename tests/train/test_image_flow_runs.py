@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ def test_training_lowers_bits_per_dim_and_evaluation_repeats(tmp_path):
     assert record["num_rows"] == 30
     assert record["num_draws"] == 2
     assert record["num_dims"] == 64
+    assert record["round_trip_exact"] == 1.0
     low, high = record["interval"]
     assert low < record["bits_per_dim"] < high
     assert record["model"] == "inv_conv3x3-quad-l1-d2-w8"
@@ -76,6 +78,15 @@ def test_command_line(tmp_path, capsys):
     assert done.value.code == 0
     for name in ("samples", "data", "interpolations"):
         assert (tmp_path / "run" / f"{name}.png").stat().st_size > 0
+
+
+def test_learned_noise_and_mixed_precision_train(tmp_path):
+    image = replace(IMAGE, coupling="affine", dequantization="variational", mixed_precision=True, checkpoint=True)
+    trainer = trained(tmp_path / "run", replace(SMALL, image=image, epochs=1))
+    assert trainer.state["best"]["valid_loss"] < 8
+    noise = trainer.module.dequantizer
+    assert all((p.grad is not None) and p.grad.isfinite().all() for p in noise.parameters())
+    assert any(p.detach().abs().sum() > 0 for n, p in noise.named_parameters() if n.endswith("4.weight"))
 
 
 def test_settings_survive_the_trip_through_json():

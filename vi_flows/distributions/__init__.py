@@ -2,13 +2,14 @@
 
 from vi_flows.distributions.dequantization import Dequantized, UniformDequantizer, VariationalDequantizer
 from vi_flows.distributions.image import ImageDensity, bits_per_dim
-from vi_flows.distributions.lean import BernoulliLogits, FlowNormal
+from vi_flows.distributions.lean import BernoulliLogits, FlowNormal, StandardNormal
 
 __all__ = [
     "BernoulliLogits",
     "Dequantized",
     "FlowNormal",
     "ImageDensity",
+    "StandardNormal",
     "UniformDequantizer",
     "VariationalDequantizer",
     "bits_per_dim",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch.distributions.kl import register_kl
 
 from vi_flows.transforms import Bijection, EvaluationState
 
-__all__ = ["BernoulliLogits", "FlowNormal"]
+__all__ = ["BernoulliLogits", "FlowNormal", "StandardNormal"]
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 SCALAR = torch.Size()
@@ -40,13 +41,17 @@ class FlowNormal(TorchDistribution):
     def __init__(
         self, loc: Tensor, log_scale: Tensor, bijection: Bijection | None = None, validate_args: bool | None = None
     ) -> None:
-        self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale)
+        if loc.shape != log_scale.shape:
+            loc, log_scale = torch.broadcast_tensors(loc, log_scale)
+        self.loc, self.log_scale = loc, log_scale
         self.bijection = bijection
         self._own: tuple[Tensor, Tensor, EvaluationState] | None = None
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> FlowNormal:
         """The same distribution over a larger batch; the bijection's own batch must broadcast against it."""
+        if torch.Size(batch_shape) == self.batch_shape:  # Pyro's plates ask for it at every site
+            return self
         shape = torch.Size(batch_shape) + self.event_shape
         return FlowNormal(self.loc.expand(shape), self.log_scale.expand(shape), self.bijection, validate_args=False)
 
@@ -54,7 +59,7 @@ class FlowNormal(TorchDistribution):
         """A reparameterised sample ``sample_shape + batch_shape + (d,)`` and its log-probability, in one pass."""
         eps = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
         z = torch.addcmul(self.loc, self.log_scale.exp(), eps)
-        log_q = -0.5 * eps.square().sum(-1) - (self.log_scale + HALF_LOG_2PI).sum(-1)
+        log_q = -0.5 * eps.square().sum(-1) - self.log_scale.sum(-1) - HALF_LOG_2PI * eps.shape[-1]
         if self.bijection is not None:
             z, ladj = self.bijection.forward_and_ladj(z)
             log_q = log_q - ladj
@@ -81,7 +86,7 @@ class FlowNormal(TorchDistribution):
         if self.bijection is not None:
             value, inverse_ladj = self.bijection.inverse_and_ladj(value)
         eps = (value - self.loc) * (-self.log_scale).exp()
-        log_q = -0.5 * eps.square().sum(-1) - (self.log_scale + HALF_LOG_2PI).sum(-1)
+        log_q = -0.5 * eps.square().sum(-1) - self.log_scale.sum(-1) - HALF_LOG_2PI * eps.shape[-1]
         return log_q if inverse_ladj is None else log_q + inverse_ladj
 
     @property
@@ -118,6 +123,62 @@ def _kl_flow_normal(q: FlowNormal, p: FlowNormal) -> Tensor:
     )
 
 
+class StandardNormal(TorchDistribution):
+    """``N(0, I)``: ``log p(z) = −½ Σ zᵢ² − ½ d log 2π``.
+
+    Args:
+        dim: ``d``.
+        batch_shape: of the distribution.
+        like: a tensor whose dtype and device the samples take.
+        validate_args: as for every PyTorch distribution.
+    """
+
+    arg_constraints: ClassVar = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self, dim: int, batch_shape: Sequence[int] = (), like: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
+        self.like = torch.empty(0) if like is None else like
+        super().__init__(torch.Size(batch_shape), torch.Size([dim]), validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> StandardNormal:
+        """The same distribution over a larger batch."""
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self
+        return StandardNormal(self.event_shape[0], batch_shape, self.like, validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size = SCALAR) -> Tensor:
+        """``sample_shape + batch_shape + (d,)``."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return torch.randn(shape, dtype=self.like.dtype, device=self.like.device)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``log p(value)``, shape ``batch_shape``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return -0.5 * value.square().sum(-1) - HALF_LOG_2PI * self.event_shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Zero."""
+        return self.like.new_zeros(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """One."""
+        return self.like.new_ones(self.batch_shape + self.event_shape)
+
+
+@register_kl(FlowNormal, StandardNormal)
+def _kl_flow_normal_standard(q: FlowNormal, p: StandardNormal) -> Tensor:
+    """Closed form where there is no bijection."""
+    if q.bijection is not None:
+        raise NotImplementedError("no closed form for the KL divergence of a flow")
+    return 0.5 * (torch.expm1(2 * q.log_scale) - 2 * q.log_scale + q.loc.square()).sum(-1)
+
+
 class BernoulliLogits(TorchDistribution):
     r"""Independent Bernoulli pixels, summed: ``log p(x) = Σᵢ xᵢ lᵢ − log(1 + exp lᵢ)``.
 
@@ -137,6 +198,8 @@ class BernoulliLogits(TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> BernoulliLogits:
         """The same distribution over a larger batch."""
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self
         return BernoulliLogits(self.logits.expand(torch.Size(batch_shape) + self.event_shape), validate_args=False)
 
     @property

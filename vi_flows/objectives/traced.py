@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.util import check_if_enumerated
 from torch import Tensor
+
+from vi_flows.parameters import quiet_unless_observed
 
 __all__ = ["TracedBound", "TracedWeights"]
 
@@ -79,7 +81,8 @@ class TracedBound(PyroELBO):
         Raises:
             ValueError: a guide site is not reparameterised.
         """
-        pairs = list(self._get_traces(model, guide, args, kwargs))
+        with quiet_unless_observed():
+            pairs = list(self._get_traces(model, guide, args, kwargs))
         vectorised = self.vectorize_particles and self.num_particles > 1
         parts = [_weights_of(*pair, vectorised) for pair in pairs]
         if len(parts) == 1:
@@ -117,14 +120,6 @@ class TracedBound(PyroELBO):
 TERMS = ("log_likelihood", "log_prior", "log_posterior")
 
 
-def _plates(site: dict[str, Any]) -> set:
-    return {f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES}
-
-
-def _scale(frames: Iterable[Any]) -> float:
-    return math.prod(f.full_size / f.size for f in frames if f.full_size and f.size)
-
-
 def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> TracedWeights:
     # Of the guide's sites only those of the model count; subsample indices are drawn on both sides and cancel.
     latent = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
@@ -137,31 +132,40 @@ def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> Tra
                 "use pyro.infer.TraceGraph_ELBO for it"
             )
     sites = [*model_sites.values(), *latent.values()]
-    everywhere = set.intersection(*map(_plates, sites)) if sites else set()
-    somewhere = set.union(*map(_plates, sites)) if sites else set()
-    coupled = tuple(sorted(f.name for f in somewhere - everywhere if _scale([f]) != 1))
-    particle_dim = next((f.dim for s in sites for f in s["cond_indep_stack"] if f.name == PARTICLES), None)
-    totals: dict[str, Tensor | float] = dict.fromkeys(TERMS, 0.0)
+    # Plates by (name, dim), with N/B of each: Pyro's frames themselves are slow to hash.
+    scales: dict[tuple[str, int], float] = {}
+    plates: list[set[tuple[str, int]]] = []
+    for site in sites:
+        frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+        scales.update({(f.name, f.dim): f.full_size / f.size if f.full_size and f.size else 1.0 for f in frames})
+        plates.append({(f.name, f.dim) for f in frames})
+    particles = {key for key in scales if key[0] == PARTICLES}
+    everywhere = set.intersection(*plates) | particles if plates else set()
+    coupled = tuple(sorted(key[0] for key in scales if key not in everywhere and scales[key] != 1))
+    keep = {dim for _, dim in everywhere}
+    scale = math.prod(scales[key] for key in everywhere - particles)
+    parts: dict[str, list[Tensor]] = {term: [] for term in TERMS}
     for name, site in model_sites.items():
-        term = "log_prior" if name in latent else "log_likelihood"
-        totals[term] = totals[term] + _reduce(site, everywhere, particle_dim)
-    for site in latent.values():
-        totals["log_posterior"] = totals["log_posterior"] + _reduce(site, everywhere, particle_dim)
-    tensors = [t if isinstance(t, Tensor) else torch.tensor(t) for t in totals.values()]
-    tensors = torch.broadcast_tensors(*tensors)
+        parts["log_prior" if name in latent else "log_likelihood"].append(_reduce(site, scale, keep))
+    parts["log_posterior"] = [_reduce(site, scale, keep) for site in latent.values()]
+    tensors = [sum(terms[1:], terms[0]) if terms else torch.zeros(()) for terms in parts.values()]
+    if len({t.shape for t in tensors}) > 1:
+        tensors = torch.broadcast_tensors(*tensors)
     if not vectorised:
-        tensors = tuple(t.unsqueeze(0) for t in tensors)
-    return TracedWeights(*tensors, _scale(everywhere), coupled)
+        tensors = [t.unsqueeze(0) for t in tensors]
+    return TracedWeights(*tensors, scale, coupled)
 
 
-def _reduce(site: dict[str, Any], everywhere: set, particle_dim: int | None) -> Tensor:
-    """One site's log-probability, its common plates' scale taken out, summed over all but particle and common dims.
+def _reduce(site: dict[str, Any], scale: float, keep: set[int]) -> Tensor:
+    """One site's log-probability, the common plates' scale taken out, summed over all but the dims in ``keep``.
 
     The particle dimension, the outermost, comes out first; the common plates follow in the order of their dims.
     """
-    log_prob = site["log_prob"] / _scale(everywhere)
-    keep = sorted([f.dim for f in everywhere] + ([] if particle_dim is None else [particle_dim]))
+    log_prob = site["log_prob"]
+    if scale != 1:
+        log_prob = log_prob / scale
     missing = max((-dim for dim in keep), default=0) - log_prob.dim()
-    log_prob = log_prob.reshape((1,) * max(missing, 0) + log_prob.shape)
+    if missing > 0:
+        log_prob = log_prob.reshape((1,) * missing + log_prob.shape)
     rest = [dim for dim in range(-log_prob.dim(), 0) if dim not in keep]
     return log_prob.sum(rest) if rest else log_prob

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
-from vi_flows.objectives import estimate_nll
-from vi_flows.train.image_task import ImageFlowTask
 from vi_flows.train.records import make_record, model_name, write_record
 from vi_flows.train.run import Run, RunError
-from vi_flows.train.tasks import VAETask
 
 __all__ = ["evaluate_run"]
 
@@ -63,17 +57,8 @@ def evaluate_run(
     if len(pixels) == 0:
         raise RunError(f"there are no {split} images under the {run.config.protocol} protocol")
     begun = time.monotonic()
-    if isinstance(task, ImageFlowTask):
-        summary = task.evaluate(pixels[:limit], num_samples or 8, seed, progress)
-    else:
-        # The draw of binary images is that of the whole split, whatever the limit.
-        rows = run.data.binarized(pixels)[:limit].to(task.device)
-        summary = estimate_nll(_log_weights(task), rows, num_samples or 5000, seed=seed, progress=progress).summary()
+    summary = task.evaluate(pixels, limit, num_samples, seed, progress)
     summary |= {"split": split, "evaluation_seconds": round(time.monotonic() - begun, 1)}
     made = make_record(run, trained, summary)
     write_record(path, made, overwrite)
     return made, path
-
-
-def _log_weights(task: VAETask) -> Callable[[Tensor, int], Tensor]:
-    return lambda x, particles: task.module.log_weight_terms(x, particles).log_weights()

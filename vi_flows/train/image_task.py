@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from tqdm import tqdm
 
 from vi_flows.data import ImageData
 from vi_flows.image_model import build_image_density
-from vi_flows.plotting import save_image_grid
 from vi_flows.train.config import TrainConfig
 from vi_flows.train.tasks import StepResult
 
@@ -58,22 +56,27 @@ class ImageFlowTask:
         return total / len(self.splits.valid)
 
     @torch.no_grad()
-    def evaluate(self, rows: Tensor, num_draws: int, seed: int = 0, progress: bool = True) -> dict[str, Any]:
+    def evaluate(
+        self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
+    ) -> dict[str, Any]:
         """Bits/dim over several draws of the noise an image, averaged: an upper bound in expectation.
 
         Args:
-            rows: pixels, ``(N, C·H·W)``.
-            num_draws: draws an image.
+            pixels: a split, ``(N, C·H·W)``.
+            limit: score only the first so many images.
+            num_samples: draws an image, 8 by default.
             seed: of the noise.
             progress: show a bar.
 
         Returns:
-            ``bits_per_dim`` with its 95 % ``interval`` over images, ``nll`` in nats, and what they were made of.
+            ``bits_per_dim`` with its 95 % ``interval`` over images, ``nll`` in nats, what they were made of, and the
+            share of images that come back from their latents unchanged.
         """
+        num_draws = num_samples or 8
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            parts = rows.split(self.config.batch_size)
+            parts = pixels[:limit].split(self.config.batch_size)
             scores = [
                 self.module.bits_per_dim(self.data.images(part).to(self.device), num_draws).double().cpu()
                 for part in tqdm(parts, unit="batch", disable=not progress)
@@ -87,32 +90,49 @@ class ImageFlowTask:
             "nll": mean * math.log(2.0) * self.module.num_dims,
             "num_draws": num_draws,
             "num_rows": len(bits),
+            "round_trip_exact": self._round_trip(pixels[:limit][:100]),
             "num_dims": self.module.num_dims,
             "parameters": sum(p.numel() for p in self.module.parameters()),
         }
 
+    def _round_trip(self, pixels: Tensor) -> float:
+        """Share of images that come back from their latents unchanged, in every pixel."""
+        images = self.data.images(pixels).to(self.device)
+        back = self.module.decode(self.module.encode(images))
+        return (back == images).flatten(1).all(1).double().mean().item()
+
+    def report(self, record: dict[str, Any]) -> list[str]:
+        """Bits/dim and nats."""
+        low, high = record["interval"]
+        return [
+            f"{record['bits_per_dim']:.4f} bits/dim, 95 % interval [{low:.4f}, {high:.4f}]",
+            f"{record['nll']:.2f} nats; {record['num_draws']} draws of the noise an image",
+            f"{100 * record['round_trip_exact']:.0f} % of 100 images come back from their latents unchanged",
+        ]
+
     @torch.no_grad()
-    def draw_pictures(self, folder: Path, rows: int, columns: int, temperature: float = 1.0) -> list[Path]:
-        """``samples.png``, ``data.png`` and ``interpolations.png`` (a row each between two test images).
+    def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
+        """Samples, training images, and a row of interpolations between each two test images.
 
         Args:
-            folder: where to.
             rows: rows of the grids.
             columns: columns of the grids.
+            binary: must be false.
             temperature: of the samples.
+
+        Raises:
+            ValueError: binary pixels were asked for.
         """
+        if binary:
+            raise ValueError("an image flow has grey values; --binary is for VAEs")
         count = rows * columns
         chosen = torch.randperm(len(self.train_rows))[:count]
         ends = self.data.images(self.splits.test)[: 2 * rows].to(self.device)
-        pictures = {
-            "samples.png": self.module.sample(count, temperature),
-            "data.png": self.data.images(self.train_rows[chosen]),
+        grids = {
+            "samples": self.module.sample(count, temperature),
+            "data": self.data.images(self.train_rows[chosen]),
         }
         if columns > 1 and len(ends) > 1:
             lines = self.module.interpolate(ends[: len(ends) // 2], ends[len(ends) // 2 :][: len(ends) // 2], columns)
-            pictures["interpolations.png"] = lines.movedim(0, 1).flatten(0, 1)
-        scale = max(1, round(56 / self.data.shape[1]))
-        return [
-            save_image_grid(images.float().cpu() / (self.data.levels - 1), folder / name, columns, scale)
-            for name, images in pictures.items()
-        ]
+            grids["interpolations"] = lines.movedim(0, 1).flatten(0, 1)
+        return {name: images.float().cpu() / (self.data.levels - 1) for name, images in grids.items()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vi_flows.data import ImageData, binarize
-from vi_flows.objectives import elbo_bound, iwae_bound
+from vi_flows.objectives import elbo_bound, estimate_nll, iwae_bound
 from vi_flows.train.config import TrainConfig
 from vi_flows.vae import build_vae
 
@@ -40,6 +40,17 @@ class Task(Protocol):
     def validate(self) -> float | None:
         """The mean validation loss, lower is better, or ``None`` where the protocol has no validation rows."""
 
+    def evaluate(
+        self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
+    ) -> dict[str, Any]:
+        """The figures of a record for the first ``limit`` rows of a split's ``pixels``; JSON-ready."""
+
+    def report(self, record: dict[str, Any]) -> list[str]:
+        """The record's figures for people, a line each."""
+
+    def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
+        """Grids to draw by name, each ``(N, C, H, W)`` in [0, 1] with ``columns`` images a row."""
+
 
 class VAETask:
     """A VAE on binary (or dynamically binarised) images.
@@ -57,6 +68,7 @@ class VAETask:
         self.device = torch.device(config.device)
         splits = data.split(config.protocol)
         self.train_rows = splits.train
+        self.test_rows = splits.test
         self.dynamic = data.binarization == "dynamic"
         self.valid_rows = data.binarized(splits.valid).to(self.device) if len(splits.valid) else None
         self.module = build_vae(config.vae, data.num_pixels).to(self.device)
@@ -88,3 +100,59 @@ class VAETask:
             terms = self.module.log_weight_terms(rows, self.config.valid_particles)
             total -= elbo_bound(terms).double().sum().item()
         return total / len(self.valid_rows)
+
+    def evaluate(
+        self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
+    ) -> dict[str, Any]:
+        """Importance-sampled NLL in nats, from 5000 samples an image by default; see :class:`NLLResult`.
+
+        Args:
+            pixels: a whole split, ``(N, D)``: the one binary draw of a dynamic set is that of the split.
+            limit: score only the first so many images.
+            num_samples: importance samples an image.
+            seed: of the samples.
+            progress: show a bar.
+        """
+        rows = self.data.binarized(pixels)[:limit].to(self.device)
+
+        def log_weights(x: Tensor, particles: int) -> Tensor:
+            return self.module.log_weight_terms(x, particles).log_weights()
+
+        return estimate_nll(log_weights, rows, num_samples or 5000, seed=seed, progress=progress).summary()
+
+    def report(self, record: dict[str, Any]) -> list[str]:
+        """NLL, ELBO and the reliability of the importance weights."""
+        low, high = record["interval"]
+        untrusted = 100 * record["share_k_hat_above_0.7"]
+        return [
+            f"NLL  {record['nll']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}], {record['num_samples']} samples",
+            f"ELBO {record['elbo']:.3f} nats; mean ESS {record['mean_ess']:.0f}",
+            f"Pareto k-hat: median {record['median_k_hat']:.2f}, {untrusted:.1f} % of the images above 0.7",
+        ]
+
+    @torch.no_grad()
+    def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
+        """Samples, training images, and test images beside their reconstructions.
+
+        Args:
+            rows: rows of the grids.
+            columns: columns of the grids.
+            binary: draw pixels instead of showing their means.
+            temperature: must be 1.
+
+        Raises:
+            ValueError: another temperature.
+        """
+        if temperature != 1:
+            raise ValueError("temperature is for image flows; a VAE is sampled as it is")
+        count = rows * columns
+        samples = self.module.sample(count).cpu()
+        chosen = self.train_rows[torch.randperm(len(self.train_rows))[:count]]
+        test = self.data.binarized(self.test_rows)[: max(count // 2, 1)]
+        pairs = torch.stack([test, self.module.reconstruct(test.to(self.device)).cpu()], 1).flatten(0, 1)
+        grids = {
+            "samples": torch.bernoulli(samples) if binary else samples,
+            "data": self.data.binarized(chosen) if binary else self.data.means(chosen),
+            "reconstructions": pairs,
+        }
+        return {name: images.reshape(-1, *self.data.shape) for name, images in grids.items()}

@@ -19,7 +19,7 @@ from vi_flows.transforms.base import Chain, EvaluationState
 from vi_flows.transforms.conv1x1 import LUMatrix
 from vi_flows.transforms.image_base import ImageBijection, fold_batch
 
-__all__ = ["CORNERS", "EmergingConv2d", "OneSidedConv2d", "RowSolver"]
+__all__ = ["CORNERS", "EmergingConv2d", "OneSidedConv2d", "RowSolver", "solve_by_pixels"]
 
 CORNERS: dict[str, tuple[bool, bool]] = {
     "top_left": (False, False),
@@ -93,6 +93,28 @@ class RowSolver(NamedTuple):
                 row = torch.addmm(row, above, self.carry[:, : known * w * c].mT, alpha=-1)
             solved.append(row)
         return torch.stack(solved).reshape(h, n, w, c).permute(1, 3, 0, 2)
+
+
+def solve_by_pixels(kernel: Tensor, y: Tensor) -> Tensor:
+    """Back-substitution pixel by pixel, as the paper has it: the reference that :class:`RowSolver` is measured against.
+
+    Args:
+        kernel: ``(C, C, k, k)``, output channel first, oriented top-left.
+        y: ``(N, C, H, W)``.
+
+    Returns:
+        ``X`` with ``conv(pad(X), K) = Y``.
+    """
+    n, c, height, width = y.shape
+    k = kernel.shape[-1]
+    padded = y.new_zeros(n, c, height + k - 1, width + k - 1)
+    last = torch.linalg.inv(kernel[:, :, -1, -1])
+    taps = kernel.flatten(1).mT
+    for i in range(height):
+        for j in range(width):
+            seen = padded[:, :, i : i + k, j : j + k].flatten(1) @ taps
+            padded[:, :, i + k - 1, j + k - 1] = (y[:, :, i, j] - seen) @ last.mT
+    return padded[:, :, k - 1 :, k - 1 :]
 
 
 def row_operators(kernel: Tensor, width: int) -> list[Tensor]:

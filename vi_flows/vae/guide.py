@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vi_flows.distributions import FlowNormal
 from vi_flows.nn import MLP, GaussianHead
+from vi_flows.parameters import register_module
 from vi_flows.transforms import Bijection, ConditionalBijection
 from vi_flows.vae.model import data_plate, latent_names
 
@@ -90,7 +91,7 @@ class AmortizedGuide(nn.Module):
         if x is None or x.dim() != 2 or x.shape[-1] != self.data_dim:
             found = "nothing" if x is None else f"a tensor of shape {tuple(x.shape)}"
             raise ValueError(f"the guide needs rows of {self.data_dim} pixels, got {found}")
-        pyro.module("amortized_guide", self)
+        register_module("amortized_guide", self)
         samples: dict[str, Tensor] = {}
         below = x
         with data_plate(x.shape[0], dataset_size):

@@ -9,8 +9,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from vi_flows.distributions import BernoulliLogits, FlowNormal
+from vi_flows.distributions import BernoulliLogits, FlowNormal, StandardNormal
 from vi_flows.nn import MLP, GaussianHead
+from vi_flows.parameters import register_module
 
 __all__ = ["GenerativeModel", "data_plate", "latent_names"]
 
@@ -88,8 +89,7 @@ class GenerativeModel(nn.Module):
     ) -> TorchDistribution:
         """``p(z_index | z_{index−1})``, or N(0, I) over ``size`` rows for the top latent."""
         if index == 0:
-            zeros = self.logits.bias.new_zeros(()).expand(size, self.latent_dims[0])
-            return FlowNormal(zeros, zeros, validate_args=validate_args)
+            return StandardNormal(self.latent_dims[0], (size,), like=self.logits.bias, validate_args=validate_args)
         loc, log_scale = self.heads[index - 1](self.networks[index - 1](above))
         return FlowNormal(loc, log_scale, validate_args=validate_args)
 
@@ -106,7 +106,7 @@ class GenerativeModel(nn.Module):
             dataset_size: rows that the minibatch stands for: its terms are scaled by ``dataset_size / B``.
 
         Returns:
-            The pixels' means ``(…, B, D)``.
+            The pixels' logits ``(…, B, D)``.
 
         Raises:
             ValueError: ``x`` is not ``(B, D)``.
@@ -114,11 +114,11 @@ class GenerativeModel(nn.Module):
         if x is not None and (x.dim() != 2 or x.shape[-1] != self.data_dim):
             raise ValueError(f"expected rows of {self.data_dim} pixels, got a tensor of shape {tuple(x.shape)}")
         rows = (1 if size is None else size) if x is None else x.shape[0]
-        pyro.module("generative_model", self)
+        register_module("generative_model", self)
         with data_plate(rows, dataset_size):
             z = None
             for index, name in enumerate(self.latent_names):
                 z = pyro.sample(name, self.prior(index, z, rows))
             likelihood = self.likelihood(z)
             pyro.sample("x", likelihood, obs=x)
-        return likelihood.mean
+        return likelihood.logits

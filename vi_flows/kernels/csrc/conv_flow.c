@@ -190,7 +190,7 @@ static int run(Job *job, int64_t threads) {
     const int per_row = job->theta_row || job->weight_row || job->bias_row;
     const int grads = job->op == FORWARD_BACKWARD || job->op == INVERSE_BACKWARD;
     const size_t size = job->is_double ? sizeof(double) : sizeof(float);
-    const int64_t gradients = stack->layers * (2 * stack->d + job->bias_dims + stack->k);
+    const int64_t gradients = stack->layers * (stack->d + job->bias_dims + stack->k);
     void *table = NULL, *sums = NULL;
     int failed = 0;
 
@@ -216,7 +216,7 @@ static int run(Job *job, int64_t threads) {
         const char *from = (const char *)sums;
         const int64_t layers = stack->layers, d = stack->d;
         if (job->g_theta && !job->theta_row) memcpy(job->g_theta, from, layers * d * size);
-        from += 2 * layers * d * size;
+        from += layers * d * size;
         if (job->g_bias && !job->bias_row) memcpy(job->g_bias, from, layers * job->bias_dims * size);
         from += layers * job->bias_dims * size;
         if (job->g_weight && !job->weight_row) memcpy(job->g_weight, from, layers * stack->k * size);
@@ -230,7 +230,8 @@ static int run(Job *job, int64_t threads) {
 EXPORT int64_t vi_flows_run(const Job *call) {
     Job job = *call;
     const int64_t best = vi_flows_best_isa();
-    if (job.isa == ISA_AUTO) job.isa = best;
+    /* The inverse waits for its own results: two vectors of half the width in flight beat one. */
+    if (job.isa == ISA_AUTO) job.isa = best == ISA_AVX512 && job.op == INVERSE ? ISA_AVX2 : best;
     if (job.isa < 0 || job.isa > best) return 2;
     const int64_t tiles = (job.rows + TILE - 1) / TILE;
     const int64_t work = tiles * job.outer * job.stack->layers * job.stack->d;

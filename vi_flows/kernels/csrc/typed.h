@@ -4,12 +4,14 @@
 
 #define PER_ROW 0
 #define FN(name) PASTE4(name, TYPE_NAME, ISA_NAME, shared)
+#include "layers.h"
 #include "tiles.h"
 #undef PER_ROW
 #undef FN
 
 #define PER_ROW 1
 #define FN(name) PASTE4(name, TYPE_NAME, ISA_NAME, per_row)
+#include "layers.h"
 #include "tiles.h"
 #undef PER_ROW
 #undef FN

@@ -36,10 +36,12 @@ typedef int32_t VN(lane_int);
 typedef int64_t VN(lane_int);
 #endif
 typedef REAL VN(vec) __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef REAL VN(unaligned) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 typedef VN(lane_int) VN(mask) __attribute__((vector_size(VECTOR_BYTES)));
 #define VL ((int)(VECTOR_BYTES / sizeof(REAL)))
 #else
 typedef REAL VN(vec);
+typedef REAL VN(unaligned);
 typedef int VN(mask);
 #define VL 1
 #endif
@@ -65,9 +67,15 @@ static TARGET INLINE VEC VN(select)(MASK m, VEC x, VEC y) {
 }
 
 static TARGET INLINE int VN(any)(MASK m) {
+#if VECTOR_BYTES == 64
+    return _mm512_movepi32_mask((__m512i)m) != 0;
+#elif VECTOR_BYTES == 32
+    return _mm256_movemask_epi8((__m256i)m) != 0;
+#else
     int found = 0;
     for (int r = 0; r < VL; r++) found |= m[r] != 0;
     return found;
+#endif
 }
 
 static TARGET INLINE REAL VN(sum)(VEC x) {
@@ -106,10 +114,8 @@ static TARGET INLINE void VN(exp_expm1)(VEC x, VEC *exp_x, VEC *expm1_x) {
     *expm1_x = power * p + (power - SET1(1));
 }
 
-/* log(1 + x) for x > −1; the last term restores what rounding 1 + x lost, and carries NaN through. */
-static TARGET INLINE VEC VN(log1p)(VEC x) {
-    VEC u = x + SET1(1);
-    VEC lost = VN(select)(x < SET1(1), x - (u - SET1(1)), SET1(1) - (u - x));
+/* log(u) for positive normal u; NaN for NaN and infinity. u = 2ᵉ m with m around 1, log m = 2 artanh((m − 1)/(m + 1)). */
+static TARGET INLINE VEC VN(log)(VEC u) {
     MASK bits = (MASK)u - SQRT_HALF_BITS;
     MASK exponent = bits >> MANTISSA_BITS;
     VEC m = (VEC)((MASK)u - (exponent << MANTISSA_BITS));
@@ -134,19 +140,65 @@ static TARGET INLINE VEC VN(log1p)(VEC x) {
     p = p * q + SET1(1.0 / 5);
     p = p * q + SET1(1.0 / 3);
     VEC log_m = (s + s) + (s + s) * (q * p);
-    return e * SET1(LN2_HI) + (log_m + (e * SET1(LN2_LO) + lost / u));
+    return e * SET1(LN2_HI) + (log_m + (e * SET1(LN2_LO) + (u - u)));
 }
+
+/* log(1 + x) for x > −1; the last term restores what rounding 1 + x lost. */
+static TARGET INLINE VEC VN(log1p)(VEC x) {
+    VEC u = x + SET1(1);
+    VEC lost = VN(select)(x < SET1(1), x - (u - SET1(1)), SET1(1) - (u - x));
+    return VN(log)(u) + lost / u;
+}
+
+/* Transposes VL vectors: at distances 1, 2, 4, … pairs of rows exchange the blocks off the diagonal. */
+#ifdef __clang__
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (MASK){__VA_ARGS__})
+#endif
+#define EXCHANGE(distance, first, second)                                           \
+    for (int i = 0; i < VL; i++)                                                    \
+        if (!(i & (distance))) {                                                    \
+            VEC x = rows[i], y = rows[i + (distance)];                              \
+            rows[i] = first, rows[i + (distance)] = second;                         \
+        }
+
+static TARGET INLINE void VN(transpose)(VEC rows[VL]) {
+#if VECTOR_BYTES * 8 == REAL_BITS * 2
+    EXCHANGE(1, SHUFFLE(x, y, 0, 2), SHUFFLE(x, y, 1, 3))
+#elif VECTOR_BYTES * 8 == REAL_BITS * 4
+    EXCHANGE(1, SHUFFLE(x, y, 0, 4, 2, 6), SHUFFLE(x, y, 1, 5, 3, 7))
+    EXCHANGE(2, SHUFFLE(x, y, 0, 1, 4, 5), SHUFFLE(x, y, 2, 3, 6, 7))
+#elif VECTOR_BYTES * 8 == REAL_BITS * 8
+    EXCHANGE(1, SHUFFLE(x, y, 0, 8, 2, 10, 4, 12, 6, 14), SHUFFLE(x, y, 1, 9, 3, 11, 5, 13, 7, 15))
+    EXCHANGE(2, SHUFFLE(x, y, 0, 1, 8, 9, 4, 5, 12, 13), SHUFFLE(x, y, 2, 3, 10, 11, 6, 7, 14, 15))
+    EXCHANGE(4, SHUFFLE(x, y, 0, 1, 2, 3, 8, 9, 10, 11), SHUFFLE(x, y, 4, 5, 6, 7, 12, 13, 14, 15))
+#else
+    EXCHANGE(1, SHUFFLE(x, y, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
+             SHUFFLE(x, y, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+    EXCHANGE(2, SHUFFLE(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+             SHUFFLE(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+    EXCHANGE(4, SHUFFLE(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
+             SHUFFLE(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+    EXCHANGE(8, SHUFFLE(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+             SHUFFLE(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+#endif
+}
+#undef EXCHANGE
+#undef SHUFFLE
 
 #else /* no vector extension: one lane, the C library's functions */
 #define SET1(x) ((REAL)(x))
 #define VN_SCALAR 1
 static INLINE VEC VN(select)(MASK m, VEC x, VEC y) { return m ? x : y; }
 static INLINE int VN(any)(MASK m) { return m; }
+static INLINE void VN(transpose)(VEC *rows) { (void)rows; }
 static INLINE REAL VN(sum)(VEC x) { return x; }
 static INLINE void VN(exp_expm1)(VEC x, VEC *exp_x, VEC *expm1_x) {
     *exp_x = (REAL)exp(x);
     *expm1_x = (REAL)expm1(x);
 }
+static INLINE VEC VN(log)(VEC x) { return (REAL)log(x); }
 static INLINE VEC VN(log1p)(VEC x) { return (REAL)log1p(x); }
 #endif
 
@@ -154,6 +206,8 @@ static TARGET INLINE VEC VN(abs)(VEC x) { return VN(select)(x < SET1(0), -x, x);
 static TARGET INLINE VEC VN(max)(VEC x, VEC y) { return VN(select)(x > y, x, y); }
 static TARGET INLINE VEC VN(min)(VEC x, VEC y) { return VN(select)(x < y, x, y); }
 static TARGET INLINE VEC VN(load)(const REAL *p) { return *(const VEC *)p; }
+static TARGET INLINE VEC VN(load_anywhere)(const REAL *p) { return (VEC) * (const VN(unaligned) *)p; }
+static TARGET INLINE void VN(store_anywhere)(REAL *p, VEC x) { *(VN(unaligned) *)p = (VN(unaligned))x; }
 static TARGET INLINE void VN(store)(REAL *p, VEC x) { *(VEC *)p = x; }
 
 /* h, h′ and h″ at a. */
@@ -196,48 +250,65 @@ static TARGET INLINE void VN(activation)(const int name, REAL slope, VEC a, VEC 
     }
 }
 
-/* What a free parameter θ and its layer's first tap become, see effective_gain in reference.py. */
+/* What a free parameter θ and its layer's first tap become, see effective_gain in reference.py. With A = w₁u,
+ * dA/dθ = w₁ du/dθ and dA/dw₁ = u + w₁ du/dw₁, so that u's derivatives are enough. */
 typedef struct {
-    VEC u, gain, u_theta, u_w, gain_theta, gain_w;
+    VEC u, gain, u_theta, u_w;
 } VN(gain);
 
-static TARGET INLINE VN(gain) VN(effective_gain)(VEC theta, VEC w1, REAL bound) {
-    const VEC zero = SET1(0), one = SET1(1), cut = SET1(MIN_LOG_SLOPE);
-    VEC x = SET1(bound) * w1 * theta;
-    VEC n = VN(select)(x < cut, cut, VN(select)(x > zero, zero, x));
-    VEC e, e1;
-    VN(exp_expm1)(n, &e, &e1);
-    MASK small = x > SET1(-1e-2), positive = x >= zero;
-    VEC s = VN(select)(n < SET1(-1e-2), SET1(-1e-2), n);
-    VEC series = one + s * SET1(1.0 / 2) *
-                           (one + s * SET1(1.0 / 3) *
-                                      (one + s * SET1(1.0 / 4) * (one + s * SET1(1.0 / 5) * (one + s * SET1(1.0 / 6)))));
-    VEC divisor = VN(select)(small, -one, x);
-    VEC rho = VN(select)(positive, one, VN(select)(small, series, e1 / divisor));
-    /* ρ′ by its series Σ n xⁿ⁻¹/(n+1)! up to −1/4: the closed form cancels twice as badly as ρ's */
-    VEC t = VN(select)(n < SET1(-0.25), SET1(-0.25), n);
-    VEC slope = SET1(12.0 / 6227020800.0);
-    slope = slope * t + SET1(11.0 / 479001600);
-    slope = slope * t + SET1(10.0 / 39916800);
-    slope = slope * t + SET1(9.0 / 3628800);
-    slope = slope * t + SET1(8.0 / 362880);
-    slope = slope * t + SET1(7.0 / 40320);
-    slope = slope * t + SET1(6.0 / 5040);
-    slope = slope * t + SET1(5.0 / 720);
-    slope = slope * t + SET1(4.0 / 120);
-    slope = slope * t + SET1(3.0 / 24);
-    slope = slope * t + SET1(2.0 / 6);
-    slope = slope * t + SET1(1.0 / 2);
-    VEC inverse = one / divisor;
-    VEC beyond = VN(select)(x < cut, -e1 * inverse, e - e1 * inverse) * inverse;
-    VEC rho1 = VN(select)(positive, zero, VN(select)(x > SET1(-0.25), slope, beyond));
-    VEC elu1 = VN(select)(positive, one, VN(select)(x < cut, zero, e));
+static TARGET INLINE VN(gain) VN(effective_gain)(VEC theta, VEC w1, REAL bound, const int derivatives) {
+    const VEC zero = SET1(0), one = SET1(1), cut = SET1(MIN_LOG_SLOPE), near = SET1(-0.25);
+    VEC x = w1 * theta;
+    if (bound != 1) x *= SET1(bound);
+    MASK positive = x >= zero;
     VN(gain) g;
+    /* ρ = expm1(x)/x and ρ′ by their series Σ xⁿ/(n+1)! and Σ n xⁿ⁻¹/(n+1)! up to −1/4, where the closed forms cancel */
+    VEC t = VN(select)(x > zero, zero, VN(select)(x < near, near, x));
+#if REAL_BITS == 32
+    VEC rho = SET1(1.0 / 5040), rho1 = SET1(7.0 / 40320);
+#else
+    VEC rho = SET1(1.0 / 479001600), rho1 = SET1(12.0 / 6227020800.0);
+    rho = rho * t + SET1(1.0 / 39916800);
+    rho = rho * t + SET1(1.0 / 3628800);
+    rho = rho * t + SET1(1.0 / 362880);
+    rho = rho * t + SET1(1.0 / 40320);
+    rho = rho * t + SET1(1.0 / 5040);
+#endif
+    rho = rho * t + SET1(1.0 / 720);
+    rho = rho * t + SET1(1.0 / 120);
+    rho = rho * t + SET1(1.0 / 24);
+    rho = rho * t + SET1(1.0 / 6);
+    rho = rho * t + SET1(1.0 / 2);
+    rho = rho * t + one;
+    if (derivatives) {
+#if REAL_BITS == 64
+        rho1 = rho1 * t + SET1(11.0 / 479001600);
+        rho1 = rho1 * t + SET1(10.0 / 39916800);
+        rho1 = rho1 * t + SET1(9.0 / 3628800);
+        rho1 = rho1 * t + SET1(8.0 / 362880);
+        rho1 = rho1 * t + SET1(7.0 / 40320);
+#endif
+        rho1 = rho1 * t + SET1(6.0 / 5040);
+        rho1 = rho1 * t + SET1(5.0 / 720);
+        rho1 = rho1 * t + SET1(4.0 / 120);
+        rho1 = rho1 * t + SET1(3.0 / 24);
+        rho1 = rho1 * t + SET1(2.0 / 6);
+        rho1 = rho1 * t + SET1(1.0 / 2);
+    }
+    VEC elu = t * rho, elu1 = one + elu; /* expm1(t) and its derivative */
+    if (VN(any)(x < near)) {
+        MASK far = x < near;
+        VEC e, e1, divisor = VN(select)(far, x, one), inverse = one / divisor;
+        VN(exp_expm1)(VN(select)(x < cut, cut, VN(select)(x > zero, zero, x)), &e, &e1);
+        rho = VN(select)(far, e1 * inverse, rho);
+        elu = VN(select)(far, e1, elu);
+        elu1 = VN(select)(far, VN(select)(x < cut, zero, e), elu1);
+        rho1 = VN(select)(far, VN(select)(x < cut, -e1 * inverse, e - e1 * inverse) * inverse, rho1);
+    }
     g.u = theta * rho;
-    g.gain = VN(select)(positive, x, e1) / SET1(bound);
-    g.u_theta = rho + x * rho1;
-    g.u_w = SET1(bound) * theta * theta * rho1;
-    g.gain_theta = w1 * elu1;
-    g.gain_w = theta * elu1;
+    g.gain = VN(select)(positive, x, elu);
+    if (bound != 1) g.gain /= SET1(bound);
+    g.u_theta = elu1;
+    g.u_w = VN(select)(positive, zero, SET1(bound) * theta * theta * rho1);
     return g;
 }

@@ -1,0 +1,71 @@
+"""The image experiments run from start to record, on tiny settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from vi_flows.image_model import build_image_density
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"experiment_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their annotations up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sampling_time(tmp_path, capsys):
+    module = script("sampling_time")
+    out = tmp_path / "record.json"
+    module.main(module.Options(out, (1, 8, 8), num_levels=2, num_steps=1, width=4, num_images=3, repetitions=1))
+    record = json.loads(out.read_text())
+    assert [line["shape"] for line in record["one_convolution"]] == [[4, 4, 4], [8, 2, 2]]
+    rows = record["rows"]
+    assert [row["model"] for row in rows] == list(module.MODELS)
+    assert all(row["round_trip_error_float32"] < 1e-3 for row in rows)
+    assert "Glow" in capsys.readouterr().out
+
+
+def test_mconv_throughput(tmp_path):
+    module = script("mconv_throughput")
+    out = tmp_path / "record.json"
+    module.main(module.Options(out, width=4, num_blocks=1, num_couplings=1, batch_size=2, repetitions=1))
+    assert set(json.loads(out.read_text())["ratio_to_affine"]) == {"affine", "mconv", "mconv-cosine"}
+
+
+def test_rows_and_table(tmp_path, capsys, monkeypatch):
+    module = script("image_rows")
+    monkeypatch.setitem(module.ROWS, "mnist-mconv", ("mconv", "digits"))
+    tiny = {"num_levels": 1, "num_couplings": 1, "width": 4, "num_blocks": 1}
+    monkeypatch.setitem(module.MASKED, "probe", tiny)
+    monkeypatch.setitem(module.BUDGETS, "probe", {"epochs": 1, "batch_size": 500})
+    row = module.RunRow("mnist-mconv", "probe", tmp_path / "runs", tmp_path / "results", num_draws=1)
+    row.run()
+    module.Table(tmp_path / "results").run()
+    table = capsys.readouterr().out
+    assert "| mnist-mconv | probe |" in table
+    assert "1.07" in table
+    with pytest.raises(SystemExit, match="mnist-nice"):
+        module.RunRow("mnist-maf").run()
+
+
+@pytest.mark.parametrize("budget", ["probe", "small"])
+def test_rows_have_about_equal_sizes(budget):
+    """Within a family of rows the numbers of parameters are within a quarter of each other."""
+    module = script("image_rows")
+
+    def size(model):
+        density = build_image_density(module.image_config(model, budget, cifar=False), (1, 28, 28))
+        return sum(p.numel() for p in density.parameters())
+
+    for family in (("real_nvp", "mconv"), ("glow", "inv_conv3x3", "inv_conv3x3-quad", "emerging", "emerging-quad")):
+        sizes = [size(model) for model in family]
+        assert max(sizes) < 1.25 * min(sizes)
