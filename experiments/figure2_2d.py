@@ -51,9 +51,8 @@ def main(options: Options) -> None:
         job = Fit2D("wave", name, blocks, "tanh", options.num_steps, options.batch_size, rate, options.restarts)
         flow, result = job.fit()
         records.append(job.record(result))
-        title = (
-            f"{name}{f' K={blocks}' if name == 'conv_flow' else ''}, {result.num_parameters} par.\nKL {result.kl:.3f}"
-        )
+        label = f"{name} K={blocks}" if name == "conv_flow" else name
+        title = f"{label}, {result.num_parameters} par.\nKL {result.kl:.3f}"
         fits.append((title, flow))
         print(title.replace("\n", "  "), f"± {result.kl_se:.4f}  {result.seconds:.0f} s", flush=True)
         options.results.write_text(json.dumps(records, indent=1) + "\n")

@@ -1,9 +1,11 @@
 """Eight schools, non-centred and centred, against posteriordb's reference draws.
 
-VI_FLOWS_DATA=… python -m experiments.gallery.eight_schools
+VI_FLOWS_DATA=… python -m experiments.gallery.eight_schools [noncentred] [centred]
 """
 
 from __future__ import annotations
+
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -46,5 +48,6 @@ def load() -> tuple[tuple[Tensor, Tensor], Draws]:
 
 if __name__ == "__main__":
     args, reference = load()
-    for model in (noncentred, centred):
+    chosen = sys.argv[1:] or ["noncentred", "centred"]
+    for model in (m for m in (noncentred, centred) if m.__name__ in chosen):
         compare(f"eight_schools_{model.__name__}", model, args, quantities, reference, "posteriordb reference draws")

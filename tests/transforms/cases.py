@@ -19,6 +19,7 @@ from vi_flows.transforms import (
     ConvFlow,
     FromPyro,
     Inverse,
+    QuadraticTails,
     Revert,
     TriangularScale,
 )
@@ -65,6 +66,7 @@ CASES: dict[str, Case] = {
     "affine_full": Case(lambda: Affine(torch.zeros(5)), (5,)),
     "affine_low_rank": Case(lambda: Affine(torch.zeros(5), kind="low_rank", rank=2), (5,)),
     "affine_diagonal": Case(lambda: Affine(torch.zeros(5), kind="diagonal"), (5,)),
+    "quadratic_tails": Case(lambda: QuadraticTails(6), (6,)),
     "triangular_scale": Case(lambda: TriangularScale(6), (6,)),
     "chain_empty": Case(lambda: Chain([]), (3,)),
     "chain_mixed_event_dims": Case(

@@ -280,6 +280,9 @@ def _judge(
         k = float(rows.k_hat.flatten().nan_to_num(nan=math.inf).quantile(1 - ROW_SHARE))
         share = float(rows.ess.mean()) / num_samples
         where = f"95 % of the data points have a k-hat below {k:.2f}, mean ESS {share:.0%}"
+    if k > K_USABLE and share >= 0.9 and good and shift is not None:
+        # Nearly equal weights: what the tail hides carries too little to move a mean.
+        return "use importance weights", f"{where}: means and spreads are right, probabilities far in the tails are not"
     if not k <= K_USABLE:
         return "don't trust", f"{where}: the guide misses mass that no weighting of its draws brings back"
     if k <= K_FINITE_VARIANCE and share >= 0.5 and good:

@@ -47,7 +47,7 @@ class AmortizedFlowGuide(PyroModule):
         def guide(x, index=None):
             pyro.module("local", local)
             with pyro.plate("data", N, subsample=index) as i:
-                pyro.sample("z", local(x[i]))
+                return {"z": pyro.sample("z", local(x[i]))}
 
     Global latents are left to an :class:`~vi_flows.guides.AutoConvFlow` of ``poutine.block(model, hide=["z"])``; both
     go into one ``AutoGuideList``.

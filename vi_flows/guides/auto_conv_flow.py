@@ -10,7 +10,7 @@ import torch
 
 from vi_flows.flows import conv_flow
 from vi_flows.guides.auto_flow import FULL_AFFINE_DIM, AutoFlow
-from vi_flows.transforms import Affine, Bijection, Chain, ConvFlowStack, TriangularScale
+from vi_flows.transforms import Affine, Bijection, Chain, ConvFlowStack, QuadraticTails, TriangularScale
 
 __all__ = ["AutoConvFlow", "mixed_conv_flow"]
 
@@ -27,11 +27,12 @@ def mixed_conv_flow(
 ) -> Chain:
     """ConvFlow for parameters of a model, which, unlike pixels or codes, have no order in space.
 
-    Each block is a ConvBlock without its Revert; a few ConvFlow layers of kernel size 1 with softplus, which give each
-    dimension a skewness and tails of its own (kernels start at ±1.5, biases spread over ±1.5); and, up to 200
-    dimensions, a :class:`~vi_flows.transforms.TriangularScale` and, between blocks, a full
-    :class:`~vi_flows.transforms.Affine` layer (a Revert beyond), so that the next block convolves other directions.
-    It starts at the identity.
+    First come the noise's tails (:class:`~vi_flows.transforms.QuadraticTails`). Each block is a ConvBlock without its
+    Revert; a few ConvFlow layers of kernel size 1 with softplus, which give each dimension a skewness of its own
+    (kernels start at ±1.5, biases spread over ±1.5); and, up to 200 dimensions, a
+    :class:`~vi_flows.transforms.TriangularScale` and, between blocks, a full :class:`~vi_flows.transforms.Affine` layer
+    (a Revert beyond), so that the next block convolves other directions.
+    It starts near the identity.
 
     Args:
         input_dim: number of dimensions.
@@ -46,7 +47,7 @@ def mixed_conv_flow(
     if num_blocks < 1 or num_marginal_layers < 0:
         raise ValueError("num_blocks must be at least 1 and num_marginal_layers at least 0")
     small = input_dim <= FULL_AFFINE_DIM
-    parts: list[Bijection] = []
+    parts: list[Bijection] = [QuadraticTails(input_dim)]
     for block in range(num_blocks):
         last = block + 1 == num_blocks
         revert = not small and not last

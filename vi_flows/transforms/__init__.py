@@ -12,6 +12,7 @@ from vi_flows.transforms.coupling_maps import AdditiveMap, AffineMap, ConvMap, M
 from vi_flows.transforms.from_pyro import FromPyro
 from vi_flows.transforms.inv_conv import EmergingConv2d, OneSidedConv2d
 from vi_flows.transforms.logit import Logit
+from vi_flows.transforms.quadratic_tails import QuadraticTails
 from vi_flows.transforms.split import MultiScale, SplitPrior
 from vi_flows.transforms.squeeze import ChannelPermutation, Squeeze
 from vi_flows.transforms.triangular_scale import TriangularScale
@@ -47,6 +48,7 @@ __all__ = [
     "MConvMap",
     "MultiScale",
     "OneSidedConv2d",
+    "QuadraticTails",
     "Revert",
     "Scaling",
     "SplitPrior",

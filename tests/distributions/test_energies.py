@@ -1,0 +1,111 @@
+"""The two-dimensional targets against published normalisers and closed forms, and fits of them."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from vi_flows.distributions.energies import TARGETS_2D, target_2d
+from vi_flows.fit2d import Fit2D, fit_flow_2d, flow_log_density, make_flow_2d
+from vi_flows.flows import conv_flow
+
+
+@pytest.mark.parametrize(
+    ("name", "truncated", "log_z"),
+    [
+        ("u1", False, 1.8775),
+        ("u2", True, 2.0821),
+        ("u3", True, 2.6417),
+        ("u4", True, 2.7107),
+        ("funnel", False, math.log(2 * math.pi * 1.5)),
+        ("banana", False, math.log(2 * math.pi * 2 * 0.5)),
+    ],
+)
+def test_normalisers(name, truncated, log_z):
+    assert abs(target_2d(name, truncated).log_normaliser() - log_z) < 1e-4
+
+
+def test_wall_adds_two_half_gaussians():
+    inside = target_2d("wave", truncated=True).log_normaliser()
+    walls = 0.4 * math.sqrt(2 * math.pi) * 0.2 * math.sqrt(2 * math.pi)
+    assert abs(target_2d("wave").log_normaliser() - math.log(math.exp(inside) + walls)) < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS_2D))
+def test_boxes_hold_the_mass(name):
+    target = TARGETS_2D[name]
+    a, b, c, d = target.box
+    edge = torch.linspace(0, 1, 400)
+    border = torch.cat([
+        torch.stack([torch.full_like(edge, a), c + (d - c) * edge], -1),
+        torch.stack([torch.full_like(edge, b), c + (d - c) * edge], -1),
+        torch.stack([a + (b - a) * edge, torch.full_like(edge, c)], -1),
+        torch.stack([a + (b - a) * edge, torch.full_like(edge, d)], -1),
+    ])  # fmt: skip
+    assert target.log_prob(border).max() < -10
+    assert target.log_prob(torch.zeros(3, 5, 2)).shape == (3, 5)
+
+
+def test_divergence_by_quadrature_of_known_densities():
+    target = target_2d("banana")
+
+    def shifted(z):
+        return target.log_prob(z - torch.tensor([0.0, 0.5]))
+
+    kl, mass = target.divergence_from(shifted)
+    assert abs(mass - 1) < 1e-3
+    assert abs(kl - 0.5) < 1e-2  # a shift by one sd of the conditional
+    assert abs(target.divergence_from(target.log_prob)[0]) < 1e-9
+
+
+def test_samples_and_quadrature_agree_on_the_divergence():
+    flow = conv_flow(2, 2, activation="tanh", init_scale=0.3)
+    result = fit_flow_2d(target_2d("u1"), flow, num_steps=60, batch_size=64, num_samples=50_000)
+    assert abs(result.kl - result.kl_quadrature) < 5 * result.kl_se + 0.01
+    assert result.num_parameters == 20
+    x = torch.randn(5, 2)
+    assert flow_log_density(flow)(x).shape == (5,)
+
+
+def test_training_lowers_the_divergence():
+    flow = make_flow_2d("conv_flow", 2)
+    before = fit_flow_2d(target_2d("banana"), flow, num_steps=1, learning_rate=1e-6, num_samples=20_000)
+    after = fit_flow_2d(target_2d("banana"), flow, num_steps=300, batch_size=128, num_samples=20_000)
+    assert after.kl < 0.5 * before.kl
+
+
+@pytest.mark.parametrize("name", ["planar", "radial", "iaf", "spline"])
+def test_others_have_no_fewer_parameters(name):
+    flow = make_flow_2d(name, 3)
+    count = sum(p.numel() for p in flow.parameters())
+    assert count >= 30
+    assert flow.forward_and_ladj(torch.zeros(2, 2))[0].shape == (2, 2)
+
+
+def test_command_writes_record_and_picture(tmp_path, capsys):
+    job = Fit2D("u2", num_blocks=1, num_steps=5, batch_size=32, out=tmp_path)
+    assert job.run() == 0
+    assert "KL" in capsys.readouterr().out
+    record = json.loads((tmp_path / "u2-conv_flow-1.json").read_text())
+    assert record["settings"]["target"] == "u2"
+    assert record["result"]["num_steps"] == 5
+    assert (tmp_path / "u2-conv_flow-1.png").stat().st_size > 1000
+
+
+def test_bad_requests():
+    with pytest.raises(ValueError, match="unknown target"):
+        target_2d("spiral")
+    with pytest.raises(ValueError, match="proper"):
+        target_2d("u1", truncated=True)
+    with pytest.raises(ValueError, match="unknown flow"):
+        make_flow_2d("glow", 2)
+    with pytest.raises(ValueError, match="restarts"):
+        Fit2D(restarts=0).fit()
+
+
+@pytest.mark.slow
+def test_eight_blocks_fit_the_papers_target_to_two_hundredths_of_a_nat():
+    _, result = Fit2D("wave", num_blocks=8).fit()
+    assert result.kl < 0.02
+    assert abs(result.kl - result.kl_quadrature) < 0.005
