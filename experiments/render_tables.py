@@ -77,7 +77,53 @@ def render_vae() -> str:
     return "\n\n".join(blocks) if blocks else "No records yet."
 
 
-SECTIONS = {"vae-tables": render_vae}
+def render_fit2d() -> str:
+    rows = json.loads((HERE / "results" / "fit2d-wave.json").read_text(encoding="utf-8"))
+    lines = ["| flow | parameters | KL(q‖p) in nats | by quadrature |", "|---|---|---|---|"]
+    for row in rows:
+        settings, result = row["settings"], row["result"]
+        blocks = f" K = {settings['num_blocks']}, {settings['activation']}" if settings["flow"] == "conv_flow" else ""
+        exact = "–" if result["kl_quadrature"] is None else f"{result['kl_quadrature']:.3f}"
+        lines.append(
+            f"| {settings['flow']}{blocks} | {result['num_parameters']} "
+            f"| {result['kl']:.3f} ± {result['kl_se']:.3f} | {exact} |"
+        )
+    return "\n".join(lines)
+
+
+def render_bench() -> str:
+    latest = max((HERE / "results" / "bench").glob("*.json"))
+    record = json.loads(latest.read_text(encoding="utf-8"))
+    lines = ["| ratio of CPU times, one thread | measured | floor | goal |", "|---|---|---|---|"]
+    for row in record["rows"]:
+        if row.get("goal_number") and row.get("ratio") is not None:
+            sign = "≤" if row["goal"] < row["floor"] else "≥"
+            missed = ", **missed**" if row["verdict"] == "below" else ""
+            lines.append(
+                f"| {row['title']} | {row['ratio']:.2f}{missed} | {sign} {row['floor']} | {sign} {row['goal']} |"
+            )
+    return "\n".join(lines)
+
+
+def render_images() -> str:
+    lines = ["| model | bits/dim | 95 % interval | parameters | epochs |", "|---|---|---|---|---|"]
+    paths = (HERE / "results").glob("image-mnist-*.json")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    for record in sorted(records, key=lambda r: r["bits_per_dim"]):
+        low, high = record["interval"]
+        lines.append(
+            f"| {record['model']} | {record['bits_per_dim']:.3f} | {low:.3f} – {high:.3f} "
+            f"| {record['parameters']} | {record['epochs']} |"
+        )
+    return "\n".join(lines)
+
+
+SECTIONS = {
+    "vae-tables": render_vae,
+    "fit2d-table": render_fit2d,
+    "bench-table": render_bench,
+    "image-table": render_images,
+}
 
 
 @dataclass
