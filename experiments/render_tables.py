@@ -51,6 +51,8 @@ def vae_table(records: list[dict[str, Any]], published: dict[str, Any], dataset:
         row = published["rows"].get(published_key(record))
         flow = record["settings"]["vae"]["flow"]
         label = (row["label"] if row else record["model"]) + ("" if flow == "none" else f", {flow}")
+        if flow != "none" and record["settings"]["vae"]["flow_activation"] != "leaky_relu":
+            label += f", {record['settings']['vae']['flow_activation']}"
         theirs = f"{row[paper][architecture]:.2f}" if row else "–"
         low, high = record["interval"]
         lines.append(

@@ -47,6 +47,8 @@ class VAETable:
     """binarized_mnist (static), mnist, omniglot28 or chardata."""
     protocol: Literal["clean", "paper"] = "clean"
     """clean: validation chooses the weights; paper: 60 000 images, last weights."""
+    flow_activation: Literal["leaky_relu", "tanh", "elu"] = "leaky_relu"
+    """ConvFlow's h: the paper's leaky_relu, or a smooth one, whose log-determinant has no jumps."""
     objective: Literal["elbo", "iwae"] = "elbo"
     """Bound to maximise."""
     num_particles: int = 1
@@ -88,6 +90,8 @@ class VAETable:
             self.one(row, known[row])
 
     def one(self, row: str, vae: VAEConfig) -> None:
+        if vae.flow != "none" and self.flow_activation != "leaky_relu":
+            vae, row = replace(vae, flow_activation=self.flow_activation), f"{row}-{self.flow_activation}"
         config = TrainConfig(
             dataset=self.dataset, data_root=self.data_root, protocol=self.protocol, vae=vae, objective=self.objective,
             num_particles=self.num_particles, epochs=self.epochs, batch_size=self.batch_size,

@@ -100,7 +100,7 @@ def test_parameters_broadcast_against_the_input(engine, direction):
         ((), (4,), (4,), (4,)),
         ((3, 1), (4,), (), (1, 1)),
         ((3, 4), (3, 1), (), (4,)),
-        ((2,), (1,), (), (1,)),
+        ((2,), (1,), (), (1,)), ((2,), (1, 1, 2), (1, 2), (2,)),
     ]:
         x, theta, weight, bias = draw(spec, ())
         sets = [
@@ -194,10 +194,10 @@ def test_extreme_parameters(engine, seed, theta, weight, d, k, activation, per_r
     expected = outputs_and_gradients(reference.conv_flow_forward, operands, spec)
     with use_kernel(engine):
         found = outputs_and_gradients(conv_flow_forward, operands, spec)
-        # leaky ReLU jumps at zero, softplus is cut at 20 by PyTorch: both within rounding of a
+        # PyTorch cuts softplus at 20, a jump of 2e-9 that either side of the cut may take
         sizes = [max(1.0, e.abs().max().item()) for e in expected]
         errors = [((f - e).abs().max() / size).item() for f, e, size in zip(found, expected, sizes, strict=True)]
-        assert max(errors) <= (1e-9 if activation == "softplus" else 1e-12)
+        assert max(errors) <= (1e-8 if activation == "softplus" else 1e-12)
         single = outputs_and_gradients(conv_flow_forward, to(operands, torch.float32), spec)
         assert all(t.isfinite().all() for t in single)
         back, ladj = conv_flow_inverse(found[0], *operands[1:], spec)

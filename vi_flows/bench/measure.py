@@ -67,7 +67,7 @@ def compare(numerator: Work, denominator: Work, rounds: int = 9, min_seconds: fl
         sides = [(work, _repeats(work, min_seconds)) for work in (numerator, denominator)]
         times = [[_seconds(work, repeats) for work, repeats in sides] for _ in range(rounds)]
     ratios = [a / b for a, b in times]
-    low, _, high = statistics.quantiles(ratios, n=4) if rounds > 1 else (ratios[0],) * 3
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else (ratios[0],) * 3
     a, b = (1e3 * statistics.median(side) for side in zip(*times, strict=True))
     return Measurement(statistics.median(ratios), low, high, a, b, rounds)
 

@@ -17,6 +17,15 @@ from vi_flows.kernels.reference import ConvFlowSpec, effective_gain
 
 __all__ = ["backward", "evaluate"]
 
+CHUNK = 2048  # rows a pass, so that a layer's tensors stay in cache
+
+
+def _chunks(operands: Operands) -> tuple[Tensor, ...] | None:
+    """Rows that share their parameters, in parts; ``None`` where one part is enough or rows have their own."""
+    if any(p.dim() > 2 for p in operands[1:]) or operands.x.shape[:-1].numel() <= CHUNK:
+        return None
+    return operands.x.reshape(-1, operands.x.shape[-1]).split(CHUNK)
+
 
 def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Tensor, Tensor]:
     """The map (or its inverse) and its log-determinant, without a graph.
@@ -26,6 +35,11 @@ def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Ten
         spec: the stack's shape.
         inverse: which direction.
     """
+    chunks = _chunks(operands)
+    if chunks is not None:
+        parts = [evaluate(operands._replace(x=x), spec, inverse) for x in chunks]
+        y, ladj = (torch.cat(p) for p in zip(*parts, strict=True))
+        return y.reshape(operands.x.shape), ladj.reshape(operands.x.shape[:-1])
     with torch.no_grad():
         run = _Run(operands, spec)
         z = run.rows_last(operands.x)
@@ -36,8 +50,8 @@ def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Ten
                 z = run.invert(layer, z.flip(0) if spec.reverts[layer] else z.clone(), ladj)
             else:
                 a = run.convolve(layer, z)
-                h, slope = spec.h.value_and_slope(a)
-                run.add_ladj(layer, a, slope, ladj)
+                h, slope = _value_and_slope(spec.h, a)
+                run.add_ladj(layer, slope, ladj)
                 z = torch.addcmul(z, run.u[layer], h)
                 z = z.flip(0) if spec.reverts[layer] else z
         x = operands.x
@@ -62,6 +76,18 @@ def backward(
         spec: the stack's shape.
         inverse: whether the outputs were those of the inverse.
     """
+    chunks = _chunks(operands)
+    if chunks is not None:
+        d = spec.input_dim
+        ys = [None] * len(chunks) if g_y is None else g_y.reshape(-1, d).split(CHUNK)
+        ladjs = [None] * len(chunks) if g_ladj is None else g_ladj.reshape(-1).split(CHUNK)
+        parts = [
+            backward(operands._replace(x=x), gy, gl, needed, spec, inverse)
+            for x, gy, gl in zip(chunks, ys, ladjs, strict=True)
+        ]
+        g_xs, *sums = zip(*parts, strict=True)
+        g_x = torch.cat(g_xs).reshape(operands.x.shape) if needed[0] else None
+        return [g_x, *(torch.stack(t).sum(0) if need else None for t, need in zip(sums, needed[1:], strict=True))]
     with torch.no_grad():
         run = _Run(operands, spec)
         x = operands.x
@@ -71,7 +97,7 @@ def backward(
         if inverse:
             for layer in range(spec.num_layers):
                 a = run.convolve(layer, z)
-                h, slope = spec.h.value_and_slope(a)
+                h, slope = _value_and_slope(spec.h, a)
                 g = run.inverse_gradients(layer, z, a, h, slope, g, gl)
                 z = torch.addcmul(z, run.u[layer], h)
                 if spec.reverts[layer]:
@@ -81,7 +107,7 @@ def backward(
             for layer in range(spec.num_layers):
                 a = run.convolve(layer, z)
                 tape.append((z, a))
-                z = torch.addcmul(z, run.u[layer], spec.h.value_and_slope(a)[0])
+                z = torch.addcmul(z, run.u[layer], _value_and_slope(spec.h, a)[0])
                 z = z.flip(0) if spec.reverts[layer] else z
             for layer in reversed(range(spec.num_layers)):
                 g = g.flip(0) if spec.reverts[layer] else g
@@ -103,8 +129,7 @@ class _Run:
         self.u, self.gain = effective_gain(self.theta, self.weight[:, :1], spec.h.slope_bound)
         # Numbers instead of tensors where a tap is shared: `add_` with a factor is one pass.
         self.taps = self.weight.flatten(1).tolist() if operands.weight.dim() == 2 else None
-        if isinstance(spec.h, LeakyReLU):
-            self.logs = torch.log1p(self.gain), torch.log1p(spec.h.negative_slope * self.gain)
+        self.logs = self._linear_logs() if isinstance(spec.h, LeakyReLU) and own == 0 else None
         self.d_u, self.d_gain = torch.zeros_like(self.u), torch.zeros_like(self.gain)
         self.d_weight, self.d_bias = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
 
@@ -140,10 +165,17 @@ class _Run:
             self.add_tap(a[:-offset], layer, tap, z[offset:])
         return a
 
-    def add_ladj(self, layer: int, a: Tensor, slope: Tensor, ladj: Tensor) -> None:
-        """Add the layer's log-determinant; leaky ReLU has but two values of it for each dimension."""
-        if isinstance(self.spec.h, LeakyReLU):
-            ladj += torch.where(a >= 0, *(log[layer] for log in self.logs)).sum(0)
+    def _linear_logs(self) -> tuple[Tensor, Tensor]:
+        """``c, e`` of ``log(1 + A h′) = c + e h′``: leaky ReLU's h′ has but two values, so a line goes through both."""
+        s = self.spec.h.negative_slope
+        above, below = torch.log1p(self.gain), torch.log1p(s * self.gain)
+        e = torch.zeros_like(above) if s == 1 else (above - below) / (1 - s)
+        return (above - e).sum((1, 2, 3)), e.flatten(1)
+
+    def add_ladj(self, layer: int, slope: Tensor, ladj: Tensor) -> None:
+        """Add the layer's log-determinant."""
+        if self.logs is not None:
+            ladj += self.logs[0][layer] + (self.logs[1][layer] @ slope.flatten(1)).view_as(ladj)
         else:
             ladj += torch.log1p(self.gain[layer] * slope).sum(0)
 
@@ -160,7 +192,7 @@ class _Run:
                     self.add_tap(v[:n], layer, tap, z[at.start + offset : at.start + offset + n])
             gain = self._part(self.gain[layer], at)
             t = self.spec.h.solve(gain, v)
-            h, slope = self.spec.h.value_and_slope(t)
+            h, slope = _value_and_slope(self.spec.h, t)
             z[at] -= self._part(self.u[layer], at) * h
             ladj -= torch.log1p(gain * slope).sum(0)
         return z
@@ -168,14 +200,14 @@ class _Run:
     def forward_gradients(self, layer: int, z: Tensor, a: Tensor, g: Tensor, gl: Tensor) -> None:
         """Add to the parameters' sums; `g` turns in place from the output's gradient to the input's."""
         u, gain = self.u[layer], self.gain[layer]
-        h, slope = self.spec.h.value_and_slope(a)
+        h, slope = _value_and_slope(self.spec.h, a)
         curvature = _curvature(self.spec.h, a, h, slope)
         scaled = gl / (1 + gain * slope)
         ga = g * u * slope
         if curvature is not None:
             ga += scaled * gain * curvature
-        self.d_u[layer] = self._reduced(g * h, u)
-        self.d_gain[layer] = self._reduced(scaled * slope, gain)
+        self.d_u[layer] = self._dot(g, h, u)
+        self.d_gain[layer] = self._dot(scaled, slope, gain)
         self._convolution_gradients(layer, ga, z)
         self.add_tap(g, layer, 0, ga)
         for tap, offset in self.live(layer):
@@ -200,17 +232,22 @@ class _Run:
                     self.add_tap(total, layer, tap, ga[at.start - offset : at.stop - offset])
             adjoint[at] = total * inverse[at]
             ga[at] = curved[at] - steep[at] * adjoint[at]
-        self.d_u[layer] = self._reduced(-adjoint * h, u)
-        self.d_gain[layer] = self._reduced(scaled * slope, gain)
+        self.d_u[layer] = -self._dot(adjoint, h, u)
+        self.d_gain[layer] = self._dot(scaled, slope, gain)
         self._convolution_gradients(layer, ga, z)
         return adjoint
 
     def _convolution_gradients(self, layer: int, ga: Tensor, z: Tensor) -> None:
-        self.d_bias[layer] = self._reduced(ga, self.bias[layer])
-        shape = self.weight[layer, 0]
-        self.d_weight[layer, 0] = self._reduced(ga * z, shape)
+        self.d_bias[layer] = ga.sum_to_size(self.bias[layer].shape)
+        self._tap_gradient(layer, 0, ga, z)
         for tap, offset in self.live(layer):
-            self.d_weight[layer, tap] = self._reduced(ga[:-offset] * z[offset:], shape)
+            self._tap_gradient(layer, tap, ga[:-offset], z[offset:])
+
+    def _tap_gradient(self, layer: int, tap: int, ga: Tensor, z: Tensor) -> None:
+        if self.taps is None:
+            self.d_weight[layer, tap] = (ga * z).sum((0, 1))
+        else:
+            self.d_weight[layer, tap, 0, 0] = torch.dot(ga.flatten(), z.flatten())
 
     def parameter_gradients(self) -> list[Tensor]:
         """The sums, turned from ``u`` and ``A`` to ``θ`` and the first taps, in the operands' shapes."""
@@ -229,9 +266,19 @@ class _Run:
         return parameter if parameter.shape[0] == 1 else parameter[at]
 
     @staticmethod
-    def _reduced(value: Tensor, like: Tensor) -> Tensor:
-        """Summed to the shape of a parameter, whose dimensions of size one are shared."""
-        return value.sum_to_size(like.shape if like.dim() == 3 else (1, *like.shape)).reshape(like.shape)
+    def _dot(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
+        """The sum of products over what a parameter's rows share."""
+        if like.shape[-1] == 1:
+            return torch.linalg.vecdot(left.flatten(1), right.flatten(1)).reshape(like.shape)
+        return (left * right).sum(1, keepdim=True)
+
+
+def _value_and_slope(h: Activation, a: Tensor) -> tuple[Tensor, Tensor]:
+    """``h(a)`` and ``h′(a)``; of leaky ReLU by vectorised operations only, which filling by a mask is not."""
+    if isinstance(h, LeakyReLU) and h.negative_slope <= 1:
+        slope = torch.ge(a, 0, out=torch.empty_like(a)).clamp_(min=h.negative_slope)
+        return a * slope, slope
+    return h.value_and_slope(a)
 
 
 def _curvature(h: Activation, a: Tensor, value: Tensor, slope: Tensor) -> Tensor | None:

@@ -36,6 +36,8 @@ _chosen: str | None = None
 def active_kernel() -> str:
     """Name of the kernel that plain tensors on the CPU get: by :func:`use_kernel`, ``VI_FLOWS_KERNEL``, or the fastest.
 
+    CUDA tensors get the Triton kernel whatever it is, unless it is ``reference``.
+
     Raises:
         ValueError: ``VI_FLOWS_KERNEL`` names none.
         RuntimeError: it names one that isn't there.
@@ -129,7 +131,7 @@ def _apply(
         return ops.conv_flow(
             *operands, spec.dilations, spec.reverts, spec.activation, spec.negative_slope, inverse
         )  # fmt: skip
-    engine = _engine(kernel)
+    engine = analytic if kernel == "torch" and x.device.type == "cpu" else ops.engine_for(x.device)
     if torch.is_grad_enabled() and any(t.requires_grad for t in operands):
         return ConvFlowFunction.apply(*operands, spec, inverse, engine)
     return engine.evaluate(operands, spec, inverse)
@@ -215,10 +217,6 @@ def _eager(operands: Operands) -> bool:
         and torch._C._get_tracing_state() is None
         and all(type(t) in _PLAIN for t in operands)
     )
-
-
-def _engine(kernel: str) -> ModuleType:
-    return native if kernel == "c" else analytic
 
 
 def _check(name: str, source: str) -> str:

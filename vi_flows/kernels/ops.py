@@ -5,6 +5,7 @@ Eager calls don't come here, because dispatching an operator from Python costs a
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
@@ -17,7 +18,7 @@ from vi_flows.kernels import analytic, native
 from vi_flows.kernels.operands import Operands
 from vi_flows.kernels.reference import ConvFlowSpec
 
-__all__ = ["conv_flow", "conv_flow_backward"]
+__all__ = ["conv_flow", "conv_flow_backward", "engine_for", "triton_serves"]
 
 
 @lru_cache(maxsize=256)
@@ -27,14 +28,33 @@ def _spec(
     return ConvFlowSpec(d, k, dilations, reverts, activation, negative_slope)
 
 
+def engine_for(device: torch.device) -> ModuleType:
+    """The fastest implementation for tensors of a device."""
+    if device.type == "cuda":
+        from vi_flows.kernels import triton_kernel
+
+        return triton_kernel
+    return analytic if isinstance(native.load(), str) else native
+
+
+@torch.compiler.assume_constant_result
+def triton_serves(spec: ConvFlowSpec, device: torch.device) -> bool:
+    """Whether the Triton kernel is installed, has the activation, and runs on this GPU."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from vi_flows.kernels import triton_kernel
+
+    return triton_kernel.serves(spec) and triton_kernel.works_on(device)
+
+
 def _arguments(
     x: Tensor, weight: Tensor, dilations: Sequence[int], reverts: Sequence[bool], activation: str, negative_slope: float
 ) -> tuple[ConvFlowSpec, ModuleType]:
     spec = _spec(x.shape[-1], weight.shape[-1], tuple(dilations), tuple(reverts), activation, negative_slope)
-    return spec, analytic if isinstance(native.load(), str) else native
+    return spec, engine_for(x.device)
 
 
-@torch.library.custom_op("vi_flows::conv_flow", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("vi_flows::conv_flow", mutates_args=())
 def conv_flow(
     x: Tensor,
     theta: Tensor,
@@ -51,7 +71,7 @@ def conv_flow(
     return engine.evaluate(Operands(x, theta, weight, bias), spec, inverse)
 
 
-@torch.library.custom_op("vi_flows::conv_flow_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("vi_flows::conv_flow_backward", mutates_args=())
 def conv_flow_backward(
     x: Tensor,
     theta: Tensor,

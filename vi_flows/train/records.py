@@ -33,6 +33,7 @@ def model_name(run: Run) -> str:
         name += f"-plus{config.vae.num_extra_layers}"
     if config.vae.flow != "none":
         name += f"-conv_flow-{config.vae.flow}-k{config.vae.num_blocks}"
+        name += "" if config.vae.flow_activation == "leaky_relu" else f"-{config.vae.flow_activation}"
     return name + (f"-iwae{config.num_particles}" if config.objective == "iwae" else "")
 
 

@@ -1,0 +1,108 @@
+"""The Triton kernel against the reference: on the GPU if there is one, otherwise in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.kernels.stacks import draw, make_spec, outputs_and_gradients, worst_error
+from vi_flows.kernels import dispatch, reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when it is imported
+HAVE_TRITON = importlib.util.find_spec("triton") is not None
+pytestmark = pytest.mark.slow  # the interpreter takes seconds for each case
+needs_triton = pytest.mark.skipif(
+    not HAVE_TRITON or (DEVICE == "cpu" and not INTERPRETED), reason="needs triton, and a GPU or TRITON_INTERPRET=1"
+)
+REFERENCE = {False: reference.conv_flow_forward, True: reference.conv_flow_inverse}
+
+
+@pytest.mark.skipif(not HAVE_TRITON or DEVICE == "cuda" or INTERPRETED, reason="needs triton, and no GPU")
+def test_in_the_interpreter():
+    """The tests below, in a process of their own."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow and not gpu", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def engine():
+    from vi_flows.kernels import triton_kernel
+
+    return triton_kernel
+
+
+def run(engine, inverse):
+    return lambda *t: dispatch.ConvFlowFunction.apply(*t[:4], t[4], inverse, engine)
+
+
+@needs_triton
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "per_row", "wide_bias"),
+    [
+        ((5, 3, (1, 2)), (False, False, False), False),
+        ((4, 2, (1, 9)), (True, False, True), True),
+        ((3, 4, (2,)), (True, True, True), True),
+        ((1, 1, (1,)), (False, True, False), True),
+    ],
+    ids=str,
+)
+def test_agreement(engine, inverse, shape, per_row, wide_bias):
+    spec = make_spec(*shape, blocks=1)
+    operands = draw(spec, (2, 3), per_row, wide_bias)
+    operands = operands._replace(theta=3 * operands.theta)
+    moved = type(operands)(*(t.to(DEVICE) for t in operands))
+    expected = outputs_and_gradients(REFERENCE[inverse], operands, spec)
+    found = outputs_and_gradients(run(engine, inverse), moved, spec)
+    assert worst_error([f.cpu() for f in found], expected) <= 1e-12
+    single = type(moved)(*(t.float() for t in moved))
+    y, ladj = engine.evaluate(single, spec, inverse)
+    assert y.dtype == ladj.dtype == torch.float32
+    assert worst_error([y.cpu(), ladj.cpu()], expected[:2]) <= 1e-5
+
+
+@needs_triton
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gradcheck(engine, inverse):
+    spec = make_spec(3, 2, (1,), blocks=1)
+    operands = draw(spec, (2,), seed=3)
+    leaves = [t.to(DEVICE).requires_grad_() for t in operands]
+    assert torch.autograd.gradcheck(lambda *t: run(engine, inverse)(*t, spec), leaves, eps=1e-7, atol=1e-6)
+
+
+@needs_triton
+def test_empty_batch_and_missing_gradients(engine):
+    spec = make_spec(3, 2, (1,), blocks=1)
+    operands = type(draw(spec, (0,)))(*(t.to(DEVICE) for t in draw(spec, (0,))))
+    y, ladj = engine.evaluate(operands, spec, False)
+    assert y.shape == (0, 3)
+    assert ladj.shape == (0,)
+    grads = engine.backward(operands, None, None, (True, False, True, True), spec, False)
+    assert grads[1] is None
+    assert all((g == 0).all() for g in grads if g is not None)
+
+
+@needs_triton
+def test_it_checks_itself_once(engine):
+    assert engine.works_on(torch.device(DEVICE))
+    assert engine.serves(make_spec(3, 2, (1,)))
+    assert not engine.serves(make_spec(3, 2, (1,), activation="tanh"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_cuda_tensors_take_it():
+    spec = make_spec(50, 5, (1, 2, 4, 8, 16, 32), blocks=2)
+    operands = draw(spec, (200,), scale=0.1)
+    moved = type(operands)(*(t.cuda() for t in operands))
+    found = outputs_and_gradients(dispatch.conv_flow_forward, moved, spec)
+    expected = outputs_and_gradients(reference.conv_flow_forward, operands, spec)
+    assert worst_error([f.cpu() for f in found], expected) <= 1e-10
