@@ -27,7 +27,7 @@ GUIDES: dict[str, Callable[..., Any]] = {
     "AutoNormal": AutoNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
     "AutoIAFNormal": lambda model: AutoIAFNormal(model, num_transforms=2),
-    "AutoConvFlow": AutoConvFlow,
+    "AutoConvFlow": lambda model: AutoConvFlow(model, num_blocks=2),
 }
 
 
