@@ -55,12 +55,16 @@ def make_guide(x: Tensor) -> AutoGuideList:
     """The two guides in one, with the plate shared."""
     local = AmortizedFlowGuide(context_dim=x.shape[-1], latent_dim=1, scalar=True)
 
+    def plates(x: Tensor, index: Tensor | None = None) -> pyro.plate:
+        return pyro.plate("groups", len(x), subsample=index)
+
+    guide = AutoGuideList(model, create_plates=plates)
+
     def local_guide(x: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
         pyro.module("local", local)
-        with pyro.plate("groups", len(x), subsample=index) as i:
+        with guide.plates["groups"] as i:
             return {"z": pyro.sample("z", local(x[i]))}
 
-    guide = AutoGuideList(model)
     guide.append(AutoConvFlow(poutine.block(model, hide=["z"]), prototype_args=(x,)))
     guide.append(local_guide)
     return guide

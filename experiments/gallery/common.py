@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ GUIDES: dict[str, Callable[..., Any]] = {
     "AutoNormal": AutoNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
     "AutoIAFNormal": lambda model: AutoIAFNormal(model, num_transforms=2),
-    "AutoConvFlow": AutoConvFlow,
+    "AutoConvFlow": lambda model: AutoConvFlow(model, num_blocks=2),
 }
 
 
@@ -82,11 +83,22 @@ def compare(
     num_particles: int = 16,
     num_draws: int = 40_000,
     seeds: tuple[int, ...] = (0,),
+    only: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Fit every guide with the same call and budget, print a table and write ``results/gallery-NAME.json``."""
+    """Fit every guide with the same call and budget, print a table and write ``results/gallery-NAME.json``.
+
+    With ``only`` (or the variable ``GALLERY_ONLY``, names with commas), the other guides' rows of an existing record
+    are kept.
+    """
+    only = only or tuple(filter(None, os.environ.get("GALLERY_ONLY", "").split(",")))
+    path = RESULTS / f"gallery-{name}.json"
     rows = []
+    if only and path.exists():
+        rows = [row for row in json.loads(path.read_text())["rows"] if row["guide"] not in only]
     print(f"{name} ({reference_source})")
     for guide_name, make in GUIDES.items():
+        if only and guide_name not in only:
+            continue
         for seed in seeds:
             pyro.clear_param_store()
             pyro.set_rng_seed(seed)
@@ -118,5 +130,5 @@ def compare(
         "num_draws": num_draws, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"gallery-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n")
     return record

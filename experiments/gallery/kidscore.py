@@ -19,7 +19,7 @@ def model(x: Tensor, y: Tensor) -> None:
     beta = pyro.sample("beta", dist.Normal(torch.zeros(x.shape[-1]), 1.0).to_event(1).mask(False))
     sigma = pyro.sample("sigma", dist.HalfCauchy(torch.tensor(2.5)))
     with pyro.plate("children", len(y)):
-        pyro.sample("y", dist.Normal((x * beta.unsqueeze(-2)).sum(-1), sigma), obs=y)
+        pyro.sample("y", dist.Normal((x * beta).sum(-1), sigma), obs=y)
 
 
 def quantities(draws: Draws) -> Draws:

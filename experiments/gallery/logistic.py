@@ -18,7 +18,7 @@ def model(x: Tensor, y: Tensor) -> None:
     """y ~ Bernoulli(σ(β x)), priors N(0, 10²) on the effect of one standard deviation of each covariate."""
     beta = pyro.sample("beta", dist.Normal(0.0, 10.0 / x.std(0).clamp(min=0.1)).to_event(1))
     with pyro.plate("patients", len(y)):
-        pyro.sample("y", dist.Bernoulli(logits=(x * beta.unsqueeze(-2)).sum(-1)), obs=y)
+        pyro.sample("y", dist.Bernoulli(logits=(x * beta).sum(-1)), obs=y)
 
 
 def quantities(draws: Draws) -> Draws:

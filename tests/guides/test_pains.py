@@ -181,10 +181,10 @@ def test_7_median_and_quantiles():
         guide.median()
     with pytest.raises(NotImplementedError):
         guide.quantiles([0.5])
-    ours = AutoConvFlow(gaussian)  # the start is exact here: the posterior is N(1050, 1250)
+    ours = AutoConvFlow(gaussian)  # it starts near the posterior N(1050, 1250), with a hundredth of a quadratic tail
     low, middle, high = ours.quantiles([0.05, 0.5, 0.95])["x"]
     exact = torch.distributions.Normal(1050.0, 1250**0.5).icdf(torch.tensor([0.05, 0.5, 0.95]))
-    torch.testing.assert_close(torch.stack([low, middle, high]), exact, atol=0.5, rtol=0)
+    torch.testing.assert_close(torch.stack([low, middle, high]), exact, atol=1.5, rtol=0)
     assert torch.equal(ours.median()["x"], middle)
     state = torch.get_rng_state()
     ours.median()

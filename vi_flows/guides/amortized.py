@@ -49,8 +49,9 @@ class AmortizedFlowGuide(PyroModule):
             with pyro.plate("data", N, subsample=index) as i:
                 return {"z": pyro.sample("z", local(x[i]))}
 
-    Global latents are left to an :class:`~vi_flows.guides.AutoConvFlow` of ``poutine.block(model, hide=["z"])``; both
-    go into one ``AutoGuideList``.
+    Global latents are left to an :class:`~vi_flows.guides.AutoConvFlow` of ``poutine.block(model, hide=["z"])``. Both
+    go into one ``AutoGuideList(model, create_plates=…)``; there the local part enters ``guide.plates["data"]`` in place
+    of a plate of its own.
 
     Args:
         context_dim: length of a row of data (after ``embed``, if given, of its output).

@@ -17,7 +17,7 @@ __all__ = ["AutoConvFlow", "mixed_conv_flow"]
 
 def mixed_conv_flow(
     input_dim: int,
-    num_blocks: int = 2,
+    num_blocks: int = 4,
     kernel_size: int | None = None,
     dilations: Sequence[int] | None = None,
     activation: str = "tanh",
@@ -96,7 +96,7 @@ class AutoConvFlow(AutoFlow):
     def __init__(
         self,
         model: Callable,
-        num_blocks: int = 2,
+        num_blocks: int = 4,
         *,
         mixing: bool = True,
         kernel_size: int | None = None,
