@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions.util import is_identically_zero
+from pyro import poutine
+from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.elbo import ELBO as PyroELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from pyro.util import check_if_enumerated
 from torch import Tensor
 
@@ -45,7 +47,8 @@ class TracedWeights:
 
     def log_weights(self, kl_weight: float = 1.0) -> Tensor:
         """``log p(x|z) + β (log p(z) − log q(z))``, ``(P, *common)``."""
-        return self.log_likelihood + kl_weight * (self.log_prior - self.log_posterior)
+        ratio = self.log_prior - self.log_posterior
+        return self.log_likelihood + (ratio if kl_weight == 1 else kl_weight * ratio)
 
 
 class TracedBound(PyroELBO):
@@ -111,19 +114,33 @@ class TracedBound(PyroELBO):
             return -self.bound(weights, 1.0).item()
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
-        traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-        if is_validation_enabled():
+        if is_validation_enabled() or isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
+            traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
             check_if_enumerated(traces[1])
-        return traces
+            return traces
+        # The same without the checks and without the sums of every site, which no bound reads.
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        for site in _sample_sites(guide_trace).values():
+            score_parts = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
+            site["score_parts"] = score_parts.scale_and_mask(site["scale"], site["mask"])
+            site["log_prob"] = site["score_parts"].log_prob
+        for site in _sample_sites(model_trace).values():
+            log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            site["log_prob"] = scale_and_mask(log_prob, site["scale"], site["mask"])
+        return model_trace, guide_trace
 
 
 TERMS = ("log_likelihood", "log_prior", "log_posterior")
 
 
+def _sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+    """Sample sites without the indices of subsampled plates, which are drawn on both sides and cancel."""
+    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+
+
 def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> TracedWeights:
-    # Of the guide's sites only those of the model count; subsample indices are drawn on both sides and cancel.
-    latent = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
-    model_sites = {n: s for n, s in model_trace.nodes.items() if s["type"] == "sample"}
+    latent, model_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
     for name, site in latent.items():
         _, score_function_term, _ = site["score_parts"]
         if not is_identically_zero(score_function_term):
