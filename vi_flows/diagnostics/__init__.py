@@ -1,8 +1,8 @@
 """Did the approximation work? Importance weights, their tails, and what they say about a guide."""
 
 from vi_flows.diagnostics.diagnose import Diagnosis, diagnose
-from vi_flows.diagnostics.measures import active_units, effective_sample_size, invertibility_margin
-from vi_flows.diagnostics.psis import PSIS, psis
+from vi_flows.diagnostics.measures import active_units, invertibility_margin
+from vi_flows.objectives.psis import PSIS, effective_sample_size, psis
 
 __all__ = [
     "PSIS",

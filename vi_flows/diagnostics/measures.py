@@ -1,4 +1,4 @@
-"""Single numbers: effective sample size, invertibility margin, active units."""
+"""Single numbers: invertibility margin, active units."""
 
 from __future__ import annotations
 
@@ -8,16 +8,7 @@ from torch import Tensor, nn
 from vi_flows.kernels.reference import effective_gain
 from vi_flows.transforms.conv_flow import _ConvFlowBase
 
-__all__ = ["active_units", "effective_sample_size", "invertibility_margin"]
-
-
-def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """``(Σw)² / Σw²`` over the first dimension, between 1 and the number of draws.
-
-    Args:
-        log_weights: ``(S, …)``, up to a constant a column.
-    """
-    return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
+__all__ = ["active_units", "invertibility_margin"]
 
 
 @torch.no_grad()

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 from tqdm import tqdm
 
 from vi_flows.objectives.bounds import ELBO
+from vi_flows.objectives.psis import effective_sample_size, psis
 
 __all__ = ["NLLResult", "bootstrap_interval", "estimate_nll", "pyro_log_weights"]
 
@@ -159,19 +159,8 @@ def estimate_nll(
             columns["nll"].append(math.log(num_samples) - total)
             columns["nll_coarse"].append(math.log(len(coarse)) - torch.logsumexp(coarse, 0))
             columns["elbo"].append(log_w.mean(0))
-            columns["ess"].append(torch.exp(2 * total - torch.logsumexp(2 * log_w, 0)))
-            columns["k_hat"].append(_k_hat(log_w))
+            columns["ess"].append(effective_sample_size(log_w))
+            columns["k_hat"].append(psis(log_w).k_hat)
             bar.update(len(rows))
     tensors = {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in columns.items()}
     return NLLResult(**tensors, num_samples=num_samples, num_coarse=min(num_coarse, num_samples), seed=seed)
-
-
-def _k_hat(log_w: Tensor) -> Tensor:
-    """Shape of a generalised Pareto law fitted to the largest min(S/5, 3√S) weights of each column (Vehtari et al.)."""
-    size = log_w.shape[0]
-    tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
-    if tail < 5 or size <= tail:
-        return torch.full(log_w.shape[1:], math.nan, dtype=log_w.dtype)
-    top = torch.topk(log_w - log_w.amax(0), tail + 1, dim=0, sorted=True).values.exp()
-    fits = [fit_generalized_pareto(column[:-1] - column[-1])[0] for column in top.T]
-    return torch.tensor([float(k) for k in fits], dtype=log_w.dtype)

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vi_flows.diagnostics.measures import effective_sample_size
-
-__all__ = ["PSIS", "fit_generalised_pareto", "psis"]
+__all__ = ["PSIS", "effective_sample_size", "fit_generalised_pareto", "psis"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,15 @@ class PSIS:
     k_hat: Tensor
     ess: Tensor
     log_mean_weight: Tensor
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """``(Σw)² / Σw²`` over the first dimension, between 1 and the number of draws.
+
+    Args:
+        log_weights: ``(S, …)``, up to a constant a column.
+    """
+    return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
 
 
 def psis(log_weights: Tensor) -> PSIS:
