@@ -68,8 +68,8 @@ def effective_gain(theta: Tensor, w1: Tensor, slope_bound: float) -> tuple[Tenso
     r"""The scale ``u`` and the gain ``A = w₁u`` that keep a layer bijective for every free ``theta``.
 
     ``u = θ ρ(x)`` with ``x = M w₁ θ``, ``ρ(x) = 1`` for ``x ≥ 0`` and ``expm1(x)/x`` below, so that
-    ``A = ELU(x)/M > −1/M``. ``θ = 0`` gives the identity; there is no division by ``w₁``, and both results are C¹
-    through ``w₁ = 0``. ``x`` is cut at −7 in the exponential.
+    ``A = ELU(x)/M > −1/M``. ``θ = 0`` gives the identity, and there is no division by ``w₁``. ``A`` is C¹ in both
+    arguments and ``u`` in ``θ``; in ``w₁`` it is continuous, with a kink at zero. ``x`` is cut at −7 in the exponential.
 
     Args:
         theta: free parameters, any shape.
