@@ -69,7 +69,7 @@ def effective_gain(theta: Tensor, w1: Tensor, slope_bound: float) -> tuple[Tenso
 
     ``u = θ ρ(x)`` with ``x = M w₁ θ``, ``ρ(x) = 1`` for ``x ≥ 0`` and ``expm1(x)/x`` below, so that
     ``A = ELU(x)/M > −1/M``. ``θ = 0`` gives the identity, and there is no division by ``w₁``. ``A`` is C¹ in both
-    arguments and ``u`` in ``θ``; in ``w₁`` it is continuous, with a kink at zero. ``x`` is cut at −7 in the exponential.
+    arguments and ``u`` in ``θ``; in ``w₁`` it is continuous, with a kink at zero. ``x`` is cut at −7.
 
     Args:
         theta: free parameters, any shape.
