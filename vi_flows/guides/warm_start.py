@@ -77,7 +77,7 @@ def pathfinder(
 
     best: GaussianStart | None = None
     tops: list[float] = []
-    outside: list[GaussianStart | None] = []
+    outside: list[GaussianStart] = []
     for start in starts.double().cpu():
         path = _climb(density, start, max_iterations)
         for loc, covariance in _gaussians(path, dense, max_candidates):
@@ -93,14 +93,17 @@ def pathfinder(
             tops.append(top)
             for loc, covariance in visited[-max_candidates:]:
                 best = _better(best, _score(density, loc, covariance, noise))
-        if len(outside) < max_refined:
+        if len(outside) < 2 * max_refined:
+            outside.append(GaussianStart(start, 0.01 * torch.eye(dim, dtype=torch.float64), -math.inf))
             covariance = _inverse_curvature(density, start, 1e-2)
-            outside.append(None if covariance is None else _score(density, start, covariance, noise))
+            if covariance is not None:
+                shrink = covariance.diagonal().rsqrt().clamp(max=1.0)
+                outside.append(GaussianStart(start, covariance * shrink[:, None] * shrink, -math.inf))
     if not newton:
         return best
     # Also from outside of all paths, which may have run into the neck of a funnel or a mode of little mass.
     noise = antithetic_normal(8 * num_draws, dim, generator)
-    found = [c for c in [best, *outside] if c is not None]
+    found = outside if best is None else [best, *outside]
     best = None if best is None else _score(density, best.loc, best.covariance, noise)
     for candidate in found:
         best = _better(best, _refine(density, candidate, noise, generator))
@@ -108,32 +111,33 @@ def pathfinder(
 
 
 def _refine(
-    log_density: LogDensity, start: GaussianStart, noise: Tensor, generator: torch.Generator | None
+    log_density: LogDensity,
+    start: GaussianStart,
+    noise: Tensor,
+    generator: torch.Generator | None,
+    max_rounds: int = 40,
 ) -> GaussianStart | None:
     """Rounds of natural gradients until the ELBO stops rising, then one of shrinking steps."""
     tril, info = torch.linalg.cholesky_ex(start.covariance)
     if int(info) != 0:
         return None
-    loc, best = start.loc, None
-    for _ in range(12):
-        refined = refine_gaussian(log_density, loc, tril, generator=generator)
-        if refined is None:
-            return best
-        loc, tril = refined
-        score = _score(log_density, loc, tril @ tril.T, noise)
-        rise = math.inf if best is None or score is None else score.elbo - best.elbo
-        best = _better(best, score)
-        if rise < 0.05:
+    best = GaussianStart(start.loc, start.covariance, -math.inf)
+    rate = 1.0
+    for _ in range(max_rounds):
+        refined = refine_gaussian(log_density, best.loc, tril, rate=rate, generator=generator)
+        score = None if refined is None else _score(log_density, refined[0], refined[1] @ refined[1].T, noise)
+        rise = -math.inf if score is None else score.elbo - best.elbo
+        if rise > 0:
+            best, tril = score, refined[1]
+        # Steps that overshoot are taken back.
+        if rise < 0:
+            rate = rate / 2
+        if abs(rise) < 0.02 or rate < 0.1:
             break
-    if best is None:
-        return None
-    refined = refine_gaussian(
-        log_density, best.loc, torch.linalg.cholesky(best.covariance), 24, shrink=True, generator=generator
-    )
+    refined = refine_gaussian(log_density, best.loc, tril, 24, shrink=True, generator=generator)
     if refined is not None:
-        loc, tril = refined
-        best = _better(best, _score(log_density, loc, tril @ tril.T, noise))
-    return best
+        best = _better(best, _score(log_density, refined[0], refined[1] @ refined[1].T, noise))
+    return best if math.isfinite(best.elbo) else None
 
 
 def _better(a: GaussianStart | None, b: GaussianStart | None) -> GaussianStart | None:
