@@ -15,7 +15,7 @@ import pyro
 import torch
 
 import vi_flows
-from vi_flows.bench import kernels, vae
+from vi_flows.bench import images, kernels, vae
 from vi_flows.bench.measure import Measurement
 from vi_flows.bench.rows import GOALS, Row, Unavailable, format_table, measure_row
 from vi_flows.kernels import active_kernel, kernel_reason, native
@@ -115,7 +115,7 @@ class Bench:
             "2b": lambda: vae.flow_over_plain_step(50, r),
             "3a": lambda: kernels.inverse_over_forward(100, r),
             "3b": lambda: kernels.inverse_over_forward(5000, r),
-            "4": _unavailable("there are no image samplers in vi_flows yet"),
+            "4": lambda: images.sampler_over_glow(r),
             "5": lambda: vae.pyro_over_bare(r),
             "6a": lambda: kernels.peer_over_fused("Pyro IAF x4", 100, r),
             "6b": lambda: kernels.peer_over_fused("Pyro IAF x4", 5000, r),
