@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from vi_flows.bench import GOALS, Bench, Info, compare, images, kernels, measure, rows, vae
+from vi_flows.bench import GOALS, Bench, Info, compare, images, kernels, measure, rows, table, vae
 from vi_flows.bench.images import SamplerShape
 from vi_flows.kernels import active_kernel
+from vi_flows.vae import VAEConfig
 
 
 @pytest.fixture
@@ -172,3 +174,18 @@ def test_info_names_the_kernel_and_why(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["kernel"] == active_kernel()
     assert found["kernel_reason"]
+
+
+def test_the_table_runner_is_measured_in_processes_of_its_own():
+    config = replace(table.CONFIG, vae=VAEConfig(latent_dims=(2,), hidden_dims=((4,),)))
+    result, note = table.runner_over_one_at_a_time(2, config, stack=2, processes=2, seconds=0.1)
+    assert result.rounds == 2
+    assert result.ratio > 0
+    assert "of 2 stacked models" in note
+
+
+def test_a_training_process_that_dies_is_a_row_and_not_a_hang():
+    bad = replace(table.CONFIG, vae=VAEConfig(activation="nonsense"))
+    row = rows.measure_row("7", "runner", lambda: table.runner_over_one_at_a_time(1, bad))
+    assert row.measurement is None
+    assert "died" in row.note

@@ -179,9 +179,8 @@ class MemberStreams(TorchFunctionMode):
         kwargs = {} if kwargs is None else kwargs
         if func not in (torch.rand, torch.randn) or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
-        size = torch.Size(args[0] if len(args) == 1 else args)
+        size = torch.Size(args if isinstance(args[0], int) else args[0])
         if len(size) < 2 or size[-2] != len(self.generators):
             raise ValueError(f"a draw of shape {tuple(size)} has no dimension of {len(self.generators)} members")
         parts = [func(size[:-2] + size[-1:], **{**kwargs, "generator": g}) for g in self.generators]
         return torch.stack(parts, -2)
-
