@@ -193,9 +193,12 @@ def _reference_gradients(
 
 def _served(operands: Operands, spec: ConvFlowSpec) -> bool:
     """Whether a kernel computes this; the reference does all else."""
-    x, dtype = operands.x, operands.x.dtype
+    x, dtype, device = operands.x, operands.x.dtype, operands.x.device
     plain = (
-        dtype in _FLOATS and spec.num_layers > 0 and all(t.dtype is dtype and t.device.type == "cpu" for t in operands)
+        dtype in _FLOATS
+        and spec.num_layers > 0
+        and all(t.dtype is dtype and t.device == device for t in operands)
+        and (device.type == "cpu" or (device.type == "cuda" and ops.triton_serves(spec, device)))
     )
     if torch.compiler.is_compiling():
         return plain

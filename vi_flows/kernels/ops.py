@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -39,12 +39,17 @@ def engine_for(device: torch.device) -> ModuleType:
 
 @torch.compiler.assume_constant_result
 def triton_serves(spec: ConvFlowSpec, device: torch.device) -> bool:
-    """Whether the Triton kernel is installed, has the activation, and runs on this GPU."""
+    """Whether the Triton kernel is installed and runs on this GPU with the stack's activation; found out once."""
+    return _triton_works(spec.activation, device)
+
+
+@cache
+def _triton_works(activation: str, device: torch.device) -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     from vi_flows.kernels import triton_kernel
 
-    return triton_kernel.serves(spec) and triton_kernel.works_on(device)
+    return triton_kernel.works_on(device, activation)
 
 
 def _arguments(
