@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vi_flows.kernels.activations import ACTIVATIONS, Activation, make_activation
 
-__all__ = ["ACTIVATIONS", "ConvFlowSpec", "conv_flow_forward", "conv_flow_inverse", "effective_gain"]
+__all__ = ["ACTIVATIONS", "ConvFlowSpec", "conv_flow_forward", "conv_flow_inverse", "effective_gain", "free_gradients"]
 
 # Slopes 1 + w₁u h′ are kept above e^-7 ≈ 9e-4: products of many such slopes still fit float32.
 MIN_LOG_SLOPE = -7.0
@@ -86,6 +86,21 @@ def effective_gain(theta: Tensor, w1: Tensor, slope_bound: float) -> tuple[Tenso
     quotient = expm1 / torch.where(small, -torch.ones_like(x), x)
     rho = torch.where(x >= 0, torch.ones_like(x), torch.where(small, series, quotient))
     return theta * rho, torch.where(x >= 0, x, expm1) / slope_bound
+
+
+def free_gradients(theta: Tensor, w1: Tensor, slope_bound: float, g_u: Tensor, g_gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to ``theta`` and ``w1`` from those with respect to ``u`` and ``A``.
+
+    Args:
+        theta: see :func:`effective_gain`; so with the next two.
+        w1: the first tap.
+        slope_bound: ``M``.
+        g_u: of the scale.
+        g_gain: of the gain.
+    """
+    with torch.enable_grad():
+        inputs = theta.detach().requires_grad_(), w1.detach().requires_grad_()
+        return torch.autograd.grad(effective_gain(*inputs, slope_bound), inputs, (g_u, g_gain))
 
 
 def conv_flow_forward(
