@@ -13,6 +13,7 @@ import torch
 from tests.kernels.stacks import draw, make_spec, outputs_and_gradients, worst_error
 from vi_flows.kernels import ACTIVATIONS, dispatch, reference
 from vi_flows.kernels.native import ACTIVATION_CODES
+from vi_flows.kernels.operands import Cotangents
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when it is imported
@@ -89,7 +90,7 @@ def test_empty_batch_and_missing_gradients(engine):
     y, ladj = engine.evaluate(operands, spec, False)
     assert y.shape == (0, 3)
     assert ladj.shape == (0,)
-    grads = engine.backward(operands, None, None, (True, False, True, True), spec, False)
+    grads = engine.backward(operands, Cotangents(None, None, (True, False, True, True)), spec, False)
     assert grads[1] is None
     assert all((g == 0).all() for g in grads if g is not None)
 

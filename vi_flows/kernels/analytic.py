@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vi_flows.kernels import dense
 from vi_flows.kernels.activations import LeakyReLU
-from vi_flows.kernels.operands import Operands
+from vi_flows.kernels.operands import Cotangents, Operands
 from vi_flows.kernels.reference import ConvFlowSpec, effective_gain, free_gradients
 
 __all__ = ["backward", "evaluate"]
@@ -29,13 +29,7 @@ def _chunks(operands: Operands) -> tuple[Tensor, ...] | None:
 
 
 def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Tensor, Tensor]:
-    """The map (or its inverse) and its log-determinant, without a graph.
-
-    Args:
-        operands: floating point tensors of one dtype.
-        spec: the stack's shape.
-        inverse: which direction.
-    """
+    """See :meth:`~vi_flows.kernels.operands.Engine.evaluate`."""
     if not inverse and dense.serves(operands):
         return dense.evaluate(operands, spec)
     chunks = _chunks(operands)
@@ -61,37 +55,18 @@ def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Ten
         return z.movedim(0, -1).reshape(x.shape), ladj.reshape(x.shape[:-1])
 
 
-def backward(
-    operands: Operands,
-    g_y: Tensor | None,
-    g_ladj: Tensor | None,
-    needed: tuple[bool, ...],
-    spec: ConvFlowSpec,
-    inverse: bool,
-) -> list[Tensor | None]:
-    """Gradients with respect to the operands, in their shapes.
-
-    Args:
-        operands: ``x`` is the input of the *forward* map in both directions.
-        g_y: gradient with respect to the first output; ``None`` is zero.
-        g_ladj: gradient with respect to the log-determinant.
-        needed: which of the four are wanted.
-        spec: the stack's shape.
-        inverse: whether the outputs were those of the inverse.
-    """
+def backward(operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool) -> list[Tensor | None]:
+    """See :meth:`~vi_flows.kernels.operands.Engine.backward`."""
     x = operands.x
-    g_y = torch.zeros_like(x) if g_y is None else g_y
-    g_ladj = x.new_zeros(x.shape[:-1]) if g_ladj is None else g_ladj
+    g_y, g_ladj = cotangents.filled(x)
     if not inverse and dense.serves(operands):
-        grads = dense.backward(operands, g_y, g_ladj, spec)
-        return [g if need else None for g, need in zip(grads, needed, strict=True)]
+        return cotangents.wanted(dense.backward(operands, g_y, g_ladj, spec))
     chunks = _chunks(operands)
     if chunks is not None:
         pieces = zip(chunks, g_y.reshape(-1, spec.input_dim).split(CHUNK), g_ladj.reshape(-1).split(CHUNK), strict=True)
-        parts = [backward(operands._replace(x=x), gy, gl, needed, spec, inverse) for x, gy, gl in pieces]
+        parts = [backward(operands._replace(x=x), Cotangents(gy, gl), spec, inverse) for x, gy, gl in pieces]
         g_xs, *sums = zip(*parts, strict=True)
-        g_x = torch.cat(g_xs).reshape(x.shape) if needed[0] else None
-        return [g_x, *(torch.stack(t).sum(0) if need else None for t, need in zip(sums, needed[1:], strict=True))]
+        return cotangents.wanted([torch.cat(g_xs).reshape(x.shape), *(torch.stack(t).sum(0) for t in sums)])
     with torch.no_grad():
         run = _Run(operands, spec)
         z = run.rows_last(x)
@@ -114,9 +89,7 @@ def backward(
             for layer in reversed(range(spec.num_layers)):
                 g = g.flip(0) if spec.reverts[layer] else g
                 run.forward_gradients(layer, *tape.pop(), g, gl)
-        g_x = g.movedim(0, -1).reshape(x.shape) if needed[0] else None
-        theta, weight, bias = run.parameter_gradients()
-    return [g_x, *(t if need else None for t, need in zip((theta, weight, bias), needed[1:], strict=True))]
+        return cotangents.wanted([g.movedim(0, -1).reshape(x.shape), *run.parameter_gradients()])
 
 
 class _Run:

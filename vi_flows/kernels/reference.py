@@ -106,18 +106,7 @@ def free_gradients(theta: Tensor, w1: Tensor, slope_bound: float, g_u: Tensor, g
 def conv_flow_forward(
     z: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, spec: ConvFlowSpec
 ) -> tuple[Tensor, Tensor]:
-    """All layers and Reverts of a stack, first to last.
-
-    Args:
-        z: ``(…, d)``.
-        theta: ``(L, d)``, or ``(…, L, d)`` for parameters of each row; so with the next two.
-        weight: ``(L, k)``.
-        bias: ``(L, 1)``, or ``(L, d)`` for one a dimension.
-        spec: the stack's shape.
-
-    Returns:
-        The output ``(…, d)`` and the log-determinant ``(…)``, batch shapes broadcast.
-    """
+    """See :func:`vi_flows.kernels.conv_flow_forward`; this is what it means."""
     d = spec.input_dim
     ladj = z.new_zeros(())
     for layer, dilation in enumerate(spec.dilations):
@@ -140,18 +129,7 @@ def conv_flow_forward(
 def conv_flow_inverse(
     y: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, spec: ConvFlowSpec
 ) -> tuple[Tensor, Tensor]:
-    """Exact inverse of :func:`conv_flow_forward` by back-substitution, ``⌈d/δ⌉`` vectorised steps a layer.
-
-    Args:
-        y: ``(…, d)``.
-        theta: see :func:`conv_flow_forward`; so with the rest.
-        weight: the kernels.
-        bias: the biases.
-        spec: the stack's shape.
-
-    Returns:
-        The preimage ``(…, d)`` and the inverse's log-determinant ``(…)``.
-    """
+    """See :func:`vi_flows.kernels.conv_flow_inverse`: back-substitution, ``⌈d/δ⌉`` vectorised steps a layer."""
     d = spec.input_dim
     ladj = y.new_zeros(())
     for layer in reversed(range(spec.num_layers)):

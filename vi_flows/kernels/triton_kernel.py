@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vi_flows.kernels.native import ACTIVATION_CODES
-from vi_flows.kernels.operands import Operands
+from vi_flows.kernels.operands import Cotangents, Operands
 from vi_flows.kernels.reference import MIN_LOG_SLOPE, ConvFlowSpec, conv_flow_forward
 
 __all__ = ["backward", "evaluate", "works_on"]
@@ -343,13 +343,7 @@ def _arguments(operands: Operands, spec: ConvFlowSpec) -> tuple[list[Tensor], li
 
 
 def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Tensor, Tensor]:
-    """The map (or its inverse) and its log-determinant, without a graph; see :func:`vi_flows.kernels.native.evaluate`.
-
-    Args:
-        operands: float32 or float64 on one GPU.
-        spec: the stack's shape.
-        inverse: which direction.
-    """
+    """See :meth:`~vi_flows.kernels.operands.Engine.evaluate`; float32 or float64 on one GPU."""
     operands = operands.contiguous()
     y, ladj = torch.empty_like(operands.x), operands.x.new_empty(operands.x.shape[:-1])
     tensors, sizes, meta = _arguments(operands, spec)
@@ -358,45 +352,27 @@ def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Ten
     return y, ladj
 
 
-def backward(
-    operands: Operands,
-    g_y: Tensor | None,
-    g_ladj: Tensor | None,
-    needed: tuple[bool, ...],
-    spec: ConvFlowSpec,
-    inverse: bool,
-) -> list[Tensor | None]:
-    """Gradients with respect to the operands; see :func:`vi_flows.kernels.native.backward`.
-
-    Args:
-        operands: ``x`` is the input of the *forward* map in both directions.
-        g_y: gradient with respect to the first output; ``None`` is zero.
-        g_ladj: gradient with respect to the log-determinant.
-        needed: which of the four are wanted.
-        spec: the stack's shape.
-        inverse: whether the outputs were those of the inverse.
-    """
+def backward(operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool) -> list[Tensor | None]:
+    """See :meth:`~vi_flows.kernels.operands.Engine.backward`."""
     operands = operands.contiguous()
     x = operands.x
     tensors, sizes, meta = _arguments(operands, spec)
     points, rows = sizes[0], sizes[1]
     if points == 0:
-        return [torch.zeros_like(t) if need else None for t, need in zip(operands, needed, strict=True)]
+        return cotangents.wanted(map(torch.zeros_like, operands))
     programs = triton.cdiv(points, ROWS)
     # each point's own gradients, or each program's sums: what is left to add up, no program waits for another
     parts = [x.new_empty(points if p.dim() > 2 else programs, *p.shape[-2:]) for p in operands[1:]]
     steps = [(1 if p.dim() > 2 else -1) * p.shape[-2] * p.shape[-1] for p in operands[1:]]
     tape = x.new_empty(1 if inverse else spec.num_layers * x.numel())
-    g_y = torch.zeros_like(x) if g_y is None else g_y.contiguous()
-    g_ladj = x.new_zeros(x.shape[:-1]) if g_ladj is None else g_ladj.contiguous()
+    g_y, g_ladj = (g.contiguous() for g in cotangents.filled(x))
     g_x = torch.empty_like(x)
     _backward[(programs,)](*tensors, g_y, g_ladj, tape, g_x, *parts, *sizes, *steps, INVERSE=inverse, **meta)
     sums = [
         part.reshape(points // rows, rows, *part.shape[1:]).sum(0) if p.dim() > 2 else part.sum(0)
         for part, p in zip(parts, operands[1:], strict=True)
     ]
-    grads = [g_x, *(s.reshape(p.shape) for s, p in zip(sums, operands[1:], strict=True))]
-    return [g if need else None for g, need in zip(grads, needed, strict=True)]
+    return cotangents.wanted([g_x, *(s.reshape(p.shape) for s, p in zip(sums, operands[1:], strict=True))])
 
 
 @cache
@@ -418,7 +394,7 @@ def works_on(device: torch.device, activation: str = "leaky_relu") -> bool:
     try:
         operands = Operands(*(t.detach() for t in inputs))
         found = evaluate(operands, spec, False)
-        found_gradients = backward(operands, *cotangents, (True,) * 4, spec, False)
+        found_gradients = backward(operands, Cotangents(*cotangents), spec, False)
         pairs = zip([*found, *found_gradients], [*expected, *gradients], strict=True)
         worst = max((f - e).abs().max().item() for f, e in pairs)
     except Exception as error:  # a compiler's errors have no common base
