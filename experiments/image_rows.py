@@ -57,18 +57,21 @@ def image_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
         return ImageFlowConfig(flow="nice", num_couplings=4, hidden_dims=NICE[budget], base="logistic")
     if model == "real_nvp":
         return ImageFlowConfig(flow="real_nvp", num_final=0, **MASKED[budget])
-    if model == "mconv":
-        return ImageFlowConfig(flow="mconv", **MASKED[budget])
+    flow, _, coupling = model.partition("-")
+    if flow == "mconv":
+        return ImageFlowConfig(flow="mconv", filter=coupling or None, **MASKED[budget])
     steps = dict(STEPS[budget])
     if cifar:
         steps |= {"num_levels": 3, "num_steps": 4}  # table 3 of Nagar et al.: D = 4
-    flow, _, coupling = model.partition("-")
     if coupling == "quad":
         steps["width"] = QUAD_WIDTH[budget]
     return ImageFlowConfig(flow=flow, coupling=coupling or "affine", **steps)
 
 
-MODELS = ("nice", "real_nvp", "mconv", "glow", "inv_conv3x3", "inv_conv3x3-quad", "emerging", "emerging-quad")
+MODELS = (
+    "nice", "real_nvp", "mconv", "mconv-kernel", "mconv-cosine", "glow", "inv_conv3x3", "inv_conv3x3-quad", "emerging",
+    "emerging-quad",
+)  # fmt: skip
 ROWS = {
     **{f"mnist-{model}": (model, "mnist") for model in MODELS},
     **{f"cifar-{model}": (model, CIFAR) for model in ("glow", "emerging", "inv_conv3x3", "inv_conv3x3-quad")},
@@ -125,32 +128,41 @@ class RunRow:
         print(f"{self.row}: {record['bits_per_dim']:.4f} bits/dim; {path}")
 
 
+def markdown_table(results: Path, dataset: str) -> str:
+    """The table of a data set's records, best first, each row at the largest budget it was run with.
+
+    Args:
+        results: folder of the records.
+        dataset: ``mnist`` or ``cifar``, the first part of the rows' names.
+    """
+    lines = [
+        "| row | budget | bits/dim | 95 % interval | paper | parameters | epochs, steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    records: dict[str, tuple[str, dict[str, Any]]] = {}
+    for budget in BUDGETS:  # from the smallest to the largest
+        for path in results.glob(f"image-{dataset}-*-{budget}-seed*.json"):
+            row = path.stem.removeprefix("image-").rpartition(f"-{budget}-")[0]
+            records[row] = budget, json.loads(path.read_text(encoding="utf-8"))
+    for row, (budget, record) in sorted(records.items(), key=lambda item: item[1][1]["bits_per_dim"]):
+        low, high = record["interval"]
+        lines.append(
+            f"| {row} | {budget} | {record['bits_per_dim']:.4f} | {low:.4f} – {high:.4f} | {PUBLISHED.get(row, '–')} "
+            f"| {record['parameters']:,} | {record['epochs']}, {record['steps']} |"
+        )
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class Table:
-    """Print the table of all records as Markdown."""
+    """Print the tables of all records as Markdown."""
 
     results: Path = RESULTS
     """Folder of the records."""
 
     def run(self) -> None:
         """Render what is there; rows that were not run are left out."""
-        print("| row | budget | bits/dim | 95 % interval | paper | parameters | epochs | steps | minutes |")
-        print("|---|---|---|---|---|---|---|---|---|")
-        for path in sorted(self.results.glob("image-*.json")):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            row, budget = next(
-                (name, budget)
-                for name in sorted(ROWS, key=len, reverse=True)
-                for budget in BUDGETS
-                if path.stem.startswith(f"image-{name}-{budget}-")
-            )
-            low, high = record["interval"]
-            cells = [
-                row, budget, f"{record['bits_per_dim']:.4f}", f"{low:.4f} to {high:.4f}",
-                str(PUBLISHED.get(row, "–")), f"{record['parameters']:,}", str(record["epochs"]),
-                str(record["steps"]), f"{record['seconds'] / 60:.0f}",
-            ]  # fmt: skip
-            print("| " + " | ".join(cells) + " |")
+        print(markdown_table(self.results, "mnist"), markdown_table(self.results, "cifar"), sep="\n\n")
 
 
 Command = (
