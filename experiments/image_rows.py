@@ -1,7 +1,8 @@
-"""Bits/dim of the image flows at equal budgets: one command a row, one that renders the table.
+"""Bits/dim of the image flows at equal budgets: one command a row, one that renders the table, one that draws.
 
     python experiments/image_rows.py run mnist-mconv --budget probe
     python experiments/image_rows.py table
+    python experiments/image_rows.py samples mnist --budget probe
 
 A budget fixes the size of the networks, the number of epochs and the optimiser for all rows of a data set; widths are
 chosen so that the numbers of parameters are close (but for NICE, whose fully connected networks have no small form).
@@ -16,7 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
+from torch import Tensor
 
 from vi_flows.image_model import ImageFlowConfig
 from vi_flows.train import Run, TrainConfig, Trainer
@@ -165,8 +168,67 @@ class Table:
         print(markdown_table(self.results, "mnist"), markdown_table(self.results, "cifar"), sep="\n\n")
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Draw samples from every trained row of a data set, a line each, under a line of training images."""
+
+    dataset: tyro.conf.Positional[Literal["mnist", "cifar"]]
+    """Rows of this data set."""
+    budget: Literal["probe", "short", "small", "paper"] = "small"
+    """Of the runs."""
+    runs: Path = Path("runs")
+    """Folder of the training runs."""
+    figures: Path = RESULTS.parents[1] / "figures"
+    """Folder of the picture, ``image-samples-DATASET-BUDGET.png``."""
+    data_root: Path | None = None
+    """Folder with the data files."""
+    columns: int = 14
+    """Samples a row."""
+    temperature: float = 1.0
+    """Scale of the base distribution; 1 is the model."""
+    seed: int = 0
+    """Of the draws and of the runs."""
+
+    def run(self) -> None:
+        """Write the picture; rows that were not trained are left out."""
+        lines: dict[str, Tensor] = {}
+        for row in ROWS:
+            folder = self.runs / f"{row}-{self.budget}-seed{self.seed}"
+            if row.startswith(f"{self.dataset}-") and (folder / "config.json").exists():
+                run = Run.open(folder, self.data_root)
+                task = run.build_task()
+                run.load_weights(task)
+                torch.manual_seed(self.seed)
+                grids = task.pictures(1, self.columns, False, self.temperature)
+                lines.setdefault("training images", grids["data"])
+                lines[row.partition("-")[2]] = grids["samples"]
+        if not lines:
+            raise SystemExit(f"no {self.dataset} run of budget {self.budget} in {self.runs}; see `run`")
+        print(draw_lines(lines, self.figures / f"image-samples-{self.dataset}-{self.budget}.png"))
+
+
+def draw_lines(lines: dict[str, Tensor], path: Path) -> Path:
+    """One line of images a name, named at the left."""
+    import matplotlib.pyplot as plt
+
+    columns, _, height, width = next(iter(lines.values())).shape
+    size = (columns * 0.55 + 1.2, len(lines) * 0.55 * height / width)
+    figure, axes = plt.subplots(len(lines), 1, figsize=size, squeeze=False)
+    for axis, (name, images) in zip(axes[:, 0], lines.items(), strict=True):
+        strip = images.clamp(0, 1).permute(2, 0, 3, 1).reshape(height, columns * width, -1)
+        axis.imshow(strip.numpy(), cmap="gray_r" if strip.shape[-1] == 1 else None, vmin=0, vmax=1, aspect="equal")
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    figure.subplots_adjust(left=1.2 / size[0], right=0.99, top=0.99, bottom=0.01, hspace=0.06)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path
+
+
 Command = (
     Annotated[RunRow, tyro.conf.subcommand("run", prefix_name=False)]
+    | Annotated[Samples, tyro.conf.subcommand("samples", prefix_name=False)]
     | Annotated[Table, tyro.conf.subcommand("table", prefix_name=False)]
 )
 

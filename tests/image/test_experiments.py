@@ -53,6 +53,10 @@ def test_rows_and_table(tmp_path, capsys, monkeypatch):
     table = capsys.readouterr().out
     assert "| mnist-mconv | probe |" in table
     assert "1.07" in table
+    module.Samples("mnist", "probe", tmp_path / "runs", tmp_path / "figures", columns=3).run()
+    assert (tmp_path / "figures" / "image-samples-mnist-probe.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match="no cifar run"):
+        module.Samples("cifar", "probe", tmp_path / "runs").run()
     with pytest.raises(SystemExit, match="mnist-nice"):
         module.RunRow("mnist-maf").run()
 
