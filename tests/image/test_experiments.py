@@ -25,11 +25,11 @@ def script(name):
 def test_sampling_time(tmp_path, capsys):
     module = script("sampling_time")
     out = tmp_path / "record.json"
-    module.main(module.Options(out, (1, 8, 8), num_levels=2, num_steps=1, width=4, num_images=3, repetitions=1))
+    module.main(module.Options((1, 8, 8), num_levels=2, num_steps=1, width=4, out=out, num_images=3, repetitions=1))
     record = json.loads(out.read_text())
     assert [line["shape"] for line in record["one_convolution"]] == [[4, 4, 4], [8, 2, 2]]
     rows = record["rows"]
-    assert [row["model"] for row in rows] == list(module.MODELS)
+    assert [row["model"] for row in rows] == list(module.SAMPLERS)
     assert all(row["round_trip_error_float32"] < 1e-3 for row in rows)
     assert "Glow" in capsys.readouterr().out
 
