@@ -48,7 +48,7 @@ def build_sampler(name: str, shape: SamplerShape, seed: int = 0) -> ImageDensity
         seed: of the weights and of the images that initialise the actnorms.
     """
     torch.manual_seed(seed)
-    flow = SAMPLERS[name](shape.image_shape, shape.num_levels, shape.num_steps, shape.width)
+    flow = SAMPLERS[name](shape.image_shape, num_levels=shape.num_levels, num_steps=shape.num_steps, width=shape.width)
     density = ImageDensity(flow, shape.image_shape, alpha=0.05)
     with torch.no_grad():
         for module in density.modules():
