@@ -79,15 +79,62 @@ def render_vae() -> str:
 
 def render_fit2d() -> str:
     rows = json.loads((HERE / "results" / "fit2d-wave.json").read_text(encoding="utf-8"))
-    lines = ["| flow | parameters | KL(q‖p) in nats | by quadrature |", "|---|---|---|---|"]
+    lines = [
+        "| flow | parameters | KL(q‖p) in nats | by quadrature | learning rate | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         settings, result = row["settings"], row["result"]
         blocks = f" K = {settings['num_blocks']}, {settings['activation']}" if settings["flow"] == "conv_flow" else ""
-        exact = "–" if result["kl_quadrature"] is None else f"{result['kl_quadrature']:.3f}"
+        exact = "–" if result["kl_quadrature"] is None else f"{result['kl_quadrature']:.4f}"
         lines.append(
-            f"| {settings['flow']}{blocks} | {result['num_parameters']} "
-            f"| {result['kl']:.3f} ± {result['kl_se']:.3f} | {exact} |"
+            f"| {settings['flow']}{blocks} | {result['num_parameters']} | {result['kl']:.4f} ± {result['kl_se']:.4f} "
+            f"| {exact} | {row['trials'][0]['learning_rate']} | {result['seconds']:.0f} |"
         )
+    return "\n".join(lines)
+
+
+def render_fit2d_targets() -> str:
+    rows = json.loads((HERE / "results" / "fit2d-targets.json").read_text(encoding="utf-8"))
+    by_target: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_target.setdefault(row["settings"]["target"], {})[row["settings"]["flow"]] = row["result"]
+    flows = list(dict.fromkeys(row["settings"]["flow"] for row in rows))
+    sizes = {
+        flow: next(found[flow]["num_parameters"] for found in by_target.values() if flow in found) for flow in flows
+    }
+    lines = [
+        "| target | log Z | " + " | ".join(f"KL, {flow} ({sizes[flow]} parameters)" for flow in flows) + " |",
+        "|---|---|" + "---|" * len(flows),
+    ]
+    for target, found in by_target.items():
+        cells = " | ".join(f"{found[f]['kl']:.3f} ± {found[f]['kl_se']:.3f}" if f in found else "–" for f in flows)
+        lines.append(f"| {target} | {next(iter(found.values()))['log_z']:.4f} | {cells} |")
+    return "\n".join(lines)
+
+
+def render_gallery() -> str:
+    lines = [
+        "| posterior | guide | largest error of a mean, sd | sd ratios | ELBO | k̂ | verdict | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    names = [
+        "eight_schools_noncentred", "eight_schools_centred", "kidscore", "logistic", "nile", "rats", "bnn",
+    ]  # fmt: skip
+    paths = [HERE / "results" / f"gallery-{name}.json" for name in names]
+    for record in (json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()):
+        truth = record["reference"]
+        seconds = "–" if truth["seconds"] is None else f"{truth['seconds']:.0f}"
+        lines.append(
+            f"| **{record['title']}** | {truth['source']}: R̂ ≤ {truth['max_r_hat']:.3f}, ESS ≥ {truth['min_ess']:.0f} "
+            f"| | | | | | {seconds} |"
+        )
+        for row in record["rows"]:
+            lines.append(
+                f"| | {row['guide']} | {row['max_mean_error_sd']:.2f} | {row['min_sd_ratio']:.2f} – "
+                f"{row['max_sd_ratio']:.2f} | {row['elbo']:.2f} | {row['k_hat']:.2f} | {row['verdict']} "
+                f"| {row['seconds']:.0f} |"
+            )
     return "\n".join(lines)
 
 
@@ -121,6 +168,8 @@ def render_images() -> str:
 SECTIONS = {
     "vae-tables": render_vae,
     "fit2d-table": render_fit2d,
+    "fit2d-targets-table": render_fit2d_targets,
+    "gallery-table": render_gallery,
     "bench-table": render_bench,
     "image-table": render_images,
 }
