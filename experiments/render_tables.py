@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from image_rows import markdown_table
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 DATASETS = {"binarized_mnist": "mnist", "omniglot28": "omniglot", "chardata": "omniglot"}
+IMAGE_SETS = {
+    "mnist": "MNIST, 28×28×1, uniform dequantisation",
+    "cifar": "16 000 CIFAR-10 images after a JPEG round trip: a comparison side by side, not the published benchmark",
+}
 
 
 def published_key(record: dict[str, Any]) -> str:
@@ -153,16 +158,8 @@ def render_bench() -> str:
 
 
 def render_images() -> str:
-    lines = ["| model | bits/dim | 95 % interval | parameters | epochs |", "|---|---|---|---|---|"]
-    paths = (HERE / "results").glob("image-mnist-*.json")
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    for record in sorted(records, key=lambda r: r["bits_per_dim"]):
-        low, high = record["interval"]
-        lines.append(
-            f"| {record['model']} | {record['bits_per_dim']:.3f} | {low:.3f} – {high:.3f} "
-            f"| {record['parameters']} | {record['epochs']} |"
-        )
-    return "\n".join(lines)
+    blocks = (f"**{title}**\n\n{markdown_table(HERE / 'results', name)}" for name, title in IMAGE_SETS.items())
+    return "\n\n".join(blocks)
 
 
 SECTIONS = {

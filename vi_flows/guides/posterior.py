@@ -1,0 +1,172 @@
+"""What a fitted flow guide answers outside of any trace: draws, densities, quantiles of the model's sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import biject_to
+
+from vi_flows.guides.log_joint import LogJoint
+from vi_flows.transforms import Bijection
+
+__all__ = ["FlowPosterior"]
+
+
+class FlowPosterior:
+    r"""Methods of a guide whose unconstrained latent vector is ``x = T(z)``, ``z ~ N(0, I_d)``, with a bijection ``T``.
+
+    Each site takes its part of ``x`` and maps it to its support. The guide brings the bijection (last in its chain the
+    affine part), the base distribution and the prototype trace of its model (:class:`~vi_flows.guides.AutoFlow`).
+    """
+
+    latent_dim: int
+    prototype_trace: Trace | None
+    _unconstrained_shapes: dict[str, torch.Size]
+    _user_model: tuple[Callable] | None
+    _built: Callable[[], Bijection]
+    set_up: Callable[..., Any]
+    get_base_dist: Callable[[], TorchDistribution]
+
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        draws = self._quasi_random_draws()
+        return draws.mean(0), draws.std(0)
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The marginal medians; see :meth:`quantiles`."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Marginal quantiles of each site, from 8192 quasi-random draws; the same at every call.
+
+        They are taken on the unconstrained coordinates and mapped to the support, as in Pyro: the marginal quantiles
+        for supports that act on each coordinate; for those that couple them (simplex, ordered, correlations) a point
+        of the support.
+
+        Args:
+            quantiles: probabilities.
+            args: the model's arguments, needed only before the first call.
+            kwargs: likewise.
+
+        Returns:
+            By site, shape ``(number of quantiles,) + site shape``.
+        """
+        self.set_up(*args, **kwargs)
+        draws = self._quasi_random_draws()
+        levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device).reshape(-1)
+        if bool(((levels < 0) | (levels > 1)).any()):
+            raise ValueError("quantiles must lie within 0…1")
+        result: dict[str, list[Tensor]] = {}
+        for latent in torch.quantile(draws, levels, dim=0):
+            for site, value in self._unpack_latent(latent):
+                result.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+        return {name: torch.stack(values) for name, values in result.items()}
+
+    def _quasi_random_draws(self, num_draws: int = 8192) -> Tensor:
+        dim = self.latent_dim
+        if dim <= torch.quasirandom.SobolEngine.MAXDIM:
+            uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(num_draws, dtype=torch.float64)
+            noise = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
+        else:
+            noise = torch.randn(num_draws, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return self._built().forward_and_ladj(noise.to(self._built()[-1].loc))[0]
+
+    @torch.no_grad()
+    def sample_posterior(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws of every site, each of shape ``(num_samples,) + site shape``.
+
+        Args:
+            num_samples: number of draws.
+            args: the model's arguments, needed only before the first call.
+            kwargs: likewise.
+        """
+        self.set_up(*args, **kwargs)
+        noise = self.get_base_dist().sample((num_samples,))
+        return self.constrain(self._built().forward_and_ladj(noise)[0])[0]
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """``log q`` of values from anywhere, by the exact inverse.
+
+        Args:
+            values: constrained values of every site, each of shape ``sample shape + site shape``.
+
+        Returns:
+            Shape ``sample shape``.
+
+        Raises:
+            ValueError: a site is missing or its shape doesn't fit.
+            NotImplementedError: the flow has no inverse (Pyro's planar, radial).
+        """
+        latent, ladj = self.unconstrain(values)
+        noise, inverse_ladj = self._built().inverse_and_ladj(latent)
+        return self.get_base_dist().log_prob(noise) + inverse_ladj + ladj
+
+    def constrain(self, latent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Map unconstrained latent vectors to the sites.
+
+        Args:
+            latent: shape ``sample shape + (d,)``.
+
+        Returns:
+            Values by site, and ``log|det|`` of the map of shape ``sample shape``.
+        """
+        self._built()
+        values, total, position = {}, latent.new_zeros(latent.shape[:-1]), 0
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            shape = self._unconstrained_shapes[name]
+            piece = latent[..., position : position + shape.numel()].reshape(latent.shape[:-1] + shape)
+            position += shape.numel()
+            transform = biject_to(site["fn"].support)
+            values[name] = transform(piece)
+            ladj = transform.log_abs_det_jacobian(piece, values[name])
+            total = total + ladj.reshape(*latent.shape[:-1], -1).sum(-1)
+        return values, total
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Pack the sites' values into unconstrained latent vectors: the inverse of :meth:`constrain`.
+
+        Args:
+            values: by site, each of shape ``sample shape + site shape``.
+
+        Returns:
+            Shape ``sample shape + (d,)``, and ``log|det|`` of the map, of shape ``sample shape``.
+
+        Raises:
+            ValueError: a site is missing or its shape doesn't fit.
+        """
+        like = self._built()[-1].loc
+        pieces, ladjs = [], []
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            if name not in values:
+                raise ValueError(f"no value given for latent site {name!r}")
+            value = torch.as_tensor(values[name]).to(like)
+            shape = site["value"].shape
+            batch = value.shape[: value.dim() - len(shape)]
+            if value.dim() < len(shape) or value.shape != batch + shape:
+                raise ValueError(f"site {name!r} has shape {tuple(shape)}, got a value of shape {tuple(value.shape)}")
+            transform = biject_to(site["fn"].support)
+            piece = transform.inv(value)
+            ladjs.append(-transform.log_abs_det_jacobian(piece, value).reshape(*batch, -1).sum(-1))
+            pieces.append(piece.reshape(*batch, -1))
+        batch = torch.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
+        latent = torch.cat([piece.expand(*batch, -1) for piece in pieces], -1)
+        return latent, torch.stack([ladj.expand(batch) for ladj in ladjs]).sum(0)
+
+    def log_density_fn(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
+        """The model's log joint density as a function of unconstrained latent vectors ``(S, d) → (S,)``."""
+        if self._user_model is None:
+            raise RuntimeError("a guide loaded from a file holds no model")
+        self.set_up(*args, **kwargs)
+        log_joint = LogJoint(self._user_model[0], args, kwargs)
+
+        def log_density(latent: Tensor) -> Tensor:
+            values, ladj = self.constrain(latent)
+            return log_joint(values) + ladj
+
+        return log_density
