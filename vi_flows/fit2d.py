@@ -241,12 +241,14 @@ class Fit2D:
     batch_size: int = 512
     """Draws a step."""
     learning_rates: tuple[float, ...] = (0.02,)
-    """Adam's, with a cosine decay. Of several, and of several restarts, each pair is tried in a run of probe_steps; the
-    one with the least training objective is run to the end."""
+    """Adam's, with a cosine decay. Of several, and of several restarts, each pair is tried for probe_steps; those
+    with the least training objectives are run to the end, and the least of them is kept."""
     restarts: int = 1
     """Seeds to try."""
     probe_steps: int = 1500
     """Steps of each trial, where there is more than one."""
+    finalists: int = 1
+    """How many trials are run to the end."""
     seed: int = 0
     """Of the parameters and the draws: the first one to try."""
     out: Path | None = None
@@ -278,8 +280,10 @@ class Fit2D:
             ValueError: an option is out of range.
             FloatingPointError: the chosen run diverged.
         """
-        if self.restarts < 1 or not self.learning_rates:
-            raise ValueError(f"restarts must be at least 1, got {self.restarts}, and a learning rate be given")
+        if self.restarts < 1 or self.finalists < 1 or not self.learning_rates:
+            raise ValueError(
+                f"restarts ({self.restarts}) and finalists ({self.finalists}) must be at least 1, and a rate be given"
+            )
         target = target_2d(self.target)
         trials: list[dict[str, float | int | None]] = []
         seeds = range(self.seed, self.seed + self.restarts)
@@ -292,12 +296,23 @@ class Fit2D:
                     )  # fmt: skip
                     trials[-1]["objective"] = training_objective(losses)
         trials.sort(key=lambda trial: math.inf if trial["objective"] is None else trial["objective"])
-        rate, seed = trials[0]["learning_rate"], trials[0]["seed"]
-        flow = self._make(seed)
-        result = fit_flow_2d(
-            target, flow, self.num_steps, batch_size=self.batch_size, learning_rate=rate, seed=seed
-        )  # fmt: skip
-        return flow, result, trials
+        best: tuple[Bijection, Fit2DResult, int] | None = None
+        for place, trial in enumerate(trials[: self.finalists]):
+            rate, seed = trial["learning_rate"], trial["seed"]
+            flow = self._make(seed)
+            try:
+                result = fit_flow_2d(
+                    target, flow, self.num_steps, batch_size=self.batch_size, learning_rate=rate, seed=seed
+                )
+            except FloatingPointError:
+                if best is None and place + 1 == min(self.finalists, len(trials)):
+                    raise
+                continue
+            trial["final_objective"] = result.objective
+            if best is None or result.objective < best[1].objective:
+                best = flow, result, place
+        assert best is not None
+        return best[0], best[1], [trials[best[2]], *trials[: best[2]], *trials[best[2] + 1 :]]
 
     def _make(self, seed: int) -> Bijection:
         return make_flow_2d(self.flow, self.num_blocks, self.activation, seed)
