@@ -30,7 +30,7 @@ from vi_flows.guides import AmortizedFlowGuide, AutoConvFlow
 from vi_flows.train.records import provenance, write_record
 
 HERE = Path(__file__).parent
-SIZES = (20, 50, 35)
+SIZES = (100, 250, 150)
 """Rows of the minibatches, in turn."""
 
 
@@ -40,10 +40,10 @@ class Options:
 
     num_groups: int = 500
     """Rows of data."""
-    num_steps: int = 3000
+    num_steps: int = 4000
     """Optimiser steps."""
     learning_rate: float = 0.01
-    """Adam's, falling to a twentieth."""
+    """Adam's, falling to a hundredth."""
     num_draws: int = 1000
     """Draws that are compared with the exact posterior."""
     seed: int = 0
@@ -138,7 +138,7 @@ def main(options: Options) -> dict[str, Any]:
     pyro.set_rng_seed(options.seed)
     x = 2.0 + 1.5 * torch.randn(options.num_groups, 1) + torch.randn(options.num_groups, 5)
     guide = make_guide(x)
-    decay = 0.05 ** (1 / options.num_steps)
+    decay = 0.01 ** (1 / options.num_steps)
     svi = SVI(model, guide, ClippedAdam({"lr": options.learning_rate, "lrd": decay}), Trace_ELBO())
     began = time.perf_counter()
     for step in range(options.num_steps):

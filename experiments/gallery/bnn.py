@@ -57,8 +57,8 @@ def load() -> tuple[Tensor, Tensor]:
     return scale_years(torch.arange(1871, 1971, dtype=torch.float32)), (y - y.mean()) / y.std()
 
 
-def posteriors() -> list[Posterior]:
-    """The one of this file."""
+def posterior() -> Posterior:
+    """The gallery's entry."""
     args = load()
-    truth = lambda: nuts(model, args, quantities, precondition=False)  # noqa: E731
-    return [Posterior("bnn", "flow of the Nile, Bayesian neural network", model, args, quantities, truth)]
+    truth = lambda: nuts(model, args, quantities, 400, 200, precondition=False, max_tree_depth=6)  # noqa: E731
+    return Posterior("bnn", "flow of the Nile, Bayesian neural network", model, args, quantities, truth)

@@ -67,8 +67,8 @@ def load() -> tuple[Tensor, Tensor]:
     return torch.tensor(AGES), torch.tensor(WEIGHTS, dtype=torch.float32)
 
 
-def posteriors() -> list[Posterior]:
-    """The one of this file."""
+def posterior() -> Posterior:
+    """The gallery's entry."""
     args = load()
     truth = lambda: nuts(model, args, quantities, num_draws=500, warmup=250, start=least_squares(*args))  # noqa: E731
-    return [Posterior("rats", "growth of 30 rats, hierarchical regression", model, args, quantities, truth)]
+    return Posterior("rats", "growth of 30 rats, hierarchical regression", model, args, quantities, truth)
