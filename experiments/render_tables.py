@@ -82,6 +82,14 @@ def render_vae() -> str:
     return "\n\n".join(blocks) if blocks else "No records yet."
 
 
+def flow_2d_label(settings: dict[str, Any]) -> str:
+    if settings["flow"] != "conv_flow":
+        return settings["flow"]
+    # The records before dilations were an option have the paper's two layers a block.
+    layers = len(settings.get("dilations", (1, 2)))
+    return f"conv_flow K = {settings['num_blocks']}" + ("" if layers == 2 else ", a Revert after every layer")
+
+
 def render_fit2d() -> str:
     rows = json.loads((HERE / "results" / "fit2d-wave.json").read_text(encoding="utf-8"))
     lines = [
@@ -89,32 +97,26 @@ def render_fit2d() -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        settings, result = row["settings"], row["result"]
-        blocks = f" K = {settings['num_blocks']}, {settings['activation']}" if settings["flow"] == "conv_flow" else ""
+        result = row["result"]
         exact = "–" if result["kl_quadrature"] is None else f"{result['kl_quadrature']:.4f}"
         lines.append(
-            f"| {settings['flow']}{blocks} | {result['num_parameters']} | {result['kl']:.4f} ± {result['kl_se']:.4f} "
-            f"| {exact} | {row['trials'][0]['learning_rate']} | {result['seconds']:.0f} |"
+            f"| {flow_2d_label(row['settings'])} | {result['num_parameters']} "
+            f"| {result['kl']:.4f} ± {result['kl_se']:.4f} | {exact} | {row['trials'][0]['learning_rate']} "
+            f"| {result['seconds']:.0f} |"
         )
     return "\n".join(lines)
 
 
 def render_fit2d_targets() -> str:
     rows = json.loads((HERE / "results" / "fit2d-targets.json").read_text(encoding="utf-8"))
-    by_target: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        by_target.setdefault(row["settings"]["target"], {})[row["settings"]["flow"]] = row["result"]
-    flows = list(dict.fromkeys(row["settings"]["flow"] for row in rows))
-    sizes = {
-        flow: next(found[flow]["num_parameters"] for found in by_target.values() if flow in found) for flow in flows
-    }
-    lines = [
-        "| target | log Z | " + " | ".join(f"KL, {flow} ({sizes[flow]} parameters)" for flow in flows) + " |",
-        "|---|---|" + "---|" * len(flows),
-    ]
-    for target, found in by_target.items():
-        cells = " | ".join(f"{found[f]['kl']:.3f} ± {found[f]['kl_se']:.3f}" if f in found else "–" for f in flows)
-        lines.append(f"| {target} | {next(iter(found.values()))['log_z']:.4f} | {cells} |")
+    targets = list(dict.fromkeys(row["settings"]["target"] for row in rows))
+    flows = list(dict.fromkeys(flow_2d_label(row["settings"]) for row in rows))
+    found = {(row["settings"]["target"], flow_2d_label(row["settings"])): row["result"] for row in rows}
+    lines = ["| target | log Z | " + " | ".join(flows) + " |", "|---|---|" + "---|" * len(flows)]
+    for target in targets:
+        results = [found.get((target, flow)) for flow in flows]
+        cells = " | ".join("–" if r is None else f"{r['kl']:.3f} ± {r['kl_se']:.3f}" for r in results)
+        lines.append(f"| {target} | {next(r for r in results if r)['log_z']:.4f} | {cells} |")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -187,24 +187,29 @@ def _can_invert(flow: Bijection) -> bool:
     return True
 
 
-def make_flow_2d(name: str, num_blocks: int, activation: str = "tanh", seed: int = 0) -> Bijection:
+def make_flow_2d(
+    name: str, num_blocks: int, activation: str = "tanh", seed: int = 0, dilations: Sequence[int] = (1, 2)
+) -> Bijection:
     """A flow on the plane: ConvBlocks with Reverts, or as many layers of another flow as have no fewer parameters.
 
     Args:
         name: ``conv_flow``, ``planar``, ``radial``, ``iaf``, ``spline`` or ``spline_wide``.
-        num_blocks: ConvBlocks of two layers (kernel size 2, dilations 1 and 2), 10 parameters each; planar layers have
-            5, radial ones 4, IAF layers 32 (hidden width 4), autoregressive linear-rational spline layers of 4 bins 96
+        num_blocks: ConvBlocks of one layer a dilation (kernel size 2), 5 parameters a layer; planar layers have 5,
+            radial ones 4, IAF layers 32 (hidden width 4), autoregressive linear-rational spline layers of 4 bins 96
             (hidden width 2) or, where wide, Pyro's default of 1110. ConvFlow starts as far from the identity as Pyro's
             planar flow does (θ of standard deviation 0.4), which fits better than a start near it.
         activation: of ConvFlow.
         seed: of the initial parameters; the global generator is left as it was.
+        dilations: of ConvFlow; the paper's are 1 and 2.
 
     Raises:
         ValueError: an unknown name.
     """
-    count = 10 * num_blocks
+    count = 5 * len(dilations) * num_blocks
     makers: dict[str, Callable[[int], Bijection]] = {
-        "conv_flow": lambda n: flows.conv_flow(2, num_blocks, activation=activation, init_scale=0.4),
+        "conv_flow": lambda n: flows.conv_flow(
+            2, num_blocks, dilations=dilations, activation=activation, init_scale=0.4
+        ),
         "planar": lambda n: flows.planar(2, n),
         "radial": lambda n: flows.radial(2, n),
         "iaf": lambda n: flows.iaf(2, n, [4]),
@@ -232,7 +237,10 @@ class Fit2D:
     flow: Literal["conv_flow", "planar", "radial", "iaf", "spline", "spline_wide"] = "conv_flow"
     """The flow; others than conv_flow get as many layers as have no fewer parameters."""
     num_blocks: int = 8
-    """ConvBlocks (two layers and a Revert), 10 parameters each."""
+    """ConvBlocks (a layer a dilation and a Revert), 5 parameters a layer."""
+    dilations: tuple[int, ...] = (1, 2)
+    """Of a ConvBlock; the paper has 1 and 2 for two dimensions. The second tap of dilation 2 meets only zeros there:
+    with 1 alone, and twice the blocks, every layer mixes."""
     activation: Literal["leaky_relu", "tanh", "sigmoid", "softplus", "elu"] = "tanh"
     """ConvFlow's activation. leaky_relu has the paper's slope 0.01, but its log-determinant jumps, so that the
     reparameterised gradient misses a term and the fit can diverge."""
@@ -315,7 +323,7 @@ class Fit2D:
         return best[0], best[1], [trials[best[2]], *trials[: best[2]], *trials[best[2] + 1 :]]
 
     def _make(self, seed: int) -> Bijection:
-        return make_flow_2d(self.flow, self.num_blocks, self.activation, seed)
+        return make_flow_2d(self.flow, self.num_blocks, self.activation, seed, self.dilations)
 
     def record(self, result: Fit2DResult, trials: list[dict[str, float | int | None]]) -> dict[str, Any]:
         """Settings, trials, result and provenance, ready for JSON."""
