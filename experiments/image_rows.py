@@ -1,11 +1,13 @@
-"""Bits/dim of the image flows at equal budgets: one command a row, one that renders the table.
+"""Bits/dim of the image flows at equal budgets: one command a row, one that renders the table, one that draws.
 
     python experiments/image_rows.py run mnist-mconv --budget probe
     python experiments/image_rows.py table
+    python experiments/image_rows.py samples mnist --budget probe
 
 A budget fixes the size of the networks, the number of epochs and the optimiser for all rows of a data set; widths are
-chosen so that the numbers of parameters are close. ``probe`` takes minutes a row on one core and only shows that the
-rows train; ``small`` takes hours; ``paper`` has the papers' sizes and is meant for a GPU.
+chosen so that the numbers of parameters are close (but for NICE, whose fully connected networks have no small form).
+``probe`` takes minutes a row on one core and only shows that the rows train; ``short`` takes about ten minutes a row;
+``small`` takes hours; ``paper`` has the papers' sizes and is meant for a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
+from torch import Tensor
 
 from vi_flows.image_model import ImageFlowConfig
 from vi_flows.train import Run, TrainConfig, Trainer
@@ -27,23 +31,27 @@ CIFAR = "cifar10-jpeg.zip"
 # Epochs, batch size and learning rate of each budget; those of `paper` are MCONV's and those of Nagar et al.
 BUDGETS: dict[str, dict[str, Any]] = {
     "probe": {"epochs": 2, "batch_size": 128, "learning_rate": 1e-3, "clip_norm": 100.0, "lr_warmup_steps": 50},
+    "short": {"epochs": 6, "batch_size": 128, "learning_rate": 2e-3, "clip_norm": 100.0, "lr_warmup_steps": 100},
     "small": {"epochs": 40, "batch_size": 128, "learning_rate": 1e-3, "clip_norm": 100.0, "lr_warmup_steps": 200},
     "paper": {"epochs": 500, "batch_size": 128, "learning_rate": 5e-4, "clip_norm": 100.0, "lr_warmup_steps": 1000},
 }
+CIFAR_EPOCHS = {"short": 8}  # 16 000 images an epoch instead of 50 000
 
 MASKED: dict[str, dict[str, Any]] = {
     "probe": {"num_levels": 2, "num_couplings": 2, "width": 16, "num_blocks": 1},
+    "short": {"num_levels": 2, "num_couplings": 2, "width": 16, "num_blocks": 1},
     "small": {"num_levels": 2, "num_couplings": 4, "width": 32, "num_blocks": 2},
     "paper": {"num_levels": 2, "num_couplings": 8, "width": 64, "num_blocks": 8},
 }
 STEPS: dict[str, dict[str, Any]] = {
     "probe": {"num_levels": 2, "num_steps": 6, "width": 48},
+    "short": {"num_levels": 2, "num_steps": 6, "width": 32},
     "small": {"num_levels": 2, "num_steps": 16, "width": 128},
     "paper": {"num_levels": 2, "num_steps": 32, "width": 512},
 }
 # Quad-coupling has three networks where the others have one: about 1/√3 of the width gives as many parameters.
-QUAD_WIDTH = {"probe": 28, "small": 74, "paper": 296}
-NICE = {"probe": (500,) * 2, "small": (1000,) * 5, "paper": (1000,) * 5}
+QUAD_WIDTH = {"probe": 28, "short": 18, "small": 74, "paper": 296}
+NICE = {"probe": (500,) * 2, "short": (500,) * 2, "small": (1000,) * 5, "paper": (1000,) * 5}
 
 
 def image_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
@@ -52,18 +60,21 @@ def image_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
         return ImageFlowConfig(flow="nice", num_couplings=4, hidden_dims=NICE[budget], base="logistic")
     if model == "real_nvp":
         return ImageFlowConfig(flow="real_nvp", num_final=0, **MASKED[budget])
-    if model == "mconv":
-        return ImageFlowConfig(flow="mconv", **MASKED[budget])
+    flow, _, coupling = model.partition("-")
+    if flow == "mconv":
+        return ImageFlowConfig(flow="mconv", filter=coupling or None, **MASKED[budget])
     steps = dict(STEPS[budget])
     if cifar:
         steps |= {"num_levels": 3, "num_steps": 4}  # table 3 of Nagar et al.: D = 4
-    flow, _, coupling = model.partition("-")
     if coupling == "quad":
         steps["width"] = QUAD_WIDTH[budget]
     return ImageFlowConfig(flow=flow, coupling=coupling or "affine", **steps)
 
 
-MODELS = ("nice", "real_nvp", "mconv", "glow", "inv_conv3x3", "inv_conv3x3-quad", "emerging", "emerging-quad")
+MODELS = (
+    "nice", "real_nvp", "mconv", "mconv-kernel", "mconv-cosine", "glow", "inv_conv3x3", "inv_conv3x3-quad", "emerging",
+    "emerging-quad",
+)  # fmt: skip
 ROWS = {
     **{f"mnist-{model}": (model, "mnist") for model in MODELS},
     **{f"cifar-{model}": (model, CIFAR) for model in ("glow", "emerging", "inv_conv3x3", "inv_conv3x3-quad")},
@@ -78,7 +89,7 @@ class RunRow:
 
     row: tyro.conf.Positional[str]
     """Row by name, such as mnist-mconv; an unknown one lists them."""
-    budget: Literal["probe", "small", "paper"] = "small"
+    budget: Literal["probe", "short", "small", "paper"] = "small"
     """Size and training time."""
     runs: Path = Path("runs")
     """Folder of the training runs."""
@@ -100,10 +111,13 @@ class RunRow:
         if self.row not in ROWS:
             raise SystemExit(f"unknown row {self.row!r}; choose one of {', '.join(ROWS)}")
         model, dataset = ROWS[self.row]
+        budget = dict(BUDGETS[self.budget])
+        if dataset == CIFAR:
+            budget["epochs"] = CIFAR_EPOCHS.get(self.budget, budget["epochs"])
         config = TrainConfig(
             dataset=dataset, data_root=self.data_root, protocol="clean", model="image_flow",
             image=image_config(model, self.budget, dataset == CIFAR), schedule="cosine",
-            seed=self.seed, device=self.device, threads=self.threads, **BUDGETS[self.budget],
+            seed=self.seed, device=self.device, threads=self.threads, **budget,
         )  # fmt: skip
         if self.budget == "paper":
             config = replace(config, image=replace(config.image, checkpoint=True), protocol="paper")
@@ -117,36 +131,104 @@ class RunRow:
         print(f"{self.row}: {record['bits_per_dim']:.4f} bits/dim; {path}")
 
 
+def markdown_table(results: Path, dataset: str) -> str:
+    """The table of a data set's records, best first, each row at the largest budget it was run with.
+
+    Args:
+        results: folder of the records.
+        dataset: ``mnist`` or ``cifar``, the first part of the rows' names.
+    """
+    lines = [
+        "| row | budget | bits/dim | 95 % interval | paper | parameters | epochs, steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    records: dict[str, tuple[str, dict[str, Any]]] = {}
+    for budget in BUDGETS:  # from the smallest to the largest
+        for path in results.glob(f"image-{dataset}-*-{budget}-seed*.json"):
+            row = path.stem.removeprefix("image-").rpartition(f"-{budget}-")[0]
+            records[row] = budget, json.loads(path.read_text(encoding="utf-8"))
+    for row, (budget, record) in sorted(records.items(), key=lambda item: item[1][1]["bits_per_dim"]):
+        low, high = record["interval"]
+        lines.append(
+            f"| {row} | {budget} | {record['bits_per_dim']:.4f} | {low:.4f} – {high:.4f} | {PUBLISHED.get(row, '–')} "
+            f"| {record['parameters']:,} | {record['epochs']}, {record['steps']} |"
+        )
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class Table:
-    """Print the table of all records as Markdown."""
+    """Print the tables of all records as Markdown."""
 
     results: Path = RESULTS
     """Folder of the records."""
 
     def run(self) -> None:
         """Render what is there; rows that were not run are left out."""
-        print("| row | budget | bits/dim | 95 % interval | paper | parameters | epochs | steps | minutes |")
-        print("|---|---|---|---|---|---|---|---|---|")
-        for path in sorted(self.results.glob("image-*.json")):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            row, budget = next(
-                (name, budget)
-                for name in sorted(ROWS, key=len, reverse=True)
-                for budget in BUDGETS
-                if path.stem.startswith(f"image-{name}-{budget}-")
-            )
-            low, high = record["interval"]
-            cells = [
-                row, budget, f"{record['bits_per_dim']:.4f}", f"{low:.4f} to {high:.4f}",
-                str(PUBLISHED.get(row, "–")), f"{record['parameters']:,}", str(record["epochs"]),
-                str(record["steps"]), f"{record['seconds'] / 60:.0f}",
-            ]  # fmt: skip
-            print("| " + " | ".join(cells) + " |")
+        print(markdown_table(self.results, "mnist"), markdown_table(self.results, "cifar"), sep="\n\n")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Draw samples from every trained row of a data set, a line each, under a line of training images."""
+
+    dataset: tyro.conf.Positional[Literal["mnist", "cifar"]]
+    """Rows of this data set."""
+    budget: Literal["probe", "short", "small", "paper"] = "small"
+    """Of the runs."""
+    runs: Path = Path("runs")
+    """Folder of the training runs."""
+    figures: Path = RESULTS.parents[1] / "figures"
+    """Folder of the picture, ``image-samples-DATASET-BUDGET.png``."""
+    data_root: Path | None = None
+    """Folder with the data files."""
+    columns: int = 14
+    """Samples a row."""
+    temperature: float = 1.0
+    """Scale of the base distribution; 1 is the model."""
+    seed: int = 0
+    """Of the draws and of the runs."""
+
+    def run(self) -> None:
+        """Write the picture; rows that were not trained are left out."""
+        lines: dict[str, Tensor] = {}
+        for row in ROWS:
+            folder = self.runs / f"{row}-{self.budget}-seed{self.seed}"
+            if row.startswith(f"{self.dataset}-") and (folder / "config.json").exists():
+                run = Run.open(folder, self.data_root)
+                task = run.build_task()
+                run.load_weights(task)
+                torch.manual_seed(self.seed)
+                grids = task.pictures(1, self.columns, False, self.temperature)
+                lines.setdefault("training images", grids["data"])
+                lines[row.partition("-")[2]] = grids["samples"]
+        if not lines:
+            raise SystemExit(f"no {self.dataset} run of budget {self.budget} in {self.runs}; see `run`")
+        print(draw_lines(lines, self.figures / f"image-samples-{self.dataset}-{self.budget}.png"))
+
+
+def draw_lines(lines: dict[str, Tensor], path: Path) -> Path:
+    """One line of images a name, named at the left."""
+    import matplotlib.pyplot as plt
+
+    columns, _, height, width = next(iter(lines.values())).shape
+    size = (columns * 0.55 + 1.2, len(lines) * 0.55 * height / width)
+    figure, axes = plt.subplots(len(lines), 1, figsize=size, squeeze=False)
+    for axis, (name, images) in zip(axes[:, 0], lines.items(), strict=True):
+        strip = images.clamp(0, 1).permute(2, 0, 3, 1).reshape(height, columns * width, -1)
+        axis.imshow(strip.numpy(), cmap="gray_r" if strip.shape[-1] == 1 else None, vmin=0, vmax=1, aspect="equal")
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    figure.subplots_adjust(left=1.2 / size[0], right=0.99, top=0.99, bottom=0.01, hspace=0.06)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path
 
 
 Command = (
     Annotated[RunRow, tyro.conf.subcommand("run", prefix_name=False)]
+    | Annotated[Samples, tyro.conf.subcommand("samples", prefix_name=False)]
     | Annotated[Table, tyro.conf.subcommand("table", prefix_name=False)]
 )
 

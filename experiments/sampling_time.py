@@ -11,67 +11,35 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import tyro
 
+from vi_flows.bench.images import SAMPLERS, SamplerShape, build_sampler
+from vi_flows.bench.measure import one_thread, seconds_in_turn
 from vi_flows.distributions.image import ImageDensity
-from vi_flows.image_flows import emerging, glow, inv_conv3x3
 from vi_flows.train.records import describe_device
 from vi_flows.train.run import git_revision
-from vi_flows.transforms import Bijection, OneSidedConv2d
+from vi_flows.transforms import OneSidedConv2d
 from vi_flows.transforms.inv_conv import solve_by_pixels
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(SamplerShape):
     """Sizes and repetitions."""
 
-    out: Path
+    out: Path = Path("experiments/results/sampling-time.json")
     """Record to write."""
-    image_shape: tuple[int, int, int] = (3, 32, 32)
-    """(C, H, W)."""
-    num_levels: int = 3
-    """L."""
-    num_steps: int = 4
-    """D."""
-    width: int = 512
-    """Hidden channels of the networks."""
     num_images: int = 100
     """Images a draw."""
     repetitions: int = 5
     """Timed draws of each model."""
     seed: int = 0
     """Of weights and draws."""
-
-
-MODELS: dict[str, Callable[..., Bijection]] = {
-    "glow": glow,
-    "emerging": emerging,
-    "inv_conv3x3": inv_conv3x3,
-    "inv_conv3x3-masked": lambda *args, **kwargs: inv_conv3x3(*args, masked=True, **kwargs),
-    "inv_conv3x3-quad": lambda *args, **kwargs: inv_conv3x3(*args, coupling="quad", **kwargs),
-}
-
-
-def build(factory: Callable[..., Bijection], options: Options) -> ImageDensity:
-    """A model with random weights: taps and last layers are drawn, for they start at zero."""
-    torch.manual_seed(options.seed)
-    flow = factory(options.image_shape, options.num_levels, options.num_steps, options.width)
-    density = ImageDensity(flow, options.image_shape, alpha=0.05)
-    with torch.no_grad():
-        for module in density.modules():
-            if isinstance(module, OneSidedConv2d):
-                module.taps.normal_(std=0.02)
-        for parameter in density.parameters():
-            if parameter.dim() == 4 and not parameter.any():
-                parameter.normal_(std=0.01)
-    density.initialize(torch.randint(0, 256, (32, *options.image_shape)))
-    return density.eval()
 
 
 @torch.no_grad()
@@ -95,13 +63,7 @@ def inverse_times(options: Options) -> list[dict[str, float]]:
             "inverse_by_rows": lambda layer=layer, images=images: layer.inverse_and_ladj(images),
             "inverse_by_pixels": lambda layer=layer, images=images: solve_by_pixels(layer.kernel(), images),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for repetition in range(options.repetitions + 1):
-            for name, way in ways.items():
-                begun = time.process_time()
-                way()
-                if repetition > 0:
-                    times[name].append(time.process_time() - begun)
+        times = seconds_in_turn(ways, options.repetitions)
         small = channels * height * width <= 4096  # the condition number is that of a dense matrix
         rows.append(
             {
@@ -116,15 +78,9 @@ def inverse_times(options: Options) -> list[dict[str, float]]:
 
 def main(options: Options) -> None:
     """Time and write the record."""
-    torch.set_num_threads(1)
-    models = {name: build(factory, options) for name, factory in MODELS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for repetition in range(options.repetitions + 1):
-        for name, density in models.items():
-            begun = time.process_time()
-            density.sample(options.num_images)
-            if repetition > 0:  # the first round warms up
-                seconds[name].append(time.process_time() - begun)
+    models = {name: build_sampler(name, options, options.seed) for name in SAMPLERS}
+    draws = {name: partial(density.sample, options.num_images) for name, density in models.items()}
+    seconds = seconds_in_turn(draws, options.repetitions)
     # Each draw against Glow's of the same round: what else the machine does changes slowly, and cancels.
     ratios = {name: [t / g for t, g in zip(times, seconds["glow"], strict=True)] for name, times in seconds.items()}
     rows = [
@@ -138,12 +94,14 @@ def main(options: Options) -> None:
         }
         for name, times in seconds.items()
     ]
+    with one_thread():
+        device = describe_device("cpu")
     record = {
         "experiment": "sampling_time",
         "rows": rows,
         "one_convolution": inverse_times(options),
         "settings": {**asdict(options), "out": None},
-        "device": describe_device("cpu"),
+        "device": device,
         "torch": torch.__version__,
         "revision": git_revision(),
         "paper_seconds": {"glow (GPU)": 0.58, "emerging (1 core)": 18.4, "3x3 (1 core)": 9.3, "quad (1 core)": 10.8},

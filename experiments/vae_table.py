@@ -1,26 +1,29 @@
 """Train and evaluate rows of the VAE tables (MNIST and OMNIGLOT, G1 and G2), one record a row.
 
     python experiments/vae_table.py --rows g1-plain g1-global-k1 --epochs 150
+    python experiments/vae_table.py --rows g1-plain --seeds 0 1 2 3 4 5 6 7 --stack 4 --jobs 2
 
-Each row is one run under ``runs/vae_table``; a run that was stopped goes on where it was, and a finished one is only
-evaluated. Records land in ``experiments/results/vae``; ``python experiments/render_tables.py`` puts them into the
-README.
+Each row, seed and learning rate is one run under ``runs/vae_table``; a run that was stopped goes on where it was, and a
+finished one is only evaluated. Runs that differ in their seeds can be trained as one stacked model (``--stack``), and
+several runs or stacks in processes side by side, one thread each (``--jobs``). Records land in
+``experiments/results/vae``; ``python experiments/render_tables.py`` puts them into the README.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from vi_flows.train import Run, TrainConfig, Trainer
-from vi_flows.train.checkpoint import load_tensors
+from vi_flows.train import Run, TrainConfig
 from vi_flows.train.evaluate import evaluate_run
+from vi_flows.train.side_by_side import run_jobs, stacks_of, train_stack
 from vi_flows.vae import VAEConfig
 
 RESULTS = Path(__file__).parent / "results" / "vae"
+LEARNING_RATE = 4e-3
 
 
 def table_rows() -> dict[str, VAEConfig]:
@@ -57,67 +60,91 @@ class VAETable:
     """Passes over the training images (the paper: 2000)."""
     batch_size: int = 250
     """Images a step."""
-    learning_rate: float = 4e-3
-    """Peak of Adam's cosine schedule."""
+    learning_rates: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--learning-rate"])] = (LEARNING_RATE,)
+    """Peaks of Adam's cosine schedule, a run each."""
     kl_warmup_epochs: float = 20.0
     """Epochs of KL warm-up."""
     num_samples: int = 5000
     """Importance samples a test image."""
-    seed: int = 0
-    """Of everything."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
+    """Of everything, a run each."""
+    stack: int = 1
+    """Most seeds that are trained as one stacked model."""
+    jobs: int = 1
+    """Processes side by side, one thread each."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads of a single process."""
     device: str = "cpu"
     """Torch device."""
     data_root: Path | None = None
     """Folder with the data files; default: VI_FLOWS_DATA."""
     runs: Path = Path("runs/vae_table")
     """Folder of the runs."""
+    results: Path = RESULTS
+    """Folder of the records."""
     quiet: bool = False
     """No progress bars."""
 
     def run(self) -> None:
-        """Do the rows in turn.
+        """Train what is not trained, then evaluate what has no record.
 
         Raises:
             ValueError: a row is unknown.
+            ExceptionGroup: some runs failed; the others were finished.
         """
         known = table_rows()
         unknown = [row for row in self.rows if row not in known]
         if unknown:
             raise ValueError(f"unknown rows {', '.join(unknown)}; choose among {', '.join(known)}")
+        runs: dict[Path, Run] = {}
         for row in self.rows:
-            self.one(row, known[row])
+            for rate in self.learning_rates:
+                for seed in self.seeds:
+                    name, config = self.settings(row, known[row], rate, seed)
+                    record = self.results / f"{name}.json"
+                    if record.exists():
+                        print(f"{record} is there already")
+                    else:
+                        runs[record] = self.open(self.runs / name, config)
+        progress = not self.quiet and self.jobs == 1
+        stacks = [[run.folder for run in stack] for stack in stacks_of(runs.values(), self.stack)]
+        run_jobs(train_stack, [(folders, self.data_root, progress) for folders in stacks], self.jobs, self.trained)
+        scores = [(run.folder, self.data_root, self.num_samples, record, progress) for record, run in runs.items()]
+        run_jobs(evaluate, scores, self.jobs, lambda job, line: print(line, flush=True))
 
-    def one(self, row: str, vae: VAEConfig) -> None:
+    def settings(self, row: str, vae: VAEConfig, rate: float, seed: int) -> tuple[str, TrainConfig]:
+        """The name and the settings of a run."""
         if vae.flow != "none" and self.flow_activation != "leaky_relu":
             vae, row = replace(vae, flow_activation=self.flow_activation), f"{row}-{self.flow_activation}"
         config = TrainConfig(
             dataset=self.dataset, data_root=self.data_root, protocol=self.protocol, vae=vae, objective=self.objective,
-            num_particles=self.num_particles, epochs=self.epochs, batch_size=self.batch_size,
-            learning_rate=self.learning_rate, kl_warmup_epochs=self.kl_warmup_epochs, validate_every=5,
-            valid_particles=5, seed=self.seed, threads=self.threads, device=self.device,
+            num_particles=self.num_particles, epochs=self.epochs, batch_size=self.batch_size, learning_rate=rate,
+            kl_warmup_epochs=self.kl_warmup_epochs, validate_every=5, valid_particles=5, seed=seed,
+            threads=self.threads if self.jobs == 1 else 1, device=self.device,
         )  # fmt: skip
         bound = f"-iwae{self.num_particles}" if self.objective == "iwae" else ""
-        name = f"{self.dataset}-{row}{bound}-{self.protocol}-e{self.epochs}-s{self.seed}"
-        record = RESULTS / f"{name}.json"
-        if record.exists():
-            print(f"{record} is there already")
-            return
-        folder = self.runs / name
-        if (folder / "config.json").exists():
-            run = Run.open(folder, self.data_root)
-            run.check_same_settings(config)
-        else:
-            run = Run.create(folder, config)
-        checkpoint = folder / "checkpoint.safetensors"
-        if not (checkpoint.exists() and load_tensors(checkpoint)[1]["finished"]):
-            trainer = Trainer(run, progress=not self.quiet)
-            trainer.resume()
-            trainer.fit()
-        result, path = evaluate_run(run, self.num_samples, record=record, progress=not self.quiet)
-        low, high = result["interval"]
-        print(f"{row}: NLL {result['nll']:.3f} [{low:.3f}, {high:.3f}], ELBO {result['elbo']:.3f}: {path}", flush=True)
+        bound += "" if rate == LEARNING_RATE else f"-lr{rate:g}"
+        return f"{self.dataset}-{row}{bound}-{self.protocol}-e{self.epochs}-s{seed}", config
+
+    def open(self, folder: Path, config: TrainConfig) -> Run:
+        """The run in a folder, new or as it was stopped."""
+        if not (folder / "config.json").exists():
+            return Run.create(folder, config)
+        run = Run.open(folder, self.data_root)
+        run.check_same_settings(replace(config, threads=None))
+        return run
+
+    def trained(self, job: tuple, states: list[dict[str, Any]]) -> None:
+        """Say which runs are ready."""
+        for folder, state in zip(job[0], states, strict=True):
+            print(f"{folder}: {state['step']} steps in {state['seconds']:.0f} s", flush=True)
+
+
+def evaluate(folder: Path, data_root: Path | None, num_samples: int, record: Path, progress: bool) -> str:
+    """Write a run's record; the figures for people."""
+    result, path = evaluate_run(Run.open(folder, data_root), num_samples, record=record, progress=progress)
+    low, high = result["interval"]
+    return f"{folder.name}: NLL {result['nll']:.3f} [{low:.3f}, {high:.3f}], ELBO {result['elbo']:.3f}: {path}"
 
 
 if __name__ == "__main__":

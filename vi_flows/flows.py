@@ -134,7 +134,13 @@ def maf(input_dim: int, num_layers: int = 4, hidden_dims: Sequence[int] | None =
     return Inverse(iaf(input_dim, num_layers, hidden_dims))
 
 
-def spline(input_dim: int, num_layers: int = 2, count_bins: int = 8, bound: float = 5.0) -> Chain:
+def spline(
+    input_dim: int,
+    num_layers: int = 2,
+    count_bins: int = 8,
+    bound: float = 5.0,
+    hidden_dims: Sequence[int] | None = None,
+) -> Chain:
     """Pyro's autoregressive linear-rational spline, repeated.
 
     Args:
@@ -142,9 +148,13 @@ def spline(input_dim: int, num_layers: int = 2, count_bins: int = 8, bound: floa
         num_layers: repetitions.
         count_bins: bins of each spline.
         bound: the splines act within ``[−bound, bound]``.
+        hidden_dims: widths of each masked network; default: Pyro's two layers of ``10 d``.
     """
+    widths = None if hidden_dims is None else list(hidden_dims)
     return _repeat(
-        lambda: pyro_transforms.spline_autoregressive(input_dim, count_bins=count_bins, bound=bound), num_layers, True
+        lambda: pyro_transforms.spline_autoregressive(input_dim, widths, count_bins=count_bins, bound=bound),
+        num_layers,
+        True,
     )
 
 

@@ -7,7 +7,9 @@ but for quad-coupling, whose networks are then evaluated one after the other.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,9 +39,12 @@ from vi_flows.transforms import (
 from vi_flows.transforms.coupling import Partition
 from vi_flows.transforms.coupling_maps import CouplingMap
 
-__all__ = ["IMAGE_FLOWS", "emerging", "glow", "inv_conv3x3", "mconv", "nice", "real_nvp"]
+__all__ = [
+    "IMAGE_FLOWS", "coupling_flow", "emerging", "glow", "inv_conv3x3", "mconv", "nice", "real_nvp", "step_flow",
+]  # fmt: skip
 
 Network = Callable[[int, int], nn.Module]
+Factory = Callable[..., Bijection]
 
 
 def _coupling(
@@ -50,6 +55,22 @@ def _coupling(
         for m in range(1, partition.num_groups)
     ]
     return Coupling(partition, networks, change, dtype)
+
+
+def _with_options_of(
+    family: Callable[..., Bijection],
+) -> Callable[[Callable[..., Bijection]], Callable[..., Bijection]]:
+    """Show a factory ``f(image_shape, …, **options)`` with the family's options in place of ``**options``."""
+
+    def decorate(factory: Factory) -> Factory:
+        own = [p for p in inspect.signature(factory).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        known = {p.name for p in own}
+        shared = [p for p in inspect.signature(family).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        shown = [*own, *(p for p in shared if p.name not in known)]
+        factory.__signature__ = inspect.signature(factory).replace(parameters=shown)  # type: ignore[attr-defined]
+        return factory
+
+    return decorate
 
 
 def _check_levels(image_shape: Sequence[int], num_levels: int) -> None:
@@ -72,19 +93,36 @@ COUPLINGS: dict[str, tuple[Callable[[str], CouplingMap], int]] = {
 """Couplings of the step flows by name: the map (given the scale's name) and the number of channel groups."""
 
 
-def _steps(
+def step_flow(
     image_shape: Sequence[int],
-    num_levels: int,
-    num_steps: int,
-    width: int,
-    coupling: str,
-    scale: str,
-    learned_prior: bool,
-    checkpoint: bool,
-    conditioner_dtype: torch.dtype | None,
     mixing: Callable[[int], Sequence[Bijection]],
+    *,
+    num_levels: int = 2,
+    num_steps: int = 8,
+    width: int = 512,
+    coupling: str = "affine",
+    scale: str = "sigmoid",
+    learned_prior: bool = True,
+    checkpoint: bool = False,
+    conditioner_dtype: torch.dtype | None = None,
 ) -> Inverse:
-    """Squeeze, (actnorm, mixing, coupling) × D, split; L levels (Nagar et al., figure 3)."""
+    """Squeeze, (actnorm, mixing, coupling) × D, split; L levels (Kingma & Dhariwal 2018; Nagar et al., figure 3).
+
+    Args:
+        image_shape: ``(C, H, W)``, sides divisible by ``2^num_levels``.
+        mixing: the bijections between actnorm and coupling, from the number of channels.
+        num_levels: ``L``.
+        num_steps: ``D`` steps a level.
+        width: hidden channels of the three-layer networks.
+        coupling: ``affine``, ``quad``, ``additive``, ``mconv`` or ``quad_mconv``.
+        scale: of the coupling, see :data:`~vi_flows.transforms.coupling_maps.SCALES`.
+        learned_prior: of each split; otherwise a standard normal.
+        checkpoint: recompute each step in the backward pass, to save memory.
+        conditioner_dtype: autocast type of the networks, for instance ``torch.bfloat16``.
+
+    Raises:
+        ValueError: the sides are not divisible, or a name is unknown.
+    """
     _check_levels(image_shape, num_levels)
     if coupling not in COUPLINGS:
         raise ValueError(f"unknown coupling {coupling!r}; choose one of {', '.join(COUPLINGS)}")
@@ -110,134 +148,93 @@ def _steps(
     return Inverse(MultiScale(image_shape, levels, priors))
 
 
-def glow(
-    image_shape: Sequence[int],
-    num_levels: int = 2,
-    num_steps: int = 8,
-    width: int = 512,
-    coupling: str = "affine",
-    scale: str = "sigmoid",
-    learned_prior: bool = True,
-    checkpoint: bool = False,
-    conditioner_dtype: torch.dtype | None = None,
-) -> Inverse:
+@_with_options_of(step_flow)
+def glow(image_shape: Sequence[int], **options: Any) -> Inverse:
     """Glow (Kingma & Dhariwal 2018): steps of actnorm, invertible 1×1 convolution and coupling.
 
     Args:
-        image_shape: ``(C, H, W)``, sides divisible by ``2^num_levels``.
-        num_levels: ``L``.
-        num_steps: ``D`` steps a level.
-        width: hidden channels of the three-layer networks.
-        coupling: ``affine``, ``quad``, ``additive``, ``mconv`` or ``quad_mconv``.
-        scale: of the coupling, see :data:`~vi_flows.transforms.coupling_maps.SCALES`.
-        learned_prior: of each split; otherwise a standard normal.
-        checkpoint: recompute each step in the backward pass, to save memory.
-        conditioner_dtype: autocast type of the networks, for instance ``torch.bfloat16``.
+        image_shape: ``(C, H, W)``.
+        options: of :func:`step_flow`.
 
     Raises:
-        ValueError: the sides are not divisible, or a name is unknown.
+        ValueError: see :func:`step_flow`.
     """
-    return _steps(
-        image_shape, num_levels, num_steps, width, coupling, scale, learned_prior, checkpoint, conditioner_dtype,
-        lambda channels: [Conv1x1(channels)],
-    )  # fmt: skip
+    return step_flow(image_shape, lambda channels: [Conv1x1(channels)], **options)
 
 
-def inv_conv3x3(
-    image_shape: Sequence[int],
-    num_levels: int = 2,
-    num_steps: int = 8,
-    width: int = 512,
-    coupling: str = "affine",
-    scale: str = "sigmoid",
-    learned_prior: bool = True,
-    checkpoint: bool = False,
-    conditioner_dtype: torch.dtype | None = None,
-    kernel_size: int = 3,
-    masked: bool = False,
-) -> Inverse:
+@_with_options_of(step_flow)
+def inv_conv3x3(image_shape: Sequence[int], kernel_size: int = 3, masked: bool = False, **options: Any) -> Inverse:
     """The flow of Nagar et al.: Glow with a padded k×k convolution in place of the 1×1, with affine or quad coupling.
 
     Args:
-        image_shape: see :func:`glow`; so with the next eight.
-        num_levels: ``L``.
-        num_steps: ``D``.
-        width: of the networks.
-        coupling: the paper's ``affine`` or ``quad``, or another.
-        scale: of the coupling.
-        learned_prior: of each split.
-        checkpoint: save memory.
-        conditioner_dtype: autocast type of the networks.
+        image_shape: ``(C, H, W)``.
         kernel_size: ``k``.
         masked: the paper's masked form (triangular last tap). Its channel mixing at the pixel itself is triangular, so
             a 1×1 convolution goes in front; the default, the block-triangular form, holds one already.
+        options: of :func:`step_flow`.
 
     Raises:
-        ValueError: see :func:`glow`.
+        ValueError: see :func:`step_flow`.
     """
 
     def mixing(channels: int) -> list[Bijection]:
         conv = OneSidedConv2d(channels, kernel_size, masked=masked)
         return [Conv1x1(channels), conv] if masked else [conv]
 
-    return _steps(
-        image_shape, num_levels, num_steps, width, coupling, scale, learned_prior, checkpoint, conditioner_dtype, mixing
-    )
+    return step_flow(image_shape, mixing, **options)
 
 
-def emerging(
-    image_shape: Sequence[int],
-    num_levels: int = 2,
-    num_steps: int = 8,
-    width: int = 512,
-    coupling: str = "affine",
-    scale: str = "sigmoid",
-    learned_prior: bool = True,
-    checkpoint: bool = False,
-    conditioner_dtype: torch.dtype | None = None,
-    kernel_size: int = 3,
-) -> Inverse:
+@_with_options_of(step_flow)
+def emerging(image_shape: Sequence[int], kernel_size: int = 3, **options: Any) -> Inverse:
     """Glow with an emerging convolution after each 1×1 convolution (Hoogeboom et al. 2019).
 
     Args:
-        image_shape: see :func:`glow`; so with the next eight.
-        num_levels: ``L``.
-        num_steps: ``D``.
-        width: of the networks.
-        coupling: ``affine``, ``quad`` or another.
-        scale: of the coupling.
-        learned_prior: of each split.
-        checkpoint: save memory.
-        conditioner_dtype: autocast type of the networks.
+        image_shape: ``(C, H, W)``.
         kernel_size: of each of the two masked convolutions.
+        options: of :func:`step_flow`.
 
     Raises:
-        ValueError: see :func:`glow`.
+        ValueError: see :func:`step_flow`.
     """
-    return _steps(
-        image_shape, num_levels, num_steps, width, coupling, scale, learned_prior, checkpoint, conditioner_dtype,
-        lambda channels: [Conv1x1(channels), EmergingConv2d(channels, kernel_size)],
-    )  # fmt: skip
+    return step_flow(image_shape, lambda c: [Conv1x1(c), EmergingConv2d(c, kernel_size)], **options)
 
 
 NORMS: dict[str, Callable[[int], Bijection]] = {"act": ActNorm, "batch": ImageBatchNorm}
 """Normalisations between the couplings of Real NVP and MCONV."""
 
 
-def _masked(
+def coupling_flow(
     image_shape: Sequence[int],
     change: Callable[[], CouplingMap],
-    num_levels: int,
-    num_couplings: int,
-    num_final: int,
-    width: int,
-    num_blocks: int,
-    norm: str,
-    multi_scale: bool,
-    checkpoint: bool,
-    conditioner_dtype: torch.dtype | None,
+    *,
+    num_levels: int = 2,
+    num_couplings: int = 3,
+    num_final: int = 4,
+    width: int = 64,
+    num_blocks: int = 8,
+    norm: str = "act",
+    multi_scale: bool = True,
+    checkpoint: bool = False,
+    conditioner_dtype: torch.dtype | None = None,
 ) -> Inverse:
-    """Checkerboard couplings, squeeze, channel couplings, split; and checkerboard couplings at the end."""
+    """Checkerboard couplings, squeeze, channel couplings, split; and checkerboard couplings at the end (Real NVP).
+
+    Args:
+        image_shape: ``(C, H, W)``, sides divisible by ``2^num_levels``.
+        change: makes the map of a coupling.
+        num_levels: levels, each with one squeeze; half of the channels are factored out between them.
+        num_couplings: couplings with each kind of mask and level, of alternating parity.
+        num_final: checkerboard couplings at the end.
+        width: feature maps of the residual networks.
+        num_blocks: residual blocks.
+        norm: between the couplings: ``act``, or ``batch`` as in the paper of Real NVP.
+        multi_scale: factor out latents between levels.
+        checkpoint: recompute each coupling in the backward pass, to save memory.
+        conditioner_dtype: autocast type of the networks.
+
+    Raises:
+        ValueError: the sides are not divisible, or a name is unknown.
+    """
     _check_levels(image_shape, num_levels)
     if norm not in NORMS:
         raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
@@ -268,84 +265,49 @@ def _masked(
     return Inverse(MultiScale(image_shape, levels))
 
 
-def real_nvp(
-    image_shape: Sequence[int],
-    num_levels: int = 2,
-    num_couplings: int = 3,
-    num_final: int = 4,
-    width: int = 64,
-    num_blocks: int = 8,
-    scale: str = "tanh",
-    norm: str = "act",
-    multi_scale: bool = True,
-    checkpoint: bool = False,
-    conditioner_dtype: torch.dtype | None = None,
-) -> Inverse:
+@_with_options_of(coupling_flow)
+def real_nvp(image_shape: Sequence[int], scale: str = "tanh", **options: Any) -> Inverse:
     """Real NVP (Dinh et al. 2017): affine couplings with checkerboard, then channel masks, at each level.
 
     Args:
-        image_shape: ``(C, H, W)``, sides divisible by ``2^num_levels``.
-        num_levels: levels, each with one squeeze; half of the channels are factored out between them.
-        num_couplings: couplings with each kind of mask and level, of alternating parity.
-        num_final: checkerboard couplings at the end.
-        width: feature maps of the residual networks.
-        num_blocks: residual blocks.
-        scale: of the affine maps.
-        norm: between the couplings: ``act``, or ``batch`` as in the paper.
-        multi_scale: factor out latents between levels.
-        checkpoint: recompute each coupling in the backward pass, to save memory.
-        conditioner_dtype: autocast type of the networks.
+        image_shape: ``(C, H, W)``.
+        scale: of the affine maps, see :data:`~vi_flows.transforms.coupling_maps.SCALES`.
+        options: of :func:`coupling_flow`.
 
     Raises:
-        ValueError: the sides are not divisible, or a name is unknown.
+        ValueError: see :func:`coupling_flow`.
     """
-    return _masked(
-        image_shape, lambda: AffineMap(scale), num_levels, num_couplings, num_final, width, num_blocks, norm,
-        multi_scale, checkpoint, conditioner_dtype,
-    )  # fmt: skip
+    return coupling_flow(image_shape, lambda: AffineMap(scale), **options)
 
 
+@_with_options_of(coupling_flow)
 def mconv(
     image_shape: Sequence[int],
-    num_levels: int = 2,
     num_couplings: int = 8,
     num_final: int = 0,
-    width: int = 64,
-    num_blocks: int = 8,
     scale: str = "tanh",
-    norm: str = "act",
-    multi_scale: bool = True,
-    checkpoint: bool = False,
-    conditioner_dtype: torch.dtype | None = None,
     filter: str = "cepstrum",
     bound: float = 2.0,
+    **options: Any,
 ) -> Inverse:
     """MCONV (Karami et al.): the structure of :func:`real_nvp` with multiplication-convolution couplings.
 
     The default is the paper's four stages of eight flows: checkerboard and channel masks at two levels.
 
     Args:
-        image_shape: see :func:`real_nvp`; so with the next ten.
-        num_levels: levels.
+        image_shape: ``(C, H, W)``.
         num_couplings: flows a stage.
         num_final: checkerboard couplings at the end (they need an even width there).
-        width: feature maps.
-        num_blocks: residual blocks.
         scale: of the multiplication.
-        norm: between the couplings.
-        multi_scale: factor out latents between levels.
-        checkpoint: save memory.
-        conditioner_dtype: autocast type of the networks.
         filter: ``cepstrum`` (bounded by construction), ``kernel`` (as the paper writes it) or ``cosine``.
         bound: largest log magnitude of a bounded spectrum.
+        options: of :func:`coupling_flow`.
 
     Raises:
-        ValueError: see :func:`real_nvp`.
+        ValueError: see :func:`coupling_flow`.
     """
-    return _masked(
-        image_shape, lambda: MConvMap(scale, filter, bound), num_levels, num_couplings, num_final, width, num_blocks,
-        norm, multi_scale, checkpoint, conditioner_dtype,
-    )  # fmt: skip
+    options |= {"num_couplings": num_couplings, "num_final": num_final}
+    return coupling_flow(image_shape, lambda: MConvMap(scale, filter, bound), **options)
 
 
 def nice(
@@ -380,7 +342,7 @@ def nice(
     return Inverse(Chain([*parts, Scaling(image_shape)]))
 
 
-IMAGE_FLOWS: dict[str, Callable[..., Bijection]] = {
+IMAGE_FLOWS: dict[str, Factory] = {
     "nice": nice,
     "real_nvp": real_nvp,
     "glow": glow,

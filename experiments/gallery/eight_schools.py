@@ -1,18 +1,19 @@
 """Eight schools, non-centred and centred, against posteriordb's reference draws.
 
-VI_FLOWS_DATA=… python -m experiments.gallery.eight_schools [noncentred] [centred]
+VI_FLOWS_DATA=… python -m experiments.gallery eight_schools_noncentred eight_schools_centred
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from experiments.gallery.common import Draws, compare, posteriordb
+from experiments.gallery.common import Posterior
+from experiments.gallery.reference import Draws, Reference, posteriordb, summarise
 
 
 def noncentred(y: Tensor, sigma: Tensor) -> None:
@@ -40,14 +41,16 @@ def quantities(draws: Draws) -> Draws:
     return {"mu": mu, "tau": tau, **{f"theta[{j + 1}]": theta[:, j] for j in range(theta.shape[1])}}
 
 
-def load() -> tuple[tuple[Tensor, Tensor], Draws]:
-    """Arguments of the models, reference draws."""
-    data, reference = posteriordb("eight_schools-eight_schools_noncentered")
-    return (torch.tensor(data["y"]).float(), torch.tensor(data["sigma"]).float()), reference
+def load() -> tuple[tuple[Tensor, Tensor], Reference]:
+    """Arguments of the models, what the reference draws say."""
+    data, chains = posteriordb("eight_schools-eight_schools_noncentered")
+    args = torch.tensor(data["y"]).float(), torch.tensor(data["sigma"]).float()
+    return args, summarise("posteriordb", chains)
 
 
-if __name__ == "__main__":
+def posterior(model: Callable) -> Posterior:
+    """The gallery's entry of one of the two parameterisations."""
     args, reference = load()
-    chosen = sys.argv[1:] or ["noncentred", "centred"]
-    for model in (m for m in (noncentred, centred) if m.__name__ in chosen):
-        compare(f"eight_schools_{model.__name__}", model, args, quantities, reference, "posteriordb reference draws")
+    name = model.__name__
+    title = {"noncentred": "eight schools, non-centred", "centred": "eight schools, centred"}[name]
+    return Posterior(f"eight_schools_{name}", title, model, args, quantities, lambda: reference)

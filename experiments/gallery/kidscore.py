@@ -1,6 +1,6 @@
 """Bayesian linear regression of children's test scores with flat priors: strongly correlated, badly scaled.
 
-VI_FLOWS_DATA=… python -m experiments.gallery.kidscore
+VI_FLOWS_DATA=… python -m experiments.gallery kidscore
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from experiments.gallery.common import Draws, compare, posteriordb
+from experiments.gallery.common import Posterior
+from experiments.gallery.reference import Draws, Reference, posteriordb, summarise
 
 
 def model(x: Tensor, y: Tensor) -> None:
@@ -28,13 +29,15 @@ def quantities(draws: Draws) -> Draws:
     return {"sigma": draws["sigma"], **{f"beta[{j + 1}]": beta[:, j] for j in range(beta.shape[1])}}
 
 
-def load() -> tuple[tuple[Tensor, Tensor], Draws]:
-    """Arguments of the model, reference draws."""
-    data, reference = posteriordb("kidiq-kidscore_momhsiq")
+def load() -> tuple[tuple[Tensor, Tensor], Reference]:
+    """Arguments of the model, what the reference draws say."""
+    data, chains = posteriordb("kidiq-kidscore_momhsiq")
     columns = [torch.ones(data["N"]), torch.tensor(data["mom_hs"]).float(), torch.tensor(data["mom_iq"]).float()]
-    return (torch.stack(columns, -1), torch.tensor(data["kid_score"]).float()), reference
+    args = torch.stack(columns, -1), torch.tensor(data["kid_score"]).float()
+    return args, summarise("posteriordb", chains)
 
 
-if __name__ == "__main__":
+def posterior() -> Posterior:
+    """The gallery's entry."""
     args, reference = load()
-    compare("kidscore_momhsiq", model, args, quantities, reference, "posteriordb reference draws")
+    return Posterior("kidscore", "test scores of 434 children, regression", model, args, quantities, lambda: reference)

@@ -1,6 +1,6 @@
 """Logistic regression on the breast-cancer data with raw, unscaled covariates.
 
-python -m experiments.gallery.logistic
+python -m experiments.gallery logistic
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 
-from experiments.gallery.common import Draws, compare, nuts_reference
+from experiments.gallery.common import Posterior
+from experiments.gallery.reference import Draws, nuts
 
 
 def model(x: Tensor, y: Tensor) -> None:
@@ -34,7 +35,8 @@ def load() -> tuple[Tensor, Tensor]:
     return torch.cat([torch.ones(len(x), 1), x], -1), torch.tensor(data.target, dtype=torch.float32)
 
 
-if __name__ == "__main__":
+def posterior() -> Posterior:
+    """The gallery's entry."""
     args = load()
-    reference, seconds = nuts_reference(model, args, quantities, 2000, 500)
-    compare("logistic", model, args, quantities, reference, f"Pyro NUTS, 2000 draws, {seconds:.0f} s")
+    truth = lambda: nuts(model, args, quantities)  # noqa: E731
+    return Posterior("logistic", "breast cancer, logistic regression", model, args, quantities, truth)

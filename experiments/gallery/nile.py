@@ -1,6 +1,6 @@
 """An autoregression on the annual flow of the Nile at Aswan, 1871–1970: intercept and slope correlated at −0.99.
 
-python -m experiments.gallery.nile
+python -m experiments.gallery nile
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from experiments.gallery.common import Draws, compare, nuts_reference
+from experiments.gallery.common import Posterior
+from experiments.gallery.reference import Draws, nuts
 
 NILE = [
     1120, 1160, 963, 1210, 1160, 1160, 813, 1230, 1370, 1140, 995, 935, 1110, 994, 1020, 960, 1180, 799, 958, 1140,
@@ -31,24 +32,18 @@ def model(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(alpha + beta * y[:-1], sigma), obs=y[1:])
 
 
-def model_for_nuts(y: Tensor) -> None:
-    """The same posterior with coordinates that NUTS can start from: a level in place of the intercept."""
-    beta = pyro.sample("beta", dist.Uniform(-1.0, 1.0))
-    sigma = pyro.sample("sigma", dist.HalfCauchy(torch.tensor(100.0)))
-    # The mean of y_t given y_{t−1} = 900, in hundreds: α = 900 + 100 level − 900 β has a constant Jacobian.
-    level = pyro.sample("level", dist.Normal(0.0, 1e4))
-    alpha = 900 + 100 * level - 900 * beta
-    with pyro.plate("years", len(y) - 1):
-        pyro.sample("y", dist.Normal(alpha + beta * y[:-1], sigma), obs=y[1:])
-
-
 def quantities(draws: Draws) -> Draws:
     """The three scalars."""
-    alpha = draws["alpha"] if "alpha" in draws else 900 + 100 * draws["level"] - 900 * draws["beta"]
-    return {"alpha": alpha, "beta": draws["beta"], "sigma": draws["sigma"]}
+    return {name: draws[name] for name in ("alpha", "beta", "sigma")}
 
 
-if __name__ == "__main__":
-    args = (torch.tensor(NILE).float(),)
-    reference, seconds = nuts_reference(model_for_nuts, args, quantities, 3000, 500)
-    compare("nile", model, args, quantities, reference, f"Pyro NUTS, 3000 draws, {seconds:.0f} s")
+def load() -> tuple[Tensor]:
+    """The series."""
+    return (torch.tensor(NILE).float(),)
+
+
+def posterior() -> Posterior:
+    """The gallery's entry."""
+    args = load()
+    truth = lambda: nuts(model, args, quantities)  # noqa: E731
+    return Posterior("nile", "flow of the Nile, autoregression", model, args, quantities, truth)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from vi_flows.bench import GOALS, Bench, Info, compare, kernels, measure, rows, vae
+from vi_flows.bench import GOALS, Bench, Info, compare, images, kernels, measure, rows, table, vae
+from vi_flows.bench.images import SamplerShape
 from vi_flows.kernels import active_kernel
+from vi_flows.vae import VAEConfig
 
 
 @pytest.fixture
@@ -31,8 +34,8 @@ def clock(monkeypatch):
 
 
 def test_ratio_is_the_median_of_paired_runs(clock):
-    # two calls to warm up, one to calibrate, then one a round
-    slow, fast = clock(9, 9, 1, 2, 4, 60), clock(9, 9, 1, 1, 1, 1)
+    # a long call warms up once, then comes one a round
+    slow, fast = clock(9, 2, 4, 60), clock(9, 1, 1, 1)
     result = compare(slow, fast, rounds=3)
     assert result.ratio == 4
     assert result.low <= 4 <= result.high
@@ -48,9 +51,9 @@ def test_short_work_is_repeated(clock):
         tick()
 
     result = compare(work, clock(0.002), rounds=2, min_seconds=0.03)
-    assert len(calls) == 3 + 2 * 30
+    assert len(calls) == 3 + 2 * 30  # two to warm up, one to calibrate
     assert result.ratio == pytest.approx(0.5)
-    assert compare(clock(1.0), clock(1.0), rounds=1).ratio == 1
+    assert compare(clock(1.0), clock(1.0), rounds=1).ratio == pytest.approx(1)
     with pytest.raises(ValueError, match="rounds"):
         compare(work, work, rounds=0)
 
@@ -128,10 +131,11 @@ def test_the_command_prints_and_keeps_a_record(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(kernels, "DIM", 6)
     monkeypatch.setattr(kernels, "BLOCKS", 1)
     monkeypatch.setattr(measure, "_repeats", lambda work, seconds: 1)
+    monkeypatch.setattr(images, "SamplerShape", lambda: SamplerShape((1, 8, 8), 2, 1, 4))
     assert Bench(goals=(3, 4), rounds=2, history=tmp_path / "bench").run() == 0
     printed = capsys.readouterr().out
     assert "inverse / forward" in printed
-    assert "not available" in printed
+    assert "100 images of 1x8x8, L=2, D=1, width 4" in printed
     (path,) = (tmp_path / "bench").iterdir()
     record = json.loads(path.read_text())
     assert str(path) in printed
@@ -142,8 +146,8 @@ def test_the_command_prints_and_keeps_a_record(tmp_path, capsys, monkeypatch):
     assert first["ratio"] > 0
     assert first["floor"] == 1.5
     assert first["verdict"] in ("goal", "floor", "below")
-    assert Bench(goals=(4,), json=True).run() == 0
-    assert json.loads(capsys.readouterr().out)["rows"][0]["verdict"] == "-"
+    assert Bench(goals=(4,), rounds=1, json=True).run() == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["goal_number"] == 4
 
 
 def test_check_turns_a_missed_floor_into_an_exit_code(monkeypatch, capsys):
@@ -170,3 +174,18 @@ def test_info_names_the_kernel_and_why(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["kernel"] == active_kernel()
     assert found["kernel_reason"]
+
+
+def test_the_table_runner_is_measured_in_processes_of_its_own():
+    config = replace(table.CONFIG, vae=VAEConfig(latent_dims=(2,), hidden_dims=((4,),)))
+    result, note = table.runner_over_one_at_a_time(2, config, stack=2, processes=2, seconds=0.1)
+    assert result.rounds == 2
+    assert result.ratio > 0
+    assert "of 2 stacked models" in note
+
+
+def test_a_training_process_that_dies_is_a_row_and_not_a_hang():
+    bad = replace(table.CONFIG, vae=VAEConfig(activation="nonsense"))
+    row = rows.measure_row("7", "runner", lambda: table.runner_over_one_at_a_time(1, bad))
+    assert row.measurement is None
+    assert "died" in row.note

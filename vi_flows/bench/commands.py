@@ -15,9 +15,9 @@ import pyro
 import torch
 
 import vi_flows
-from vi_flows.bench import kernels, vae
+from vi_flows.bench import images, kernels, table, vae
 from vi_flows.bench.measure import Measurement
-from vi_flows.bench.rows import GOALS, Row, Unavailable, format_table, measure_row
+from vi_flows.bench.rows import GOALS, Row, format_table, measure_row
 from vi_flows.kernels import active_kernel, kernel_reason, native
 from vi_flows.train.checkpoint import write_atomic
 from vi_flows.train.run import git_revision
@@ -115,13 +115,13 @@ class Bench:
             "2b": lambda: vae.flow_over_plain_step(50, r),
             "3a": lambda: kernels.inverse_over_forward(100, r),
             "3b": lambda: kernels.inverse_over_forward(5000, r),
-            "4": _unavailable("there are no image samplers in vi_flows yet"),
+            "4": lambda: images.sampler_over_glow(r),
             "5": lambda: vae.pyro_over_bare(r),
             "6a": lambda: kernels.peer_over_fused("Pyro IAF x4", 100, r),
             "6b": lambda: kernels.peer_over_fused("Pyro IAF x4", 5000, r),
             "6c": lambda: kernels.peer_over_fused("zuko MAF x4", 100, r),
             "6d": lambda: kernels.peer_over_fused("zuko MAF x4", 5000, r),
-            "7": _unavailable("vi_flows trains one model at a time"),
+            "7": lambda: table.runner_over_one_at_a_time(r),
             "8": lambda: vae.flow_over_plain_nll(r),
         }
         for name, goal in GOALS.items():
@@ -149,10 +149,3 @@ class Bench:
             "threads": 1,
             "rows": [row.record() for row in rows],
         }
-
-
-def _unavailable(reason: str) -> Measure:
-    def measure() -> tuple[Measurement, str]:
-        raise Unavailable(reason)
-
-    return measure

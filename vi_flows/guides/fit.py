@@ -180,8 +180,14 @@ class _InverseCall(nn.Module):
 def inverse_with_detached_parameters(flow: Bijection, y: Tensor) -> tuple[Tensor, Tensor]:
     """``flow.inverse_and_ladj(y)`` with gradients through ``y`` alone."""
     call = _InverseCall(flow)
-    frozen = {name: p.detach() for name, p in call.named_parameters()}
-    return torch.func.functional_call(call, frozen, (y,))
+    # Every module once, so that torch puts the parameters of shared modules (Pyro's splines have one) back in place,
+    # and every name in it, so that shared parameters are frozen wherever they are used.
+    frozen = {
+        f"{prefix}.{name}": p.detach()
+        for prefix, module in call.named_modules()
+        for name, p in module.named_parameters(recurse=False)
+    }
+    return torch.func.functional_call(call, frozen, (y,), tie_weights=False)
 
 
 class _Trainer:

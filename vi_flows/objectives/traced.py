@@ -15,6 +15,8 @@ from pyro.infer.elbo import ELBO as PyroELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_if_enumerated
 from torch import Tensor
@@ -119,8 +121,12 @@ class TracedBound(PyroELBO):
             check_if_enumerated(traces[1])
             return traces
         # The same without the checks and without the sums of every site, which no bound reads.
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        with TraceMessenger() as guide_run:
+            guide(*args, **kwargs)
+        guide_trace = guide_run.trace
+        with TraceMessenger() as model_run, ReplayMessenger(trace=guide_trace):
+            model(*args, **kwargs)
+        model_trace = model_run.trace
         for site in _sample_sites(guide_trace).values():
             score_parts = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
             site["score_parts"] = score_parts.scale_and_mask(site["scale"], site["mask"])

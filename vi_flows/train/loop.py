@@ -116,8 +116,11 @@ class Trainer:
 
     # Training ---------------------------------------------------------------------------------------------------
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, until: int | None = None) -> dict[str, Any]:
         """Train to the end.
+
+        Args:
+            until: stop after so many steps of the whole run, with a checkpoint.
 
         Returns:
             The final bookkeeping: steps, seconds, the best validation loss and its epoch.
@@ -127,6 +130,7 @@ class Trainer:
             TrainingInterrupted: Ctrl-C or SIGTERM; the checkpoint is up to date.
         """
         begun, before = time.monotonic(), self.state["seconds"]
+        until = self.total_steps if until is None else min(until, self.total_steps)
         bar = tqdm(
             total=self.total_steps * self.config.batch_size,
             initial=self.state["step"] * self.config.batch_size,
@@ -134,7 +138,7 @@ class Trainer:
         )  # fmt: skip
         with bar, _deferred_signals() as stop:
             self.module.train()
-            while self.state["step"] < self.total_steps:
+            while self.state["step"] < until:
                 for rows in self._rest_of_epoch():
                     bound = self._step(rows)
                     self.state["seconds"] = before + time.monotonic() - begun
@@ -144,10 +148,13 @@ class Trainer:
                     last = self.state["step"] % self.steps_per_epoch == 0
                     if last:
                         break
-                    if stop or time.monotonic() - self._last_save > self.config.checkpoint_seconds:
+                    arrived = self.state["step"] == until
+                    if stop or arrived or time.monotonic() - self._last_save > self.config.checkpoint_seconds:
                         self.save()
                     if stop:
                         raise TrainingInterrupted
+                    if arrived:
+                        return self.state
                 self._end_epoch(bar)
                 if stop and self.state["step"] < self.total_steps:
                     raise TrainingInterrupted
@@ -162,24 +169,35 @@ class Trainer:
 
     def _step(self, rows: Tensor) -> float:
         step = self.state["step"]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(step, self.total_steps)
+        self._set_learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         result = self.task.step(rows, self.config.kl_weight_at(step / self.steps_per_epoch))
         result.loss.backward()
-        bound = result.bound.item()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if not (math.isfinite(bound) and math.isfinite(result.loss.item()) and math.isfinite(norm.item())):
-            raise TrainingDivergedError(self._divergence(step, bound, norm.item()))
+        bound = self._check(step, result.loss.item(), result.bound.item(), norm.item())
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         self.optimizer.step()
-        if self.ema is not None:
-            self._update_average(step)
-        self.state["step"] = step + 1
-        self.state["bound_sum"] += bound * len(rows)
-        self.state["images"] += len(rows)
+        self._advance(bound, len(rows))
         return bound
+
+    def _set_learning_rate(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate_at(step, self.total_steps)
+
+    def _check(self, step: int, loss: float, bound: float, norm: float) -> float:
+        """The bound, if all is finite."""
+        if not (math.isfinite(bound) and math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDivergedError(self._divergence(step, bound, norm))
+        return bound
+
+    def _advance(self, bound: float, num_rows: int) -> None:
+        """Bookkeeping after an update."""
+        if self.ema is not None:
+            self._update_average(self.state["step"])
+        self.state["step"] += 1
+        self.state["bound_sum"] += bound * num_rows
+        self.state["images"] += num_rows
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
@@ -223,7 +241,7 @@ class Trainer:
             "epoch": epoch,
             "step": self.state["step"],
             "train_bound": self.state["bound_sum"] / self.state["images"],
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": round(self.state["seconds"], 3),
         }
         self.state["bound_sum"], self.state["images"] = 0.0, 0

@@ -13,7 +13,7 @@ from vi_flows.train.checkpoint import write_atomic
 from vi_flows.train.config import config_to_dict
 from vi_flows.train.run import Run, RunError, git_revision
 
-__all__ = ["describe_device", "make_record", "model_name", "write_record"]
+__all__ = ["describe_device", "make_record", "model_name", "provenance", "write_record"]
 
 
 def describe_device(device: str) -> str:
@@ -21,6 +21,11 @@ def describe_device(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """What every record says of its making: device, git revision of the code and version of PyTorch."""
+    return {"device": describe_device(device), "revision": git_revision(), "torch": torch.__version__}
 
 
 def model_name(run: Run) -> str:
@@ -56,12 +61,10 @@ def make_record(run: Run, trained: dict[str, Any], result: dict[str, Any]) -> di
         "steps": trained["steps"],
         "weights": trained["weights"],
         "seed": config.seed,
-        "device": describe_device(config.device),
         "seconds": round(trained["seconds"], 1),
         "data_sha256": run.data.sha256,
-        "revision": git_revision(),
         "trained_at_revision": run.trained_at,
-        "torch": torch.__version__,
+        **provenance(config.device),
         "settings": config_to_dict(config) | {"data_root": None},
     }
 

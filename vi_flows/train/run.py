@@ -35,8 +35,9 @@ def git_revision() -> str | None:
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
         # Results and figures are outputs: only changed code makes a revision dirty.
+        scripts = ":(top,glob)experiments/**/*.py"
         status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", str(folder)],
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", str(folder.parent), scripts],
             cwd=folder, capture_output=True, text=True, check=True, timeout=10,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, nn
 
 from vi_flows.distributions import BernoulliLogits, FlowNormal, StandardNormal
@@ -21,14 +22,17 @@ def latent_names(num_layers: int) -> list[str]:
     return ["z"] if num_layers == 1 else [f"z{index + 1}" for index in range(num_layers)]
 
 
-def data_plate(size: int, dataset_size: int | None) -> pyro.plate:
+def data_plate(size: int, dataset_size: int | None) -> IndepMessenger:
     """The plate over rows: of the minibatch's own size, or scaled to stand for ``dataset_size`` rows.
+
+    Without ``dataset_size`` there is nothing to subsample, and the plate is Pyro's own without the site of its indices,
+    which would cost every step two traced samples.
 
     Raises:
         ValueError: the data set is smaller than the minibatch.
     """
     if dataset_size is None:
-        return pyro.plate("data", size)
+        return IndepMessenger("data", size)
     if dataset_size < size:
         raise ValueError(f"dataset_size={dataset_size} is less than the minibatch of {size}")
     return pyro.plate("data", dataset_size, subsample=torch.arange(size))
