@@ -182,16 +182,17 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         self.set_up(*args, **kwargs)
         loc = self._init_loc()
         probe = torch.stack([loc, loc])
-        log_density = self.log_density_fn(*args, **kwargs)
+        log_joint = LogJoint(self._user_model[0], args, kwargs)
+        log_density = self._pull_back(log_joint)
         with torch.no_grad(), pyro.poutine.block():
             first, second = log_density(probe), log_density(probe)
             finite = torch.isfinite(first)
             if bool(finite.any()) and not torch.allclose(first[finite], second[finite], rtol=1e-5):
                 return False
-            exact = self._pull_back(LogJoint(self._user_model[0], args, kwargs, dtype=torch.float64))
+            exact = LogJoint(self._user_model[0], args, kwargs, log_joint.vectorized, torch.float64)
             try:
-                if bool((torch.isfinite(exact(probe.double())) | ~finite).all()):
-                    log_density, loc = exact, loc.double()
+                if bool((torch.isfinite(self._pull_back(exact)(probe.double())) | ~finite).all()):
+                    log_joint, loc = exact, loc.double()
             except (RuntimeError, TypeError, ValueError):
                 pass  # the model holds float32 tensors of its own that don't mix with float64
         generator = torch.Generator().manual_seed(0)
@@ -201,7 +202,9 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             around = torch.rand(2, self.latent_dim, generator=generator, dtype=torch.float64).to(loc) - 0.5
             starts = torch.cat([starts, torch.zeros_like(starts), around])
         with pyro.poutine.block():
-            start = pathfinder(log_density, starts, generator=generator)
+            # A model that runs once per draw gets fewer of them.
+            effort = {} if log_joint.vectorized else {"max_refined": 0, "max_rounds": 3}
+            start = pathfinder(self._pull_back(log_joint), starts, generator=generator, **effort)
         if start is None:
             warnings.warn(
                 f"{type(self).__name__}: no start with a finite log density was found; it starts at init_loc_fn's "

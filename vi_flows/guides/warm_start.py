@@ -42,6 +42,7 @@ def pathfinder(
     max_dense_dim: int = 500,
     max_newton_dim: int = 200,
     max_refined: int = 2,
+    max_rounds: int = 40,
     generator: torch.Generator | None = None,
 ) -> GaussianStart | None:
     r"""The best Gaussian along quasi-Newton and Newton paths to the modes, by ELBO, refined by natural gradients.
@@ -63,6 +64,7 @@ def pathfinder(
         max_dense_dim: beyond that many dimensions the covariance stays diagonal.
         max_newton_dim: beyond that many dimensions there are no Newton steps and no refinement.
         max_refined: starts from which natural gradients set out, besides the winner of the paths.
+        max_rounds: of six natural-gradient steps each.
         generator: source of the draws.
 
     Returns:
@@ -106,7 +108,7 @@ def pathfinder(
     found = outside if best is None else [best, *outside]
     best = None if best is None else _score(density, best.loc, best.covariance, noise)
     for candidate in found:
-        best = _better(best, _refine(density, candidate, noise, generator))
+        best = _better(best, _refine(density, candidate, noise, max_rounds, generator))
     return best
 
 
@@ -114,8 +116,8 @@ def _refine(
     log_density: LogDensity,
     start: GaussianStart,
     noise: Tensor,
+    max_rounds: int,
     generator: torch.Generator | None,
-    max_rounds: int = 40,
 ) -> GaussianStart | None:
     """Rounds of natural gradients until the ELBO stops rising, then one of shrinking steps."""
     tril, info = torch.linalg.cholesky_ex(start.covariance)
