@@ -82,17 +82,66 @@ def render_vae() -> str:
     return "\n\n".join(blocks) if blocks else "No records yet."
 
 
+def flow_2d_label(settings: dict[str, Any]) -> str:
+    if settings["flow"] != "conv_flow":
+        return settings["flow"]
+    # The records before dilations were an option have the paper's two layers a block.
+    layers = len(settings.get("dilations", (1, 2)))
+    return f"conv_flow K = {settings['num_blocks']}" + ("" if layers == 2 else ", a Revert after every layer")
+
+
 def render_fit2d() -> str:
     rows = json.loads((HERE / "results" / "fit2d-wave.json").read_text(encoding="utf-8"))
-    lines = ["| flow | parameters | KL(q‖p) in nats | by quadrature |", "|---|---|---|---|"]
+    lines = [
+        "| flow | parameters | KL(q‖p) in nats | by quadrature | learning rate | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        settings, result = row["settings"], row["result"]
-        blocks = f" K = {settings['num_blocks']}, {settings['activation']}" if settings["flow"] == "conv_flow" else ""
-        exact = "–" if result["kl_quadrature"] is None else f"{result['kl_quadrature']:.3f}"
+        result = row["result"]
+        exact = "–" if result["kl_quadrature"] is None else f"{result['kl_quadrature']:.4f}"
         lines.append(
-            f"| {settings['flow']}{blocks} | {result['num_parameters']} "
-            f"| {result['kl']:.3f} ± {result['kl_se']:.3f} | {exact} |"
+            f"| {flow_2d_label(row['settings'])} | {result['num_parameters']} "
+            f"| {result['kl']:.4f} ± {result['kl_se']:.4f} | {exact} | {row['trials'][0]['learning_rate']} "
+            f"| {result['seconds']:.0f} |"
         )
+    return "\n".join(lines)
+
+
+def render_fit2d_targets() -> str:
+    rows = json.loads((HERE / "results" / "fit2d-targets.json").read_text(encoding="utf-8"))
+    targets = list(dict.fromkeys(row["settings"]["target"] for row in rows))
+    flows = list(dict.fromkeys(flow_2d_label(row["settings"]) for row in rows))
+    found = {(row["settings"]["target"], flow_2d_label(row["settings"])): row["result"] for row in rows}
+    lines = ["| target | log Z | " + " | ".join(flows) + " |", "|---|---|" + "---|" * len(flows)]
+    for target in targets:
+        results = [found.get((target, flow)) for flow in flows]
+        cells = " | ".join("–" if r is None else f"{r['kl']:.3f} ± {r['kl_se']:.3f}" for r in results)
+        lines.append(f"| {target} | {next(r for r in results if r)['log_z']:.4f} | {cells} |")
+    return "\n".join(lines)
+
+
+def render_gallery() -> str:
+    lines = [
+        "| posterior | guide | largest error of a mean, sd | sd ratios | ELBO | k̂ | verdict | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    names = [
+        "eight_schools_noncentred", "eight_schools_centred", "kidscore", "logistic", "nile", "rats", "bnn",
+    ]  # fmt: skip
+    paths = [HERE / "results" / f"gallery-{name}.json" for name in names]
+    for record in (json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()):
+        truth = record["reference"]
+        seconds = "–" if truth["seconds"] is None else f"{truth['seconds']:.0f}"
+        lines.append(
+            f"| **{record['title']}** | {truth['source']}: R̂ ≤ {truth['max_r_hat']:.3f}, ESS ≥ {truth['min_ess']:.0f} "
+            f"| | | | | | {seconds} |"
+        )
+        for row in record["rows"]:
+            lines.append(
+                f"| | {row['guide']} | {row['max_mean_error_sd']:.2f} | {row['min_sd_ratio']:.2f} – "
+                f"{row['max_sd_ratio']:.2f} | {row['elbo']:.2f} | {row['k_hat']:.2f} | {row['verdict']} "
+                f"| {row['seconds']:.0f} |"
+            )
     return "\n".join(lines)
 
 
@@ -118,6 +167,8 @@ def render_images() -> str:
 SECTIONS = {
     "vae-tables": render_vae,
     "fit2d-table": render_fit2d,
+    "fit2d-targets-table": render_fit2d_targets,
+    "gallery-table": render_gallery,
     "bench-table": render_bench,
     "image-table": render_images,
 }

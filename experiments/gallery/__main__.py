@@ -8,7 +8,9 @@ python -m experiments.gallery nile --guides AutoConvFlow --keep     # one guide'
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -19,7 +21,15 @@ from experiments.gallery.common import GUIDES, Budget, Posterior, describe, run_
 from experiments.gallery.reference import Reference
 from vi_flows.train.records import provenance, write_record
 
-MODULES = (eight_schools, kidscore, logistic, nile, rats, bnn)
+POSTERIORS: dict[str, Callable[[], Posterior]] = {
+    "eight_schools_noncentred": partial(eight_schools.posterior, eight_schools.noncentred),
+    "eight_schools_centred": partial(eight_schools.posterior, eight_schools.centred),
+    "kidscore": kidscore.posterior,
+    "logistic": logistic.posterior,
+    "nile": nile.posterior,
+    "rats": rats.posterior,
+    "bnn": bnn.posterior,
+}
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,12 @@ class Gallery:
     def run(self) -> None:
         """Fit, print, write a record after every guide."""
         torch.set_num_threads(1)
-        posteriors = {posterior.name: posterior for module in MODULES for posterior in module.posteriors()}
-        for given, known in ((self.names, posteriors), (self.guides, GUIDES)):
+        for given, known in ((self.names, POSTERIORS), (self.guides, GUIDES)):
             unknown = [name for name in given if name not in known]
             if unknown:
                 raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
-        for name in self.names or tuple(posteriors):
-            self.run_posterior(posteriors[name])
+        for name in self.names or tuple(POSTERIORS):
+            self.run_posterior(POSTERIORS[name]())
 
     def run_posterior(self, posterior: Posterior) -> None:
         """One posterior's record."""

@@ -2,7 +2,7 @@
 
     python -m experiments.gallery bnn
 
-One hidden layer of six tanh units. Its weights are not identified (units can be permuted and their signs flipped), so
+One hidden layer of four tanh units. Its weights are not identified (units can be permuted and their signs flipped), so
 what is compared is the predictive: the network's value in ten years, two of them outside of the data, and the noise.
 """
 
@@ -17,7 +17,7 @@ from experiments.gallery.common import Posterior
 from experiments.gallery.nile import NILE
 from experiments.gallery.reference import Draws, nuts
 
-UNITS = 6
+UNITS = 4
 YEARS = [1861, 1875, 1887, 1896, 1899, 1905, 1920, 1940, 1960, 1980]
 """Where the network is looked at; the data are of 1871…1970."""
 
@@ -57,8 +57,8 @@ def load() -> tuple[Tensor, Tensor]:
     return scale_years(torch.arange(1871, 1971, dtype=torch.float32)), (y - y.mean()) / y.std()
 
 
-def posteriors() -> list[Posterior]:
-    """The one of this file."""
+def posterior() -> Posterior:
+    """The gallery's entry."""
     args = load()
-    truth = lambda: nuts(model, args, quantities, precondition=False)  # noqa: E731
-    return [Posterior("bnn", "flow of the Nile, Bayesian neural network", model, args, quantities, truth)]
+    truth = lambda: nuts(model, args, quantities, 400, 200, precondition=False, max_tree_depth=6)  # noqa: E731
+    return Posterior("bnn", "flow of the Nile, Bayesian neural network", model, args, quantities, truth)

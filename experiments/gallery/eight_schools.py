@@ -5,6 +5,8 @@ VI_FLOWS_DATA=… python -m experiments.gallery eight_schools_noncentred eight_s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -46,12 +48,9 @@ def load() -> tuple[tuple[Tensor, Tensor], Reference]:
     return args, summarise("posteriordb", chains)
 
 
-def posteriors() -> list[Posterior]:
-    """Both parameterisations of the one posterior."""
+def posterior(model: Callable) -> Posterior:
+    """The gallery's entry of one of the two parameterisations."""
     args, reference = load()
-    return [
-        Posterior(
-            "eight_schools_noncentred", "eight schools, non-centred", noncentred, args, quantities, lambda: reference
-        ),
-        Posterior("eight_schools_centred", "eight schools, centred", centred, args, quantities, lambda: reference),
-    ]
+    name = model.__name__
+    title = {"noncentred": "eight schools, non-centred", "centred": "eight schools, centred"}[name]
+    return Posterior(f"eight_schools_{name}", title, model, args, quantities, lambda: reference)

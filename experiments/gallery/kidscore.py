@@ -37,9 +37,7 @@ def load() -> tuple[tuple[Tensor, Tensor], Reference]:
     return args, summarise("posteriordb", chains)
 
 
-def posteriors() -> list[Posterior]:
-    """The one of this file."""
+def posterior() -> Posterior:
+    """The gallery's entry."""
     args, reference = load()
-    return [
-        Posterior("kidscore", "test scores of 434 children, regression", model, args, quantities, lambda: reference)
-    ]
+    return Posterior("kidscore", "test scores of 434 children, regression", model, args, quantities, lambda: reference)

@@ -35,8 +35,8 @@ def load() -> tuple[Tensor, Tensor]:
     return torch.cat([torch.ones(len(x), 1), x], -1), torch.tensor(data.target, dtype=torch.float32)
 
 
-def posteriors() -> list[Posterior]:
-    """The one of this file."""
+def posterior() -> Posterior:
+    """The gallery's entry."""
     args = load()
     truth = lambda: nuts(model, args, quantities)  # noqa: E731
-    return [Posterior("logistic", "breast cancer, logistic regression", model, args, quantities, truth)]
+    return Posterior("logistic", "breast cancer, logistic regression", model, args, quantities, truth)

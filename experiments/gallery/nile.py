@@ -42,8 +42,8 @@ def load() -> tuple[Tensor]:
     return (torch.tensor(NILE).float(),)
 
 
-def posteriors() -> list[Posterior]:
-    """The one of this file."""
+def posterior() -> Posterior:
+    """The gallery's entry."""
     args = load()
     truth = lambda: nuts(model, args, quantities)  # noqa: E731
-    return [Posterior("nile", "flow of the Nile, autoregression", model, args, quantities, truth)]
+    return Posterior("nile", "flow of the Nile, autoregression", model, args, quantities, truth)

@@ -14,6 +14,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide.initialization import init_to_uniform, init_to_value
 from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
@@ -107,6 +108,8 @@ def nuts(
     warmup: int = 500,
     num_chains: int = 4,
     precondition: bool = True,
+    start: Draws | None = None,
+    max_tree_depth: int = 8,
 ) -> Reference:
     """Sample the posterior by Pyro's NUTS, one chain after the other from different random starts.
 
@@ -117,15 +120,18 @@ def nuts(
         num_draws: of each chain.
         warmup: of each chain.
         num_chains: chains.
-        precondition: run in coordinates in which the Gaussian at the mode is a standard one, starting twice as wide as
-            it; the draws' law does not depend on them, the length of the trajectories does. Else from Pyro's own start.
+        precondition: run in coordinates in which the Gaussian near the mode is a standard one, and start from draws of
+            it: the law of the chain's limit does not depend on them, the length of its trajectories does. Else from
+            Pyro's own start.
+        start: values of the sites from where the mode is looked for; default: Pyro's own start.
+        max_tree_depth: of NUTS.
     """
     began = time.perf_counter()
     chains, divergences = [], 0
     for seed in range(num_chains):
         pyro.set_rng_seed(seed)
-        coordinates = Coordinates(model, args, precondition)
-        kernel = NUTS(potential_fn=coordinates.potential)
+        coordinates = Coordinates(model, args, precondition, start)
+        kernel = NUTS(potential_fn=coordinates.potential, max_tree_depth=max_tree_depth)
         mcmc = MCMC(
             kernel, num_draws, warmup_steps=warmup, initial_params={"z": coordinates.start()}, disable_progbar=True
         )
@@ -145,24 +151,26 @@ class Coordinates:
         model: a Pyro program.
         args: its arguments.
         precondition: take location and scale from the best Gaussian along a quasi-Newton path, else leave ``x = z``.
+        start: values of the sites at the start of that path.
     """
 
-    def __init__(self, model: Callable, args: tuple, precondition: bool) -> None:
+    def __init__(self, model: Callable, args: tuple, precondition: bool, start: Draws | None = None) -> None:
         self.initial, self._potential, self.transforms, _ = initialize_model(
-            model, args, num_chains=1, jit_compile=True, skip_jit_warnings=True
-        )
+            model, args, num_chains=1, jit_compile=True, skip_jit_warnings=True,
+            init_strategy=init_to_uniform if start is None else init_to_value(values=dict(start)),
+        )  # fmt: skip
         x = torch.cat([value.detach().flatten() for value in self.initial.values()])
         self.loc, self.scale = torch.zeros_like(x), torch.eye(len(x))
         self.z = x
         if precondition:
-            start = pathfinder(lambda xs: -torch.stack([self._potential(self.unpack(x)) for x in xs]), x[None])
-            if start is None:
+            found = pathfinder(lambda xs: -torch.stack([self._potential(self.unpack(x)) for x in xs]), x[None])
+            if found is None:
                 raise RuntimeError("the model's density is finite nowhere on the path from its start")
-            self.loc, self.scale = start.loc.to(x), torch.linalg.cholesky(start.covariance).to(x)
-            self.z = 2 * torch.randn_like(x)
+            self.loc, self.scale = found.loc.to(x), torch.linalg.cholesky(found.covariance).to(x)
+            self.z = torch.randn_like(x)
 
     def start(self) -> Tensor:
-        """Where a chain starts: Pyro's own start, or twice as wide as the Gaussian."""
+        """Where a chain starts: Pyro's own start, or a draw of the Gaussian."""
         return self.z
 
     def potential(self, values: Draws) -> Tensor:

@@ -2,13 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vi_flows.distributions.energies import TARGETS_2D, target_2d
-from vi_flows.fit2d import Fit2D, fit_flow_2d, flow_log_density, make_flow_2d
+from vi_flows.fit2d import Fit2D, fit_flow_2d, flow_log_density, make_flow_2d, train_flow_2d
 from vi_flows.flows import conv_flow
+from vi_flows.guides.fit import inverse_with_detached_parameters
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,43 @@ def test_others_have_no_fewer_parameters(name):
     assert flow.forward_and_ladj(torch.zeros(2, 2))[0].shape == (2, 2)
 
 
+@pytest.mark.parametrize("name", ["conv_flow", "planar", "iaf", "spline"])
+def test_every_step_moves_the_parameters(name):
+    flow = make_flow_2d(name, 1)
+    start = [p.detach().clone() for p in flow.parameters()]
+    train_flow_2d(target_2d("banana"), flow, num_steps=1, batch_size=16)
+    once = [p.detach().clone() for p in flow.parameters()]
+    train_flow_2d(target_2d("banana"), flow, num_steps=1, batch_size=16)
+    assert any(not torch.equal(a, b) for a, b in zip(start, once, strict=True))
+    # A path gradient that left frozen parameters behind (as torch.func does with shared modules) stops here.
+    assert any(not torch.equal(a, b) for a, b in zip(once, flow.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["conv_flow", "iaf", "spline"])
+def test_path_gradient_leaves_no_parameter_in_the_graph(name):
+    flow = make_flow_2d(name, 1)
+    y = torch.randn(4, 2, requires_grad=True)
+    z, ladj = inverse_with_detached_parameters(flow, y)
+    grads = torch.autograd.grad((z.sum() + ladj.sum()), [y, *flow.parameters()], allow_unused=True)
+    assert grads[0] is not None
+    assert all(g is None for g in grads[1:])
+
+
+def test_search_keeps_the_best_finalist_by_the_training_objective():
+    job = Fit2D(
+        "u2", num_blocks=1, num_steps=30, batch_size=32, learning_rates=(1e-5, 0.05), restarts=2, probe_steps=20
+    )
+    _, result, trials = job.fit()
+    assert len(trials) == 4
+    assert trials[0]["learning_rate"] == 0.05
+    assert trials[0]["objective"] == min(trial["objective"] for trial in trials)
+    assert trials[0]["final_objective"] == result.objective
+    _, best, trials = replace(job, finalists=4).fit()
+    finals = [trial["final_objective"] for trial in trials]
+    assert best.objective == finals[0] == min(finals)
+    assert len(set(finals)) == 4
+
+
 def test_command_writes_record_and_picture(tmp_path, capsys):
     job = Fit2D("u2", num_blocks=1, num_steps=5, batch_size=32, out=tmp_path)
     assert job.run() == 0
@@ -90,6 +129,7 @@ def test_command_writes_record_and_picture(tmp_path, capsys):
     record = json.loads((tmp_path / "u2-conv_flow-1.json").read_text())
     assert record["settings"]["target"] == "u2"
     assert record["result"]["num_steps"] == 5
+    assert {"revision", "device", "torch"} <= set(record)
     assert (tmp_path / "u2-conv_flow-1.png").stat().st_size > 1000
 
 
@@ -106,6 +146,6 @@ def test_bad_requests():
 
 @pytest.mark.slow
 def test_eight_blocks_fit_the_papers_target_to_two_hundredths_of_a_nat():
-    _, result = Fit2D("wave", num_blocks=8).fit()
+    _, result, _ = Fit2D("wave", learning_rates=(0.03, 0.06), restarts=2, finalists=2).fit()
     assert result.kl < 0.02
     assert abs(result.kl - result.kl_quadrature) < 0.005
