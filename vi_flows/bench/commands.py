@@ -136,7 +136,7 @@ class Bench:
         )
         yield "direct", "VAE step: vi-flows train / bare PyTorch", lambda: vae.direct_over_bare(r)
         for size in (100, 5000):
-            title = f"ConvFlow training pass, N={size}: PyTorch / fallback without a compiler"
+            title = f"training pass, N={size}: PyTorch / fallback, no compiler"
             yield f"fallback {size}", title, lambda n=size: kernels.plain_over_fused(n, r, "torch")
         for peer in list(kernels.PEERS)[2:]:
             for size in (100, 5000):
