@@ -11,9 +11,9 @@ import tyro
 
 from vi_flows.data import load
 from vi_flows.plotting import save_image_grid
+from vi_flows.train.captured import trainer_for
 from vi_flows.train.config import TrainConfig
 from vi_flows.train.evaluate import evaluate_run
-from vi_flows.train.loop import Trainer
 from vi_flows.train.run import Run
 
 __all__ = ["Evaluate", "Sample", "Train"]
@@ -44,7 +44,7 @@ class Train:
         else:
             load(self.config.dataset, self.config.data_root)  # before a folder is made for data that are not there
             run = Run.create(self.out, self.config)
-        trainer = Trainer(run, progress=not self.quiet, tensorboard=self.tensorboard)
+        trainer = trainer_for(run, progress=not self.quiet, tensorboard=self.tensorboard)
         trainer.resume() if self.resume else trainer.start()
         state = trainer.fit()
         best = state["best"]

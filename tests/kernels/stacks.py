@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vi_flows.kernels import ConvFlowSpec, native, reference
+from vi_flows.kernels import ConvFlowSpec, dense, native, reference, use_kernel
 from vi_flows.kernels.operands import Operands
 
 HAVE_C = not isinstance(native.load(), str)
 needs_c = pytest.mark.skipif(not HAVE_C, reason="the compiled kernel was not built")
 ENGINES = [pytest.param("c", marks=needs_c), "torch"]
+ALL_ENGINES = [*ENGINES, "taps"]
+
+
+@contextmanager
+def use_engine(name: str) -> Iterator[None]:
+    """A kernel, or as ``taps`` the fallback as it is for large problems."""
+    with pytest.MonkeyPatch.context() as patch, use_kernel("torch" if name == "taps" else name):
+        if name == "taps":
+            patch.setattr(dense, "MAX_WORK", 0)
+        yield
 
 
 def make_spec(

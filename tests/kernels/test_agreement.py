@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.stacks import (
+    ALL_ENGINES,
     ENGINES,
     distance_to_kink,
     draw,
@@ -15,10 +18,11 @@ from tests.kernels.stacks import (
     needs_c,
     outputs_and_gradients,
     to,
+    use_engine,
     worst_error,
 )
-from vi_flows.kernels import conv_flow_forward, conv_flow_inverse, native, reference, use_kernel
-from vi_flows.kernels.operands import Operands
+from vi_flows.kernels import conv_flow_forward, conv_flow_inverse, native, reference
+from vi_flows.kernels.operands import Cotangents, Operands
 
 ACTIVATIONS = ["leaky_relu", "tanh", "sigmoid", "softplus", "elu"]
 PAIRS = {
@@ -43,7 +47,7 @@ def off_the_kinks(operands: Operands, spec, limit: float) -> Operands:
     return operands._replace(x=operands.x[distance_to_kink(operands, spec) > limit])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ALL_ENGINES)
 @pytest.mark.parametrize("direction", PAIRS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_agreement_over_shapes(engine, direction, shape):
@@ -55,9 +59,34 @@ def test_agreement_over_shapes(engine, direction, shape):
         operands = off_the_kinks(operands, spec, 1e-4)
         assert operands.x.shape[0] >= 0.5 * rows
     expected = outputs_and_gradients(theirs, operands, spec)
-    with use_kernel(engine):
+    with use_engine(engine):
         assert worst_error(outputs_and_gradients(mine, operands, spec), expected) <= 1e-12
         if direction == "forward":
+            rounded = to(operands, torch.float32)
+            expected = outputs_and_gradients(theirs, to(rounded, torch.float64), spec)
+            assert worst_error(outputs_and_gradients(mine, rounded, spec), expected) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ALL_ENGINES)
+@pytest.mark.parametrize("direction", PAIRS)
+@pytest.mark.parametrize("batch", [(1,), (7,), (4, 25), (5000,)], ids=str)
+@pytest.mark.parametrize("d", [1, 2, 3, 50, 64, 100, 513])
+@pytest.mark.parametrize("per_row", [False, True], ids=["shared", "amortised"])
+def test_agreement_over_all_sizes(engine, direction, d, batch, per_row):
+    """Every width with every number of rows, particles in front, data that are not contiguous."""
+    if per_row and d * math.prod(batch) > 100_000:
+        pytest.skip("gigabytes of parameters")
+    mine, theirs = PAIRS[direction]
+    spec = make_spec(d, 5, (1, 6, 64), blocks=2)
+    operands = draw(spec, batch, (per_row, False, per_row), wide_bias=per_row, own_rows=1, scale=0.15)
+    operands = operands._replace(x=operands.x.movedim(-1, 0).contiguous().movedim(0, -1))
+    if direction == "forward" and not per_row and len(batch) == 1:
+        operands = off_the_kinks(operands, spec, 1e-4)
+    expected = outputs_and_gradients(theirs, operands, spec)
+    with use_engine(engine):
+        assert worst_error(outputs_and_gradients(mine, operands, spec), expected) <= 1e-12
+        if direction == "forward" and not per_row and len(batch) == 1:
             rounded = to(operands, torch.float32)
             expected = outputs_and_gradients(theirs, to(rounded, torch.float64), spec)
             assert worst_error(outputs_and_gradients(mine, rounded, spec), expected) <= 1e-5
@@ -86,8 +115,20 @@ def test_agreement_over_activations_and_leading_dimensions(engine, direction, ac
     spec = make_spec(9, 3, (1, 2, 4), activation=activation)
     operands = draw(spec, batch, per_row, wide_bias=sum(per_row) != 1, own_rows=own_rows, scale=0.4)
     expected = outputs_and_gradients(theirs, operands, spec)
-    with use_kernel(engine):
+    with use_engine(engine):
         assert worst_error(outputs_and_gradients(mine, operands, spec), expected) <= 1e-12
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_both_fallbacks_agree(activation):
+    """Shared parameters of small problems and of large ones."""
+    spec = make_spec(9, 3, (1, 2, 4), activation=activation)
+    operands = draw(spec, (2, 7), wide_bias=True, scale=0.4)
+    results = []
+    for engine in ("torch", "taps"):
+        with use_engine(engine):
+            results.append(outputs_and_gradients(conv_flow_forward, operands, spec))
+    assert worst_error(*results) <= 1e-12
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -109,13 +150,13 @@ def test_parameters_broadcast_against_the_input(engine, direction):
             for lead, t in zip(leads, (x, theta, weight, bias), strict=True)
         ]
         expected = outputs_and_gradients(theirs, Operands(*sets), spec)
-        with use_kernel(engine):
+        with use_engine(engine):
             found = outputs_and_gradients(mine, Operands(*sets), spec)
         assert [f.shape for f in found] == [e.shape for e in expected]
         assert worst_error(found, expected) <= 1e-12
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ALL_ENGINES)
 @pytest.mark.parametrize("direction", PAIRS)
 def test_layout_does_not_matter(engine, direction):
     mine, theirs = PAIRS[direction]
@@ -130,7 +171,7 @@ def test_layout_does_not_matter(engine, direction):
     expanded = plain._replace(x=plain.x[:1, :1].expand(4, 5, 6))
     for operands in (scattered, expanded):
         expected = outputs_and_gradients(theirs, operands, spec)
-        with use_kernel(engine):
+        with use_engine(engine):
             assert worst_error(outputs_and_gradients(mine, operands, spec), expected) <= 1e-12
             # cotangents that are not contiguous either
             x = operands.x.detach().requires_grad_()
@@ -148,7 +189,7 @@ def test_layout_does_not_matter(engine, direction):
 def test_empty_batch(engine, direction, per_row):
     spec = make_spec(4, 2, (1, 2))
     operands = draw(spec, (3, 0), per_row)
-    with use_kernel(engine):
+    with use_engine(engine):
         y, ladj, *grads = outputs_and_gradients(PAIRS[direction][0], operands, spec)
     assert y.shape == (3, 0, 4)
     assert ladj.shape == (3, 0)
@@ -169,7 +210,7 @@ def test_only_the_wanted_gradients(engine, direction):
             results = []
             for function in (mine, theirs):
                 leaves = [t.detach().requires_grad_(w) for t, w in zip(operands, wanted, strict=True)]
-                with use_kernel(engine):
+                with use_engine(engine):
                     function(*leaves, spec)[output].square().sum().backward()
                 assert [t.grad is not None for t in leaves] == wanted
                 results.append([t.grad for t in leaves if t.grad is not None])
@@ -193,7 +234,7 @@ def test_extreme_parameters(engine, seed, theta, weight, d, k, activation, per_r
     operands = draw(spec, (5,), (per_row,) * 3, seed=seed, scale=1.0)
     operands = operands._replace(theta=operands.theta * 10**theta, weight=operands.weight * 10**weight)
     expected = outputs_and_gradients(reference.conv_flow_forward, operands, spec)
-    with use_kernel(engine):
+    with use_engine(engine):
         found = outputs_and_gradients(conv_flow_forward, operands, spec)
         # PyTorch cuts softplus at 20, a jump of 2e-9 that either side of the cut may take
         sizes = [max(1.0, e.abs().max().item()) for e in expected]
@@ -216,13 +257,13 @@ def test_instruction_sets_agree(dtype, activation, per_row):
     loaded = native.load()
     spec = make_spec(21, 5, (1, 2, 4, 8, 16), activation=activation)
     operands = draw(spec, (2, 19), (per_row,) * 3, dtype=dtype, scale=0.3)
-    cotangents = torch.randn(2, 19, 21, dtype=dtype), torch.randn(2, 19, dtype=dtype)
+    cotangents = Cotangents(torch.randn(2, 19, 21, dtype=dtype), torch.randn(2, 19, dtype=dtype))
     results = []
     for isa in range(native.ISAS.index(loaded.isa) + 1):
         y, ladj = native.evaluate(operands, spec, False, isa)
-        forward = native.backward(operands, *cotangents, (True,) * 4, spec, False, isa)
+        forward = native.backward(operands, cotangents, spec, False, isa)
         x, inverse_ladj = native.evaluate(operands, spec, True, isa)
-        inverse = native.backward(operands._replace(x=x), *cotangents, (True,) * 4, spec, True, isa)
+        inverse = native.backward(operands._replace(x=x), cotangents, spec, True, isa)
         results.append([y, ladj, *forward, x, inverse_ladj, *inverse])
     for other in results[1:]:
         assert worst_error(other, results[0]) <= (2e-5 if dtype == torch.float32 else 1e-13)
@@ -235,7 +276,7 @@ def test_inverse_is_exact_in_single_precision(engine):
     """A trained flow's magnitudes: y → z → y within 1e-5."""
     spec = make_spec(50, 5, (1, 2, 4, 8, 16, 32), blocks=8)
     operands = draw(spec, (200,), dtype=torch.float32, scale=0.1)
-    with use_kernel(engine):
+    with use_engine(engine):
         y, ladj = conv_flow_forward(*operands, spec)
         x, inverse_ladj = conv_flow_inverse(y, *operands[1:], spec)
     assert (x - operands.x).abs().max() <= 1e-5 * operands.x.abs().max()
@@ -248,7 +289,7 @@ def test_nan_is_not_hidden(engine, activation):
     spec = make_spec(6, 2, (1, 2), activation=activation)
     operands = draw(spec, (20,))
     operands.x[3, 2] = torch.nan
-    with use_kernel(engine):
+    with use_engine(engine):
         for function in (conv_flow_forward, conv_flow_inverse):
             y, _ = function(*operands, spec)
             assert y[3].isnan().any()

@@ -9,9 +9,9 @@ import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.kernels.stacks import ENGINES, draw, make_spec, needs_c, outputs_and_gradients, worst_error
+from tests.kernels.stacks import ENGINES, draw, make_spec, needs_c, outputs_and_gradients, use_engine, worst_error
 from vi_flows import conv_flow
-from vi_flows.kernels import conv_flow_forward, conv_flow_inverse, ops, reference, use_kernel
+from vi_flows.kernels import conv_flow_forward, conv_flow_inverse, ops, reference
 
 PAIRS = {
     "forward": (conv_flow_forward, reference.conv_flow_forward),
@@ -32,7 +32,7 @@ def leaves_of(operands):
 def test_gradcheck(engine, direction, activation, per_row):
     spec = make_spec(4, 2, (1, 2), blocks=1, activation=activation)
     operands = draw(spec, (2, 3), per_row, wide_bias=True, seed=3)
-    with use_kernel(engine):
+    with use_engine(engine):
         assert gradcheck(lambda *t: PAIRS[direction][0](*t, spec), leaves_of(operands), eps=1e-7, atol=1e-6)
 
 
@@ -41,7 +41,7 @@ def test_gradcheck(engine, direction, activation, per_row):
 def test_second_derivatives(engine, direction):
     spec = make_spec(3, 2, (1,), blocks=1, activation="tanh")
     operands = draw(spec, (2,), seed=3)
-    with use_kernel(engine):
+    with use_engine(engine):
         assert gradgradcheck(lambda *t: PAIRS[direction][0](*t, spec), leaves_of(operands), eps=1e-6, atol=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_second_derivatives_through_what_made_the_parameters(engine, direction):
     operands = draw(spec, (4,))
     results = []
     for function, name in ((mine, engine), (theirs, "reference")):
-        with use_kernel(name):
+        with use_engine(name):
             leaves = leaves_of(operands)
             derived = [t.tanh() for t in leaves]
             y, ladj = function(*derived, spec)
@@ -71,7 +71,7 @@ def test_functorch_and_forward_mode(engine, direction):
     spec = make_spec(4, 2, (1, 2), activation="tanh")
     x, *parameters = draw(spec, (3,))
     tangent = torch.randn_like(x)
-    with use_kernel(engine):
+    with use_engine(engine):
         assert torch.allclose(torch.vmap(lambda r: mine(r, *parameters, spec)[1])(x), theirs(x, *parameters, spec)[1])
         jacobian = torch.func.jacrev(lambda r: mine(r, *parameters, spec)[0])(x[0])
         logdet = torch.linalg.slogdet(jacobian).logabsdet
@@ -89,7 +89,7 @@ def test_other_dtypes_take_the_reference(engine, dtype):
     spec = make_spec(4, 2, (1, 2))
     operands = draw(spec, (3,), dtype=torch.float32)
     low = [t.to(dtype) for t in operands]
-    with use_kernel(engine):
+    with use_engine(engine):
         assert torch.equal(conv_flow_forward(*low, spec)[0], reference.conv_flow_forward(*low, spec)[0])
         mixed = conv_flow_forward(operands.x.double(), *operands[1:], spec)[0]
     assert mixed.dtype == torch.float64
@@ -143,7 +143,7 @@ def test_same_losses_as_the_reference_over_a_training(engine):
         flow = conv_flow(6, 2)
         optimiser = torch.optim.Adam(flow.parameters(), lr=1e-2)
         losses = []
-        with use_kernel(name):
+        with use_engine(name):
             for _ in range(100):
                 y, ladj = flow.forward_and_ladj(torch.randn(64, 6))
                 loss = ((y - 1).square().sum(-1) - ladj).mean()
@@ -163,7 +163,7 @@ def test_threads_agree_and_may_call_at_the_same_time():
     shared = draw(spec, (800,), scale=0.2)
     before = torch.get_num_threads()
     try:
-        with use_kernel("c"):
+        with use_engine("c"):
             torch.set_num_threads(1)
             expected = [outputs_and_gradients(conv_flow_forward, o, spec) for o in (operands, shared)]
             torch.set_num_threads(3)

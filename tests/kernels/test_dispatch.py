@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.kernels.stacks import HAVE_C, draw, make_spec, needs_c
-from vi_flows.kernels import KERNELS, active_kernel, conv_flow_forward, dispatch, kernel_reason, native, use_kernel
+from vi_flows.kernels import KERNELS, active_kernel, conv_flow_forward, dispatch, kernel_reason, native, ops, use_kernel
+from vi_flows.kernels.operands import Operands
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,19 @@ def test_without_the_extension(undecided, monkeypatch):
     monkeypatch.setenv("VI_FLOWS_KERNEL", "c")
     with pytest.raises(RuntimeError, match="was not built"):
         active_kernel()
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_cuda_tensors_take_the_triton_kernel_where_it_serves(monkeypatch, served):
+    """On stand-ins: which implementation is chosen, not what it computes."""
+    asked = []
+    monkeypatch.setattr(ops, "triton_serves", lambda spec, device: asked.append((spec, device.type)) or served)
+    spec = make_spec(3, 2, (1,), activation="tanh")
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        operands = Operands(*(torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in draw(spec, (5,))))
+    assert dispatch._served(operands, spec) == served
+    assert asked == [(spec, "cuda")]
+    assert not dispatch._served(operands._replace(x=draw(spec, (5,)).x), spec)
 
 
 def test_use_kernel_is_undone(undecided):

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from tests.kernels.stacks import draw, make_spec, outputs_and_gradients, worst_error
-from vi_flows.kernels import dispatch, reference
+from vi_flows.kernels import ACTIVATIONS, dispatch, reference
+from vi_flows.kernels.native import ACTIVATION_CODES
+from vi_flows.kernels.operands import Cotangents
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when it is imported
@@ -44,6 +46,7 @@ def run(engine, inverse):
 
 
 @needs_triton
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize(
     ("shape", "per_row", "wide_bias"),
@@ -55,8 +58,8 @@ def run(engine, inverse):
     ],
     ids=str,
 )
-def test_agreement(engine, inverse, shape, per_row, wide_bias):
-    spec = make_spec(*shape, blocks=1)
+def test_agreement(engine, inverse, shape, per_row, wide_bias, activation):
+    spec = make_spec(*shape, blocks=1, activation=activation)
     operands = draw(spec, (2, 3), per_row, wide_bias)
     operands = operands._replace(theta=3 * operands.theta)
     moved = type(operands)(*(t.to(DEVICE) for t in operands))
@@ -70,10 +73,12 @@ def test_agreement(engine, inverse, shape, per_row, wide_bias):
 
 
 @needs_triton
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("inverse", [False, True])
-def test_gradcheck(engine, inverse):
-    spec = make_spec(3, 2, (1,), blocks=1)
-    operands = draw(spec, (2,), seed=3)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_gradcheck(engine, inverse, activation, per_row):
+    spec = make_spec(3, 2, (1,), blocks=1, activation=activation)
+    operands = draw(spec, (2,), (per_row,) * 3, seed=3)
     leaves = [t.to(DEVICE).requires_grad_() for t in operands]
     assert torch.autograd.gradcheck(lambda *t: run(engine, inverse)(*t, spec), leaves, eps=1e-7, atol=1e-6)
 
@@ -85,16 +90,73 @@ def test_empty_batch_and_missing_gradients(engine):
     y, ladj = engine.evaluate(operands, spec, False)
     assert y.shape == (0, 3)
     assert ladj.shape == (0,)
-    grads = engine.backward(operands, None, None, (True, False, True, True), spec, False)
+    grads = engine.backward(operands, Cotangents(None, None, (True, False, True, True)), spec, False)
     assert grads[1] is None
     assert all((g == 0).all() for g in grads if g is not None)
 
 
 @needs_triton
-def test_it_checks_itself_once(engine):
-    assert engine.works_on(torch.device(DEVICE))
-    assert engine.serves(make_spec(3, 2, (1,)))
-    assert not engine.serves(make_spec(3, 2, (1,), activation="tanh"))
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_extreme_parameters(engine, activation, inverse):
+    """Large gains, slopes near their limits, inputs far out: what rounds in the reference rounds alike."""
+    spec = make_spec(4, 2, (1,), blocks=1, activation=activation)
+    operands = draw(spec, (6,), seed=2)
+    operands = operands._replace(x=20 * operands.x, theta=40 * operands.theta, weight=8 * operands.weight)
+    expected = REFERENCE[inverse](*operands, spec)
+    found = engine.evaluate(type(operands)(*(t.to(DEVICE) for t in operands)), spec, inverse)
+    assert worst_error([f.cpu() for f in found], list(expected)) <= (1e-8 if activation == "softplus" else 1e-10)
+
+
+@needs_triton
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_is_not_hidden(engine, activation):
+    spec = make_spec(3, 2, (1,), blocks=1, activation=activation)
+    operands = draw(spec, (4,))
+    operands.x[1, 0] = torch.nan
+    operands = type(operands)(*(t.to(DEVICE) for t in operands))
+    for inverse in (False, True):
+        y = engine.evaluate(operands, spec, inverse)[0]
+        assert y[1].isnan().any()
+        assert y[[0, 2, 3]].isfinite().all()
+
+
+@needs_triton
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_it_checks_itself_once(engine, activation, monkeypatch):
+    assert engine.works_on(torch.device(DEVICE), activation)
+    engine.works_on.cache_clear()
+    monkeypatch.setattr(engine, "evaluate", lambda operands, spec, inverse: (operands.x, operands.x.sum(-1)))
+    with pytest.warns(UserWarning, match="is off by"):
+        assert not engine.works_on(torch.device(DEVICE), activation)
+    engine.works_on.cache_clear()
+
+
+INTEGERS = (
+    "N", "rows", "d", "L", "theta_row", "weight_row", "bias_row", "bias_dims", "end", "to_theta", "to_weight", "to_bias"
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not HAVE_TRITON or INTERPRETED, reason="needs triton as a compiler")
+@pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("kernel", ["_evaluate", "_backward"])
+@pytest.mark.parametrize(("dtype", "ones"), [("fp32", ()), ("fp32", ("bias_dims", "end", "L")), ("fp64", ("rows",))])
+def test_it_compiles_for_a_gpu_that_is_not_there(engine, kernel, inverse, activation, dtype, ones):
+    """Machine code for compute capability 9.0; integers that are 1 become constants, as in a launch."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(engine, kernel)
+    constants = {"INVERSE": inverse, "ACT": ACTIVATION_CODES[activation], "K": 5, "D": 64, "R": engine.ROWS}
+    constants |= dict.fromkeys((name for name in ones if name in function.arg_names), 1)
+    types = dict.fromkeys(constants, "constexpr") | {"dilations": "*i32", "reverts": "*i32"}
+    types = {**dict.fromkeys(INTEGERS, "i32"), **types}
+    signature = {name: types.get(name, f"*{dtype}") for name in function.arg_names}
+    places = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=function, signature=signature, constexprs=places)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
 
 
 @pytest.mark.gpu

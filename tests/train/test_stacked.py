@@ -167,6 +167,8 @@ def test_what_can_not_be_stacked(tmp_path):
     one, other = (Run.create(tmp_path / str(n), replace(CONFIG, learning_rate=10.0**-n)) for n in (2, 3))
     with pytest.raises(ValueError, match="more than the seed"):
         StackedTrainer([one, other])
+    with pytest.raises(ValueError, match="CUDA graph"):
+        StackedTrainer([Run.create(tmp_path / "graph", replace(CONFIG, cuda_graph=True))])
     with pytest.raises(ValueError, match="only runs of VAEs"):
         StackedTrainer([Run.create(tmp_path / "image", replace(CONFIG, model="image_flow"))])
 

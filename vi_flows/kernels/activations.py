@@ -25,6 +25,14 @@ class Activation(ABC):
         """``h(a)`` and ``h′(a)``, elementwise."""
 
     @abstractmethod
+    def curvature(self, a: Tensor, value: Tensor, slope: Tensor) -> Tensor | None:
+        """``h″(a)``, given ``h(a)`` and ``h′(a)``; ``None`` where it is zero everywhere but at a kink."""
+
+    def evaluate(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """``h(a)`` and ``h′(a)`` without a graph."""
+        return self.value_and_slope(a)
+
+    @abstractmethod
     def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of the root ``t`` of ``t + gain · h(t) = v``, elementwise."""
 
@@ -73,6 +81,32 @@ class LeakyReLU(Activation):
         slope = torch.full_like(a, self.negative_slope).masked_fill(a >= 0, 1.0)
         return a * slope, slope
 
+    def curvature(self, a: Tensor, value: Tensor, slope: Tensor) -> None:
+        """Zero."""
+        return None
+
+    def evaluate(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """By vectorised operations only, which filling by a mask is not."""
+        if self.negative_slope > 1:
+            return self.value_and_slope(a)
+        slope = torch.ge(a, 0, out=torch.empty_like(a)).clamp_(min=self.negative_slope)
+        return a * slope, slope
+
+    def linear_logs(self, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """``c, e`` of ``log(1 + A h′) = c + e h′``: h′ has but two values, so a line goes through both."""
+        s = self.negative_slope
+        above, below = torch.log1p(gain), torch.log1p(s * gain)
+        e = torch.zeros_like(above) if s == 1 else (above - below) / (1 - s)
+        return above - e, e
+
+    def weighted_ratio(self, gain: Tensor, weighted: Tensor, total: Tensor) -> Tensor:
+        """``Σ g h′/(1 + A h′)`` from ``Σ g h′`` and ``Σ g``, which tell the sums over ``a ≥ 0`` and below apart."""
+        s = self.negative_slope
+        if s == 1:
+            return weighted / (1 + gain)
+        above = (weighted - s * total) / (1 - s)
+        return above / (1 + gain) + s * (total - above) / (1 + s * gain)
+
     def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The closed form itself, twice."""
         t = self.solve(gain, v)
@@ -91,6 +125,10 @@ class Tanh(Activation):
         h = torch.tanh(a)
         return h, (1 - h) * (1 + h)
 
+    def curvature(self, a: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        """``−2 h h′``."""
+        return -2 * value * slope
+
     def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``|h| ≤ 1``."""
         return v - gain.abs(), v + gain.abs()
@@ -106,6 +144,10 @@ class Sigmoid(Activation):
         h = torch.sigmoid(a)
         return h, h * torch.sigmoid(-a)
 
+    def curvature(self, a: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        """``h′ (1 − 2h)``."""
+        return slope * (1 - 2 * value)
+
     def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``0 ≤ h ≤ 1``."""
         return v - gain, v
@@ -117,6 +159,10 @@ class Softplus(Activation):
     def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """``log(1 + eᵃ)`` and ``σ(a)``."""
         return F.softplus(a), torch.sigmoid(a)
+
+    def curvature(self, a: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        """``h′ (1 − h′)``."""
+        return slope * (1 - slope)
 
     def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``h(t) > 0`` and ``h(t) ≤ max(t, 0) + log 2``."""
@@ -140,6 +186,10 @@ class ELU(Activation):
         return torch.where(a >= 0, a, self.alpha * torch.expm1(below)), torch.where(
             a >= 0, torch.ones_like(a), self.alpha * torch.exp(below)
         )
+
+    def curvature(self, a: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        """``h′`` below zero, 0 above."""
+        return slope.masked_fill(a >= 0, 0.0)
 
     def bracket(self, gain: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Closed form above zero; below, ``−α ≤ h ≤ 0``."""

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vi_flows.kernels.activations import Activation, LeakyReLU, Sigmoid, Softplus, Tanh
-from vi_flows.kernels.operands import Operands
-from vi_flows.kernels.reference import ConvFlowSpec, effective_gain
+from vi_flows.kernels import dense
+from vi_flows.kernels.activations import LeakyReLU
+from vi_flows.kernels.operands import Cotangents, Operands
+from vi_flows.kernels.reference import ConvFlowSpec, effective_gain, free_gradients
 
 __all__ = ["backward", "evaluate"]
 
@@ -28,13 +29,9 @@ def _chunks(operands: Operands) -> tuple[Tensor, ...] | None:
 
 
 def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Tensor, Tensor]:
-    """The map (or its inverse) and its log-determinant, without a graph.
-
-    Args:
-        operands: floating point tensors of one dtype.
-        spec: the stack's shape.
-        inverse: which direction.
-    """
+    """See :meth:`~vi_flows.kernels.operands.Engine.evaluate`."""
+    if not inverse and dense.serves(operands):
+        return dense.evaluate(operands, spec)
     chunks = _chunks(operands)
     if chunks is not None:
         parts = [evaluate(operands._replace(x=x), spec, inverse) for x in chunks]
@@ -50,7 +47,7 @@ def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Ten
                 z = run.invert(layer, z.flip(0) if spec.reverts[layer] else z.clone(), ladj)
             else:
                 a = run.convolve(layer, z)
-                h, slope = _value_and_slope(spec.h, a)
+                h, slope = spec.h.evaluate(a)
                 run.add_ladj(layer, slope, ladj)
                 z = torch.addcmul(z, run.u[layer], h)
                 z = z.flip(0) if spec.reverts[layer] else z
@@ -58,46 +55,26 @@ def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Ten
         return z.movedim(0, -1).reshape(x.shape), ladj.reshape(x.shape[:-1])
 
 
-def backward(
-    operands: Operands,
-    g_y: Tensor | None,
-    g_ladj: Tensor | None,
-    needed: tuple[bool, ...],
-    spec: ConvFlowSpec,
-    inverse: bool,
-) -> list[Tensor | None]:
-    """Gradients with respect to the operands, in their shapes.
-
-    Args:
-        operands: ``x`` is the input of the *forward* map in both directions.
-        g_y: gradient with respect to the first output; ``None`` is zero.
-        g_ladj: gradient with respect to the log-determinant.
-        needed: which of the four are wanted.
-        spec: the stack's shape.
-        inverse: whether the outputs were those of the inverse.
-    """
+def backward(operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool) -> list[Tensor | None]:
+    """See :meth:`~vi_flows.kernels.operands.Engine.backward`."""
+    x = operands.x
+    g_y, g_ladj = cotangents.filled(x)
+    if not inverse and dense.serves(operands):
+        return cotangents.wanted(dense.backward(operands, g_y, g_ladj, spec))
     chunks = _chunks(operands)
     if chunks is not None:
-        d = spec.input_dim
-        ys = [None] * len(chunks) if g_y is None else g_y.reshape(-1, d).split(CHUNK)
-        ladjs = [None] * len(chunks) if g_ladj is None else g_ladj.reshape(-1).split(CHUNK)
-        parts = [
-            backward(operands._replace(x=x), gy, gl, needed, spec, inverse)
-            for x, gy, gl in zip(chunks, ys, ladjs, strict=True)
-        ]
+        pieces = zip(chunks, g_y.reshape(-1, spec.input_dim).split(CHUNK), g_ladj.reshape(-1).split(CHUNK), strict=True)
+        parts = [backward(operands._replace(x=x), Cotangents(gy, gl), spec, inverse) for x, gy, gl in pieces]
         g_xs, *sums = zip(*parts, strict=True)
-        g_x = torch.cat(g_xs).reshape(operands.x.shape) if needed[0] else None
-        return [g_x, *(torch.stack(t).sum(0) if need else None for t, need in zip(sums, needed[1:], strict=True))]
+        return cotangents.wanted([torch.cat(g_xs).reshape(x.shape), *(torch.stack(t).sum(0) for t in sums)])
     with torch.no_grad():
         run = _Run(operands, spec)
-        x = operands.x
         z = run.rows_last(x)
-        g = run.rows_last(torch.zeros_like(x) if g_y is None else g_y).clone()
-        gl = z.new_zeros(z.shape[1:]) if g_ladj is None else g_ladj.reshape(z.shape[1:])
+        g, gl = run.rows_last(g_y).clone(), g_ladj.reshape(z.shape[1:])
         if inverse:
             for layer in range(spec.num_layers):
                 a = run.convolve(layer, z)
-                h, slope = _value_and_slope(spec.h, a)
+                h, slope = spec.h.evaluate(a)
                 g = run.inverse_gradients(layer, z, a, h, slope, g, gl)
                 z = torch.addcmul(z, run.u[layer], h)
                 if spec.reverts[layer]:
@@ -107,14 +84,12 @@ def backward(
             for layer in range(spec.num_layers):
                 a = run.convolve(layer, z)
                 tape.append((z, a))
-                z = torch.addcmul(z, run.u[layer], _value_and_slope(spec.h, a)[0])
+                z = torch.addcmul(z, run.u[layer], spec.h.evaluate(a)[0])
                 z = z.flip(0) if spec.reverts[layer] else z
             for layer in reversed(range(spec.num_layers)):
                 g = g.flip(0) if spec.reverts[layer] else g
                 run.forward_gradients(layer, *tape.pop(), g, gl)
-        g_x = g.movedim(0, -1).reshape(x.shape) if needed[0] else None
-        theta, weight, bias = run.parameter_gradients()
-    return [g_x, *(t if need else None for t, need in zip((theta, weight, bias), needed[1:], strict=True))]
+        return cotangents.wanted([g.movedim(0, -1).reshape(x.shape), *run.parameter_gradients()])
 
 
 class _Run:
@@ -129,7 +104,10 @@ class _Run:
         self.u, self.gain = effective_gain(self.theta, self.weight[:, :1], spec.h.slope_bound)
         # Numbers instead of tensors where a tap is shared: `add_` with a factor is one pass.
         self.taps = self.weight.flatten(1).tolist() if operands.weight.dim() == 2 else None
-        self.logs = self._linear_logs() if isinstance(spec.h, LeakyReLU) and own == 0 else None
+        self.logs = None
+        if isinstance(spec.h, LeakyReLU) and own == 0:
+            c, e = spec.h.linear_logs(self.gain)
+            self.logs = c.sum((1, 2, 3)), e.flatten(1)
         self.d_u, self.d_gain = torch.zeros_like(self.u), torch.zeros_like(self.gain)
         self.d_weight, self.d_bias = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
 
@@ -165,13 +143,6 @@ class _Run:
             self.add_tap(a[:-offset], layer, tap, z[offset:])
         return a
 
-    def _linear_logs(self) -> tuple[Tensor, Tensor]:
-        """``c, e`` of ``log(1 + A h′) = c + e h′``: leaky ReLU's h′ has but two values, so a line goes through both."""
-        s = self.spec.h.negative_slope
-        above, below = torch.log1p(self.gain), torch.log1p(s * self.gain)
-        e = torch.zeros_like(above) if s == 1 else (above - below) / (1 - s)
-        return (above - e).sum((1, 2, 3)), e.flatten(1)
-
     def add_ladj(self, layer: int, slope: Tensor, ladj: Tensor) -> None:
         """Add the layer's log-determinant."""
         if self.logs is not None:
@@ -192,7 +163,7 @@ class _Run:
                     self.add_tap(v[:n], layer, tap, z[at.start + offset : at.start + offset + n])
             gain = self._part(self.gain[layer], at)
             t = self.spec.h.solve(gain, v)
-            h, slope = _value_and_slope(self.spec.h, t)
+            h, slope = self.spec.h.evaluate(t)
             z[at] -= self._part(self.u[layer], at) * h
             ladj -= torch.log1p(gain * slope).sum(0)
         return z
@@ -200,14 +171,18 @@ class _Run:
     def forward_gradients(self, layer: int, z: Tensor, a: Tensor, g: Tensor, gl: Tensor) -> None:
         """Add to the parameters' sums; `g` turns in place from the output's gradient to the input's."""
         u, gain = self.u[layer], self.gain[layer]
-        h, slope = _value_and_slope(self.spec.h, a)
-        curvature = _curvature(self.spec.h, a, h, slope)
-        scaled = gl / (1 + gain * slope)
-        ga = g * u * slope
-        if curvature is not None:
-            ga += scaled * gain * curvature
+        h, slope = self.spec.h.evaluate(a)
+        ga = (g * u).mul_(slope)
+        if self.logs is not None:
+            weighted = (slope.flatten(1) @ gl.flatten()).view_as(gain)
+            self.d_gain[layer] = self.spec.h.weighted_ratio(gain, weighted, gl.sum())
+        else:
+            scaled = gl / (1 + gain * slope)
+            self.d_gain[layer] = self._dot(scaled, slope, gain)
+            curvature = self.spec.h.curvature(a, h, slope)
+            if curvature is not None:
+                ga += scaled * gain * curvature
         self.d_u[layer] = self._dot(g, h, u)
-        self.d_gain[layer] = self._dot(scaled, slope, gain)
         self._convolution_gradients(layer, ga, z)
         self.add_tap(g, layer, 0, ga)
         for tap, offset in self.live(layer):
@@ -221,7 +196,7 @@ class _Run:
         dilation = min(self.spec.dilations[layer], d)
         inverse = 1 / (1 + gain * slope)
         scaled = -gl * inverse
-        curvature = _curvature(self.spec.h, a, h, slope)
+        curvature = self.spec.h.curvature(a, h, slope)
         curved = torch.zeros_like(a) if curvature is None else scaled * gain * curvature
         ga, adjoint, steep = torch.empty_like(a), torch.empty_like(a), u * slope
         for start in range(0, d, dilation):
@@ -251,11 +226,8 @@ class _Run:
 
     def parameter_gradients(self) -> list[Tensor]:
         """The sums, turned from ``u`` and ``A`` to ``θ`` and the first taps, in the operands' shapes."""
-        with torch.enable_grad():
-            theta, w1 = self.theta.detach().requires_grad_(), self.weight[:, :1].detach().requires_grad_()
-            outputs = effective_gain(theta, w1, self.spec.h.slope_bound)
-            # u and A have the rows of both; d_u and d_gain were summed to their shapes
-            d_theta, d_w1 = torch.autograd.grad(outputs, (theta, w1), (self.d_u, self.d_gain))
+        # u and A have the rows of both; d_u and d_gain were summed to their shapes
+        d_theta, d_w1 = free_gradients(self.theta, self.weight[:, :1], self.spec.h.slope_bound, self.d_u, self.d_gain)
         self.d_weight[:, :1] += d_w1
         sums = (d_theta, self.d_weight, self.d_bias)
         return [t.squeeze(2).movedim(-1, 0).reshape(p.shape) for t, p in zip(sums, self.operands[1:], strict=True)]
@@ -271,24 +243,3 @@ class _Run:
         if like.shape[-1] == 1:
             return torch.linalg.vecdot(left.flatten(1), right.flatten(1)).reshape(like.shape)
         return (left * right).sum(1, keepdim=True)
-
-
-def _value_and_slope(h: Activation, a: Tensor) -> tuple[Tensor, Tensor]:
-    """``h(a)`` and ``h′(a)``; of leaky ReLU by vectorised operations only, which filling by a mask is not."""
-    if isinstance(h, LeakyReLU) and h.negative_slope <= 1:
-        slope = torch.ge(a, 0, out=torch.empty_like(a)).clamp_(min=h.negative_slope)
-        return a * slope, slope
-    return h.value_and_slope(a)
-
-
-def _curvature(h: Activation, a: Tensor, value: Tensor, slope: Tensor) -> Tensor | None:
-    """The second derivative of an activation, ``None`` for zero."""
-    if isinstance(h, LeakyReLU):
-        return None
-    if isinstance(h, Tanh):
-        return -2 * value * slope
-    if isinstance(h, Sigmoid):
-        return slope * (1 - 2 * value)
-    if isinstance(h, Softplus):
-        return slope * (1 - slope)
-    return slope.masked_fill(a >= 0, 0.0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from vi_flows.kernels import analytic, native, ops, reference
-from vi_flows.kernels.operands import Operands, normalise
+from vi_flows.kernels.operands import Cotangents, Engine, Operands, normalise
 from vi_flows.kernels.reference import ConvFlowSpec
 
 __all__ = ["KERNELS", "active_kernel", "conv_flow_forward", "conv_flow_inverse", "kernel_reason", "use_kernel"]
@@ -149,7 +148,7 @@ class ConvFlowFunction(torch.autograd.Function):
         bias: Tensor,
         spec: ConvFlowSpec,
         inverse: bool,
-        engine: ModuleType,
+        engine: Engine,
     ) -> tuple[Tensor, Tensor]:
         """Evaluate, and keep the inputs."""
         operands = Operands(x, theta, weight, bias)
@@ -162,40 +161,38 @@ class ConvFlowFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_out: Tensor | None, g_ladj: Tensor | None) -> tuple[Tensor | None, ...]:
         """The engine's gradients, or the reference's where a graph of them is wanted."""
-        operands, needed = Operands(*ctx.saved_tensors[:4]), ctx.needs_input_grad[:4]
+        operands, cotangents = Operands(*ctx.saved_tensors[:4]), Cotangents(g_out, g_ladj, ctx.needs_input_grad[:4])
         if torch.is_grad_enabled():
-            grads = _reference_gradients(operands, g_out, g_ladj, needed, ctx.spec, ctx.inverse)
+            grads = _reference_gradients(operands, cotangents, ctx.spec, ctx.inverse)
         else:
             if ctx.inverse:
                 operands = operands._replace(x=ctx.saved_tensors[4])
-            grads = ctx.engine.backward(operands, g_out, g_ladj, needed, ctx.spec, ctx.inverse)
+            grads = ctx.engine.backward(operands, cotangents, ctx.spec, ctx.inverse)
         return (*grads, None, None, None)
 
 
 def _reference_gradients(
-    operands: Operands,
-    g_out: Tensor | None,
-    g_ladj: Tensor | None,
-    needed: tuple[bool, ...],
-    spec: ConvFlowSpec,
-    inverse: bool,
+    operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool
 ) -> list[Tensor | None]:
     # Aliases, so that the derivative stops at this function's own inputs and still belongs to the outer graph.
     inputs = [t.view_as(t) for t in operands]
     outputs = (reference.conv_flow_inverse if inverse else reference.conv_flow_forward)(*inputs, spec)
-    pairs = [(o, g) for o, g in zip(outputs, (g_out, g_ladj), strict=True) if g is not None]
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    pairs = [(o, g) for o, g in zip(outputs, cotangents[:2], strict=True) if g is not None]
+    wanted = [t for t in cotangents.wanted(inputs) if t is not None]
     found = iter(
         torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
     )
-    return [next(found) if need else None for need in needed]
+    return [next(found) if need else None for need in cotangents.needed]
 
 
 def _served(operands: Operands, spec: ConvFlowSpec) -> bool:
     """Whether a kernel computes this; the reference does all else."""
-    x, dtype = operands.x, operands.x.dtype
+    x, dtype, device = operands.x, operands.x.dtype, operands.x.device
     plain = (
-        dtype in _FLOATS and spec.num_layers > 0 and all(t.dtype is dtype and t.device.type == "cpu" for t in operands)
+        dtype in _FLOATS
+        and spec.num_layers > 0
+        and all(t.dtype is dtype and t.device == device for t in operands)
+        and (device.type == "cpu" or (device.type == "cuda" and ops.triton_serves(spec, device)))
     )
     if torch.compiler.is_compiling():
         return plain

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vi_flows.kernels.operands import Operands
+from vi_flows.kernels.operands import Cotangents, Operands
 from vi_flows.kernels.reference import ConvFlowSpec
 
 __all__ = ["ACTIVATION_CODES", "ISAS", "Library", "backward", "evaluate", "load"]
@@ -134,10 +134,10 @@ def _run(job: _Job) -> None:
 
 
 def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool, isa: int = -1) -> tuple[Tensor, Tensor]:
-    """The map (or its inverse) and its log-determinant, without a graph.
+    """See :meth:`~vi_flows.kernels.operands.Engine.evaluate`; float32 or float64 on the CPU.
 
     Args:
-        operands: float32 or float64 on the CPU.
+        operands: see there; so with the next two.
         spec: the stack's shape.
         inverse: which direction.
         isa: position in :data:`ISAS`; −1 takes the widest there is.
@@ -152,29 +152,12 @@ def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool, isa: int = -
 
 
 def backward(
-    operands: Operands,
-    g_y: Tensor | None,
-    g_ladj: Tensor | None,
-    needed: tuple[bool, bool, bool, bool],
-    spec: ConvFlowSpec,
-    inverse: bool,
-    isa: int = -1,
+    operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool, isa: int = -1
 ) -> list[Tensor | None]:
-    """Gradients with respect to the operands, in their shapes.
-
-    Args:
-        operands: ``x`` is the input of the *forward* map in both directions.
-        g_y: gradient with respect to the first output; ``None`` is zero.
-        g_ladj: gradient with respect to the log-determinant.
-        needed: which of the four are wanted.
-        spec: the stack's shape.
-        inverse: whether the outputs were those of the inverse.
-        isa: see :func:`evaluate`.
-    """
+    """See :meth:`~vi_flows.kernels.operands.Engine.backward`; ``isa`` as in :func:`evaluate`."""
     operands = operands.contiguous()
-    g_y = None if g_y is None else g_y.contiguous()
-    g_ladj = None if g_ladj is None else g_ladj.contiguous()
-    grads = [torch.empty_like(t) if need else None for t, need in zip(operands, needed, strict=True)]
+    g_y, g_ladj = (None if g is None else g.contiguous() for g in cotangents[:2])
+    grads = cotangents.wanted(map(torch.empty_like, operands))
     job = _job(_INVERSE_BACKWARD if inverse else _FORWARD_BACKWARD, operands, spec, isa)
     job.g_y = None if g_y is None else g_y.data_ptr()
     job.g_ladj = None if g_ladj is None else g_ladj.data_ptr()

@@ -1,16 +1,16 @@
-"""The shapes in which kernels take a ConvFlow stack: parameters shared by all rows, or one set for each row."""
+"""What every kernel takes and gives: parameters shared by all rows or one set for each row, and gradients of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from vi_flows.kernels.reference import ConvFlowSpec
 
-__all__ = ["Operands", "normalise"]
+__all__ = ["Cotangents", "Engine", "Operands", "normalise"]
 
 
 class Operands(NamedTuple):
@@ -31,6 +31,58 @@ class Operands(NamedTuple):
     def contiguous(self) -> Operands:
         """The same with rows laid out one after the other."""
         return Operands(self.x.contiguous(), self.theta.contiguous(), self.weight.contiguous(), self.bias.contiguous())
+
+
+class Cotangents(NamedTuple):
+    """What a backward pass starts from.
+
+    Attributes:
+        y: gradient with respect to the first output; ``None`` is zero.
+        ladj: gradient with respect to the log-determinant; ``None`` is zero.
+        needed: which of the four operands' gradients are wanted.
+    """
+
+    y: Tensor | None
+    ladj: Tensor | None
+    needed: tuple[bool, ...] = (True,) * 4
+
+    def filled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two gradients, zeros where there is none.
+
+        Args:
+            x: of the operands.
+        """
+        zeros = torch.zeros_like(x) if self.y is None else self.y
+        return zeros, x.new_zeros(x.shape[:-1]) if self.ladj is None else self.ladj
+
+    def wanted(self, gradients: Iterable[Tensor]) -> list[Tensor | None]:
+        """``None`` in place of those that nobody asked for."""
+        return [g if need else None for g, need in zip(gradients, self.needed, strict=True)]
+
+
+class Engine(Protocol):
+    """An implementation of the stack: a module with these two functions, neither of which records a graph."""
+
+    @staticmethod
+    def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The map or its inverse, and its log-determinant.
+
+        Args:
+            operands: floating point tensors of one dtype and device that the implementation serves.
+            spec: the stack's shape.
+            inverse: which direction.
+        """
+
+    @staticmethod
+    def backward(operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool) -> list[Tensor | None]:
+        """Gradients with respect to the operands, in their shapes.
+
+        Args:
+            operands: ``x`` is the input of the *forward* map in both directions.
+            cotangents: of the outputs.
+            spec: the stack's shape.
+            inverse: whether the outputs were those of the inverse.
+        """
 
 
 def normalise(z: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, spec: ConvFlowSpec) -> Operands:

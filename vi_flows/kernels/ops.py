@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from functools import lru_cache
-from types import ModuleType
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vi_flows.kernels import analytic, native
-from vi_flows.kernels.operands import Operands
+from vi_flows.kernels.operands import Cotangents, Engine, Operands
 from vi_flows.kernels.reference import ConvFlowSpec
 
 __all__ = ["conv_flow", "conv_flow_backward", "engine_for", "triton_serves"]
@@ -28,7 +27,7 @@ def _spec(
     return ConvFlowSpec(d, k, dilations, reverts, activation, negative_slope)
 
 
-def engine_for(device: torch.device) -> ModuleType:
+def engine_for(device: torch.device) -> Engine:
     """The fastest implementation for tensors of a device."""
     if device.type == "cuda":
         from vi_flows.kernels import triton_kernel
@@ -39,17 +38,22 @@ def engine_for(device: torch.device) -> ModuleType:
 
 @torch.compiler.assume_constant_result
 def triton_serves(spec: ConvFlowSpec, device: torch.device) -> bool:
-    """Whether the Triton kernel is installed, has the activation, and runs on this GPU."""
+    """Whether the Triton kernel is installed and runs on this GPU with the stack's activation; found out once."""
+    return _triton_works(spec.activation, device)
+
+
+@cache
+def _triton_works(activation: str, device: torch.device) -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     from vi_flows.kernels import triton_kernel
 
-    return triton_kernel.serves(spec) and triton_kernel.works_on(device)
+    return triton_kernel.works_on(device, activation)
 
 
 def _arguments(
     x: Tensor, weight: Tensor, dilations: Sequence[int], reverts: Sequence[bool], activation: str, negative_slope: float
-) -> tuple[ConvFlowSpec, ModuleType]:
+) -> tuple[ConvFlowSpec, Engine]:
     spec = _spec(x.shape[-1], weight.shape[-1], tuple(dilations), tuple(reverts), activation, negative_slope)
     return spec, engine_for(x.device)
 
@@ -87,7 +91,7 @@ def conv_flow_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to the first four; ``x`` is the forward map's input in both directions."""
     spec, engine = _arguments(x, weight, dilations, reverts, activation, negative_slope)
-    grads = engine.backward(Operands(x, theta, weight, bias), g_y, g_ladj, (True,) * 4, spec, inverse)
+    grads = engine.backward(Operands(x, theta, weight, bias), Cotangents(g_y, g_ladj), spec, inverse)
     return grads[0], grads[1], grads[2], grads[3]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vi_flows.kernels.activations import ACTIVATIONS, Activation, make_activation
 
-__all__ = ["ACTIVATIONS", "ConvFlowSpec", "conv_flow_forward", "conv_flow_inverse", "effective_gain"]
+__all__ = ["ACTIVATIONS", "ConvFlowSpec", "conv_flow_forward", "conv_flow_inverse", "effective_gain", "free_gradients"]
 
 # Slopes 1 + w₁u h′ are kept above e^-7 ≈ 9e-4: products of many such slopes still fit float32.
 MIN_LOG_SLOPE = -7.0
@@ -88,21 +88,25 @@ def effective_gain(theta: Tensor, w1: Tensor, slope_bound: float) -> tuple[Tenso
     return theta * rho, torch.where(x >= 0, x, expm1) / slope_bound
 
 
+def free_gradients(theta: Tensor, w1: Tensor, slope_bound: float, g_u: Tensor, g_gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to ``theta`` and ``w1`` from those with respect to ``u`` and ``A``.
+
+    Args:
+        theta: see :func:`effective_gain`; so with the next two.
+        w1: the first tap.
+        slope_bound: ``M``.
+        g_u: of the scale.
+        g_gain: of the gain.
+    """
+    with torch.enable_grad():
+        inputs = theta.detach().requires_grad_(), w1.detach().requires_grad_()
+        return torch.autograd.grad(effective_gain(*inputs, slope_bound), inputs, (g_u, g_gain))
+
+
 def conv_flow_forward(
     z: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, spec: ConvFlowSpec
 ) -> tuple[Tensor, Tensor]:
-    """All layers and Reverts of a stack, first to last.
-
-    Args:
-        z: ``(…, d)``.
-        theta: ``(L, d)``, or ``(…, L, d)`` for parameters of each row; so with the next two.
-        weight: ``(L, k)``.
-        bias: ``(L, 1)``, or ``(L, d)`` for one a dimension.
-        spec: the stack's shape.
-
-    Returns:
-        The output ``(…, d)`` and the log-determinant ``(…)``, batch shapes broadcast.
-    """
+    """See :func:`vi_flows.kernels.conv_flow_forward`; this is what it means."""
     d = spec.input_dim
     ladj = z.new_zeros(())
     for layer, dilation in enumerate(spec.dilations):
@@ -125,18 +129,7 @@ def conv_flow_forward(
 def conv_flow_inverse(
     y: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, spec: ConvFlowSpec
 ) -> tuple[Tensor, Tensor]:
-    """Exact inverse of :func:`conv_flow_forward` by back-substitution, ``⌈d/δ⌉`` vectorised steps a layer.
-
-    Args:
-        y: ``(…, d)``.
-        theta: see :func:`conv_flow_forward`; so with the rest.
-        weight: the kernels.
-        bias: the biases.
-        spec: the stack's shape.
-
-    Returns:
-        The preimage ``(…, d)`` and the inverse's log-determinant ``(…)``.
-    """
+    """See :func:`vi_flows.kernels.conv_flow_inverse`: back-substitution, ``⌈d/δ⌉`` vectorised steps a layer."""
     d = spec.input_dim
     ladj = y.new_zeros(())
     for layer in reversed(range(spec.num_layers)):

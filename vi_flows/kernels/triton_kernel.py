@@ -2,8 +2,7 @@
 """The ConvFlow stack on NVIDIA GPUs: a whole stack, with its gradients, is one Triton kernel over blocks of rows.
 
 A block of rows stays in registers for all layers; taps are shifts along its dimensions, and Reverts only change the
-direction in which a layer counts them. Leaky ReLU only; the reference serves the other activations. This module needs
-`triton` and is imported where a CUDA tensor asks for it.
+direction in which a layer counts them. This module needs `triton` and is imported where a CUDA tensor asks for it.
 """
 
 from __future__ import annotations
@@ -16,21 +15,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vi_flows.kernels.operands import Operands
+from vi_flows.kernels.native import ACTIVATION_CODES
+from vi_flows.kernels.operands import Cotangents, Operands
 from vi_flows.kernels.reference import MIN_LOG_SLOPE, ConvFlowSpec, conv_flow_forward
 
-__all__ = ["backward", "evaluate", "serves", "works_on"]
+__all__ = ["backward", "evaluate", "works_on"]
 
 ROWS = 4  # rows a program: small batches should still fill the GPU
 
 
-def serves(spec: ConvFlowSpec) -> bool:
-    """Whether the kernel has this stack's activation."""
-    return spec.activation == "leaky_relu"
-
+# Activations by number, for the compiled code.
+LEAKY_RELU = tl.constexpr(ACTIVATION_CODES["leaky_relu"])
+TANH = tl.constexpr(ACTIVATION_CODES["tanh"])
+SIGMOID = tl.constexpr(ACTIVATION_CODES["sigmoid"])
+SOFTPLUS = tl.constexpr(ACTIVATION_CODES["softplus"])
 
 # Functions below take: `cols`, positions in memory; `i`, the layer's own order of them (reversed after a Revert);
 # `sign`, ±1 between the two; `prow`, the row of the parameters; steps between parameters' rows (0 where shared).
+
+
+@triton.jit
+def _rho(t):
+    """``(eᵗ − 1)/t`` by its series, exact to rounding for ``−1/4 ≤ t ≤ 0``."""
+    rho = 1.0 + t / 13
+    for m in tl.static_range(0, 11):
+        rho = 1.0 + t / (12 - m) * rho
+    return rho
 
 
 @triton.jit
@@ -39,11 +49,10 @@ def _gain(theta, w1, bound, cut):
     x = bound * w1 * theta
     n = tl.minimum(tl.maximum(x, cut), 0.0 * x)
     t = tl.maximum(n, 0.0 * x - 0.25)
-    rho = 1.0 + t / 13
+    rho = _rho(t)
     rho1 = 12.0 + 0.0 * t
     fall = 1.0 + 0.0 * t
     for m in tl.static_range(0, 11):
-        rho = 1.0 + t / (12 - m) * rho
         fall = fall * (12 - m + 1)
         rho1 = rho1 * t + (11 - m) * fall
     rho1 = rho1 / (fall * 2)
@@ -58,6 +67,82 @@ def _gain(theta, w1, bound, cut):
     gain = tl.where(x >= 0, x, n * rho) / bound
     gain = tl.where(beyond, (e - 1.0) / bound, gain)
     return theta * rho, gain, elu1, u_w
+
+
+@triton.jit
+def _expm1(x, e):
+    """``eˣ − 1`` for ``x ≤ 0``, given ``eˣ``, without the cancellation near zero."""
+    near = tl.maximum(x, 0.0 * x - 0.25)
+    return tl.where(x < -0.25, e - 1.0, near * _rho(near))
+
+
+@triton.jit
+def _activation(a, slope, ACT: tl.constexpr):
+    """``h``, ``h′`` and ``h″`` at ``a``."""
+    if ACT == LEAKY_RELU:
+        h1 = tl.where(a >= 0, 1.0, slope)
+        h = a * h1
+        h2 = 0.0 * h1
+    elif ACT == TANH:
+        x = -2.0 * tl.abs(a)
+        e1 = _expm1(x, tl.exp(x))
+        e = -e1 / (2.0 + e1)
+        h = tl.where(a < 0, -e, e)
+        h1 = (1.0 - h) * (1.0 + h)
+        h2 = -2.0 * h * h1
+    elif ACT == SIGMOID:
+        e = tl.exp(-tl.abs(a))
+        r = 1.0 / (1.0 + e)
+        h = tl.where(a < 0, e * r, r)
+        h1 = e * r * r
+        h2 = h1 * (1.0 - 2.0 * h)
+    elif ACT == SOFTPLUS:
+        e = tl.exp(-tl.abs(a))
+        w = 1.0 + e
+        r = 1.0 / w
+        # log(1 + e) without the rounding of 1 + e; linear above 20, as PyTorch's
+        log1p = tl.where(w == 1.0, e, tl.log(w) * e / tl.where(w == 1.0, 1.0, w - 1.0))
+        h = tl.where(a > 20, a, tl.maximum(a, 0.0 * a) + log1p)
+        h1 = tl.where(a < 0, e * r, r)
+        h2 = e * r * r
+    else:  # ELU
+        x = tl.minimum(a, 0.0 * a)
+        e = tl.exp(x)
+        h = tl.where(a >= 0, a, _expm1(x, e))
+        h1 = tl.where(a >= 0, 1.0, e)
+        h2 = tl.where(a >= 0, 0.0, e)
+    return h, h1, h2
+
+
+@triton.jit
+def _solve(gain, v, slope, bound, eps, ACT: tl.constexpr):
+    """The root ``t`` of ``t + A h(t) = v``: in closed form, or by Newton's method within a shrinking bracket."""
+    if ACT == LEAKY_RELU:
+        t = v / (1.0 + gain * tl.where(v >= 0, 1.0, slope))
+    else:
+        # the left side's derivative lies between 1 and 1 + A sup h′, which brackets the root from v on
+        h, h1, _h2 = _activation(v, slope, ACT)
+        end = v - gain * h / tl.minimum(1.0 + 0.0 * v, 1.0 + gain * bound)
+        low = tl.minimum(v, end)
+        high = tl.maximum(v, end)
+        t = tl.minimum(tl.maximum(v - gain * h / (1.0 + gain * h1), low), high)
+        step = 0
+        moving = 1
+        while (moving > 0) & (step < 200):
+            h, h1, _h2 = _activation(t, slope, ACT)
+            residual = t + gain * h - v
+            low = tl.where(residual <= 0, t, low)
+            high = tl.where(residual >= 0, t, high)
+            newton = t - residual / (1.0 + gain * h1)
+            then = tl.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+            then = tl.where(residual == 0, t, then)
+            tolerance = eps * tl.abs(then)
+            moves = (tl.abs(then - t) > tolerance) & (high - low > tolerance)
+            moving = tl.max(tl.max(moves.to(tl.int32), 1), 0)
+            t = then
+            step += 1
+        t = tl.where(v == v, t, v)  # the comparisons above would hide a NaN
+    return t
 
 
 @triton.jit
@@ -94,12 +179,15 @@ def _convolve(z, b, w1, taps, cols, i, sign, dilation, d, D: tl.constexpr, K: tl
 @triton.jit
 def _evaluate(x, theta, weight, bias, constants, dilations, reverts, y, ladj,
               N, rows, d, L, theta_row, weight_row, bias_row, bias_dims, end,
-              INVERSE: tl.constexpr, K: tl.constexpr, D: tl.constexpr, R: tl.constexpr):  # fmt: skip
+              INVERSE: tl.constexpr, ACT: tl.constexpr,
+              K: tl.constexpr, D: tl.constexpr, R: tl.constexpr):  # fmt: skip
     rid = tl.program_id(0) * R + tl.arange(0, R)
     prow = rid % rows
     cols = tl.arange(0, D)
     inside = (rid < N)[:, None] & (cols < d)[None, :]
     slope = tl.load(constants)
+    bound = tl.load(constants + 1)
+    eps = tl.load(constants + 3)
     flip = end if INVERSE else 0
     place = tl.where(flip == 1, d - 1 - cols, cols)
     z = tl.load(x + rid[:, None] * d + place[None, :], mask=inside, other=0.0)
@@ -121,15 +209,16 @@ def _evaluate(x, theta, weight, bias, constants, dilations, reverts, y, ladj,
                 high = d - step * dilation
                 now = ((i < high) & (i >= high - dilation))[None, :] & inside
                 v = _convolve(z, b, w1, taps, cols, i, sign, dilation, d, D, K)
-                h1 = tl.where(v >= 0, 1.0, slope)
-                jump = 1.0 + gain * h1
-                total -= tl.sum(tl.where(now, tl.log(tl.where(now, jump, 1.0)), 0.0), 1)
-                z = tl.where(now, z - u * h1 * v / jump, z)
+                # elsewhere the root is 0 at once
+                t = _solve(tl.where(now, gain, 0.0), tl.where(now, v, 0.0), slope, bound, eps, ACT)
+                h, h1, _h2 = _activation(t, slope, ACT)
+                total -= tl.sum(tl.where(now, tl.log(tl.where(now, 1.0 + gain * h1, 1.0)), 0.0), 1)
+                z = tl.where(now, z - u * h, z)
         else:
             a = _convolve(z, b, w1, taps, cols, i, sign, dilation, d, D, K)
-            h1 = tl.where(a >= 0, 1.0, slope)
+            h, h1, _h2 = _activation(a, slope, ACT)
             total += tl.sum(tl.where(inside, tl.log(tl.where(inside, 1.0 + gain * h1, 1.0)), 0.0), 1)
-            z = tl.where(inside, z + u * a * h1, 0.0)
+            z = tl.where(inside, z + u * h, 0.0)
             flip = flip ^ tl.load(reverts + l)
     place = tl.where(flip == 1, d - 1 - cols, cols)
     tl.store(y + rid[:, None] * d + place[None, :], z, mask=inside)
@@ -150,7 +239,8 @@ def _give(to, value, rid, N, per_row, where, inside, R: tl.constexpr):
 def _backward(x, theta, weight, bias, constants, dilations, reverts, g_y, g_ladj, tape,
               g_x, g_theta, g_weight, g_bias,
               N, rows, d, L, theta_row, weight_row, bias_row, bias_dims, end, to_theta, to_weight, to_bias,
-              INVERSE: tl.constexpr, K: tl.constexpr, D: tl.constexpr, R: tl.constexpr):  # fmt: skip
+              INVERSE: tl.constexpr, ACT: tl.constexpr,
+              K: tl.constexpr, D: tl.constexpr, R: tl.constexpr):  # fmt: skip
     rid = tl.program_id(0) * R + tl.arange(0, R)
     prow = rid % rows
     cols = tl.arange(0, D)
@@ -170,7 +260,8 @@ def _backward(x, theta, weight, bias, constants, dilations, reverts, g_y, g_ladj
                 theta, weight, bias, constants, prow, i, cols, l, L, d, theta_row, weight_row, bias_row, bias_dims, K
             )
             a = _convolve(z, b, w1, taps, cols, i, 1 - 2 * flip, dilation, d, D, K)
-            z = tl.where(inside, z + u * tl.where(a >= 0, a, slope * a), 0.0)
+            h, h1, h2 = _activation(a, slope, ACT)
+            z = tl.where(inside, z + u * h, 0.0)
             flip = flip ^ tl.load(reverts + l)
         tl.debug_barrier()  # whoever reads the tape may not be who wrote it
     place = tl.where(flip == 1, d - 1 - cols, cols)
@@ -187,25 +278,26 @@ def _backward(x, theta, weight, bias, constants, dilations, reverts, g_y, g_ladj
             theta, weight, bias, constants, prow, i, cols, l, L, d, theta_row, weight_row, bias_row, bias_dims, K
         )
         a = _convolve(z, b, w1, taps, cols, i, sign, dilation, d, D, K)
-        h1 = tl.where(a >= 0, 1.0, slope)
+        h, h1, h2 = _activation(a, slope, ACT)
         inverse = 1.0 / tl.where(inside, 1.0 + gain * h1, 1.0)
         if INVERSE:
             # solve with the transposed Jacobian, first dimensions first; g becomes the gradient of the output
             q = -gl * inverse * h1
+            curved = tl.where(inside, -gl * inverse * gain * h2, 0.0)
             ga = z * 0.0
             steps = (d + dilation - 1) // dilation
             for step in range(steps):
                 now = ((i >= step * dilation) & (i < (step + 1) * dilation))[None, :] & inside
-                total = g
+                total = g + w1 * curved
                 for t in tl.static_range(1, K):
                     total += tl.load(taps + t)[:, None] * _shifted(ga, cols, i, -t * dilation, sign, d, D)
                 g = tl.where(now, total * inverse, g)
-                ga = tl.where(now, -u * h1 * g, ga)
-            du = q * w1 - g * a * h1
+                ga = tl.where(now, curved - u * h1 * g, ga)
+            du = q * w1 - g * h
         else:
             q = gl * inverse * h1
-            ga = tl.where(inside, g * u * h1, 0.0)
-            du = g * a * h1 + q * w1
+            ga = tl.where(inside, g * u * h1 + gl * inverse * gain * h2, 0.0)
+            du = g * h + q * w1
             g += w1 * ga
             for t in tl.static_range(1, K):
                 g += tl.load(taps + t)[:, None] * _shifted(ga, cols, i, -t * dilation, sign, d, D)
@@ -222,7 +314,7 @@ def _backward(x, theta, weight, bias, constants, dilations, reverts, g_y, g_ladj
             sums = tl.sum(product, 1)[:, None]
             _give(g_weight + l * K + t, sums, rid, N, to_weight, tl.arange(0, 1), live[:, None], R)
         if INVERSE:
-            z = tl.where(inside, z + u * a * h1, 0.0)
+            z = tl.where(inside, z + u * h, 0.0)
             flip = flip ^ tl.load(reverts + l)
     place = tl.where(flip == 1, d - 1 - cols, cols)
     tl.store(g_x + rid[:, None] * d + place[None, :], g, mask=inside)
@@ -231,7 +323,8 @@ def _backward(x, theta, weight, bias, constants, dilations, reverts, g_y, g_ladj
 @lru_cache(maxsize=256)
 def _tables(spec: ConvFlowSpec, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Scalars in the data's own type (Python numbers would become float32), dilations and reverts on the device."""
-    constants = torch.tensor([spec.negative_slope, spec.h.slope_bound, MIN_LOG_SLOPE], dtype=dtype, device=device)
+    numbers = [spec.negative_slope, spec.h.slope_bound, MIN_LOG_SLOPE, torch.finfo(dtype).eps]
+    constants = torch.tensor(numbers, dtype=dtype, device=device)
     dilations = [min(dilation, spec.input_dim) for dilation in spec.dilations]
     integers = (torch.tensor(list(v), dtype=torch.int32, device=device) for v in (dilations, spec.reverts))
     return constants, *integers
@@ -245,17 +338,12 @@ def _arguments(operands: Operands, spec: ConvFlowSpec) -> tuple[list[Tensor], li
     steps = [0 if p.dim() == 2 else p.shape[-2] * p.shape[-1] for p in (theta, weight, bias)]
     sizes = [points, max(rows, 1), d, spec.num_layers, *steps, bias.shape[-1], sum(spec.reverts) % 2]
     meta = {"K": spec.kernel_size, "D": max(triton.next_power_of_2(d), 2), "R": ROWS}
+    meta["ACT"] = ACTIVATION_CODES[spec.activation]
     return [x, theta, weight, bias, *_tables(spec, x.dtype, x.device)], sizes, meta
 
 
 def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Tensor, Tensor]:
-    """The map (or its inverse) and its log-determinant, without a graph; see :func:`vi_flows.kernels.native.evaluate`.
-
-    Args:
-        operands: float32 or float64 on one GPU.
-        spec: the stack's shape.
-        inverse: which direction.
-    """
+    """See :meth:`~vi_flows.kernels.operands.Engine.evaluate`; float32 or float64 on one GPU."""
     operands = operands.contiguous()
     y, ladj = torch.empty_like(operands.x), operands.x.new_empty(operands.x.shape[:-1])
     tensors, sizes, meta = _arguments(operands, spec)
@@ -264,55 +352,38 @@ def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Ten
     return y, ladj
 
 
-def backward(
-    operands: Operands,
-    g_y: Tensor | None,
-    g_ladj: Tensor | None,
-    needed: tuple[bool, ...],
-    spec: ConvFlowSpec,
-    inverse: bool,
-) -> list[Tensor | None]:
-    """Gradients with respect to the operands; see :func:`vi_flows.kernels.native.backward`.
-
-    Args:
-        operands: ``x`` is the input of the *forward* map in both directions.
-        g_y: gradient with respect to the first output; ``None`` is zero.
-        g_ladj: gradient with respect to the log-determinant.
-        needed: which of the four are wanted.
-        spec: the stack's shape.
-        inverse: whether the outputs were those of the inverse.
-    """
+def backward(operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool) -> list[Tensor | None]:
+    """See :meth:`~vi_flows.kernels.operands.Engine.backward`."""
     operands = operands.contiguous()
     x = operands.x
     tensors, sizes, meta = _arguments(operands, spec)
     points, rows = sizes[0], sizes[1]
     if points == 0:
-        return [torch.zeros_like(t) if need else None for t, need in zip(operands, needed, strict=True)]
+        return cotangents.wanted(map(torch.zeros_like, operands))
     programs = triton.cdiv(points, ROWS)
     # each point's own gradients, or each program's sums: what is left to add up, no program waits for another
     parts = [x.new_empty(points if p.dim() > 2 else programs, *p.shape[-2:]) for p in operands[1:]]
     steps = [(1 if p.dim() > 2 else -1) * p.shape[-2] * p.shape[-1] for p in operands[1:]]
     tape = x.new_empty(1 if inverse else spec.num_layers * x.numel())
-    g_y = torch.zeros_like(x) if g_y is None else g_y.contiguous()
-    g_ladj = x.new_zeros(x.shape[:-1]) if g_ladj is None else g_ladj.contiguous()
+    g_y, g_ladj = (g.contiguous() for g in cotangents.filled(x))
     g_x = torch.empty_like(x)
     _backward[(programs,)](*tensors, g_y, g_ladj, tape, g_x, *parts, *sizes, *steps, INVERSE=inverse, **meta)
     sums = [
         part.reshape(points // rows, rows, *part.shape[1:]).sum(0) if p.dim() > 2 else part.sum(0)
         for part, p in zip(parts, operands[1:], strict=True)
     ]
-    grads = [g_x, *(s.reshape(p.shape) for s, p in zip(sums, operands[1:], strict=True))]
-    return [g if need else None for g, need in zip(grads, needed, strict=True)]
+    return cotangents.wanted([g_x, *(s.reshape(p.shape) for s, p in zip(sums, operands[1:], strict=True))])
 
 
 @cache
-def works_on(device: torch.device) -> bool:
+def works_on(device: torch.device, activation: str = "leaky_relu") -> bool:
     """Whether the kernel compiles for a device and agrees with the reference there; tried once, with a warning if not.
 
     Args:
         device: a GPU.
+        activation: of the stacks that are asked for; each is compiled by itself.
     """
-    spec = ConvFlowSpec(5, 3, (1, 2), (False, True))
+    spec = ConvFlowSpec(5, 3, (1, 2), (False, True), activation)
     generator = torch.Generator().manual_seed(0)
     shapes = ((6, 5), (2, 5), (2, 3), (2, 1))
     inputs = [torch.randn(*shape, generator=generator).to(device).requires_grad_() for shape in shapes]
@@ -323,7 +394,7 @@ def works_on(device: torch.device) -> bool:
     try:
         operands = Operands(*(t.detach() for t in inputs))
         found = evaluate(operands, spec, False)
-        found_gradients = backward(operands, *cotangents, (True,) * 4, spec, False)
+        found_gradients = backward(operands, Cotangents(*cotangents), spec, False)
         pairs = zip([*found, *found_gradients], [*expected, *gradients], strict=True)
         worst = max((f - e).abs().max().item() for f, e in pairs)
     except Exception as error:  # a compiler's errors have no common base

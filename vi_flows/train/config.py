@@ -67,6 +67,8 @@ class TrainConfig:
     """Torch device."""
     threads: int | None = None
     """CPU threads; default: torch's own choice."""
+    cuda_graph: bool = False
+    """Record a VAE's training step on a GPU once and replay it (elsewhere without effect on speed)."""
 
     def __post_init__(self) -> None:
         for name in ("num_particles", "epochs", "batch_size", "validate_every", "valid_particles"):
@@ -78,6 +80,8 @@ class TrainConfig:
             raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        if self.cuda_graph and self.model != "vae":
+            raise ValueError("cuda_graph is for VAEs")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
 

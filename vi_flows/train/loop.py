@@ -241,7 +241,7 @@ class Trainer:
             "epoch": epoch,
             "step": self.state["step"],
             "train_bound": self.state["bound_sum"] / self.state["images"],
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": round(self.state["seconds"], 3),
         }
         self.state["bound_sum"], self.state["images"] = 0.0, 0

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from vi_flows.train.captured import trainer_for
 from vi_flows.train.checkpoint import load_tensors
-from vi_flows.train.loop import Trainer
 from vi_flows.train.run import Run
 from vi_flows.train.stacked import StackedTrainer
 
@@ -63,7 +63,7 @@ def train_stack(folders: Sequence[Path], data_root: Path | None = None, progress
         The final bookkeeping of each.
     """
     runs = [Run.open(folder, data_root) for folder in folders]
-    trainer = Trainer(runs[0], progress) if len(runs) == 1 else StackedTrainer(runs, progress)
+    trainer = trainer_for(runs[0], progress) if len(runs) == 1 else StackedTrainer(runs, progress)
     trainer.resume()
     trainer.fit()
     return [trainer.state] if len(runs) == 1 else [member.state for member in trainer.members]

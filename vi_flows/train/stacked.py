@@ -34,8 +34,8 @@ class StackedTrainer(Trainer):
         progress: show a bar for all of them.
 
     Raises:
-        ValueError: there is no run, a run is not of a VAE, the settings differ in more than the seed, or a layer
-            can't be stacked.
+        ValueError: there is no run, a run is not of a VAE or asks for a CUDA graph, the settings differ in more than
+            the seed, or a layer can't be stacked.
     """
 
     def __init__(self, runs: Sequence[Run], progress: bool = True) -> None:
@@ -43,6 +43,8 @@ class StackedTrainer(Trainer):
             raise ValueError("there is no run to train")
         if any(run.config.model != "vae" for run in runs):
             raise ValueError("only runs of VAEs can be stacked")
+        if any(run.config.cuda_graph for run in runs):
+            raise ValueError("a stack can't be recorded as a CUDA graph")
         for run in runs[1:]:
             same = replace(run.config, seed=runs[0].config.seed, data_root=runs[0].config.data_root)
             if same != runs[0].config:
