@@ -30,7 +30,7 @@ def randomise(guide, scale=0.1):
 
 
 def test_every_support_is_kept_and_scored():
-    guide = randomise(AutoConvFlow(supports))
+    guide = randomise(AutoConvFlow(supports), 0.03)
     draws = guide.sample_posterior(50)
     for name, site in guide.prototype_trace.iter_stochastic_nodes():
         assert draws[name].shape == (50, *site["value"].shape)

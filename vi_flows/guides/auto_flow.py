@@ -16,14 +16,19 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 from torch.distributions import Transform, transform_to
 
+from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.posterior import FlowPosterior
 from vi_flows.guides.warm_start import pathfinder
-from vi_flows.transforms import Affine, Bijection, Chain, FromPyro
+from vi_flows.guides.whitened_affine import WhitenedAffine
+from vi_flows.transforms import Bijection, Chain, FromPyro
 
 __all__ = ["AutoFlow", "SubsampledLatentError", "init_to_median_or_origin"]
 
 FULL_AFFINE_DIM = 200
 """Up to that many latent dimensions the learned affine part is a full Cholesky factor by default."""
+
+DENSE_START_DIM = 500
+"""Up to that many latent dimensions the coordinates of the affine part are whitened by a full covariance."""
 
 
 class SubsampledLatentError(ValueError):
@@ -138,12 +143,14 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             raise
         factory, affine, rank, init_scale = self._set_up
         loc = self._init_loc()
+        # A whitening matrix of one's own choice of spread would be a surprise.
+        dense = affine == "full" or (affine == "auto" and self.latent_dim <= DENSE_START_DIM)
         if affine == "auto":
             affine = "full" if self.latent_dim <= FULL_AFFINE_DIM else "low_rank"
         flow = factory(self.latent_dim)
         if not isinstance(flow, Bijection):
             flow = FromPyro(flow)
-        location_scale = Affine(loc, init_scale, affine, rank)
+        location_scale = WhitenedAffine(loc, init_scale, affine, rank, dense)
         self.transform = Chain([flow.to(loc), location_scale])
         self._set_up = ()
         if self._wants_warm_start:
@@ -173,14 +180,21 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             Whether it moved: not where the log density is no function of the latents, or nowhere finite on the paths.
         """
         self.set_up(*args, **kwargs)
-        log_density = self.log_density_fn(*args, **kwargs)
         loc = self._init_loc()
         probe = torch.stack([loc, loc])
+        log_joint = LogJoint(self._user_model[0], args, kwargs)
+        log_density = self._pull_back(log_joint)
         with torch.no_grad(), pyro.poutine.block():
             first, second = log_density(probe), log_density(probe)
-        finite = torch.isfinite(first)
-        if bool(finite.any()) and not torch.allclose(first[finite], second[finite], rtol=1e-5):
-            return False
+            finite = torch.isfinite(first)
+            if bool(finite.any()) and not torch.allclose(first[finite], second[finite], rtol=1e-5):
+                return False
+            exact = LogJoint(self._user_model[0], args, kwargs, log_joint.vectorized, torch.float64)
+            try:
+                if bool((torch.isfinite(self._pull_back(exact)(probe.double())) | ~finite).all()):
+                    log_joint, loc = exact, loc.double()
+            except (RuntimeError, TypeError, ValueError):
+                pass  # the model holds float32 tensors of its own that don't mix with float64
         generator = torch.Generator().manual_seed(0)
         starts = loc[None]
         if not self._has_init_loc_fn:
@@ -188,7 +202,9 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             around = torch.rand(2, self.latent_dim, generator=generator, dtype=torch.float64).to(loc) - 0.5
             starts = torch.cat([starts, torch.zeros_like(starts), around])
         with pyro.poutine.block():
-            start = pathfinder(log_density, starts, generator=generator)
+            # A model that runs once per draw gets fewer of them.
+            effort = {} if log_joint.vectorized else {"max_refined": 0, "max_rounds": 3}
+            start = pathfinder(self._pull_back(log_joint), starts, generator=generator, **effort)
         if start is None:
             warnings.warn(
                 f"{type(self).__name__}: no start with a finite log density was found; it starts at init_loc_fn's "

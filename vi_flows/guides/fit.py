@@ -50,7 +50,7 @@ def fit(
     guide: Callable,
     *args: Any,
     num_steps: int = 4000,
-    num_particles: int = 16,
+    num_particles: int = 64,
     learning_rate: float = 0.01,
     objective: str = "stl",
     seed: int | None = 0,
@@ -202,7 +202,8 @@ class _Trainer:
             raise ValueError("the guide has no parameters to fit")
         self.params, self.loss_terms = params, loss_terms
         self.num_steps, self.learning_rate = num_steps, learning_rate
-        self.optimiser = torch.optim.Adam(params, lr=learning_rate, betas=(0.9, 0.99))
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
+        self.optimiser = torch.optim.Adam(params, lr=learning_rate, betas=(0.9, 0.99), fused=fused)
         self.losses: list[float] = []
         self.skipped = 0
         self.converged = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -25,6 +26,8 @@ class LogJoint:
         args: the model's positional arguments.
         kwargs: the model's keyword arguments.
         vectorize: whether to try ``vmap``.
+        dtype: floating-point type that the arguments, and what the model makes with PyTorch's default type, are
+            turned into; ``None`` leaves all as it is. Tensors that the model holds itself stay as they are.
     """
 
     def __init__(
@@ -33,10 +36,12 @@ class LogJoint:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         vectorize: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model
-        self.args = tuple(args)
-        self.kwargs = dict(kwargs or {})
+        self.args = tuple(_cast(value, dtype) for value in args)
+        self.kwargs = {key: _cast(value, dtype) for key, value in (kwargs or {}).items()}
+        self.dtype = dtype
         self.vectorized = vectorize
 
     def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -50,7 +55,7 @@ class LogJoint:
         """
         values = dict(values)
         # Handlers around the caller must not see these evaluations; validation asks questions vmap can't answer.
-        with poutine.block(), pyro.validation_enabled(False):
+        with poutine.block(), pyro.validation_enabled(False), _default_dtype(self.dtype):
             if self.vectorized:
                 try:
                     return torch.func.vmap(self._single, randomness="same")(values)
@@ -71,3 +76,23 @@ class LogJoint:
         total = trace.log_prob_sum()
         # A model whose every site is masked out gives a plain zero.
         return total if isinstance(total, Tensor) else next(iter(values.values())).new_tensor(total)
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+    if type(value) in (list, tuple):
+        return type(value)(_cast(item, dtype) for item in value)
+    if type(value) is dict:
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return value
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(before if dtype is None else dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -163,8 +163,9 @@ class FlowPosterior:
         if self._user_model is None:
             raise RuntimeError("a guide loaded from a file holds no model")
         self.set_up(*args, **kwargs)
-        log_joint = LogJoint(self._user_model[0], args, kwargs)
+        return self._pull_back(LogJoint(self._user_model[0], args, kwargs))
 
+    def _pull_back(self, log_joint: LogJoint) -> Callable[[Tensor], Tensor]:
         def log_density(latent: Tensor) -> Tensor:
             values, ladj = self.constrain(latent)
             return log_joint(values) + ladj

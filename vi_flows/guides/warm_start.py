@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
+
+from vi_flows.guides.gaussian_vi import antithetic_normal, exact_hessian, refine_gaussian, value_and_grad
 
 __all__ = ["GaussianStart", "pathfinder"]
 
@@ -37,42 +40,106 @@ def pathfinder(
     max_iterations: int = 200,
     max_candidates: int = 12,
     max_dense_dim: int = 500,
+    max_newton_dim: int = 200,
+    max_refined: int = 2,
+    max_rounds: int = 40,
     generator: torch.Generator | None = None,
 ) -> GaussianStart | None:
-    r"""The best Gaussian along quasi-Newton paths to the modes, by ELBO.
+    r"""The best Gaussian along quasi-Newton and Newton paths to the modes, by ELBO, refined by natural gradients.
 
     Follows Pathfinder (Zhang, Carpenter, Gelman and Vehtari 2022): L-BFGS climbs the log density from each start, each
     visited point with the inverse-Hessian estimate of its path gives a Gaussian ``N(x + H∇log p, H)``, and the one with
-    the highest Monte Carlo ELBO wins. So a funnel, whose mode lies at infinity, is still met at its typical set. Where
-    a Hessian by finite differences at the winner gives a better ELBO, it replaces the path's estimate.
+    the highest Monte Carlo ELBO wins. So a funnel, whose mode lies at infinity, is still met at its typical set. Damped
+    Newton steps with exact Hessians go on where L-BFGS ends: covariates in raw units make the posterior a thin needle,
+    along which it stalls. :func:`~vi_flows.guides.gaussian_vi.refine_gaussian` then moves the winner towards the best
+    Gaussian of all, and is taken if its ELBO is higher.
 
     Args:
-        log_density: unnormalised log density of unconstrained points ``(S, d) → (S,)``, differentiable.
+        log_density: unnormalised log density of unconstrained points ``(S, d) → (S,)``, differentiable; it is given
+            points of the type and device of ``starts``. Wants float64.
         starts: starting points, shape ``(num_paths, d)``.
         num_draws: draws for each ELBO.
         max_iterations: of each L-BFGS run.
         max_candidates: points of each path whose ELBO is estimated.
         max_dense_dim: beyond that many dimensions the covariance stays diagonal.
+        max_newton_dim: beyond that many dimensions there are no Newton steps and no refinement.
+        max_refined: starts from which natural gradients set out, besides the winner of the paths.
+        max_rounds: of six natural-gradient steps each.
         generator: source of the draws.
 
     Returns:
         The winner, or ``None`` if no path met a finite density.
     """
     dim = starts.shape[-1]
-    noise = torch.randn(num_draws, dim, dtype=torch.float64, generator=generator)
-    dense = dim <= max_dense_dim
+    noise = antithetic_normal(num_draws, dim, generator)
+    dense, newton = dim <= max_dense_dim, dim <= max_newton_dim
+
+    def density(x: Tensor) -> Tensor:
+        return log_density(x.to(starts)).double().cpu()
+
     best: GaussianStart | None = None
-    for start in starts:
-        path = _climb(log_density, start, max_iterations)
+    tops: list[float] = []
+    outside: list[GaussianStart] = []
+    for start in starts.double().cpu():
+        path = _climb(density, start, max_iterations)
         for loc, covariance in _gaussians(path, dense, max_candidates):
-            best = _better(best, _score(log_density, loc, covariance, noise, start))
-    if best is not None and dense:
-        for _ in range(2):
-            local = _laplace(log_density, best.loc, best.covariance.diagonal().sqrt())
-            if local is None:
-                break
-            best = _better(best, _score(log_density, *local, noise, best.loc))
+            best = _better(best, _score(density, loc, covariance, noise))
+        if not path or not newton:
+            continue
+        x = torch.as_tensor(path[-1][0])
+        with torch.no_grad():
+            top = float(density(x[None]))
+        # Paths that met at one mode need one Newton run.
+        if not any(abs(top - other) < 1e-3 for other in tops):
+            visited, top = _newton(density, x, top)
+            tops.append(top)
+            for loc, covariance in visited[-max_candidates:]:
+                best = _better(best, _score(density, loc, covariance, noise))
+        if len(outside) < 2 * max_refined:
+            outside.append(GaussianStart(start, 0.01 * torch.eye(dim, dtype=torch.float64), -math.inf))
+            covariance = _inverse_curvature(density, start, 1e-2)
+            if covariance is not None:
+                shrink = covariance.diagonal().rsqrt().clamp(max=1.0)
+                outside.append(GaussianStart(start, covariance * shrink[:, None] * shrink, -math.inf))
+    if not newton:
+        return best
+    # Also from outside of all paths, which may have run into the neck of a funnel or a mode of little mass.
+    noise = antithetic_normal(8 * num_draws, dim, generator)
+    found = outside if best is None else [best, *outside]
+    best = None if best is None else _score(density, best.loc, best.covariance, noise)
+    for candidate in found:
+        best = _better(best, _refine(density, candidate, noise, max_rounds, generator))
     return best
+
+
+def _refine(
+    log_density: LogDensity,
+    start: GaussianStart,
+    noise: Tensor,
+    max_rounds: int,
+    generator: torch.Generator | None,
+) -> GaussianStart | None:
+    """Rounds of natural gradients until the ELBO stops rising, then one of shrinking steps."""
+    tril, info = torch.linalg.cholesky_ex(start.covariance)
+    if int(info) != 0:
+        return None
+    best = GaussianStart(start.loc, start.covariance, -math.inf)
+    rate = 1.0
+    for _ in range(max_rounds):
+        refined = refine_gaussian(log_density, best.loc, tril, rate=rate, generator=generator)
+        score = None if refined is None else _score(log_density, refined[0], refined[1] @ refined[1].T, noise)
+        rise = -math.inf if score is None else score.elbo - best.elbo
+        if rise > 0:
+            best, tril = score, refined[1]
+        # Steps that overshoot are taken back.
+        if rise < 0:
+            rate = rate / 2
+        if abs(rise) < 0.02 or rate < 0.1:
+            break
+    refined = refine_gaussian(log_density, best.loc, tril, 24, shrink=True, generator=generator)
+    if refined is not None:
+        best = _better(best, _score(log_density, refined[0], refined[1] @ refined[1].T, noise))
+    return best if math.isfinite(best.elbo) else None
 
 
 def _better(a: GaussianStart | None, b: GaussianStart | None) -> GaussianStart | None:
@@ -81,21 +148,13 @@ def _better(a: GaussianStart | None, b: GaussianStart | None) -> GaussianStart |
     return b if b.elbo > a.elbo else a
 
 
-def _value_and_grad(log_density: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        x = x.detach().clone().requires_grad_()
-        value = log_density(x)
-        (grad,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), grad
-
-
 def _climb(log_density: LogDensity, start: Tensor, max_iterations: int) -> list[tuple[np.ndarray, np.ndarray]]:
     path: list[tuple[np.ndarray, np.ndarray]] = []
     seen: dict[bytes, np.ndarray] = {}
 
     def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, grad = _value_and_grad(log_density, torch.as_tensor(x[None], dtype=start.dtype, device=start.device))
-        g = -grad[0].double().cpu().numpy()
+        value, grad = value_and_grad(log_density, torch.as_tensor(x[None]))
+        g = -grad[0].numpy()
         if not (bool(torch.isfinite(value[0])) and np.isfinite(g).all()):
             # A wall: the line search backs off from it.
             return 1e100, np.zeros_like(x)
@@ -107,7 +166,7 @@ def _climb(log_density: LogDensity, start: Tensor, max_iterations: int) -> list[
         if grad is not None:
             path.append((x.copy(), grad))
 
-    x0 = start.double().cpu().numpy()
+    x0 = start.numpy()
     if negative(x0)[0] >= 1e100:
         return []
     record(x0)
@@ -156,9 +215,7 @@ def _gaussians(
     return found
 
 
-def _score(
-    log_density: LogDensity, loc: Tensor, covariance: Tensor, noise: Tensor, like: Tensor
-) -> GaussianStart | None:
+def _score(log_density: LogDensity, loc: Tensor, covariance: Tensor, noise: Tensor) -> GaussianStart | None:
     if covariance.dim() == 1:
         scale = covariance.sqrt()
         x = loc + noise * scale
@@ -171,25 +228,57 @@ def _score(
     if not bool(torch.isfinite(x).all()):
         return None
     with torch.no_grad():
-        log_p = log_density(x.to(like)).double().cpu()
+        log_p = log_density(x)
     log_q = -0.5 * noise.square().sum(-1) - scale.log().sum() - 0.5 * loc.numel() * np.log(2 * np.pi)
-    terms = log_p - log_q
-    elbo = float(terms.mean())
+    elbo = float((log_p - log_q).mean())
     return GaussianStart(loc, covariance, elbo) if np.isfinite(elbo) else None
 
 
-def _laplace(log_density: LogDensity, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Newton step and inverse Hessian by central differences of the gradient, in steps of a tenth of the scale."""
-    dim = loc.numel()
-    step = 0.1 * scale
-    points = torch.cat([loc + torch.diag(step), loc - torch.diag(step), loc[None]])
-    _, grad = _value_and_grad(log_density, points)
-    grad = grad.double().cpu()
-    hessian = (grad[:dim] - grad[dim : 2 * dim]) / (2 * step[:, None])
-    precision = -0.5 * (hessian + hessian.T) * scale[:, None] * scale
-    if not bool(torch.isfinite(precision).all()):
+def _newton(
+    log_density: LogDensity, x: Tensor, value: float, max_iterations: int = 40
+) -> tuple[list[tuple[Tensor, Tensor]], float]:
+    """Points with inverse Hessians (of the eigenvalues' sizes) along a Newton path with halved steps, and its top."""
+    visited: list[tuple[Tensor, Tensor]] = []
+    halvings = 0.5 ** torch.arange(12, dtype=x.dtype)
+    for _ in range(max_iterations):
+        grad = value_and_grad(log_density, x[None])[1][0]
+        covariance = _inverse_curvature(log_density, x, 1e-12, visited[-1][1] if visited else None)
+        if covariance is None or not bool(torch.isfinite(grad).all()):
+            break
+        visited.append((x, covariance))
+        step = covariance @ grad
+        gain = float(grad @ step)
+        if not 1e-9 < gain < float("inf"):
+            break
+        with torch.no_grad():
+            tried = log_density(x + halvings[:, None] * step)
+        better = (tried > value + 1e-4 * halvings * gain).nonzero().flatten()
+        if len(better) == 0:
+            break
+        x = x + halvings[better[0]] * step
+        value = float(tried[better[0]])
+    return visited, value
+
+
+def _inverse_curvature(
+    log_density: LogDensity, x: Tensor, smallest: float, covariance: Tensor | None = None
+) -> Tensor | None:
+    """``|−H|⁻¹``, by the absolute eigenvalues in coordinates of unit curvature, none of them below ``smallest``."""
+    hessian = exact_hessian(log_density, x)
+    if hessian is None:
+        hessian = _difference_hessian(log_density, x, covariance)
+    if not bool(torch.isfinite(hessian).all()):
         return None
-    values, vectors = torch.linalg.eigh(precision)
-    values = values.clamp(min=0.05)  # flat or wrongly curved directions keep at most √20 of the scale they had
-    covariance = (vectors / values) @ vectors.T * scale[:, None] * scale
-    return loc + covariance @ grad[-1], covariance
+    scale = hessian.diagonal().abs().clamp(min=1e-30).rsqrt()
+    values, vectors = torch.linalg.eigh(-hessian * scale[:, None] * scale)
+    root = scale[:, None] * vectors / values.abs().clamp(min=smallest).sqrt()
+    return root @ root.T
+
+
+def _difference_hessian(log_density: LogDensity, x: Tensor, covariance: Tensor | None) -> Tensor:
+    """Central differences of the gradient, for densities without second derivatives."""
+    step = 1e-4 * (1 + x.abs()) if covariance is None else 0.01 * covariance.diagonal().sqrt()
+    points = torch.cat([x + torch.diag(step), x - torch.diag(step)])
+    _, grad = value_and_grad(log_density, points)
+    hessian = (grad[: len(x)] - grad[len(x) :]) / (2 * step[:, None])
+    return 0.5 * (hessian + hessian.T)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,17 +44,10 @@ class TriangularScale(Bijection):
         return x * s.exp(), s.sum(-1)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward substitution, ``d`` steps."""
+        """Forward substitution, ``d`` steps; its derivatives are one triangular solve."""
         self._check_last_dim(y, self.input_dim)
-        columns = self._matrix().unbind(-1)
-        a = torch.zeros_like(y)  # Σ over the dimensions found so far
-        found, logs = [], []
-        for i, column in enumerate(columns):
-            s = self._squash(a[..., i])
-            found.append(y[..., i] * (-s).exp())
-            logs.append(s)
-            a = a + found[-1].unsqueeze(-1) * column
-        return torch.stack(found, -1), -torch.stack(logs, -1).sum(-1)
+        matrix = self._matrix()
+        return _Substitution.apply(y, matrix, self.bound)
 
     def extra_repr(self) -> str:
         """Size and bound."""
@@ -67,3 +61,47 @@ class TriangularScale(Bijection):
         rows, cols = self._rows_cols
         flat = torch.zeros(d * d, dtype=self.weight.dtype, device=self.weight.device)
         return flat.index_copy(0, rows * d + cols, self.weight).reshape(d, d)
+
+
+class _Substitution(torch.autograd.Function):
+    """The inverse map as a function of ``y`` and ``W``, with implicit derivatives.
+
+    With ``J = diag(eˢ) + diag(y ⊙ s′) W`` and the whole derivative ``g`` of the loss by ``z``, ``λ = J⁻ᵀ g`` is the
+    one by ``y``, and ``−(λ ⊙ y ⊙ s′ + g_ladj s′) zᵀ`` the one by ``W``.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, matrix: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+        columns = matrix.unbind(-1)
+        a = torch.zeros_like(y)  # Σ over the dimensions found so far
+        found, logs = [], []
+        for i, column in enumerate(columns):
+            log = bound * torch.tanh(a[..., i] / bound)
+            z = y[..., i] * (-log).exp()
+            found.append(z)
+            logs.append(log)
+            if i + 1 < len(columns):
+                a = torch.addcmul(a, z.unsqueeze(-1), column)
+        return torch.stack(found, -1), -torch.stack(logs, -1).sum(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+        y, matrix, bound = inputs
+        ctx.save_for_backward(y, matrix, output[0])
+        ctx.bound = bound
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor, grad_ladj: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        y, matrix, z = ctx.saved_tensors
+        t = torch.tanh(z @ matrix.T / ctx.bound)
+        slope = 1 - t * t
+        jacobian = torch.diag_embed((ctx.bound * t).exp()) + (y * slope).unsqueeze(-1) * matrix
+        direct = grad_ladj.unsqueeze(-1) * slope
+        whole = grad_z - direct @ matrix
+        grad_y = torch.linalg.solve_triangular(jacobian.mT, whole.unsqueeze(-1), upper=True).squeeze(-1)
+        if not ctx.needs_input_grad[1]:
+            return grad_y, None, None
+        rows = (grad_y * y * slope + direct).reshape(-1, y.shape[-1])
+        return grad_y, -(rows.T @ z.reshape(-1, y.shape[-1])).tril(-1), None
