@@ -124,6 +124,9 @@ def render_gallery() -> str:
             f"| | | | | | {seconds} |"
         )
         for row in record["rows"]:
+            if row["verdict"] == "diverged":
+                lines.append(f"| | {row['guide']} | – | – | – | – | diverged | – |")
+                continue
             lines.append(
                 f"| | {row['guide']} | {row['max_mean_error_sd']:.2f} | {row['min_sd_ratio']:.2f} – "
                 f"{row['max_sd_ratio']:.2f} | {row['elbo']:.2f} | {row['k_hat']:.2f} | {row['verdict']} "

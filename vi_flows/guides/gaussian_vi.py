@@ -30,10 +30,9 @@ def exact_hessian(log_density: LogDensity, x: Tensor, chunk: int = 64) -> Tensor
         try:
             with torch.enable_grad():
                 (grad,) = torch.autograd.grad(log_density(points).sum(), points, create_graph=True)
-                if grad.requires_grad:
-                    (row,) = torch.autograd.grad((grad * part).sum(), points)
-                else:
-                    row = torch.zeros_like(points)
+                if not grad.requires_grad:
+                    return None  # a custom function's backward pass may hide its own derivative
+                (row,) = torch.autograd.grad((grad * part).sum(), points)
         except (RuntimeError, NotImplementedError):
             return None
         rows.append(row.detach())
@@ -95,13 +94,17 @@ def refine_gaussian(
         if not bool(torch.isfinite(coefficients).all()):
             return None
         values, vectors = torch.linalg.eigh(0.5 * (a + a.T))
-        values = values.clamp(0.25, 4.0)
+        values = values.clamp(min=0.25)
         share = rate * 2.0 / (iteration + 2) if shrink else rate
         step = vectors @ ((vectors.T @ b) / values)
-        step = step * min(1.0, dim**0.5 / float(step.norm().clamp(min=1e-300)))
+        # How far the linear fit can be trusted: without bound where the scores are linear.
+        residual = (score - design @ coefficients).square().mean().sqrt()
+        linear = (noise[good] @ a.T).square().mean().sqrt()
+        radius = dim**0.5 * max(1.0, 0.5 * float(linear / residual.clamp(min=1e-300)))
+        step = step * min(1.0, radius / float(step.norm().clamp(min=1e-300)))
         loc = loc + share * tril @ step
         # exp of −½ share log A: symmetric in the coordinates of the noise.
-        root = (vectors * values.pow(-0.5 * share)) @ vectors.T
+        root = (vectors * values.clamp(max=4.0).pow(-0.5 * share)) @ vectors.T
         tril = _lower(tril @ root)
         if not bool(torch.isfinite(tril).all() and torch.isfinite(loc).all()):
             return None

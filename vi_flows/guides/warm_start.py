@@ -124,7 +124,7 @@ def _refine(
     if int(info) != 0:
         return None
     best = GaussianStart(start.loc, start.covariance, -math.inf)
-    rate = 1.0
+    rate, still = 1.0, 0
     for _ in range(max_rounds):
         refined = refine_gaussian(log_density, best.loc, tril, rate=rate, generator=generator)
         score = None if refined is None else _score(log_density, refined[0], refined[1] @ refined[1].T, noise)
@@ -134,7 +134,8 @@ def _refine(
         # Steps that overshoot are taken back.
         if rise < 0:
             rate = rate / 2
-        if abs(rise) < 0.02 or rate < 0.1:
+        still = still + 1 if abs(rise) < 0.02 else 0
+        if still == 3 or rate < 0.1:
             break
     refined = refine_gaussian(log_density, best.loc, tril, 24, shrink=True, generator=generator)
     if refined is not None:

@@ -78,6 +78,7 @@ class WhitenedAffine(Affine):
         rest = torch.ones(self.input_dim, dtype=torch.float64)
         if covariance.dim() == 2 and self.whitening.dim() == 2:
             self.whitening.copy_(torch.linalg.cholesky(covariance))
+            rest = torch.eye(self.input_dim, dtype=torch.float64)
         else:
             scale = (covariance if covariance.dim() == 1 else covariance.diagonal()).sqrt()
             self.whitening.copy_(torch.diag(scale) if self.whitening.dim() == 2 else scale)
