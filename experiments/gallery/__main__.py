@@ -8,6 +8,7 @@ python -m experiments.gallery nile --guides AutoConvFlow --keep     # one guide'
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +49,8 @@ class Gallery:
     def run(self) -> None:
         """Fit, print, write a record after every guide."""
         torch.set_num_threads(1)
+        # Pyro says for each estimator that it guessed the nesting of plates.
+        logging.getLogger("pyro").setLevel(logging.WARNING)
         for given, known in ((self.names, POSTERIORS), (self.guides, GUIDES)):
             unknown = [name for name in given if name not in known]
             if unknown:

@@ -60,5 +60,5 @@ def load() -> tuple[Tensor, Tensor]:
 def posterior() -> Posterior:
     """The gallery's entry."""
     args = load()
-    truth = lambda: nuts(model, args, quantities, 400, 200, precondition=False, max_tree_depth=6)  # noqa: E731
+    truth = lambda: nuts(model, args, quantities, 250, 150, precondition=False, max_tree_depth=6)  # noqa: E731
     return Posterior("bnn", "flow of the Nile, Bayesian neural network", model, args, quantities, truth)

@@ -84,24 +84,36 @@ def errors(draws: Mapping[str, Tensor], reference: Reference) -> dict[str, Any]:
 
 
 def run_guide(posterior: Posterior, guide_name: str, reference: Reference, budget: Budget) -> dict[str, Any]:
-    """Fit one guide (at each of its learning rates, the higher ELBO wins) and compare it with the truth."""
+    """Fit one guide (at each of its learning rates, the higher ELBO wins) and compare it with the truth.
+
+    A guide that diverges at every rate gets a row that says so.
+    """
     make, rates = GUIDES[guide_name]
     model, args = posterior.model, posterior.args
     best: tuple[Any, FitResult, float, float] | None = None
-    elbos = {}
+    elbos: dict[str, float | None] = {}
     for rate in rates:
         pyro.clear_param_store()
         pyro.set_rng_seed(budget.seed)
         began = time.perf_counter()
         guide = make(model)
-        result = fit(
-            model, guide, *args,
-            num_steps=budget.num_steps, num_particles=budget.num_particles, learning_rate=rate, seed=budget.seed,
-        )  # fmt: skip
+        try:
+            result = fit(
+                model, guide, *args,
+                num_steps=budget.num_steps, num_particles=budget.num_particles, learning_rate=rate, seed=budget.seed,
+            )  # fmt: skip
+        except RuntimeError as error:
+            # A hundred steps in a row without a finite gradient: this guide diverges here.
+            print(f"  {guide_name} at {rate}: {error}", flush=True)
+            elbos[str(rate)] = None
+            continue
         seconds = time.perf_counter() - began
         elbos[str(rate)] = round(result.elbo, 3)
         if best is None or result.elbo > best[1].elbo:
             best = guide, result, rate, seconds
+    common = {"guide": guide_name, "elbo_by_learning_rate": elbos, "settings": asdict(budget), **provenance()}
+    if best is None:
+        return {**common, "verdict": "diverged"}
     guide, result, rate, seconds = best
     pyro.set_rng_seed(budget.seed + 1)
     with torch.no_grad():
@@ -110,17 +122,18 @@ def run_guide(posterior: Posterior, guide_name: str, reference: Reference, budge
     draws = {name: raw[name].reshape(budget.num_draws, *shape) for name, shape in shapes.items()}
     report = diagnose(model, guide, *args)
     return {
-        "guide": guide_name, **errors(posterior.quantities(draws), reference),
+        **common, **errors(posterior.quantities(draws), reference),
         "elbo": round(report.elbo, 3), "elbo_se": round(report.elbo_se, 3),
         "log_evidence": round(report.log_evidence, 3), "k_hat": round(report.k_hat, 3), "verdict": report.verdict,
-        "learning_rate": rate, "elbo_by_learning_rate": elbos, "steps": result.num_steps,
+        "learning_rate": rate, "steps": result.num_steps,
         "parameters": sum(p.numel() for p in guide.parameters()), "seconds": round(seconds, 1),
-        "settings": asdict(budget), **provenance(),
     }  # fmt: skip
 
 
 def describe(row: Mapping[str, Any]) -> str:
     """A line for the terminal."""
+    if row["verdict"] == "diverged":
+        return f"  {row['guide']:23s} diverged"
     return (
         f"  {row['guide']:23s} mean {row['max_mean_error_sd']:.3f} sd  ratios {row['min_sd_ratio']:.3f}…"
         f"{row['max_sd_ratio']:.3f}  ELBO {row['elbo']:.3f}  k-hat {row['k_hat']:.2f}  {row['verdict']}  "

@@ -102,6 +102,18 @@ def test_record_says_all_of_its_making(tmp_path, monkeypatch, capsys):
         Gallery(names=("nowhere",)).run()
 
 
+def test_a_guide_that_diverges_is_a_row(monkeypatch):
+    def diverge(*args, **kwargs):
+        raise RuntimeError("a hundred steps in a row had no finite loss and gradient")
+
+    monkeypatch.setattr(common, "fit", diverge)
+    posterior = Posterior("toy", "a toy", correlated, (SCALE,), quantities, exact)
+    row = common.run_guide(posterior, "AutoNormal", exact(), Budget(num_steps=1))
+    assert row["verdict"] == "diverged"
+    assert row["elbo_by_learning_rate"] == {"0.01": None, "0.1": None}
+    assert "diverged" in common.describe(row)
+
+
 @pytest.mark.parametrize("module", [logistic, nile, rats, bnn])
 def test_programs_run_and_give_scalars(module):
     args = module.load()

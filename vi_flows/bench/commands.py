@@ -72,7 +72,7 @@ class Bench:
     rounds: int = 9
     """Pairs of runs of each ratio; the median counts."""
     extra: bool = False
-    """Rows without a goal too: amortised flows, other peers, the direct path."""
+    """Rows without a goal too: amortised flows, other peers, the direct path, the fallback without a compiler."""
     json: bool = False
     """Print JSON instead of a table."""
     history: Path | None = None
@@ -135,6 +135,9 @@ class Bench:
             lambda: vae.flow_over_plain_step(1, r, "amortized"),
         )
         yield "direct", "VAE step: vi-flows train / bare PyTorch", lambda: vae.direct_over_bare(r)
+        for size in (100, 5000):
+            title = f"training pass, N={size}: PyTorch / fallback, no compiler"
+            yield f"fallback {size}", title, lambda n=size: kernels.plain_over_fused(n, r, "torch")
         for peer in list(kernels.PEERS)[2:]:
             for size in (100, 5000):
                 title = f"training pass, N={size}: {peer} / ConvFlow K=8"

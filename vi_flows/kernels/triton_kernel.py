@@ -18,131 +18,15 @@ from torch import Tensor
 from vi_flows.kernels.native import ACTIVATION_CODES
 from vi_flows.kernels.operands import Cotangents, Operands
 from vi_flows.kernels.reference import MIN_LOG_SLOPE, ConvFlowSpec, conv_flow_forward
+from vi_flows.kernels.triton_math import activation, scale_and_gain, solve
 
 __all__ = ["backward", "evaluate", "works_on"]
 
 ROWS = 4  # rows a program: small batches should still fill the GPU
 
 
-# Activations by number, for the compiled code.
-LEAKY_RELU = tl.constexpr(ACTIVATION_CODES["leaky_relu"])
-TANH = tl.constexpr(ACTIVATION_CODES["tanh"])
-SIGMOID = tl.constexpr(ACTIVATION_CODES["sigmoid"])
-SOFTPLUS = tl.constexpr(ACTIVATION_CODES["softplus"])
-
 # Functions below take: `cols`, positions in memory; `i`, the layer's own order of them (reversed after a Revert);
 # `sign`, ±1 between the two; `prow`, the row of the parameters; steps between parameters' rows (0 where shared).
-
-
-@triton.jit
-def _rho(t):
-    """``(eᵗ − 1)/t`` by its series, exact to rounding for ``−1/4 ≤ t ≤ 0``."""
-    rho = 1.0 + t / 13
-    for m in tl.static_range(0, 11):
-        rho = 1.0 + t / (12 - m) * rho
-    return rho
-
-
-@triton.jit
-def _gain(theta, w1, bound, cut):
-    """``u``, ``A``, ``du/dθ``, ``du/dw₁``; see effective_gain in reference.py."""
-    x = bound * w1 * theta
-    n = tl.minimum(tl.maximum(x, cut), 0.0 * x)
-    t = tl.maximum(n, 0.0 * x - 0.25)
-    rho = _rho(t)
-    rho1 = 12.0 + 0.0 * t
-    fall = 1.0 + 0.0 * t
-    for m in tl.static_range(0, 11):
-        fall = fall * (12 - m + 1)
-        rho1 = rho1 * t + (11 - m) * fall
-    rho1 = rho1 / (fall * 2)
-    far = x < -0.25
-    e = tl.exp(n)
-    safe = tl.where(far, x, 1.0)
-    beyond = x < cut
-    rho = tl.where(far, (e - 1.0) / safe, rho)
-    elu1 = tl.where(x >= 0, 1.0, tl.where(beyond, 0.0, e))
-    rho1 = tl.where(far, (tl.where(beyond, 0.0, e) - rho) / safe, rho1)
-    u_w = tl.where(x >= 0, 0.0, bound * theta * theta * rho1)
-    gain = tl.where(x >= 0, x, n * rho) / bound
-    gain = tl.where(beyond, (e - 1.0) / bound, gain)
-    return theta * rho, gain, elu1, u_w
-
-
-@triton.jit
-def _expm1(x, e):
-    """``eˣ − 1`` for ``x ≤ 0``, given ``eˣ``, without the cancellation near zero."""
-    near = tl.maximum(x, 0.0 * x - 0.25)
-    return tl.where(x < -0.25, e - 1.0, near * _rho(near))
-
-
-@triton.jit
-def _activation(a, slope, ACT: tl.constexpr):
-    """``h``, ``h′`` and ``h″`` at ``a``."""
-    if ACT == LEAKY_RELU:
-        h1 = tl.where(a >= 0, 1.0, slope)
-        h = a * h1
-        h2 = 0.0 * h1
-    elif ACT == TANH:
-        x = -2.0 * tl.abs(a)
-        e1 = _expm1(x, tl.exp(x))
-        e = -e1 / (2.0 + e1)
-        h = tl.where(a < 0, -e, e)
-        h1 = (1.0 - h) * (1.0 + h)
-        h2 = -2.0 * h * h1
-    elif ACT == SIGMOID:
-        e = tl.exp(-tl.abs(a))
-        r = 1.0 / (1.0 + e)
-        h = tl.where(a < 0, e * r, r)
-        h1 = e * r * r
-        h2 = h1 * (1.0 - 2.0 * h)
-    elif ACT == SOFTPLUS:
-        e = tl.exp(-tl.abs(a))
-        w = 1.0 + e
-        r = 1.0 / w
-        # log(1 + e) without the rounding of 1 + e; linear above 20, as PyTorch's
-        log1p = tl.where(w == 1.0, e, tl.log(w) * e / tl.where(w == 1.0, 1.0, w - 1.0))
-        h = tl.where(a > 20, a, tl.maximum(a, 0.0 * a) + log1p)
-        h1 = tl.where(a < 0, e * r, r)
-        h2 = e * r * r
-    else:  # ELU
-        x = tl.minimum(a, 0.0 * a)
-        e = tl.exp(x)
-        h = tl.where(a >= 0, a, _expm1(x, e))
-        h1 = tl.where(a >= 0, 1.0, e)
-        h2 = tl.where(a >= 0, 0.0, e)
-    return h, h1, h2
-
-
-@triton.jit
-def _solve(gain, v, slope, bound, eps, ACT: tl.constexpr):
-    """The root ``t`` of ``t + A h(t) = v``: in closed form, or by Newton's method within a shrinking bracket."""
-    if ACT == LEAKY_RELU:
-        t = v / (1.0 + gain * tl.where(v >= 0, 1.0, slope))
-    else:
-        # the left side's derivative lies between 1 and 1 + A sup h′, which brackets the root from v on
-        h, h1, _h2 = _activation(v, slope, ACT)
-        end = v - gain * h / tl.minimum(1.0 + 0.0 * v, 1.0 + gain * bound)
-        low = tl.minimum(v, end)
-        high = tl.maximum(v, end)
-        t = tl.minimum(tl.maximum(v - gain * h / (1.0 + gain * h1), low), high)
-        step = 0
-        moving = 1
-        while (moving > 0) & (step < 200):
-            h, h1, _h2 = _activation(t, slope, ACT)
-            residual = t + gain * h - v
-            low = tl.where(residual <= 0, t, low)
-            high = tl.where(residual >= 0, t, high)
-            newton = t - residual / (1.0 + gain * h1)
-            then = tl.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
-            then = tl.where(residual == 0, t, then)
-            tolerance = eps * tl.abs(then)
-            moves = (tl.abs(then - t) > tolerance) & (high - low > tolerance)
-            moving = tl.max(tl.max(moves.to(tl.int32), 1), 0)
-            t = then
-            step += 1
-        t = tl.where(v == v, t, v)  # the comparisons above would hide a NaN
-    return t
 
 
 @triton.jit
@@ -162,7 +46,7 @@ def _layer(theta, weight, bias, constants, prow, i, cols, l, L, d,
     w1 = tl.load(taps)[:, None]
     inside = (cols < d)[None, :]
     th = tl.load(theta + prow[:, None] * theta_row + l * d + i[None, :], mask=inside, other=0.0)
-    u, gain, u_theta, u_w = _gain(th, w1, tl.load(constants + 1), tl.load(constants + 2))
+    u, gain, u_theta, u_w = scale_and_gain(th, w1, tl.load(constants + 1), tl.load(constants + 2))
     place = tl.where(bias_dims > 1, i, 0)
     b = tl.load(bias + prow[:, None] * bias_row + l * bias_dims + place[None, :], mask=inside, other=0.0)
     return taps, w1, u, gain, u_theta, u_w, b
@@ -210,13 +94,13 @@ def _evaluate(x, theta, weight, bias, constants, dilations, reverts, y, ladj,
                 now = ((i < high) & (i >= high - dilation))[None, :] & inside
                 v = _convolve(z, b, w1, taps, cols, i, sign, dilation, d, D, K)
                 # elsewhere the root is 0 at once
-                t = _solve(tl.where(now, gain, 0.0), tl.where(now, v, 0.0), slope, bound, eps, ACT)
-                h, h1, _h2 = _activation(t, slope, ACT)
+                t = solve(tl.where(now, gain, 0.0), tl.where(now, v, 0.0), slope, bound, eps, ACT)
+                h, h1, _h2 = activation(t, slope, ACT)
                 total -= tl.sum(tl.where(now, tl.log(tl.where(now, 1.0 + gain * h1, 1.0)), 0.0), 1)
                 z = tl.where(now, z - u * h, z)
         else:
             a = _convolve(z, b, w1, taps, cols, i, sign, dilation, d, D, K)
-            h, h1, _h2 = _activation(a, slope, ACT)
+            h, h1, _h2 = activation(a, slope, ACT)
             total += tl.sum(tl.where(inside, tl.log(tl.where(inside, 1.0 + gain * h1, 1.0)), 0.0), 1)
             z = tl.where(inside, z + u * h, 0.0)
             flip = flip ^ tl.load(reverts + l)
@@ -260,7 +144,7 @@ def _backward(x, theta, weight, bias, constants, dilations, reverts, g_y, g_ladj
                 theta, weight, bias, constants, prow, i, cols, l, L, d, theta_row, weight_row, bias_row, bias_dims, K
             )
             a = _convolve(z, b, w1, taps, cols, i, 1 - 2 * flip, dilation, d, D, K)
-            h, h1, h2 = _activation(a, slope, ACT)
+            h, h1, h2 = activation(a, slope, ACT)
             z = tl.where(inside, z + u * h, 0.0)
             flip = flip ^ tl.load(reverts + l)
         tl.debug_barrier()  # whoever reads the tape may not be who wrote it
@@ -278,7 +162,7 @@ def _backward(x, theta, weight, bias, constants, dilations, reverts, g_y, g_ladj
             theta, weight, bias, constants, prow, i, cols, l, L, d, theta_row, weight_row, bias_row, bias_dims, K
         )
         a = _convolve(z, b, w1, taps, cols, i, sign, dilation, d, D, K)
-        h, h1, h2 = _activation(a, slope, ACT)
+        h, h1, h2 = activation(a, slope, ACT)
         inverse = 1.0 / tl.where(inside, 1.0 + gain * h1, 1.0)
         if INVERSE:
             # solve with the transposed Jacobian, first dimensions first; g becomes the gradient of the output
