@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from vi_flows.guides import AutoConvFlow, fit, pathfinder
+from vi_flows.guides import AutoConvFlow, AutoFlow, fit, pathfinder
 from vi_flows.guides.gaussian_vi import antithetic_normal, exact_hessian, refine_gaussian
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.whitened_affine import WhitenedAffine
+from vi_flows.transforms import TriangularScale
 
 DIM = 4
 DOUBLE = torch.float64
@@ -218,3 +219,20 @@ def test_whitened_affine(kind, dense):
     assert {"centre", "whitening"} <= set(layer.state_dict())
     layer.set_gaussian(loc, torch.full((DIM,), 4.0, dtype=DOUBLE))
     torch.testing.assert_close(layer.inverse_and_ladj(loc)[0].abs().max() < 1e-9, torch.tensor(True))
+
+
+def test_steps_in_terms_of_what_parameters_stand_for():
+    """`fit` undoes the layers' gains: whatever they are, the first step moves every layer's map equally far."""
+    data = raw_unit_data()
+    moved = []
+    for gain in (1.0, 0.1):
+        layer = TriangularScale(DIM + 1, gain=gain)
+        guide = AutoFlow(regression, lambda _, layer=layer: layer, warm_start=False, prototype_args=data)
+        fit(regression, guide, *data, num_steps=1, num_particles=4, learning_rate=0.01)
+        moved.append((gain * layer.weight).detach())
+    torch.testing.assert_close(moved[0].abs(), torch.full_like(moved[0], 0.01), rtol=1e-3, atol=0)
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match="gain"):
+        TriangularScale(DIM, gain=0.0)
+    with pytest.raises(ValueError, match="gain"):
+        WhitenedAffine(torch.zeros(DIM), gain=-1.0)

@@ -15,6 +15,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.log_joint import LogJoint
 from vi_flows.kernels.activations import LeakyReLU
 from vi_flows.kernels.reference import ConvFlowSpec
 from vi_flows.transforms import Bijection
@@ -50,7 +51,7 @@ def fit(
     guide: Callable,
     *args: Any,
     num_steps: int = 4000,
-    num_particles: int = 64,
+    num_particles: int | None = None,
     learning_rate: float = 0.01,
     objective: str = "stl",
     seed: int | None = 0,
@@ -71,8 +72,9 @@ def fit(
         guide: a guide of it; a module, or a function with ``pyro.param`` statements.
         args: arguments of both.
         num_steps: the most optimiser steps.
-        num_particles: draws a step.
-        learning_rate: of Adam, before the descent.
+        num_particles: draws a step; default 64, which cost little more than one where they are evaluated at once, or
+            16 where the model runs once per draw.
+        learning_rate: of Adam, before the descent, in terms of what a parameter stands for (a layer's ``gains``).
         objective: ``stl`` (the path gradient: the score term, of mean zero, is left out; Roeder, Wu and Duvenaud 2017)
             or ``elbo`` (the whole derivative). Flows without an inverse, with leaky ReLUs (see
             :func:`supports_path_gradient`), and guides other than AutoFlow, use ``elbo``.
@@ -83,7 +85,7 @@ def fit(
         ValueError: an option is out of range.
         RuntimeError: a hundred steps in a row had no finite gradient.
     """
-    if num_steps < 1 or num_particles < 1 or not learning_rate > 0:
+    if num_steps < 1 or (num_particles is not None and num_particles < 1) or not learning_rate > 0:
         raise ValueError("num_steps, num_particles and learning_rate must be positive")
     if objective not in ("stl", "elbo"):
         raise ValueError(f"objective must be 'stl' or 'elbo', got {objective!r}")
@@ -91,6 +93,8 @@ def fit(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             pyro.set_rng_seed(seed)
+        if num_particles is None:
+            num_particles = 64 if _at_once(guide, args, kwargs) else 16
         loss_terms = _loss_terms(model, guide, args, kwargs, num_particles, objective)
         params = _parameters(guide, loss_terms)
         trainer = _Trainer(params, loss_terms, num_steps, learning_rate, _gains(guide))
@@ -119,6 +123,16 @@ def _parameters(guide: Callable, loss_terms: Callable[[], Tensor]) -> list[Tenso
             p = site["value"].unconstrained() if hasattr(site["value"], "unconstrained") else site["value"]
             found.setdefault(id(p), p)
     return [p for p in found.values() if p.requires_grad]
+
+
+def _at_once(guide: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether the model can be evaluated for many draws in one pass."""
+    if not isinstance(guide, AutoFlow):
+        return True
+    log_joint = LogJoint(guide.set_up(*args, **kwargs)._user_model[0], args, kwargs)
+    with torch.no_grad():
+        log_joint(guide.sample_posterior(2))
+    return log_joint.vectorized
 
 
 def _gains(guide: Callable) -> dict[int, float]:

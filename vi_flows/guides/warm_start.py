@@ -52,7 +52,8 @@ def pathfinder(
     the highest Monte Carlo ELBO wins. So a funnel, whose mode lies at infinity, is still met at its typical set. Damped
     Newton steps with exact Hessians go on where L-BFGS ends: covariates in raw units make the posterior a thin needle,
     along which it stalls. :func:`~vi_flows.guides.gaussian_vi.refine_gaussian` then moves the winner towards the best
-    Gaussian of all, and is taken if its ELBO is higher.
+    Gaussian of all, and so it does from the starts themselves, with a small and a curvature's covariance: a path may
+    have run into the neck of a funnel or a mode of little mass. The highest ELBO of all wins.
 
     Args:
         log_density: unnormalised log density of unconstrained points ``(S, d) → (S,)``, differentiable; it is given
