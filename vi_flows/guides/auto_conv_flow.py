@@ -4,15 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from vi_flows.flows import conv_flow
 from vi_flows.guides.auto_flow import FULL_AFFINE_DIM, AutoFlow
+from vi_flows.kernels import conv_flow_forward, conv_flow_inverse
 from vi_flows.transforms import Affine, Bijection, Chain, ConvFlowStack, QuadraticTails, TriangularScale
 
 __all__ = ["AutoConvFlow", "mixed_conv_flow"]
+
+GAIN = 0.3
+"""Factor between the parameters of a mixed ConvFlow's layers and what they stand for, see :func:`mixed_conv_flow`."""
+
+
+class _Scaled(ConvFlowStack):
+    """A stack whose parameter ``theta`` holds ``θ / GAIN``."""
+
+    gains: ClassVar[dict[str, float]] = {"theta": GAIN}
+
+    def reset_parameters(self, init_scale: float = 0.0) -> None:
+        super().reset_parameters(init_scale / GAIN)
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self._check_last_dim(x, self.spec.input_dim)
+        return conv_flow_forward(x, GAIN * self.theta, self.weight, self.bias, self.spec)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        self._check_last_dim(y, self.spec.input_dim)
+        return conv_flow_inverse(y, GAIN * self.theta, self.weight, self.bias, self.spec)
 
 
 def mixed_conv_flow(
@@ -34,6 +56,11 @@ def mixed_conv_flow(
     (a Revert beyond), so that the next block convolves other directions.
     It starts near the identity.
 
+    A layer adds up ``d`` terms for each dimension, and the layers add up, so a step of Adam in all parameters at once
+    would move the map much further than in a location alone; with one draw a step, its noise would drown the posterior.
+    So ``θ`` is held divided by 0.3 and the matrices by ``0.3 / √d`` (each layer's ``gains``), which makes Adam's steps
+    smaller by these factors. :func:`~vi_flows.guides.fit`, whose gradients are less noisy, undoes it.
+
     Args:
         input_dim: number of dimensions.
         num_blocks: blocks.
@@ -47,22 +74,24 @@ def mixed_conv_flow(
     if num_blocks < 1 or num_marginal_layers < 0:
         raise ValueError("num_blocks must be at least 1 and num_marginal_layers at least 0")
     small = input_dim <= FULL_AFFINE_DIM
+    gain = GAIN * input_dim**-0.5
     parts: list[Bijection] = [QuadraticTails(input_dim)]
     for block in range(num_blocks):
         last = block + 1 == num_blocks
         revert = not small and not last
-        parts.append(conv_flow(input_dim, 1, kernel_size, dilations, activation, negative_slope, revert, init_scale))
+        taps = min(5, input_dim) if kernel_size is None else kernel_size
+        parts.append(_Scaled(input_dim, 1, taps, dilations, activation, negative_slope, revert, init_scale))
         if num_marginal_layers:
             parts.append(_marginals(input_dim, num_marginal_layers))
         if small:
-            parts.append(TriangularScale(input_dim))
+            parts.append(TriangularScale(input_dim, gain=gain))
             if not last:
-                parts.append(Affine(torch.zeros(input_dim), 1.0, "full"))
+                parts.append(Affine(torch.zeros(input_dim), 1.0, "full", gain=gain))
     return Chain(parts)
 
 
 def _marginals(input_dim: int, num_layers: int) -> ConvFlowStack:
-    layers = conv_flow(input_dim, 1, 1, (1,) * num_layers, "softplus", revert=False)
+    layers = _Scaled(input_dim, 1, 1, (1,) * num_layers, "softplus", revert=False)
     sign = torch.tensor([1.0, -1.0]).repeat(num_layers)[:num_layers]
     with torch.no_grad():
         layers.weight.copy_(1.5 * sign[:, None])

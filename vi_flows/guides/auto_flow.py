@@ -150,7 +150,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         flow = factory(self.latent_dim)
         if not isinstance(flow, Bijection):
             flow = FromPyro(flow)
-        location_scale = WhitenedAffine(loc, init_scale, affine, rank, dense)
+        location_scale = WhitenedAffine(loc, init_scale, affine, rank, dense, self.latent_dim**-0.5)
         self.transform = Chain([flow.to(loc), location_scale])
         self._set_up = ()
         if self._wants_warm_start:

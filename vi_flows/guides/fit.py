@@ -93,7 +93,7 @@ def fit(
             pyro.set_rng_seed(seed)
         loss_terms = _loss_terms(model, guide, args, kwargs, num_particles, objective)
         params = _parameters(guide, loss_terms)
-        trainer = _Trainer(params, loss_terms, num_steps, learning_rate)
+        trainer = _Trainer(params, loss_terms, num_steps, learning_rate, _gains(guide))
         trainer.run()
         with torch.no_grad():
             final = torch.cat([loss_terms().reshape(-1) for _ in range(max(1, math.ceil(1000 / num_particles)))])
@@ -119,6 +119,17 @@ def _parameters(guide: Callable, loss_terms: Callable[[], Tensor]) -> list[Tenso
             p = site["value"].unconstrained() if hasattr(site["value"], "unconstrained") else site["value"]
             found.setdefault(id(p), p)
     return [p for p in found.values() if p.requires_grad]
+
+
+def _gains(guide: Callable) -> dict[int, float]:
+    """By ``id`` of a parameter: the factor between it and what it stands for, where a layer names one."""
+    if not isinstance(guide, nn.Module):
+        return {}
+    return {
+        id(getattr(module, name)): gain
+        for module in guide.modules()
+        for name, gain in getattr(module, "gains", {}).items()
+    }
 
 
 def _loss_terms(
@@ -196,14 +207,24 @@ class _Trainer:
     window = 100
 
     def __init__(
-        self, params: list[Tensor], loss_terms: Callable[[], Tensor], num_steps: int, learning_rate: float
+        self,
+        params: list[Tensor],
+        loss_terms: Callable[[], Tensor],
+        num_steps: int,
+        learning_rate: float,
+        gains: dict[int, float],
     ) -> None:
         if not params:
             raise ValueError("the guide has no parameters to fit")
         self.params, self.loss_terms = params, loss_terms
         self.num_steps, self.learning_rate = num_steps, learning_rate
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
-        self.optimiser = torch.optim.Adam(params, lr=learning_rate, betas=(0.9, 0.99), fused=fused)
+        # Adam's steps do not know the scale of a parameter: this is the rate in terms of what it stands for.
+        rates: dict[float, list[Tensor]] = {}
+        for p in params:
+            rates.setdefault(learning_rate / gains.get(id(p), 1.0), []).append(p)
+        groups = [{"params": group, "lr": rate, "initial": rate} for rate, group in rates.items()]
+        self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=fused)
         self.losses: list[float] = []
         self.skipped = 0
         self.converged = False
@@ -220,7 +241,7 @@ class _Trainer:
         descent = min(self.num_steps - done, max(self.window, int(0.4 * done)))
         for i in range(descent):
             for group in self.optimiser.param_groups:
-                group["lr"] = self.learning_rate * (1 - i / descent)
+                group["lr"] = group["initial"] * (1 - i / descent)
             self._step()
 
     def _flat(self) -> bool:

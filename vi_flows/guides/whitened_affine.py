@@ -22,6 +22,7 @@ class WhitenedAffine(Affine):
         init_scale: the initial ``s``; ``C`` starts at the identity.
         kind: of the learned part, see :class:`~vi_flows.transforms.Affine`.
         rank: of a low-rank part.
+        gain: of the learned part, see :class:`~vi_flows.transforms.Affine`.
         dense: whether ``C`` is a full triangle, or else diagonal.
 
     Raises:
@@ -29,9 +30,15 @@ class WhitenedAffine(Affine):
     """
 
     def __init__(
-        self, centre: Tensor, init_scale: float = 0.1, kind: str = "full", rank: int | None = None, dense: bool = True
+        self,
+        centre: Tensor,
+        init_scale: float = 0.1,
+        kind: str = "full",
+        rank: int | None = None,
+        dense: bool = True,
+        gain: float = 1.0,
     ) -> None:
-        super().__init__(torch.zeros_like(centre), init_scale, kind, rank)
+        super().__init__(torch.zeros_like(centre), init_scale, kind, rank, gain)
         self.register_buffer("centre", centre.detach().clone())
         unit = torch.eye(len(centre)).to(centre) if dense else torch.ones_like(centre)
         self.register_buffer("whitening", unit)

@@ -29,22 +29,29 @@ class Affine(Bijection):
         init_scale: the initial scale of every dimension.
         kind: see above.
         rank: of ``U``; default: ``√d``, rounded.
+        gain: ``lower``, the parameters of a full ``M``, holds its entries divided by ``gain``, so that optimisers with
+            steps of a fixed size take smaller ones in ``M`` where it is below 1.
 
     Raises:
-        ValueError: an unknown kind, a scale that is not positive, or a rank outside 1…d.
+        ValueError: an unknown kind, a scale or gain that is not positive, or a rank outside 1…d.
     """
 
-    def __init__(self, loc: Tensor, init_scale: float = 0.1, kind: str = "full", rank: int | None = None) -> None:
+    def __init__(
+        self, loc: Tensor, init_scale: float = 0.1, kind: str = "full", rank: int | None = None, gain: float = 1.0
+    ) -> None:
         super().__init__(event_dim=1)
         if kind not in AFFINE_KINDS:
             raise ValueError(f"unknown affine part {kind!r}; choose one of {', '.join(AFFINE_KINDS)}")
         if not init_scale > 0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
+        if not gain > 0:
+            raise ValueError(f"gain must be positive, got {gain}")
         dim = loc.shape[-1]
         rank = max(1, round(dim**0.5)) if rank is None else rank
         if not 1 <= rank <= dim:
             raise ValueError(f"rank must be within 1…{dim}, got {rank}")
         self.kind = kind
+        self.gains = {"lower": gain} if kind == "full" else {}
         self.loc = nn.Parameter(loc.detach().clone())
         self.log_scale = nn.Parameter(torch.full_like(loc, init_scale).log())
         if kind == "full":
@@ -102,7 +109,7 @@ class Affine(Bijection):
             tril = torch.linalg.cholesky(covariance)
             scale = tril.diagonal()
             rows, cols = self._rows_cols
-            self.lower.copy_((tril / scale[:, None])[rows, cols])
+            self.lower.copy_((tril / scale[:, None])[rows, cols] / self.gains["lower"])
             self.log_scale.copy_(scale.log())
             return
         sd = covariance.diagonal().sqrt()
@@ -123,7 +130,7 @@ class Affine(Bijection):
         dim = self.input_dim
         matrix = torch.zeros(dim * dim, dtype=self.loc.dtype, device=self.loc.device)
         rows, cols = self._rows_cols
-        matrix = matrix.index_copy(0, rows * dim + cols, self.lower).reshape(dim, dim)
+        matrix = matrix.index_copy(0, rows * dim + cols, self.gains["lower"] * self.lower).reshape(dim, dim)
         return matrix + torch.eye(dim, dtype=self.loc.dtype, device=self.loc.device)
 
     def _linear(self, z: Tensor) -> Tensor:

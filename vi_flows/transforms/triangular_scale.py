@@ -24,16 +24,19 @@ class TriangularScale(Bijection):
     Args:
         input_dim: ``d``.
         bound: ``c``, so that scales lie within ``e^{±c}``.
+        gain: the parameters hold ``W / gain``, so that optimisers with steps of a fixed size take smaller ones in ``W``
+            where it is below 1.
 
     Raises:
-        ValueError: a size or bound that is not positive.
+        ValueError: a size, bound or gain that is not positive.
     """
 
-    def __init__(self, input_dim: int, bound: float = 3.0) -> None:
+    def __init__(self, input_dim: int, bound: float = 3.0, gain: float = 1.0) -> None:
         super().__init__(event_dim=1)
-        if input_dim < 1 or not 0 < bound < math.inf:
-            raise ValueError(f"input_dim and bound must be positive, got {input_dim} and {bound}")
+        if input_dim < 1 or not 0 < bound < math.inf or not 0 < gain < math.inf:
+            raise ValueError(f"input_dim, bound and gain must be positive, got {input_dim}, {bound} and {gain}")
         self.input_dim, self.bound = input_dim, bound
+        self.gains = {"weight": gain}
         self.weight = nn.Parameter(torch.zeros(input_dim * (input_dim - 1) // 2))
         self.register_buffer("_rows_cols", torch.tril_indices(input_dim, input_dim, -1), persistent=False)
 
@@ -60,7 +63,7 @@ class TriangularScale(Bijection):
         d = self.input_dim
         rows, cols = self._rows_cols
         flat = torch.zeros(d * d, dtype=self.weight.dtype, device=self.weight.device)
-        return flat.index_copy(0, rows * d + cols, self.weight).reshape(d, d)
+        return flat.index_copy(0, rows * d + cols, self.gains["weight"] * self.weight).reshape(d, d)
 
 
 class _Substitution(torch.autograd.Function):
