@@ -107,6 +107,22 @@ def render_fit2d() -> str:
     return "\n".join(lines)
 
 
+def render_fit2d_targets() -> str:
+    path = HERE / "results" / "fit2d-targets.json"
+    if not path.exists():
+        return "No record yet."
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    targets = list(dict.fromkeys(row["settings"]["target"] for row in rows))
+    flows = list(dict.fromkeys(flow_2d_label(row["settings"]) for row in rows))
+    found = {(row["settings"]["target"], flow_2d_label(row["settings"])): row["result"] for row in rows}
+    lines = ["| target | log Z | " + " | ".join(flows) + " |", "|---|---|" + "---|" * len(flows)]
+    for target in targets:
+        results = [found.get((target, flow)) for flow in flows]
+        cells = " | ".join("–" if r is None else f"{r['kl']:.3f} ± {r['kl_se']:.3f}" for r in results)
+        lines.append(f"| {target} | {next(r for r in results if r)['log_z']:.4f} | {cells} |")
+    return "\n".join(lines)
+
+
 def render_gallery() -> str:
     lines = [
         "| posterior | guide | largest error of a mean, sd | sd ratios | ELBO | k̂ | verdict | seconds |",
@@ -157,6 +173,7 @@ def render_images() -> str:
 SECTIONS = {
     "vae-tables": render_vae,
     "fit2d-table": render_fit2d,
+    "fit2d-targets-table": render_fit2d_targets,
     "gallery-table": render_gallery,
     "bench-table": render_bench,
     "image-table": render_images,
