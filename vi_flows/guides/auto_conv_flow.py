@@ -16,7 +16,7 @@ from vi_flows.transforms import Affine, Bijection, Chain, ConvFlowStack, Quadrat
 
 __all__ = ["AutoConvFlow", "mixed_conv_flow"]
 
-GAIN = 0.3
+GAIN = 0.1
 """Factor between the parameters of a mixed ConvFlow's layers and what they stand for, see :func:`mixed_conv_flow`."""
 
 
@@ -58,7 +58,7 @@ def mixed_conv_flow(
 
     A layer adds up ``d`` terms for each dimension, and the layers add up, so a step of Adam in all parameters at once
     would move the map much further than in a location alone; with one draw a step, its noise would drown the posterior.
-    So ``θ`` is held divided by 0.3 and the matrices by ``0.3 / √d`` (each layer's ``gains``), which makes Adam's steps
+    So ``θ`` is held divided by 0.1 and the matrices by ``0.1 / √d`` (each layer's ``gains``), which makes Adam's steps
     smaller by these factors. :func:`~vi_flows.guides.fit`, whose gradients are less noisy, undoes it.
 
     Args:
