@@ -18,6 +18,7 @@ from torch.distributions import Transform, transform_to
 
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.posterior import FlowPosterior
+from vi_flows.guides.supports import DependentSupportError, sites_with_dependent_support
 from vi_flows.guides.warm_start import pathfinder
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.transforms import Bijection, Chain, FromPyro
@@ -86,6 +87,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
 
     Raises:
         SubsampledLatentError: at set-up, for a latent site in a subsampled plate.
+        DependentSupportError: at set-up, for a latent site whose bounds depend on other latents.
         RuntimeError: at set-up, if the model has no latent site.
         ValueError: an option is out of range.
     """
@@ -138,7 +140,8 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             super()._setup_prototype(*args, **kwargs)
         try:
             self._check_plates()
-        except SubsampledLatentError:
+            self._check_supports(*args, **kwargs)
+        except (SubsampledLatentError, DependentSupportError):
             self.prototype_trace = None
             raise
         factory, affine, rank, init_scale = self._set_up
@@ -168,6 +171,14 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                         "from a vi_flows.guides.AmortizedFlowGuide of the data (combine both with AutoGuideList); or "
                         "run the plate without subsampling."
                     )
+
+    def _check_supports(self, *args: Any, **kwargs: Any) -> None:
+        for name in sites_with_dependent_support(self.prototype_trace, self._user_model[0], args, kwargs):
+            raise DependentSupportError(
+                f"the support of latent site {name!r} depends on other latents: {type(self).__name__} maps each site "
+                "to one fixed support and would leave the true one. Sample the site within fixed bounds and compute the "
+                f"rest, for instance {name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))."
+            )
 
     def warm_start(self, *args: Any, **kwargs: Any) -> bool:
         """Move the affine part to the best Gaussian along quasi-Newton paths of the model's log density.
