@@ -40,9 +40,9 @@ class Options:
 
     num_groups: int = 500
     """Rows of data."""
-    num_steps: int = 4000
+    num_steps: int = 8000
     """Optimiser steps."""
-    learning_rate: float = 0.01
+    learning_rate: float = 0.003
     """Adam's, falling to a hundredth."""
     num_draws: int = 1000
     """Draws that are compared with the exact posterior."""

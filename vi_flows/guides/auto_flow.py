@@ -176,8 +176,8 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         for name in sites_with_dependent_support(self.prototype_trace, self._user_model[0], args, kwargs):
             raise DependentSupportError(
                 f"the support of latent site {name!r} depends on other latents: {type(self).__name__} maps each site "
-                "to one fixed support and would leave the true one. Sample the site within fixed bounds and compute the "
-                f"rest, for instance {name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))."
+                "to one fixed support and would leave the true one. Sample the site within fixed bounds and compute "
+                f"the rest, for instance {name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))."
             )
 
     def warm_start(self, *args: Any, **kwargs: Any) -> bool:
