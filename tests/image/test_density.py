@@ -254,6 +254,16 @@ def test_temperature_scales_the_latents():
     assert spread[1] / spread[0] == pytest.approx(0.5, rel=0.05)
 
 
+def test_samples_that_overflow_are_reported():
+    density = ImageDensity(Inverse(Chain([ActNorm(1, data_init=False)], event_dim=3)), (1, 8, 8))
+    latents = torch.randn(3, 1, 8, 8)
+    latents[1, 0, 2, 3] = torch.nan
+    with pytest.warns(UserWarning, match="1 of 3 images are not finite"):
+        drawn = density.decode(latents)
+    assert drawn[1, 0, 2, 3] == 0
+    torch.testing.assert_close(drawn[::2], density.decode(latents[::2]))
+
+
 @pytest.mark.parametrize("alpha", [1e-6, 0.05])
 def test_logit_round_trip_and_determinant(alpha):
     layer = Logit(alpha)

@@ -173,3 +173,16 @@ def test_install_with_and_without_a_compiler(tmp_path, compiler):
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(source / "tests" / "transforms")]
     (source / "vi_flows").rename(source / "not_this_one")
     subprocess.run(tests, cwd=source, env=environment, check=True)
+
+
+def test_the_import_leaves_the_compiler_alone():
+    run = run_python("import sys, vi_flows; print('torch._dynamo' in sys.modules)")
+    assert run.stdout.strip() == "False", run.stderr
+
+
+def test_the_choice_of_triton_is_a_constant_to_the_compiler():
+    def marked():
+        pass
+
+    torch.compiler.assume_constant_result(marked)
+    assert vars(marked).items() <= vars(ops.triton_serves).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -185,5 +186,13 @@ class ImageDensity(nn.Module):
             raise ValueError(f"expected images of {tuple(self.image_shape)}, got a tensor of {tuple(images.shape)}")
 
     def _integers(self, images: Tensor) -> Tensor:
+        broken = int((~torch.isfinite(images)).flatten(-3).any(-1).sum())
+        if broken:
+            warnings.warn(
+                f"{broken} of {images[..., 0, 0, 0].numel()} images are not finite (drawn black): the flow overflows "
+                "far from the data. Draw at a temperature below 1, train longer, or bound the couplings (scale='tanh')",
+                stacklevel=3,
+            )
+            images = images.nan_to_num(0.0)
         kind = torch.uint8 if self.num_levels <= 256 else torch.int32
         return images.clamp(0, self.num_levels - 1).to(kind)

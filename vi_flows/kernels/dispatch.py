@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from vi_flows.kernels import analytic, native, ops, reference
-from vi_flows.kernels.operands import Cotangents, Engine, Operands, normalise
+from vi_flows.kernels.operands import Cotangents, Engine, Operands, constant_to_the_compiler, normalise
 from vi_flows.kernels.reference import ConvFlowSpec
 
 __all__ = ["KERNELS", "active_kernel", "conv_flow_forward", "conv_flow_inverse", "kernel_reason", "use_kernel"]
@@ -31,7 +31,7 @@ _FLOATS = (torch.float32, torch.float64)
 _chosen: str | None = None
 
 
-@torch.compiler.assume_constant_result
+@constant_to_the_compiler
 def active_kernel() -> str:
     """Name of the kernel that plain tensors on the CPU get: by :func:`use_kernel`, ``VI_FLOWS_KERNEL``, or the fastest.
 

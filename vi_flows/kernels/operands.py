@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from vi_flows.kernels.reference import ConvFlowSpec
 
-__all__ = ["Cotangents", "Engine", "Operands", "normalise"]
+__all__ = ["Cotangents", "Engine", "Operands", "constant_to_the_compiler", "normalise"]
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def constant_to_the_compiler(function: Function) -> Function:
+    """What ``torch.compiler.assume_constant_result`` does: the compiler calls the function once and keeps the result.
+
+    Calling that one at import would bring in the whole compiler, which doubles the time of importing this package.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 class Operands(NamedTuple):

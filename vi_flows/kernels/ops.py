@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.kernels import analytic, native
-from vi_flows.kernels.operands import Cotangents, Engine, Operands
+from vi_flows.kernels.operands import Cotangents, Engine, Operands, constant_to_the_compiler
 from vi_flows.kernels.reference import ConvFlowSpec
 
 __all__ = ["conv_flow", "conv_flow_backward", "engine_for", "triton_serves"]
@@ -36,7 +36,7 @@ def engine_for(device: torch.device) -> Engine:
     return analytic if isinstance(native.load(), str) else native
 
 
-@torch.compiler.assume_constant_result
+@constant_to_the_compiler
 def triton_serves(spec: ConvFlowSpec, device: torch.device) -> bool:
     """Whether the Triton kernel is installed and runs on this GPU with the stack's activation; found out once."""
     return _triton_works(spec.activation, device)
