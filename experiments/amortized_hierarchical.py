@@ -27,7 +27,7 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 
 from vi_flows.guides import AmortizedFlowGuide, AutoConvFlow
-from vi_flows.train.records import provenance, write_record
+from vi_flows.training.records import provenance, write_record
 
 HERE = Path(__file__).parent
 SIZES = (100, 250, 150)

@@ -3,9 +3,9 @@
     python experiments/attribute_edit.py runs/mnist-inv_conv3x3-small-seed0
 
 The counterpart of figure 5 of Nagar et al. on MNIST: thickness, slant and width are measured on the images themselves
-(see ``vi_flows.attributes``), the digit's class comes with the data. Directions are fitted on training images; test
-images are edited and measured again. The record holds, for each direction, the mean change of every attribute in
-standard deviations per unit of the edit, and how often a classifier sees the class that was added.
+(see ``vi_flows.diagnostics.attributes``), the digit's class comes with the data. Directions are fitted on training
+images; test images are edited and measured again. The record holds, for each direction, the mean change of every
+attribute in standard deviations per unit of the edit, and how often a classifier sees the class that was added.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from vi_flows.attributes import DIGIT_ATTRIBUTES, attribute_directions, edit, measure_digits
+from vi_flows.diagnostics.attributes import DIGIT_ATTRIBUTES, attribute_directions, edit, measure_digits
 from vi_flows.distributions import ImageDensity
-from vi_flows.train import Run
-from vi_flows.train.run import git_revision
+from vi_flows.training import Run
+from vi_flows.training.run import git_revision
 
 HERE = Path(__file__).parent
 

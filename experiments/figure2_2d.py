@@ -24,8 +24,8 @@ import tyro
 
 from vi_flows.distributions.energies import target_2d
 from vi_flows.fit2d import Fit2D
-from vi_flows.plotting2d import INNER, plot_panels_2d
-from vi_flows.train.checkpoint import write_atomic
+from vi_flows.fit2d.plotting import INNER, plot_panels_2d
+from vi_flows.training.checkpoint import write_atomic
 
 HERE = Path(__file__).parent
 FIGURE_2 = [

@@ -19,7 +19,7 @@ import tyro
 from experiments.gallery.kidscore import load, model
 from vi_flows.guides import AutoConvFlow, fit
 from vi_flows.objectives import ELBO, IWAE, DReG, StickingTheLanding
-from vi_flows.train.records import provenance, write_record
+from vi_flows.training.records import provenance, write_record
 
 HERE = Path(__file__).parent
 ESTIMATORS = {"ELBO": ELBO, "STL": StickingTheLanding, "IWAE-8": IWAE, "DReG-8": DReG}

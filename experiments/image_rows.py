@@ -21,9 +21,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from vi_flows.image_model import ImageFlowConfig
-from vi_flows.train import Run, TrainConfig, Trainer
-from vi_flows.train.evaluate import evaluate_run
+from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.training import Run, TrainConfig, Trainer
+from vi_flows.training.evaluate import evaluate_run
 
 RESULTS = Path(__file__).parent / "results"
 CIFAR = "cifar10-jpeg.zip"

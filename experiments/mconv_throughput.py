@@ -19,9 +19,9 @@ import torch
 import tyro
 
 from vi_flows.distributions import ImageDensity
-from vi_flows.image_flows import mconv, real_nvp
-from vi_flows.train.records import describe_device
-from vi_flows.train.run import git_revision
+from vi_flows.flows.image import mconv, real_nvp
+from vi_flows.training.records import describe_device
+from vi_flows.training.run import git_revision
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ import tyro
 from vi_flows.bench.images import SAMPLERS, SamplerShape, build_sampler
 from vi_flows.bench.measure import one_thread, seconds_in_turn
 from vi_flows.distributions.image import ImageDensity
-from vi_flows.train.records import describe_device
-from vi_flows.train.run import git_revision
+from vi_flows.training.records import describe_device
+from vi_flows.training.run import git_revision
 from vi_flows.transforms import OneSidedConv2d
-from vi_flows.transforms.inv_conv import solve_by_pixels
+from vi_flows.transforms.image.inv_conv import solve_by_pixels
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vi_flows.train import Run, TrainConfig
-from vi_flows.train.evaluate import evaluate_run
-from vi_flows.train.side_by_side import run_jobs, stacks_of, train_stack
+from vi_flows.training import Run, TrainConfig
+from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.side_by_side import run_jobs, stacks_of, train_stack
 from vi_flows.vae import VAEConfig
 
 RESULTS = Path(__file__).parent / "results" / "vae"

@@ -20,7 +20,7 @@ import tyro
 from experiments.gallery import bnn, eight_schools, kidscore, logistic, nile, rats
 from experiments.gallery.common import GUIDES, Budget, Posterior, describe, run_guide
 from experiments.gallery.reference import Reference
-from vi_flows.train.records import provenance, write_record
+from vi_flows.training.records import provenance, write_record
 
 POSTERIORS: dict[str, Callable[[], Posterior]] = {
     "eight_schools_noncentred": partial(eight_schools.posterior, eight_schools.noncentred),

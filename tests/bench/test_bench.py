@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vi_flows.bench import GOALS, Bench, Info, compare, images, kernels, measure, rows, table, vae
+from vi_flows.bench import GOALS, compare, images, kernels, measure, rows, table, vae
 from vi_flows.bench.images import SamplerShape
+from vi_flows.cli.bench import Bench, Info
 from vi_flows.kernels import active_kernel
 from vi_flows.vae import VAEConfig
 

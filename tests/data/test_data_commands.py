@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import tyro
 
+from vi_flows.cli.data import DataCheck, DataDownload, DataList
 from vi_flows.data import names, registry
-from vi_flows.data.commands import DataCheck, DataDownload, DataList
 
 
 def test_list_shows_every_set_its_files_and_its_origin(

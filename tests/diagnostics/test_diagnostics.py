@@ -8,9 +8,9 @@ from pyro.infer.importance import psis_diagnostic
 from scipy import stats
 
 from vi_flows.diagnostics import active_units, diagnose, effective_sample_size, invertibility_margin, psis
+from vi_flows.evaluation.psis import fit_generalised_pareto
 from vi_flows.flows import conditional_conv_flow, conv_flow
 from vi_flows.guides import AutoConvFlow
-from vi_flows.objectives.psis import fit_generalised_pareto
 
 
 @pytest.mark.parametrize("k", [-0.3, 0.2, 0.7, 1.2])

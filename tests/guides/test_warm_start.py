@@ -9,8 +9,8 @@ import torch
 from torch.distributions import constraints
 
 from vi_flows.guides import AutoConvFlow, AutoFlow, fit, pathfinder
-from vi_flows.guides.gaussian_vi import antithetic_normal, exact_hessian, refine_gaussian
 from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.start.gaussian_vi import antithetic_normal, exact_hessian, refine_gaussian
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.transforms import TriangularScale
 

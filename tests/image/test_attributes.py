@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.image.test_density import images, small_flow
-from vi_flows.attributes import attribute_directions, edit, measure_digits
+from vi_flows.diagnostics.attributes import attribute_directions, edit, measure_digits
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.transforms import ActNorm
 

@@ -19,7 +19,7 @@ from vi_flows.transforms import (
     Coupling,
     MConvMap,
 )
-from vi_flows.transforms.circular_conv import make_filter
+from vi_flows.transforms.image.circular_conv import make_filter
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from tests.transforms.cases import build, randomise
 from tests.transforms.image_cases import SmoothConv, coupling
 from vi_flows.distributions.dequantization import Dequantized, VariationalDequantizer
 from vi_flows.distributions.image import ImageDensity, bits_per_dim
-from vi_flows.image_flows import IMAGE_FLOWS
+from vi_flows.flows.image import IMAGE_FLOWS
 from vi_flows.transforms import ActNorm, AffineMap, Chain, Checkerboard, Inverse, Logit, SplitPrior
 
 SMALL = {

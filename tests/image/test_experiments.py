@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vi_flows.image_model import build_image_density
+from vi_flows.distributions.image_config import build_image_density
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 

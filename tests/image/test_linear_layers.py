@@ -20,8 +20,8 @@ from vi_flows.transforms import (
     OneSidedConv2d,
     Squeeze,
 )
-from vi_flows.transforms.circular_conv import dct, half_spectrum_weights, idct, make_filter
-from vi_flows.transforms.conv1x1 import LUMatrix
+from vi_flows.transforms.image.circular_conv import dct, half_spectrum_weights, idct, make_filter
+from vi_flows.transforms.image.conv1x1 import LUMatrix
 
 
 @pytest.fixture(autouse=True)

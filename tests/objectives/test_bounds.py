@@ -12,7 +12,8 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import nn
 
-from vi_flows.objectives import ELBO, IWAE, estimate_nll, pyro_log_weights
+from vi_flows.evaluation import estimate_nll, pyro_log_weights
+from vi_flows.objectives import ELBO, IWAE
 
 DIM, ROWS, NOISE = 3, 40, 0.7
 

@@ -13,7 +13,8 @@ from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_EL
 from tests.transforms.cases import randomise
 from vi_flows import conv_flow, flows
 from vi_flows.distributions import BernoulliLogits, FlowNormal
-from vi_flows.objectives import ELBO, IWAE, elbo_bound, estimate_nll, iwae_bound
+from vi_flows.evaluation import estimate_nll
+from vi_flows.objectives import ELBO, IWAE, elbo_bound, iwae_bound
 from vi_flows.vae import VAE, AmortizedGuide, GenerativeModel, VAEConfig, build_vae
 
 DIM = 12

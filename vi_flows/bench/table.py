@@ -18,8 +18,8 @@ import torch
 from vi_flows.bench.measure import Measurement
 from vi_flows.bench.rows import Unavailable
 from vi_flows.data import ImageData
-from vi_flows.train import Run, TrainConfig, Trainer
-from vi_flows.train.stacked import StackedTrainer
+from vi_flows.training import Run, TrainConfig, Trainer
+from vi_flows.training.stacked import StackedTrainer
 from vi_flows.vae import VAEConfig
 
 __all__ = ["runner_over_one_at_a_time"]

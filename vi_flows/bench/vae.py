@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vi_flows.bench.measure import Measurement, compare
-from vi_flows.objectives import ELBO, elbo_bound, estimate_nll, iwae_bound
+from vi_flows.evaluation import estimate_nll
+from vi_flows.objectives import ELBO, elbo_bound, iwae_bound
 from vi_flows.vae import VAE, VAEConfig, build_vae
 
 __all__ = ["bare_step", "direct_step", "flow_over_plain_nll", "flow_over_plain_step", "pyro_over_bare", "pyro_step"]

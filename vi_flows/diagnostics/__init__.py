@@ -2,7 +2,7 @@
 
 from vi_flows.diagnostics.diagnose import Diagnosis, diagnose
 from vi_flows.diagnostics.measures import active_units, invertibility_margin
-from vi_flows.objectives.psis import PSIS, effective_sample_size, psis
+from vi_flows.evaluation.psis import PSIS, effective_sample_size, psis
 
 __all__ = [
     "PSIS",

@@ -14,9 +14,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from vi_flows.diagnostics.measures import active_units, invertibility_margin
+from vi_flows.evaluation.psis import PSIS, psis
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.objectives import ELBO
-from vi_flows.objectives.psis import PSIS, psis
 
 __all__ = ["Diagnosis", "diagnose"]
 

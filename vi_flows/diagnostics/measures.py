@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vi_flows.kernels.reference import effective_gain
-from vi_flows.transforms.conv_flow import _ConvFlowBase
+from vi_flows.transforms.vector.conv_flow import _ConvFlowBase
 
 __all__ = ["active_units", "invertibility_margin"]
 

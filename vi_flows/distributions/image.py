@@ -39,7 +39,7 @@ class ImageDensity(nn.Module):
     what training and evaluation need.
 
     Args:
-        flow: bijection from base to logits, see :mod:`vi_flows.image_flows`.
+        flow: bijection from base to logits, see :mod:`vi_flows.flows.image`.
         image_shape: ``(C, H, W)``.
         num_levels: number of grey values.
         alpha: of the logit map; the papers' 1e-6 for MNIST and 0.05 for CIFAR-10.

@@ -5,8 +5,8 @@ from vi_flows.guides.auto_conv_flow import AutoConvFlow, mixed_conv_flow
 from vi_flows.guides.auto_flow import AutoFlow, SubsampledLatentError, init_to_median_or_origin
 from vi_flows.guides.fit import FitResult, fit
 from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.start.pathfinder import GaussianStart, pathfinder
 from vi_flows.guides.supports import DependentSupportError
-from vi_flows.guides.warm_start import GaussianStart, pathfinder
 
 __all__ = [
     "AmortizedFlowGuide",

@@ -18,8 +18,8 @@ from torch.distributions import Transform, transform_to
 
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.posterior import FlowPosterior
+from vi_flows.guides.start.pathfinder import pathfinder
 from vi_flows.guides.supports import DependentSupportError, sites_with_dependent_support
-from vi_flows.guides.warm_start import pathfinder
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.transforms import Bijection, Chain, FromPyro
 
@@ -64,8 +64,8 @@ class AutoFlow(FlowPosterior, AutoContinuous):
     ``log q = log N(z) − log|det f′| − log|det A| − Σ log|det support map|``.
 
     It starts at a Gaussian: where neither ``init_loc_fn`` nor ``init_scale`` is given, at the one that quasi-Newton
-    paths through the model's log density find (:func:`~vi_flows.guides.warm_start.pathfinder`), so that badly scaled
-    and strongly correlated posteriors start well; else at ``init_loc_fn``'s values with ``init_scale``.
+    paths through the model's log density find (:func:`~vi_flows.guides.start.pathfinder.pathfinder`), so that badly
+    scaled and strongly correlated posteriors start well; else at ``init_loc_fn``'s values with ``init_scale``.
 
     Parameters exist right after construction when the model takes no arguments or ``prototype_args`` are given, so
     optimisers of ``torch.optim``, ``load_state_dict``, ``.double()`` and ``.to(device)`` work; otherwise they appear

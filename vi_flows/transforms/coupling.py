@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vi_flows.transforms.base import Bijection, ConditionalBijection
 from vi_flows.transforms.coupling_maps import CouplingMap
-from vi_flows.transforms.image_base import ImageBijection, fold_batch
+from vi_flows.transforms.image.base import ImageBijection, fold_batch
 
 __all__ = ["ChannelGroups", "Checkerboard", "ConditionalCoupling", "Coupling", "Partition"]
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vi_flows.transforms.circular_conv import make_filter
+from vi_flows.transforms.image.circular_conv import make_filter
 
 __all__ = ["COUPLING_MAPS", "SCALES", "AdditiveMap", "AffineMap", "ConvMap", "CouplingMap", "GaussianMap", "MConvMap"]
 
@@ -118,11 +118,11 @@ class ConvMap(CouplingMap):
     """Convolution coupling, ``y = w ⊛ x + b`` (Karami et al., eq. 3, inverse eq. 6).
 
     Args:
-        filter: one of :data:`~vi_flows.transforms.circular_conv.FILTERS`; its parameter is the first map.
+        filter: one of :data:`~vi_flows.transforms.image.circular_conv.FILTERS`; its parameter is the first map.
         bound: largest log magnitude of the spectrum.
 
     Raises:
-        ValueError: see :func:`~vi_flows.transforms.circular_conv.make_filter`.
+        ValueError: see :func:`~vi_flows.transforms.image.circular_conv.make_filter`.
     """
 
     num_maps = 2

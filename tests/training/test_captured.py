@@ -1,0 +1,144 @@
+"""Steps that can be recorded: no number is read back within them, and static buffers change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.training.test_stacked import assert_close
+from vi_flows.objectives import elbo_bound, iwae_bound
+from vi_flows.training import Run, TrainConfig, Trainer, TrainingDivergedError
+from vi_flows.training.captured import EAGER_STEPS, CapturedTrainer, trainer_for
+from vi_flows.vae import VAEConfig, build_vae
+
+TINY = VAEConfig(latent_dims=(4,), hidden_dims=((16,),), kernel_size=3, num_blocks=2)
+CONFIG = TrainConfig(vae=TINY, epochs=2, batch_size=200, threads=1, checkpoint_seconds=1e9)
+KINDS = {
+    "plain": (TINY, elbo_bound, 1),
+    "global": (replace(TINY, flow="global", batch_norm=True), elbo_bound, 1),
+    "amortised": (replace(TINY, flow="amortized", flow_activation="tanh"), iwae_bound, 5),
+    "g2": (VAEConfig("g2", (3, 4), ((8,), (16,)), flow="global", kernel_size=2), iwae_bound, 5),
+}
+
+
+class NothingRead(TorchDispatchMode):
+    """Fails where a tensor's number goes to the host, for which a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "item")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_reads_nothing_back(kind):
+    config, bound, particles = KINDS[kind]
+    vae = build_vae(config, 12)
+    x = torch.bernoulli(torch.rand(7, 12))
+    optimiser = torch.optim.Adam(vae.parameters(), lr=torch.tensor(1e-3), fused=True, capturable=True)
+    for _ in range(2):
+        optimiser.zero_grad()
+        with NothingRead():
+            loss = -bound(vae.log_weight_terms(x, particles)).mean()
+            loss.backward()
+            torch.nn.utils.get_total_norm([p.grad for p in vae.parameters()])
+        optimiser.step()  # on the CPU the update itself reads its step counter
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NothingRead():
+        loss.item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_can_be_traced(kind):
+    """The loss and all gradients as one graph, with the flow as one operator forward and one backward a latent."""
+    config, bound, particles = KINDS[kind]
+    vae = build_vae(config, 12).train()
+    x = torch.bernoulli(torch.rand(7, 12))
+
+    def loss(parameters, buffers, x):
+        terms = functional_call(_Terms(vae, particles), {**parameters, **buffers}, (x,))
+        return -bound(terms).mean()
+
+    parameters = {f"vae.{n}": p.detach() for n, p in vae.named_parameters()}
+    buffers = {f"vae.{n}": b for n, b in vae.named_buffers()}
+
+    def step(parameters, buffers, x):
+        leaves = {n: p.requires_grad_() for n, p in parameters.items()}
+        value = loss(leaves, buffers, x)
+        return value, torch.autograd.grad(value, list(leaves.values()))
+
+    graph = make_fx(step, tracing_mode="fake")(parameters, buffers, x)
+    own = [str(node.target) for node in graph.graph.nodes if "vi_flows" in str(node.target)]
+    latents = 0 if config.flow == "none" else len(vae.model.latent_names)
+    assert sum("backward" in name for name in own) == latents
+    assert len(own) == 2 * latents
+
+
+class _Terms(torch.nn.Module):
+    def __init__(self, vae, particles):
+        super().__init__()
+        self.vae, self.particles = vae, particles
+
+    def forward(self, x):
+        return self.vae.log_weight_terms(x, self.particles)
+
+
+def test_static_buffers_change_nothing(tmp_path):
+    """Warm-up, eager first steps, short last minibatches, an interruption: as the ordinary trainer."""
+    config = replace(CONFIG, kl_warmup_epochs=0.3, clip_norm=20.0, ema_decay=0.9, epochs=3)
+    runs = [
+        Run.create(tmp_path / name, replace(config, cuda_graph=name == "static")) for name in ("static", "ordinary")
+    ]
+    trainer = trainer_for(runs[0], progress=False)
+    assert isinstance(trainer, CapturedTrainer)
+    calls = []
+    inner = trainer._gradients
+    trainer._gradients = lambda: (calls.append(trainer.state["step"]), inner())
+    trainer.start()
+    trainer.fit(until=10)
+    # of seven minibatches an epoch the last is shorter; three are warm-up
+    assert EAGER_STEPS == 3
+    assert calls == [7, 8, 9]
+    again = trainer_for(Run.open(runs[0].folder), progress=False)
+    again.resume()
+    again.fit()
+    ordinary = trainer_for(runs[1], progress=False)
+    assert type(ordinary) is Trainer
+    ordinary.start()
+    ordinary.fit()
+    assert_close(*runs)
+
+
+def test_divergence_stops_before_the_update(tmp_path):
+    trainer = CapturedTrainer(Run.create(tmp_path / "run", CONFIG), progress=False)
+    trainer.start()
+    trainer.fit(until=EAGER_STEPS + 1)
+    with torch.no_grad():
+        trainer.module.model.logits.weight[0, 0] = torch.nan
+    before = [p.detach().nan_to_num(0.5) for p in trainer.parameters]
+    with pytest.raises(TrainingDivergedError, match=f"step {EAGER_STEPS + 1} "):
+        trainer.fit()
+    for old, new in zip(before, trainer.parameters, strict=True):
+        assert torch.equal(old, new.nan_to_num(0.5))
+
+
+def test_only_vaes():
+    with pytest.raises(ValueError, match="cuda_graph"):
+        TrainConfig(model="image_flow", cuda_graph=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("flow", ["none", "global", "amortized"])
+def test_replayed_steps_are_the_eager_ones(tmp_path, flow):
+    config = replace(CONFIG, vae=replace(TINY, flow=flow), device="cuda")
+    runs = [Run.create(tmp_path / name, replace(config, cuda_graph=name == "graph")) for name in ("graph", "eager")]
+    for run in runs:
+        trainer = trainer_for(run, progress=False)
+        trainer.start()
+        trainer.fit()
+    assert_close(*runs)

@@ -1,0 +1,118 @@
+"""Image flows through the same training loop, evaluation, pictures and command line as the VAEs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vi_flows.cli import main
+from vi_flows.distributions.image_config import PRESETS, ImageFlowConfig, build_image_density
+from vi_flows.training import Run, TrainConfig, Trainer
+from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.config import config_from_dict, config_to_dict
+from vi_flows.training.evaluate import evaluate_run
+
+IMAGE = ImageFlowConfig(flow="inv_conv3x3", coupling="quad", num_levels=1, num_steps=2, width=8)
+SMALL = TrainConfig(
+    model="image_flow", image=IMAGE, epochs=2, batch_size=200, threads=1, ema_decay=0.9, checkpoint_seconds=1e9
+)
+
+
+def trained(folder, config=SMALL):
+    trainer = Trainer(Run.create(folder, config), progress=False)
+    trainer.start()
+    trainer.fit()
+    return trainer
+
+
+def test_training_lowers_bits_per_dim_and_evaluation_repeats(tmp_path):
+    trained(tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[1]["valid_loss"] < lines[0]["valid_loss"] < 8
+    record, path = evaluate_run(Run.open(tmp_path / "run"), 2, limit=30, progress=False)
+    assert record["num_rows"] == 30
+    assert record["num_draws"] == 2
+    assert record["num_dims"] == 64
+    assert record["round_trip_exact"] == 1.0
+    low, high = record["interval"]
+    assert low < record["bits_per_dim"] < high
+    assert record["model"] == "inv_conv3x3-quad-l1-d2-w8"
+    assert json.loads(path.read_text()) == json.loads(json.dumps(record))
+    again, _ = evaluate_run(Run.open(tmp_path / "run"), 2, limit=30, progress=False, overwrite=True)
+    assert again["bits_per_dim"] == record["bits_per_dim"]
+
+
+def test_resumed_run_takes_the_same_steps(tmp_path):
+    trained(tmp_path / "whole")
+    trainer = Trainer(Run.create(tmp_path / "parts", SMALL), progress=False)
+    trainer.start()
+    trainer.module.train()
+    for rows in trainer._rest_of_epoch():
+        trainer._step(rows)
+        if trainer.state["step"] == 3:
+            break
+    trainer.save()
+    second = Trainer(Run.open(tmp_path / "parts"), progress=False)
+    second.resume()
+    second.fit()
+    whole, parts = (load_tensors(tmp_path / name / "last.safetensors")[0] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_command_line(tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    options = ["--model", "image_flow", "--image.flow", "nice", "--image.hidden-dims", "16", "--image.base", "logistic"]
+    with pytest.raises(SystemExit) as done:
+        main(["train", "--out", folder, *options, "--epochs", "1", "--batch-size", "500", "--quiet"])
+    assert done.value.code == 0
+    with pytest.raises(SystemExit) as done:
+        main(["evaluate", folder, "--num-samples", "1", "--limit", "10", "--quiet"])
+    assert done.value.code == 0
+    assert "bits/dim" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as done:
+        main(["sample", folder, "--rows", "2", "--columns", "3", "--temperature", "0.8"])
+    assert done.value.code == 0
+    for name in ("samples", "data", "interpolations"):
+        assert (tmp_path / "run" / f"{name}.png").stat().st_size > 0
+
+
+def test_learned_noise_and_mixed_precision_train(tmp_path):
+    image = replace(IMAGE, coupling="affine", dequantization="variational", mixed_precision=True, checkpoint=True)
+    trainer = trained(tmp_path / "run", replace(SMALL, image=image, epochs=1))
+    assert trainer.state["best"]["valid_loss"] < 8
+    noise = trainer.module.dequantizer
+    assert all((p.grad is not None) and p.grad.isfinite().all() for p in noise.parameters())
+    assert any(p.detach().abs().sum() > 0 for n, p in noise.named_parameters() if n.endswith("4.weight"))
+
+
+def test_settings_survive_the_trip_through_json():
+    config = TrainConfig(image=ImageFlowConfig(flow="nice", hidden_dims=(3, 4), alpha=0.05))
+    assert config_from_dict(TrainConfig, json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_name_settings_that_their_flow_has(preset):
+    """Built small: the preset's depth is cut, its other settings stay."""
+    values = PRESETS[preset]
+    small = {"num_steps": 1, "num_couplings": 1, "num_blocks": 1, "width": 4, "hidden_dims": (4,)}
+    config = ImageFlowConfig(preset=preset, **{name: value for name, value in small.items() if name in values})
+    shape = (1, 28, 28) if "mnist" in preset else (3, 64, 64) if preset.endswith("64") else (3, 32, 32)
+    density = build_image_density(config, shape)
+    assert density.bits_per_dim(torch.randint(0, 256, (2, *shape))).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (ImageFlowConfig(preset="glow-mnist9"), "mconv-mnist"),
+        (ImageFlowConfig(flow="nice", width=3), "nice has no width"),
+        (ImageFlowConfig(flow="real_nvp", coupling="quad"), "has no coupling"),
+    ],
+)
+def test_bad_settings_are_named(config, words):
+    with pytest.raises(ValueError, match=words):
+        build_image_density(config, (1, 8, 8))

@@ -1,0 +1,155 @@
+"""The commands that train, evaluate and draw: each a dataclass whose fields are its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from vi_flows.data import load
+from vi_flows.plotting import save_image_grid
+from vi_flows.training.captured import trainer_for
+from vi_flows.training.config import TrainConfig
+from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.run import Run
+
+__all__ = ["Evaluate", "Sample", "Train"]
+
+RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a VAE with or without a flow posterior; go on with a killed run by --resume."""
+
+    out: Path
+    """Folder of the run: a new one, or with --resume an existing one."""
+    resume: bool = False
+    """Go on from the last checkpoint, with the settings the run was started with."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    """Settings of the run."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run's folder too (needs the extra `log`)."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        """Train to the end; exit code 0."""
+        if self.resume:
+            run = Run.open(self.out, self.config.data_root)
+            run.check_same_settings(self.config)
+        else:
+            load(self.config.dataset, self.config.data_root)  # before a folder is made for data that are not there
+            run = Run.create(self.out, self.config)
+        trainer = trainer_for(run, progress=not self.quiet, tensorboard=self.tensorboard)
+        trainer.resume() if self.resume else trainer.start()
+        state = trainer.fit()
+        best = state["best"]
+        chosen = (
+            f"; best validation {best['valid_loss']:.3f} {trainer.task.unit} at epoch {best['epoch']}" if best else ""
+        )
+        print(f"{self.out}: {state['step']} steps in {state['seconds']:.0f} s{chosen}")
+        print(f"next: vi-flows evaluate {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Estimate the negative log-likelihood (VAE) or the bits/dim (image flow) of a run and write its record."""
+
+    folder: tyro.conf.Positional[RunFolder]
+    """Folder of the run."""
+    num_samples: int | None = None
+    """Importance samples an image, default 5000; draws of the noise for an image flow, default 8."""
+    split: Literal["test", "valid"] = "test"
+    """Images to score; `valid` while choosing settings."""
+    weights: Literal["auto", "best", "last"] = "auto"
+    """auto: chosen by validation (clean protocol) or last (paper protocol)."""
+    limit: int | None = None
+    """Score only the first so many images."""
+    seed: int = 0
+    """Of the importance samples."""
+    record: Path | None = None
+    """Record to write: a .json file, or a folder; default: `results` in the run's folder."""
+    overwrite: bool = False
+    """Replace an existing record."""
+    data_root: Path | None = None
+    """Where the data are now, if not where they were."""
+    threads: int | None = None
+    """CPU threads; default: torch's own choice."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        """Print the figures and where the record is; exit code 0."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        run = Run.open(self.folder, self.data_root)
+        record, path = evaluate_run(
+            run,
+            self.num_samples,
+            split=self.split,
+            weights=self.weights,
+            limit=self.limit,
+            seed=self.seed,
+            record=self.record,
+            overwrite=self.overwrite,
+            progress=not self.quiet,
+        )
+        print(f"{record['model']} on {record['dataset']} ({record['protocol']}), {record['num_rows']} images:")
+        for line in run.build_task().report(record):
+            print(f"  {line}")
+        print(f"record: {path}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw a grid of samples from a run next to training images, and reconstructions (VAE) or interpolations (flow)."""
+
+    folder: tyro.conf.Positional[RunFolder]
+    """Folder of the run."""
+    out: Path | None = None
+    """Folder of the pictures; default: the run's folder."""
+    rows: int = 10
+    """Rows of the grid."""
+    columns: int = 10
+    """Columns of the grid."""
+    temperature: float = 1.0
+    """Scale of an image flow's base distribution; 1 is the model."""
+    binary: bool = False
+    """Draw pixels instead of showing their means."""
+    seed: int = 0
+    """Of the draws."""
+    weights: Literal["auto", "best", "last"] = "auto"
+    """See `vi-flows evaluate`."""
+    data_root: Path | None = None
+    """Where the data are now, if not where they were."""
+
+    def run(self) -> int:
+        """Write the pictures and print where they are; exit code 0."""
+        for path in draw_pictures(self):
+            print(path)
+        return 0
+
+
+def draw_pictures(options: Sample) -> list[Path]:
+    """The pictures of ``vi-flows sample``; returns their paths.
+
+    Raises:
+        ValueError: the grid has no cell.
+    """
+    if options.rows < 1 or options.columns < 1:
+        raise ValueError(f"rows and columns must be at least 1, got {options.rows} and {options.columns}")
+    run = Run.open(options.folder, options.data_root)
+    task = run.build_task()
+    run.load_weights(task, options.weights)
+    folder = options.folder if options.out is None else options.out
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        grids = task.pictures(options.rows, options.columns, options.binary, options.temperature)
+    scale = max(1, round(56 / run.data.shape[1]))
+    return [save_image_grid(images, folder / f"{name}.png", options.columns, scale) for name, images in grids.items()]

@@ -1,0 +1,1 @@
+"""Where a guide starts: a Gaussian found along quasi-Newton paths and refined by natural gradients."""

@@ -1,7 +1,0 @@
-"""Training: one loop, one checkpoint format, one kind of result record."""
-
-from vi_flows.train.config import TrainConfig
-from vi_flows.train.loop import Trainer, TrainingDivergedError, TrainingInterrupted
-from vi_flows.train.run import Run, RunError
-
-__all__ = ["Run", "RunError", "TrainConfig", "Trainer", "TrainingDivergedError", "TrainingInterrupted"]

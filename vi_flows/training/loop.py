@@ -1,0 +1,323 @@
+"""The training loop: resumable to the bit, never training on after a NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vi_flows.training.checkpoint import (
+    CheckpointError,
+    flatten_optimizer,
+    load_tensors,
+    restore_optimizer,
+    save_tensors,
+    write_atomic,
+)
+from vi_flows.training.run import Run
+
+__all__ = ["Trainer", "TrainingDivergedError", "TrainingInterrupted"]
+
+PREFIXES = ("model.", "ema.", "optimizer.")
+
+
+class TrainingDivergedError(FloatingPointError):
+    """The loss or its gradient became NaN or infinite."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was asked to stop; the checkpoint was written."""
+
+
+class Trainer:
+    """Trains a run's task to the end of its epochs.
+
+    The order of the data is a function of (seed, epoch) alone; every other draw comes from torch's global generator,
+    whose state is part of the checkpoint. A run killed at any moment therefore repeats, from its last checkpoint,
+    the very same steps.
+
+    Args:
+        run: the run's folder and settings.
+        progress: show a bar with bound, speed and time left.
+        tensorboard: write TensorBoard events too (needs the extra ``log``).
+    """
+
+    def __init__(self, run: Run, progress: bool = True, tensorboard: bool = False) -> None:
+        self.run, self.config, self.progress = run, run.config, progress
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        self.task = run.build_task()
+        self.module = self.task.module
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate, fused=True)
+        self.ema: dict[str, Tensor] | None = None
+        self.rows = len(self.task.train_rows)
+        self.steps_per_epoch = math.ceil(self.rows / self.config.batch_size)
+        self.total_steps = self.steps_per_epoch * self.config.epochs
+        # All that a resumed run needs besides tensors; sums are over the images of the unfinished epoch.
+        self.state: dict[str, Any] = {
+            "step": 0, "seconds": 0.0, "bound_sum": 0.0, "images": 0, "best": None, "finished": False
+        }  # fmt: skip
+        self.writer = _tensorboard_writer(run) if tensorboard else None
+        self._last_save = time.monotonic()
+
+    # State ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Draw the initial state of a new run."""
+        torch.manual_seed(self.config.seed)
+        self.task.initialise()
+        if self.config.ema_decay is not None:
+            self.ema = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+
+        self.save()
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint; a run that was stopped before its first one starts again.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model.
+        """
+        path = self.run.folder / "checkpoint.safetensors"
+        if not path.exists():
+            return self.start()
+        tensors, self.state = load_tensors(path)
+        groups = {prefix: _strip(tensors, prefix) for prefix in PREFIXES}
+        try:
+            self.module.load_state_dict(groups["model."])
+            restore_optimizer(self.optimizer, groups["optimizer."])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+        if self.config.ema_decay is not None:
+            self.ema = {name: tensor.to(self.task.device) for name, tensor in groups["ema."].items()}
+        torch.set_rng_state(tensors["rng.cpu"])
+        if self.task.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.task.device)
+        self._truncate_metrics()
+
+    def save(self) -> None:
+        """Write the checkpoint: weights, average, optimiser, generators and bookkeeping in one file."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in (self.ema or {}).items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in flatten_optimizer(self.optimizer).items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.task.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.task.device)
+        save_tensors(self.run.folder / "checkpoint.safetensors", tensors, self.state)
+        self._last_save = time.monotonic()
+
+    # Training ---------------------------------------------------------------------------------------------------
+
+    def fit(self, until: int | None = None) -> dict[str, Any]:
+        """Train to the end.
+
+        Args:
+            until: stop after so many steps of the whole run, with a checkpoint.
+
+        Returns:
+            The final bookkeeping: steps, seconds, the best validation loss and its epoch.
+
+        Raises:
+            TrainingDivergedError: a loss or gradient was NaN or infinite; nothing was updated with it.
+            TrainingInterrupted: Ctrl-C or SIGTERM; the checkpoint is up to date.
+        """
+        begun, before = time.monotonic(), self.state["seconds"]
+        until = self.total_steps if until is None else min(until, self.total_steps)
+        bar = tqdm(
+            total=self.total_steps * self.config.batch_size,
+            initial=self.state["step"] * self.config.batch_size,
+            unit="img", unit_scale=True, disable=not self.progress, smoothing=0.05,
+        )  # fmt: skip
+        with bar, _deferred_signals() as stop:
+            self.module.train()
+            while self.state["step"] < until:
+                for rows in self._rest_of_epoch():
+                    bound = self._step(rows)
+                    self.state["seconds"] = before + time.monotonic() - begun
+                    bar.update(self.config.batch_size)
+                    if self.state["step"] % 20 == 0:
+                        bar.set_postfix_str(f"bound {bound:.2f} {self.task.unit}", refresh=False)
+                    last = self.state["step"] % self.steps_per_epoch == 0
+                    if last:
+                        break
+                    arrived = self.state["step"] == until
+                    if stop or arrived or time.monotonic() - self._last_save > self.config.checkpoint_seconds:
+                        self.save()
+                    if stop:
+                        raise TrainingInterrupted
+                    if arrived:
+                        return self.state
+                self._end_epoch(bar)
+                if stop and self.state["step"] < self.total_steps:
+                    raise TrainingInterrupted
+        return self.state
+
+    def _rest_of_epoch(self) -> Iterator[Tensor]:
+        epoch, done = divmod(self.state["step"], self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.rows, generator=generator)
+        for batch in order.split(self.config.batch_size)[done:]:
+            yield self.task.train_rows[batch]
+
+    def _step(self, rows: Tensor) -> float:
+        step = self.state["step"]
+        self._set_learning_rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        result = self.task.step(rows, self.config.kl_weight_at(step / self.steps_per_epoch))
+        result.loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        bound = self._check(step, result.loss.item(), result.bound.item(), norm.item())
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+        self.optimizer.step()
+        self._advance(bound, len(rows))
+        return bound
+
+    def _set_learning_rate(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate_at(step, self.total_steps)
+
+    def _check(self, step: int, loss: float, bound: float, norm: float) -> float:
+        """The bound, if all is finite."""
+        if not (math.isfinite(bound) and math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDivergedError(self._divergence(step, bound, norm))
+        return bound
+
+    def _advance(self, bound: float, num_rows: int) -> None:
+        """Bookkeeping after an update."""
+        if self.ema is not None:
+            self._update_average(self.state["step"])
+        self.state["step"] += 1
+        self.state["bound_sum"] += bound * num_rows
+        self.state["images"] += num_rows
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        # Early on the average covers only as many steps as there were, so that it forgets the initial weights.
+        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        for name, tensor in self.module.state_dict().items():
+            if tensor.is_floating_point():
+                self.ema[name].lerp_(tensor, 1 - decay)
+            else:
+                self.ema[name].copy_(tensor)
+
+    def _divergence(self, step: int, bound: float, norm: float) -> str:
+        checkpoint = self.run.folder / "checkpoint.safetensors"
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint was written yet"
+        return (
+            f"step {step} (epoch {step // self.steps_per_epoch + 1}): bound {bound}, gradient norm {norm}. "
+            f"Nothing was updated with it; {kept}. Try a lower --learning-rate, --clip-norm 100, or --lr-warmup-steps."
+        )
+
+    # Epoch ends -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _evaluation_weights(self) -> Iterator[None]:
+        """The averaged weights if there are any, in evaluation mode, with the generators left as they were."""
+        own = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()} if self.ema else None
+        devices = [self.task.device] if self.task.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            if self.ema is not None:
+                self.module.load_state_dict(self.ema)
+            self.module.eval()
+            try:
+                yield
+            finally:
+                if own is not None:
+                    self.module.load_state_dict(own)
+                self.module.train()
+
+    def _end_epoch(self, bar: tqdm) -> None:
+        epoch = self.state["step"] // self.steps_per_epoch
+        metrics = {
+            "epoch": epoch,
+            "step": self.state["step"],
+            "train_bound": self.state["bound_sum"] / self.state["images"],
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "seconds": round(self.state["seconds"], 3),
+        }
+        self.state["bound_sum"], self.state["images"] = 0.0, 0
+        finished = self.state["step"] >= self.total_steps
+        if epoch % self.config.validate_every == 0 or finished:
+            with self._evaluation_weights():
+                torch.manual_seed(self.config.seed)
+                loss = self.task.validate()
+                if loss is not None:
+                    metrics["valid_loss"] = loss
+                    if self.state["best"] is None or loss < self.state["best"]["valid_loss"]:
+                        self.state["best"] = {"epoch": epoch, "valid_loss": loss}
+                        self._save_weights("best", epoch)
+                    best = self.state["best"]["valid_loss"]
+                    bar.set_description(f"valid {loss:.2f} (best {best:.2f})", refresh=False)
+                if finished:
+                    self.state["finished"] = True
+                    self._save_weights("last", epoch)
+        with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if self.writer is not None:
+            for name, value in metrics.items():
+                self.writer.add_scalar(name, value, self.state["step"])
+        self.save()
+
+    def _save_weights(self, name: str, epoch: int) -> None:
+        state = {"epoch": epoch, "steps": self.state["step"], "seconds": self.state["seconds"]}
+        if name == "best":
+            state["valid_loss"] = self.state["best"]["valid_loss"]
+        save_tensors(self.run.folder / f"{name}.safetensors", self.module.state_dict(), state)
+
+    def _truncate_metrics(self) -> None:
+        """Drop the lines of epochs that will be trained again."""
+        path = self.run.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # the kill came in mid-line
+                continue
+            if entry["step"] <= self.state["step"]:
+                kept.append(line)
+        write_atomic(path, "".join(line + "\n" for line in kept))
+
+
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of stopping in the middle of a step; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals go to whoever is there
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _tensorboard_writer(run: Run) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("TensorBoard is not installed; pip install 'vi_flows[log]'") from error
+    return SummaryWriter(run.folder / "tensorboard")

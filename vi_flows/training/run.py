@@ -1,0 +1,154 @@
+"""A run's folder: its configuration, checkpoints, metrics and results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vi_flows.data import ImageData, load
+from vi_flows.training.checkpoint import CheckpointError, load_tensors, write_atomic
+from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict
+from vi_flows.training.tasks.image import ImageFlowTask
+from vi_flows.training.tasks.vae import Task, VAETask
+
+__all__ = ["Run", "RunError", "git_revision"]
+
+
+class RunError(ValueError):
+    """A run's folder is missing, taken, or does not fit what was asked."""
+
+
+TASKS = {"vae": VAETask, "image_flow": ImageFlowTask}
+
+
+def git_revision() -> str | None:
+    """Commit of the source tree, with ``-dirty`` where tracked files were changed; ``None`` outside a repository."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        # Results and figures are outputs: only changed code makes a revision dirty.
+        scripts = ":(top,glob)experiments/**/*.py"
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", str(folder.parent), scripts],
+            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("-dirty" if status else "")
+
+
+class Run:
+    """One training run in a folder.
+
+    ``config.json`` (settings), ``checkpoint.safetensors`` (to go on), ``best.safetensors`` and ``last.safetensors``
+    (weights to evaluate), ``metrics.jsonl`` (a line an epoch) and ``results/`` (records).
+
+    Args:
+        folder: where it lives.
+        config: its settings.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self.folder = folder
+        self.config = config
+
+    @classmethod
+    def create(cls, folder: Path, config: TrainConfig) -> Run:
+        """Start a new run.
+
+        Raises:
+            RunError: the folder holds one already, or something else.
+        """
+        if (folder / "config.json").exists():
+            raise RunError(f"{folder} holds a run already; go on with --resume, or choose another --out")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder} exists and is not an empty folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(folder, config)
+        settings = {"kind": config.model, "revision": git_revision(), "settings": config_to_dict(config)}
+        write_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+        return run
+
+    @classmethod
+    def open(cls, folder: Path, data_root: Path | None = None) -> Run:
+        """Open an existing run.
+
+        Args:
+            folder: where it lives.
+            data_root: where the data are now, if not where they were.
+
+        Raises:
+            RunError: there is no run, or its configuration can't be read.
+        """
+        path = folder / "config.json"
+        if not path.exists():
+            raise RunError(f"{folder} holds no run (no config.json in it)")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            if data_root is not None:
+                values["data_root"] = str(data_root)
+            return cls(folder, config_from_dict(TrainConfig, values))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} can't be read: {error}") from error
+
+    def check_same_settings(self, given: TrainConfig) -> None:
+        """Refuse to go on with other settings than the run was started with.
+
+        Raises:
+            RunError: a setting that was given (differs from its default) is not the run's.
+        """
+        default = TrainConfig()
+        for item in fields(TrainConfig):
+            mine, asked = getattr(self.config, item.name), getattr(given, item.name)
+            if asked not in (mine, getattr(default, item.name)):
+                raise RunError(f"the run was started with {item.name}={mine!r}; it can't go on with {asked!r}")
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The run's data set."""
+        return load(self.config.dataset, self.config.data_root)
+
+    def build_task(self) -> VAETask | ImageFlowTask:
+        """The run's model, with fresh weights drawn under its seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            return TASKS[self.config.model](self.config, self.data)
+
+    @property
+    def trained_at(self) -> str | None:
+        """The revision that started the run."""
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get("revision")
+
+    def load_weights(self, task: Task, which: str = "auto") -> dict[str, Any]:
+        """Put trained weights into the task's module, in evaluation mode.
+
+        Args:
+            task: from :meth:`build_task`.
+            which: ``best`` (by validation), ``last``, or ``auto``: the protocol's choice.
+
+        Returns:
+            The bookkeeping that was saved with them: epoch, steps, seconds, whether training had finished.
+
+        Raises:
+            RunError: there are none.
+        """
+        if which == "auto":
+            which = "last" if self.config.protocol == "paper" else "best"
+        name = {"best": "best.safetensors", "last": "last.safetensors"}.get(which)
+        if name is None:
+            raise RunError(f"unknown weights {which!r}; choose auto, best or last")
+        try:
+            tensors, state = load_tensors(self.folder / name)
+            task.module.load_state_dict(tensors)
+        except (CheckpointError, RuntimeError) as error:
+            raise RunError(f"no usable {which} weights in {self.folder}: {error}") from error
+        task.module.eval()
+        return {"weights": which, **state}

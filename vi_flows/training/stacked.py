@@ -1,0 +1,167 @@
+"""Training several models of one table row, which differ in their seeds, as one stacked model."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vi_flows.training.loop import Trainer
+from vi_flows.training.run import Run
+from vi_flows.training.stacked_layers import MemberStreams, stack_modules
+
+__all__ = ["StackedTrainer"]
+
+
+class StackedTrainer(Trainer):
+    """Trains the VAEs of several runs at once: one forward and backward pass, one optimiser step for all.
+
+    Each run keeps its own folder, seed, data order, random stream, checkpoint, metrics and weights, and takes the same
+    steps as if it were trained alone, up to rounding: each of them can be resumed, evaluated and sampled by itself.
+    What is saved is the overhead of many small operations, so that it pays for small models and on GPUs. A run's
+    ``seconds`` are those of the whole stack.
+
+    A stack killed while it wrote its checkpoints goes on with the runs that are behind, alone, until all are level.
+
+    Args:
+        runs: of VAEs; equal settings but for the seed.
+        progress: show a bar for all of them.
+
+    Raises:
+        ValueError: there is no run, a run is not of a VAE or asks for a CUDA graph, the settings differ in more than
+            the seed, or a layer can't be stacked.
+    """
+
+    def __init__(self, runs: Sequence[Run], progress: bool = True) -> None:
+        if not runs:
+            raise ValueError("there is no run to train")
+        if any(run.config.model != "vae" for run in runs):
+            raise ValueError("only runs of VAEs can be stacked")
+        if any(run.config.cuda_graph for run in runs):
+            raise ValueError("a stack can't be recorded as a CUDA graph")
+        for run in runs[1:]:
+            same = replace(run.config, seed=runs[0].config.seed, data_root=runs[0].config.data_root)
+            if same != runs[0].config:
+                raise ValueError(f"{run.folder} and {runs[0].folder} differ in more than the seed")
+            run.data = runs[0].data
+        self.members = [Trainer(run, progress=False) for run in runs]
+        super().__init__(runs[0], progress)
+        self.cpu_states: list[Tensor] = []
+        self.generators: list[torch.Generator] = []
+
+    def _stack(self) -> None:
+        """Share the members' weights and optimisers, once they are where they start from."""
+        self.task = copy.copy(self.members[0].task)
+        self.module = self.task.module = stack_modules([member.module for member in self.members])
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate, fused=True)
+        for n, parameter in enumerate(self.parameters):
+            states = [member.optimizer.state.get(member.parameters[n]) for member in self.members]
+            if all(states):
+                self.optimizer.state[parameter] = {
+                    key: value.clone() if key == "step" else torch.stack([state[key] for state in states])
+                    for key, value in states[0].items()
+                }
+        self.ema = None  # the members keep their own
+        self.state = {**self.members[0].state, "seconds": max(member.state["seconds"] for member in self.members)}
+        self._share_optimizer()
+
+    def _share_optimizer(self) -> None:
+        """Show the members their parts of the optimiser's state, for their checkpoints."""
+        for n, parameter in enumerate(self.parameters):
+            for m, member in enumerate(self.members):
+                member.optimizer.state[member.parameters[n]] = {
+                    key: value if key == "step" else value[m] for key, value in self.optimizer.state[parameter].items()
+                }
+
+    @contextmanager
+    def _as_alone(self, m: int) -> Iterator[Trainer]:
+        """Member ``m`` with the global generators in the states that it left them in."""
+        member, generator, device = self.members[m], self.generators[m], self.task.device
+        cuda = device.type == "cuda"
+        with torch.random.fork_rng([device] if cuda else []):
+            torch.set_rng_state(self.cpu_states[m] if cuda else generator.get_state())
+            if cuda:
+                torch.cuda.set_rng_state(generator.get_state(), device)
+            yield member
+            self.cpu_states[m] = torch.get_rng_state()
+            generator.set_state(torch.cuda.get_rng_state(device) if cuda else self.cpu_states[m])
+
+    def start(self) -> None:
+        """Draw the initial states of new runs."""
+        self._begin(lambda member: member.start())
+
+    def resume(self) -> None:
+        """Go back to the last checkpoints, and bring runs that are behind up to the others.
+
+        Raises:
+            CheckpointError: one is damaged, or of another model.
+        """
+        self._begin(lambda member: member.resume())
+
+    def _begin(self, action: Callable[[Trainer], None]) -> None:
+        device = self.task.device
+        cuda = device.type == "cuda"
+        for member in self.members:
+            with torch.random.fork_rng([device] if cuda else []):
+                action(member)
+                self.cpu_states.append(torch.get_rng_state())
+                state = torch.cuda.get_rng_state(device) if cuda else self.cpu_states[-1]
+                self.generators.append(torch.Generator(device).set_state(state))
+        furthest = max(member.state["step"] for member in self.members)
+        for m, member in enumerate(self.members):
+            if member.state["step"] < furthest:
+                with self._as_alone(m):
+                    member.fit(until=furthest)
+        self._stack()
+
+    def save(self) -> None:
+        """Write every member's checkpoint."""
+        self._share_optimizer()
+        for m, member in enumerate(self.members):
+            with self._as_alone(m):
+                member.state["seconds"] = self.state["seconds"]
+                member.save()
+        self._last_save = time.monotonic()
+
+    def _rest_of_epoch(self) -> Iterator[Tensor]:
+        for rows in zip(*(member._rest_of_epoch() for member in self.members), strict=True):
+            yield torch.stack(rows, 1)
+
+    def _step(self, rows: Tensor) -> float:
+        step = self.state["step"]
+        self._set_learning_rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        with MemberStreams(self.generators):
+            weighted, bounds = self.task.row_bounds(rows, self.config.kl_weight_at(step / self.steps_per_epoch))
+        losses, bounds = -weighted.mean(0), bounds.mean(0)
+        losses.sum().backward()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        parts = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+        norms = torch.linalg.vector_norm(parts, dim=0)
+        figures = torch.stack([losses.detach(), bounds, norms], 1).tolist()
+        found = [member._check(step, *each[:2], each[2]) for member, each in zip(self.members, figures, strict=True)]
+        if self.config.clip_norm is not None:
+            factors = (self.config.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+            for g in gradients:
+                g.mul_(factors.view(-1, *(1,) * (g.dim() - 1)))
+        self.optimizer.step()
+        for member, bound in zip(self.members, found, strict=True):
+            member._advance(bound, len(rows))
+        self.state["step"] += 1
+        return sum(found) / len(found)
+
+    def _end_epoch(self, bar: tqdm) -> None:
+        self._share_optimizer()
+        for m, member in enumerate(self.members):
+            with self._as_alone(m):
+                member._set_learning_rate(self.state["step"] - 1)
+                member.state["seconds"] = self.state["seconds"]
+                member._end_epoch(bar)
+        self._last_save = time.monotonic()

@@ -1,0 +1,1 @@
+"""What is trained: a module with its data, its loss and its figures."""

@@ -1,0 +1,169 @@
+"""What is trained: a task turns rows of data into a loss, and says how good the present weights are."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vi_flows.data import ImageData, binarize
+from vi_flows.evaluation import estimate_nll
+from vi_flows.objectives import elbo_bound, iwae_bound
+from vi_flows.training.config import TrainConfig
+from vi_flows.vae import build_vae
+
+__all__ = ["StepResult", "Task", "VAETask"]
+
+BOUNDS = {"elbo": elbo_bound, "iwae": iwae_bound}
+
+
+class StepResult(NamedTuple):
+    """A training step's loss (a scalar with a graph) and the unweighted bound (a scalar), both a row."""
+
+    loss: Tensor
+    bound: Tensor
+
+
+class Task(Protocol):
+    """A module and its data. Rows travel as bytes; the task turns them into what the module sees."""
+
+    module: nn.Module
+    train_rows: Tensor
+    unit: str
+
+    def initialise(self) -> None:
+        """Data-dependent initialisation, once, before the first step."""
+
+    def step(self, rows: Tensor, kl_weight: float) -> StepResult:
+        """Loss of a minibatch of ``train_rows``."""
+
+    def validate(self) -> float | None:
+        """The mean validation loss, lower is better, or ``None`` where the protocol has no validation rows."""
+
+    def evaluate(
+        self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
+    ) -> dict[str, Any]:
+        """The figures of a record for the first ``limit`` rows of a split's ``pixels``; JSON-ready."""
+
+    def report(self, record: dict[str, Any]) -> list[str]:
+        """The record's figures for people, a line each."""
+
+    def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
+        """Grids to draw by name, each ``(N, C, H, W)`` in [0, 1] with ``columns`` images a row."""
+
+
+class VAETask:
+    """A VAE on binary (or dynamically binarised) images.
+
+    Args:
+        config: settings of the run.
+        data: the images.
+    """
+
+    unit = "nats"
+
+    def __init__(self, config: TrainConfig, data: ImageData) -> None:
+        self.config = config
+        self.data = data
+        self.device = torch.device(config.device)
+        splits = data.split(config.protocol)
+        self.train_rows = splits.train
+        self.test_rows = splits.test
+        self.dynamic = data.binarization == "dynamic"
+        self.valid_rows = data.binarized(splits.valid).to(self.device) if len(splits.valid) else None
+        self.module = build_vae(config.vae, data.num_pixels).to(self.device)
+
+    def initialise(self) -> None:
+        """Set the decoder's output bias from the mean training image."""
+        if self.config.output_bias:
+            self.module.model.set_output_bias(self.data.means(self.train_rows).mean(0).to(self.device))
+
+    def row_bounds(self, rows: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+        """The bound of each row with its KL term weighted, and the bound itself without a graph, both ``(B,)``.
+
+        Args:
+            rows: bytes ``(B, D)``; a dynamic set is binarised anew each time.
+            kl_weight: of the KL term.
+        """
+        means = self.data.means(rows).to(self.device)
+        x = binarize(means) if self.dynamic else means
+        terms = self.module.log_weight_terms(x, self.config.num_particles)
+        bound = BOUNDS[self.config.objective]
+        weighted = bound(terms, kl_weight)
+        if kl_weight == 1.0:
+            return weighted, weighted.detach()
+        with torch.no_grad():
+            return weighted, bound(terms)
+
+    def step(self, rows: Tensor, kl_weight: float) -> StepResult:
+        """The negative bound of a minibatch, averaged over rows."""
+        weighted, bound = self.row_bounds(rows, kl_weight)
+        return StepResult(-weighted.mean(), bound.mean())
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """Mean negative ELBO over the validation rows, in nats."""
+        if self.valid_rows is None:
+            return None
+        total = 0.0
+        for rows in self.valid_rows.split(1000):
+            terms = self.module.log_weight_terms(rows, self.config.valid_particles)
+            total -= elbo_bound(terms).double().sum().item()
+        return total / len(self.valid_rows)
+
+    def evaluate(
+        self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
+    ) -> dict[str, Any]:
+        """Importance-sampled NLL in nats, from 5000 samples an image by default; see :class:`NLLResult`.
+
+        Args:
+            pixels: a whole split, ``(N, D)``: the one binary draw of a dynamic set is that of the split.
+            limit: score only the first so many images.
+            num_samples: importance samples an image.
+            seed: of the samples.
+            progress: show a bar.
+        """
+        rows = self.data.binarized(pixels)[:limit].to(self.device)
+
+        def log_weights(x: Tensor, particles: int) -> Tensor:
+            return self.module.log_weight_terms(x, particles).log_weights()
+
+        return estimate_nll(log_weights, rows, num_samples or 5000, seed=seed, progress=progress).summary()
+
+    def report(self, record: dict[str, Any]) -> list[str]:
+        """NLL, ELBO and the reliability of the importance weights."""
+        low, high = record["interval"]
+        untrusted = 100 * record["share_k_hat_above_0.7"]
+        return [
+            f"NLL  {record['nll']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}], {record['num_samples']} samples",
+            f"ELBO {record['elbo']:.3f} nats; mean ESS {record['mean_ess']:.0f}",
+            f"Pareto k-hat: median {record['median_k_hat']:.2f}, {untrusted:.1f} % of the images above 0.7",
+        ]
+
+    @torch.no_grad()
+    def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
+        """Samples, training images, and test images beside their reconstructions.
+
+        Args:
+            rows: rows of the grids.
+            columns: columns of the grids.
+            binary: draw pixels instead of showing their means.
+            temperature: must be 1.
+
+        Raises:
+            ValueError: another temperature.
+        """
+        if temperature != 1:
+            raise ValueError("temperature is for image flows; a VAE is sampled as it is")
+        count = rows * columns
+        samples = self.module.sample(count).cpu()
+        chosen = self.train_rows[torch.randperm(len(self.train_rows))[:count]]
+        test = self.data.binarized(self.test_rows)[: max(count // 2, 1)]
+        pairs = torch.stack([test, self.module.reconstruct(test.to(self.device)).cpu()], 1).flatten(0, 1)
+        grids = {
+            "samples": torch.bernoulli(samples) if binary else samples,
+            "data": self.data.binarized(chosen) if binary else self.data.means(chosen),
+            "reconstructions": pairs,
+        }
+        return {name: images.reshape(-1, *self.data.shape) for name, images in grids.items()}
