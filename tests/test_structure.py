@@ -1,0 +1,92 @@
+"""The rooms of the package: who may import whom, and what the package's face shows."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vi_flows
+
+PACKAGE = Path(vi_flows.__file__).parent
+LEAVES = {"data", "kernels", "nn", "parameters", "plotting", "records"}
+FLOORS = [
+    LEAVES,
+    {"transforms"},
+    {"flows"},
+    {"distributions", "autoregressive"},
+    {"objectives", "evaluation"},
+    {"guides", "vae"},
+    {"diagnostics"},
+    {"training"},
+    {"bench", "fit2d"},
+    {"cli"},
+]
+"""From the ground up: a room imports from lower floors, and from the rooms beside it where :data:`BESIDE` says so."""
+BESIDE = {("objectives", "evaluation")}
+"""Arrows within a floor."""
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms of the package that a file imports, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+            if node.module == "vi_flows":
+                names = [f"vi_flows.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("vi_flows.")}
+    return found & set(FLOOR_OF)
+
+
+def forbidden(room: str, other: str) -> bool:
+    """Whether ``room`` must not import ``other``."""
+    return room != other and FLOOR_OF[other] >= FLOOR_OF[room] and (room, other) not in BESIDE
+
+
+def rooms() -> list[str]:
+    """The rooms that exist."""
+    found = {p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    return sorted(found | {p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__"})
+
+
+def test_every_room_has_its_floor() -> None:
+    assert set(rooms()) <= set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_a_room_imports_from_lower_floors_only(room: str) -> None:
+    files = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else (PACKAGE / room).rglob("*.py")
+    wrong = {f"{f.name} imports {other}" for f in files for other in imported_rooms(f) if forbidden(room, other)}
+    assert not wrong
+
+
+def test_the_rule_can_fail(tmp_path: Path) -> None:
+    file = tmp_path / "layer.py"
+    file.write_text("def f():\n    from vi_flows.guides import fit\n    from vi_flows import cli\n")
+    assert imported_rooms(file) == {"guides", "cli"}
+    assert forbidden("transforms", "guides")
+    assert not forbidden("guides", "transforms")
+
+
+def test_files_stay_readable() -> None:
+    long = {
+        str(f.relative_to(PACKAGE)): n for f in PACKAGE.rglob("*.py") if (n := len(f.read_text().splitlines())) > 420
+    }
+    assert not long
+
+
+def test_public_names_are_there_and_lazy() -> None:
+    for name, room in vi_flows.ROOM_OF.items():
+        assert getattr(vi_flows, name) is getattr(importlib.import_module(f"vi_flows.{room}"), name)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = vi_flows.no_such_name
+    code = "import sys, vi_flows; print(sorted({'torch', 'pyro', 'matplotlib'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
