@@ -25,7 +25,7 @@ FLOORS = [
     {"cli"},
 ]
 """From the ground up: a room imports from lower floors, and from the rooms beside it where :data:`BESIDE` says so."""
-BESIDE = {("objectives", "evaluation")}
+BESIDE = {("evaluation", "objectives")}
 """Arrows within a floor."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -76,10 +76,10 @@ def test_the_rule_can_fail(tmp_path: Path) -> None:
 
 
 def test_files_stay_readable() -> None:
-    long = {
-        str(f.relative_to(PACKAGE)): n for f in PACKAGE.rglob("*.py") if (n := len(f.read_text().splitlines())) > 420
+    lines = {
+        str(f.relative_to(PACKAGE)): len(f.read_text(encoding="utf-8").splitlines()) for f in PACKAGE.rglob("*.py")
     }
-    assert not long
+    assert {name: count for name, count in lines.items() if count > 420} == {}
 
 
 def test_public_names_are_there_and_lazy() -> None:

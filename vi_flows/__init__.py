@@ -78,11 +78,13 @@ __all__ = sorted(ROOM_OF)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name at its first use.
+    """Import a public name, or one of the rooms, at its first use.
 
     Raises:
         AttributeError: there is no such name.
     """
+    if name in ROOM_OF.values():
+        return importlib.import_module(f"{__name__}.{name}")
     room = ROOM_OF.get(name)
     if room is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
