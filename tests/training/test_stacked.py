@@ -15,13 +15,14 @@ from vi_flows.training.stacked import StackedTrainer
 from vi_flows.training.stacked_layers import MemberStreams, stack_modules
 from vi_flows.vae import VAEConfig, build_vae
 
-TINY = VAEConfig(latent_dims=(4,), hidden_dims=((16,),), kernel_size=3)
+TINY = VAEConfig(latent_dims=(4,), hidden_dims=((16,),))
+FLOWING = replace(TINY, kernel_size=3)
 KINDS = {
     "plain": TINY,
-    "batch norm, global": replace(TINY, batch_norm=True, flow="global"),
-    "amortised": replace(TINY, flow="amortized", flow_activation="tanh", amortize_weight=True),
-    "full rank": replace(TINY, flow="amortized", flow_rank=None),
-    "extra layers": replace(TINY, num_extra_layers=2, flow="amortized"),
+    "batch norm, global": replace(FLOWING, batch_norm=True, flow="global"),
+    "amortised": replace(FLOWING, flow="amortized", flow_activation="tanh", amortize_weight=True),
+    "full rank": replace(FLOWING, flow="amortized", flow_rank=None),
+    "extra layers": replace(FLOWING, num_extra_layers=2, flow="amortized"),
     "g2": VAEConfig("g2", (3, 4), ((8,), (16,)), batch_norm=True, flow="global", kernel_size=2),
 }
 CONFIG = TrainConfig(vae=TINY, epochs=2, batch_size=200, threads=1, checkpoint_seconds=1e9)
@@ -170,7 +171,7 @@ def test_what_can_not_be_stacked(tmp_path):
     with pytest.raises(ValueError, match="CUDA graph"):
         StackedTrainer([Run.create(tmp_path / "graph", replace(CONFIG, cuda_graph=True))])
     with pytest.raises(ValueError, match="only runs of VAEs"):
-        StackedTrainer([Run.create(tmp_path / "image", replace(CONFIG, model="image_flow"))])
+        StackedTrainer([Run.create(tmp_path / "image", replace(CONFIG, model="image_flow", vae=VAEConfig()))])
 
 
 def test_streams_give_each_member_its_own_numbers():

@@ -17,7 +17,7 @@ __all__ = ["Demo"]
 
 PLAIN = TrainConfig(
     dataset="digits",
-    vae=VAEConfig(latent_dims=(4,), hidden_dims=((128, 128),), kernel_size=4),
+    vae=VAEConfig(latent_dims=(4,), hidden_dims=((128, 128),)),
     epochs=200,
     batch_size=100,
     learning_rate=2e-3,
@@ -28,8 +28,8 @@ PLAIN = TrainConfig(
 )
 MODELS: dict[str, VAEConfig] = {
     "VAE": PLAIN.vae,
-    "VAE + ConvFlow K=4, global": replace(PLAIN.vae, flow="global", num_blocks=4),
-    "VAE + ConvFlow K=4, amortised": replace(PLAIN.vae, flow="amortized", num_blocks=4),
+    "VAE + ConvFlow K=4, global": replace(PLAIN.vae, flow="global", num_blocks=4, kernel_size=4),
+    "VAE + ConvFlow K=4, amortised": replace(PLAIN.vae, flow="amortized", num_blocks=4, kernel_size=4),
 }
 
 

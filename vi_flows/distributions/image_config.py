@@ -12,6 +12,7 @@ import torch
 from vi_flows.distributions.dequantization import VariationalDequantizer
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.flows.image import IMAGE_FLOWS
+from vi_flows.settings import NonNegative, Positive, PositiveFloat, check_settings
 
 __all__ = ["PRESETS", "ImageFlowConfig", "build_image_density"]
 
@@ -26,19 +27,19 @@ class ImageFlowConfig:
     """The flow; default: glow."""
     coupling: Literal["affine", "quad", "additive", "mconv", "quad_mconv"] | None = None
     """Coupling of glow, inv_conv3x3 and emerging."""
-    num_levels: int | None = None
+    num_levels: Positive | None = None
     """Levels L, each with one squeeze."""
-    num_steps: int | None = None
+    num_steps: Positive | None = None
     """Steps D a level of glow, inv_conv3x3 and emerging."""
-    num_couplings: int | None = None
+    num_couplings: Positive | None = None
     """Couplings a stage of real_nvp and mconv; of all of nice."""
-    num_final: int | None = None
+    num_final: NonNegative | None = None
     """Checkerboard couplings at the end of real_nvp and mconv."""
-    width: int | None = None
+    width: Positive | None = None
     """Hidden channels of the convolutional networks."""
-    num_blocks: int | None = None
+    num_blocks: Positive | None = None
     """Residual blocks of the networks of real_nvp and mconv."""
-    hidden_dims: tuple[int, ...] | None = None
+    hidden_dims: tuple[Positive, ...] | None = None
     """Hidden layers of the networks of nice."""
     scale: Literal["sigmoid", "tanh", "exp"] | None = None
     """Scale function of the couplings."""
@@ -46,9 +47,9 @@ class ImageFlowConfig:
     """Normalisation of real_nvp and mconv."""
     filter: Literal["cepstrum", "kernel", "cosine"] | None = None
     """Convolution of mconv."""
-    bound: float | None = None
+    bound: PositiveFloat | None = None
     """Largest log magnitude of the spectra of mconv."""
-    kernel_size: int | None = None
+    kernel_size: Positive | None = None
     """Of the convolutions of inv_conv3x3 and emerging."""
     masked: bool | None = None
     """Triangular last tap of inv_conv3x3, as in the paper."""
@@ -56,7 +57,7 @@ class ImageFlowConfig:
     """Learned priors at the splits of glow, inv_conv3x3 and emerging."""
     multi_scale: bool | None = None
     """Factor out latents between levels of real_nvp and mconv."""
-    alpha: float | None = None
+    alpha: PositiveFloat | None = None
     """Of the logit map; default: 1e-6 for one channel, 0.05 for more (the papers' MNIST and CIFAR-10)."""
     base: Literal["normal", "logistic"] | None = None
     """Base distribution; default: normal."""
@@ -66,6 +67,9 @@ class ImageFlowConfig:
     """Recompute each step in the backward pass: less memory, more time."""
     mixed_precision: bool = False
     """Run the networks in bfloat16; the flow and its determinant stay in float32."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def resolved(self) -> dict[str, Any]:
         """All settings that were given, over those of the preset.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.settings import Bounds, NonNegative, NonNegativeFloat, Positive, PositiveFloat, check_settings
 from vi_flows.vae import VAEConfig
 
 __all__ = ["TrainConfig", "config_from_dict", "config_to_dict"]
@@ -35,55 +36,69 @@ class TrainConfig:
     """The image flow."""
     objective: Literal["elbo", "iwae"] = "elbo"
     """Bound to maximise."""
-    num_particles: int = 1
+    num_particles: Positive = 1
     """Posterior draws of each image (IW of the paper for `iwae`)."""
-    epochs: int = 100
+    epochs: Positive = 100
     """Passes over the training images."""
-    batch_size: int = 100
+    batch_size: Positive = 100
     """Images a step; a shorter last batch is used too."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Adam's; the peak of the schedule."""
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     """constant; cosine: down to zero; step: divided by ten at half and at three quarters of the epochs."""
-    lr_warmup_steps: int = 0
+    lr_warmup_steps: NonNegative = 0
     """Steps over which the learning rate rises linearly from zero."""
-    kl_warmup_epochs: float = 0.0
+    kl_warmup_epochs: NonNegativeFloat = 0.0
     """Epochs over which the KL term's weight rises linearly from 0 to 1 (the reported bound is never weighted)."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float, Bounds(above=0, below=1)] | None = None
     """Evaluate an exponential moving average of the weights with this decay a step."""
-    clip_norm: float | None = None
+    clip_norm: PositiveFloat | None = None
     """Largest norm of the gradient; longer ones are scaled down."""
     output_bias: bool = True
     """Start the decoder's output bias at the logit of the mean training image."""
-    validate_every: int = 1
+    validate_every: Positive = 1
     """Epochs between validations."""
-    valid_particles: int = 1
+    valid_particles: Positive = 1
     """Draws an image of the validation bound (ELBO)."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: NonNegativeFloat = 60.0
     """At most so long between checkpoints; one is also written at the end of each epoch."""
-    seed: int = 0
+    seed: NonNegative = 0
     """Of the initial weights, the data order and all draws."""
     device: str = "cpu"
     """Torch device."""
-    threads: int | None = None
+    threads: Positive | None = None
     """CPU threads; default: torch's own choice."""
     cuda_graph: bool = False
     """Record a VAE's training step on a GPU once and replay it (elsewhere without effect on speed)."""
 
     def __post_init__(self) -> None:
-        for name in ("num_particles", "epochs", "batch_size", "validate_every", "valid_particles"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        check_settings(self)
         if self.cuda_graph and self.model != "vae":
             raise ValueError("cuda_graph is for VAEs")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
+
+    def check_all_used(self) -> None:
+        """Refuse settings that this model or flow would leave unused; a run is not started with them.
+
+        Raises:
+            ValueError: a setting of another model, or of a flow that is not there, differs from its default.
+        """
+        for settings, default, names, reason in (
+            (self, TrainConfig(), UNUSED[self.model], f"is not a setting of model={self.model}"),
+            *(
+                [(self.vae, VAEConfig(), VAEConfig.OF_THE_FLOW, "needs a flow (vae.flow: --flow global or amortized)")]
+                if self.model == "vae" and self.vae.flow == "none"
+                else []
+            ),
+        ):
+            for name in names:
+                found, usual = getattr(settings, name), getattr(default, name)
+                if found != usual:
+                    inner = next(
+                        (f.name for f in _nested(usual) if getattr(found, f.name) != getattr(usual, f.name)), None
+                    )
+                    if inner is not None:
+                        name, usual = f"{name}.{inner}", getattr(usual, inner)
+                    raise ValueError(f"{name} {reason}: leave it at {usual!r}")
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``total_steps``."""
@@ -100,6 +115,19 @@ class TrainConfig:
     def kl_weight_at(self, epoch: float) -> float:
         """Weight of the KL term after ``epoch`` epochs, counted in fractions."""
         return 1.0 if self.kl_warmup_epochs <= 0 else min(1.0, epoch / self.kl_warmup_epochs)
+
+
+def _nested(settings: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
+
+
+UNUSED: dict[str, tuple[str, ...]] = {
+    "vae": ("image",),
+    "image_flow": (
+        "vae", "objective", "num_particles", "kl_warmup_epochs", "output_bias", "valid_particles", "cuda_graph",
+    ),
+}  # fmt: skip
+"""Settings that a model has no use for."""
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -128,6 +156,8 @@ def config_from_dict(kind: type, values: dict[str, Any]) -> Any:
 
     def revive(value: Any, hint: Any) -> Any:
         if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise ValueError(f"expected the settings of {hint.__name__}, got {value!r}")
             return config_from_dict(hint, value)
         if isinstance(value, list):
             return tuple(revive(inner, None) for inner in value)

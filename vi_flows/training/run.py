@@ -66,7 +66,9 @@ class Run:
 
         Raises:
             RunError: the folder holds one already, or something else.
+            ValueError: a setting is of another model (:meth:`TrainConfig.check_all_used`).
         """
+        config.check_all_used()
         if (folder / "config.json").exists():
             raise RunError(f"{folder} holds a run already; go on with --resume, or choose another --out")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

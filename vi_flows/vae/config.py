@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from vi_flows.flows import conditional_conv_flow, conv_flow
+from vi_flows.nn.mlp import ACTIVATIONS
+from vi_flows.settings import NonNegative, OneOf, Positive, check_settings
 from vi_flows.transforms import Bijection, ConditionalBijection
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel
@@ -26,30 +28,37 @@ class VAEConfig:
 
     architecture: Literal["g1", "g2"] = "g1"
     """One (g1) or two (g2) stochastic layers."""
-    latent_dims: tuple[int, ...] | None = None
+    latent_dims: tuple[Positive, ...] | None = None
     """Latent sizes from the top down; default: the architecture's."""
-    hidden_dims: tuple[tuple[int, ...], ...] | None = None
+    hidden_dims: tuple[tuple[Positive, ...], ...] | None = None
     """Widths of the networks below each latent; default: the architecture's."""
-    activation: str = "tanh"
+    activation: Annotated[str, OneOf(tuple(ACTIVATIONS))] = "tanh"
     """Of the hidden layers."""
     batch_norm: bool = False
     """Batch normalisation before each activation."""
-    num_extra_layers: int = 0
+    num_extra_layers: NonNegative = 0
     """More deterministic encoder layers before each head (the paper's VAE+)."""
     flow: Literal["none", "global", "amortized"] = "none"
     """ConvFlow on each latent: none, parameters shared by all rows, or parameters from the encoder."""
-    num_blocks: int = 1
+    num_blocks: Positive = 1
     """ConvBlocks K of each flow."""
-    kernel_size: int = 5
+    kernel_size: Positive = 5
     """Taps of each ConvFlow layer."""
-    dilations: tuple[int, ...] | None = None
+    dilations: tuple[Positive, ...] | None = None
     """Of the layers of a block; default: powers of two up to the latent's size."""
     flow_activation: Literal["leaky_relu", "tanh", "sigmoid", "softplus", "elu"] = "leaky_relu"
     """ConvFlow's h."""
-    flow_rank: int | None = 32
+    flow_rank: Positive | None = 32
     """Size of the code between the encoder and amortised flow parameters."""
     amortize_weight: bool = False
     """Let the encoder change the kernels too, not only the gains and biases."""
+
+    OF_THE_FLOW: ClassVar[tuple[str, ...]] = (
+        "num_blocks", "kernel_size", "dilations", "flow_activation", "flow_rank", "amortize_weight",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def build_vae(config: VAEConfig, data_dim: int) -> VAE:

@@ -1,0 +1,114 @@
+"""Checked settings: the bounds of a field stand in its type, and one function checks a whole dataclass by them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+__all__ = ["Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "check_settings"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Range of a number; NaN and infinity lie in none.
+
+    Args:
+        least: smallest value.
+        below: the value must be smaller than this.
+        above: the value must be larger than this.
+    """
+
+    least: float = -math.inf
+    below: float = math.inf
+    above: float = -math.inf
+
+    def problem(self, value: float) -> str | None:
+        """What ``value`` should be, or ``None`` where it lies inside."""
+        if self.least <= value < self.below and value > self.above:
+            return None
+        if self.least > -math.inf:
+            return f"must be at least {self.least:g}" + (" and finite" if isinstance(value, float) else "")
+        if self.below < math.inf:
+            return f"must lie between {self.above:g} and {self.below:g}"
+        return "must be positive and finite" if self.above == 0 else "must be finite"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Names that a string may have, where they come from a registry."""
+
+    names: tuple[str, ...]
+
+    def problem(self, value: str) -> str | None:
+        """The names there are, or ``None`` where ``value`` is among them."""
+        return None if value in self.names else f"must be one of {', '.join(self.names)}"
+
+
+Positive = Annotated[int, Bounds(least=1)]
+NonNegative = Annotated[int, Bounds(least=0)]
+PositiveFloat = Annotated[float, Bounds(above=0)]
+NonNegativeFloat = Annotated[float, Bounds(least=0)]
+
+
+def check_settings(settings: Any) -> None:
+    """Check every field of a dataclass against its annotation.
+
+    Understood are ``bool``, ``int``, ``float`` (finite; an ``int`` will do), ``str``, ``Path``, ``Literal``, tuples,
+    unions, dataclasses, and ``Annotated`` with :class:`Bounds` or :class:`OneOf`.
+
+    Raises:
+        ValueError: a field is of another type, out of its bounds, or an unknown name.
+    """
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for item in dataclasses.fields(settings):
+        name, value = item.name, getattr(settings, item.name)
+        wrong = _problem(value, hints[name])
+        if wrong is not None:
+            raise ValueError(f"{name} {wrong}, got {value!r}")
+
+
+_SCALARS: dict[type, tuple[type | tuple[type, ...], str]] = {
+    int: (int, "must be a whole number"),
+    float: ((int, float), "must be a number"),
+    str: (str, "must be a string"),
+    Path: (Path, "must be a path"),
+}
+
+
+def _problem(value: Any, hint: Any) -> str | None:
+    """What is wrong with ``value``, or ``None``."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        checks = [extra for extra in inner[1:] if isinstance(extra, Bounds | OneOf)]
+        found = _problem(value, inner[0])
+        # The type first: a bound means nothing for a string.
+        return found if found or not checks else next(filter(None, (check.problem(value) for check in checks)), None)
+    if origin is Literal:
+        return None if value in inner else f"must be one of {', '.join(map(str, inner))}"
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        found_all = [_problem(value, option) for option in inner if option is not type(None)]
+        return None if None in found_all else found_all[0]
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return "must be a list of values"
+        hints = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
+        if len(hints) != len(value):
+            return f"must have {len(hints)} values"
+        return next(filter(None, map(_problem, value, hints)), None)
+    if dataclasses.is_dataclass(hint):
+        return None if isinstance(value, typing.cast(type, hint)) else f"must be a {hint.__name__}"
+    if hint is bool:
+        return None if isinstance(value, bool) else "must be true or false"
+    if hint not in _SCALARS:
+        return None
+    kind, message = _SCALARS[hint]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return message
+    return "must be finite" if (hint is float and math.isinf(value)) or value != value else None
