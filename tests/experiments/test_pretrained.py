@@ -1,0 +1,59 @@
+"""The trained runs that are committed: their weights fit the model, and their figures come out again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from vi_flows.evaluation import estimate_nll
+from vi_flows.training import Run
+from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.evaluate import evaluate_run
+from vi_flows.vae import build_vae
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "pretrained"
+RUNS = sorted(path.parent for path in FOLDER.glob("*/config.json"))
+
+
+def test_there_are_some_and_they_are_small() -> None:
+    assert RUNS
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors")) <= 12e6
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+def test_the_weights_fit_and_give_a_likelihood(folder: Path) -> None:
+    run = Run.open(folder)
+    vae = build_vae(run.config.vae, 784)
+    vae.load_state_dict(load_tensors(folder / "best.safetensors")[0])
+    vae.eval()
+    torch.manual_seed(0)
+    blank = torch.zeros(4, 784)
+
+    def nll(x: torch.Tensor) -> torch.Tensor:
+        return estimate_nll(lambda rows, n: vae.log_weight_terms(rows, n).log_weights(), x, 64, progress=False).nll
+
+    # A trained model of digits finds its own samples some hundred nats more likely than noise of as much ink.
+    samples = torch.bernoulli(vae.sample(4))
+    noise = torch.bernoulli(samples.mean().expand(4, 784))
+    assert nll(samples).mean() + 100 < nll(noise).mean()
+    assert nll(blank).mean() < 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+def test_the_record_of_a_hundred_images_comes_out_again(folder: Path, tmp_path: Path) -> None:
+    root = os.environ.get("VI_FLOWS_DATA")
+    if not root:
+        pytest.skip("VI_FLOWS_DATA does not name a folder with the public files")
+    (path,) = folder.glob("results/*-first100.json")
+    expected = json.loads(path.read_text(encoding="utf-8"))
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
+    found, _ = evaluate_run(Run.open(tmp_path / "run", Path(root)), limit=100, progress=False)
+    assert found["data_sha256"] == expected["data_sha256"]
+    assert found["nll"] == pytest.approx(expected["nll"], abs=1e-3)
+    assert found["elbo"] == pytest.approx(expected["elbo"], abs=1e-3)
