@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -40,7 +41,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
     temporary = path.with_name(path.name + ".tmp")
     # Copies: safetensors refuses tensors that share memory, and the training goes on in the originals.
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    save_file(copies, temporary, metadata={"state": json.dumps(state)})
+    text = json.dumps(state)
+    save_file(copies, temporary, metadata={"state": text, "sha256": _checksum(copies, text)})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -49,17 +51,38 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`save_tensors` wrote.
 
+    Files of before the checksum (the state is their only metadata) are read without it.
+
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, unreadable, damaged, or does not match its checksum.
     """
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint {path}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file: a checkpoint was expected")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["state"])  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = json.loads(metadata["state"])
+    except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error})") from error
+    # Any second entry means a checksum was written, even where damage hit the entry's own name.
+    if metadata.keys() != {"state"} and metadata.get("sha256") != _checksum(tensors, metadata["state"]):
+        raise CheckpointError(f"the checkpoint {path} is damaged (its content does not match its checksum)")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"the checkpoint {path} is damaged (its bookkeeping is {state!r})")
+    return tensors, state
+
+
+def _checksum(tensors: dict[str, Tensor], state: str) -> str:
+    """SHA-256 over the state and every tensor's name, type, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

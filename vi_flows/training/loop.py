@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,15 @@ class TrainingDivergedError(FloatingPointError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was asked to stop; the checkpoint was written."""
+    """Training was asked to stop; the checkpoint was written.
+
+    Args:
+        number: the signal that asked.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = number
 
 
 class Trainer:
@@ -84,12 +93,20 @@ class Trainer:
         """Go back to the last checkpoint; a run that was stopped before its first one starts again.
 
         Raises:
-            CheckpointError: it is damaged, or of another model.
+            CheckpointError: it is damaged, of another model, or gone while its metrics or weights are there.
         """
         path = self.run.folder / "checkpoint.safetensors"
         if not path.exists():
+            later = [name for name in ("metrics.jsonl", "best.safetensors") if (self.run.folder / name).exists()]
+            if later:
+                raise CheckpointError(
+                    f"there is no checkpoint {path}, though {later[0]} shows that the run had begun; "
+                    "put it back, or start again in another folder"
+                )
             return self.start()
-        tensors, self.state = load_tensors(path)
+        tensors, state = load_tensors(path)
+        self._check_state(path, tensors, state)
+        self.state = state
         groups = {prefix: _strip(tensors, prefix) for prefix in PREFIXES}
         try:
             self.module.load_state_dict(groups["model."])
@@ -103,8 +120,25 @@ class Trainer:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.task.device)
         self._truncate_metrics()
 
+    def _check_state(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Refuse a checkpoint that this run can't have written."""
+        missing = [name for name in self.state if name not in state]
+        generators = {"rng.cpu", f"rng.{self.task.device.type}"} & {"rng.cpu", "rng.cuda"}
+        missing += sorted(generators - tensors.keys())
+        if missing:
+            raise CheckpointError(f"the checkpoint {path} is damaged (it has no {missing[0]})")
+        step = state["step"]
+        if type(step) is not int or not 0 <= step <= self.total_steps:
+            raise CheckpointError(f"the checkpoint {path} is of step {step!r}; the run has {self.total_steps}")
+        _check_finite(path, tensors)
+
     def save(self) -> None:
-        """Write the checkpoint: weights, average, optimiser, generators and bookkeeping in one file."""
+        """Write the checkpoint: weights, average, optimiser, generators and bookkeeping in one file.
+
+        Raises:
+            TrainingDivergedError: a weight is NaN or infinite; the checkpoint of before stays.
+        """
+        self._check_weights()
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in (self.ema or {}).items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in flatten_optimizer(self.optimizer).items()}
@@ -128,7 +162,12 @@ class Trainer:
         Raises:
             TrainingDivergedError: a loss or gradient was NaN or infinite; nothing was updated with it.
             TrainingInterrupted: Ctrl-C or SIGTERM; the checkpoint is up to date.
+            RunError: another process trains this run.
         """
+        with self.run.locked():
+            return self._fit(until)
+
+    def _fit(self, until: int | None) -> dict[str, Any]:
         begun, before = time.monotonic(), self.state["seconds"]
         until = self.total_steps if until is None else min(until, self.total_steps)
         bar = tqdm(
@@ -152,13 +191,19 @@ class Trainer:
                     if stop or arrived or time.monotonic() - self._last_save > self.config.checkpoint_seconds:
                         self.save()
                     if stop:
-                        raise TrainingInterrupted
+                        raise TrainingInterrupted(stop[0])
                     if arrived:
                         return self.state
                 self._end_epoch(bar)
                 if stop and self.state["step"] < self.total_steps:
-                    raise TrainingInterrupted
+                    raise TrainingInterrupted(stop[0])
         return self.state
+
+    def _check_weights(self) -> None:
+        """The last update may have overflowed though its loss and gradient were finite: nothing is saved then."""
+        for name, parameter in self.module.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise TrainingDivergedError(self._divergence(self.state["step"], f"{name} is not finite"))
 
     def _rest_of_epoch(self) -> Iterator[Tensor]:
         epoch, done = divmod(self.state["step"], self.steps_per_epoch)
@@ -188,7 +233,7 @@ class Trainer:
     def _check(self, step: int, loss: float, bound: float, norm: float) -> float:
         """The bound, if all is finite."""
         if not (math.isfinite(bound) and math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingDivergedError(self._divergence(step, bound, norm))
+            raise TrainingDivergedError(self._divergence(step, f"bound {bound}, gradient norm {norm}"))
         return bound
 
     def _advance(self, bound: float, num_rows: int) -> None:
@@ -209,12 +254,12 @@ class Trainer:
             else:
                 self.ema[name].copy_(tensor)
 
-    def _divergence(self, step: int, bound: float, norm: float) -> str:
+    def _divergence(self, step: int, found: str) -> str:
         checkpoint = self.run.folder / "checkpoint.safetensors"
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint was written yet"
         return (
-            f"step {step} (epoch {step // self.steps_per_epoch + 1}): bound {bound}, gradient norm {norm}. "
-            f"Nothing was updated with it; {kept}. Try a lower --learning-rate, --clip-norm 100, or --lr-warmup-steps."
+            f"step {step} (epoch {step // self.steps_per_epoch + 1}): {found}. "
+            f"Nothing was saved of it; {kept}. Try a lower --learning-rate, --clip-norm 100, or --lr-warmup-steps."
         )
 
     # Epoch ends -------------------------------------------------------------------------------------------------
@@ -236,6 +281,7 @@ class Trainer:
                 self.module.train()
 
     def _end_epoch(self, bar: tqdm) -> None:
+        self._check_weights()
         epoch = self.state["step"] // self.steps_per_epoch
         metrics = {
             "epoch": epoch,
@@ -252,10 +298,12 @@ class Trainer:
                 loss = self.task.validate()
                 if loss is not None:
                     metrics["valid_loss"] = loss
-                    if self.state["best"] is None or loss < self.state["best"]["valid_loss"]:
+                    # A loss that is not finite is never the best: no later one would compare as less than a NaN.
+                    best = math.inf if self.state["best"] is None else self.state["best"]["valid_loss"]
+                    if loss < best or (math.isfinite(loss) and math.isnan(best)):
                         self.state["best"] = {"epoch": epoch, "valid_loss": loss}
                         self._save_weights("best", epoch)
-                    best = self.state["best"]["valid_loss"]
+                    best = self.state["best"]["valid_loss"] if self.state["best"] else math.nan
                     bar.set_description(f"valid {loss:.2f} (best {best:.2f})", refresh=False)
                 if finished:
                     self.state["finished"] = True
@@ -284,9 +332,18 @@ class Trainer:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the kill came in mid-line
                 continue
+            if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+                raise CheckpointError(f"{path} holds a line that is no epoch's metrics: {line[:60]}")
             if entry["step"] <= self.state["step"]:
                 kept.append(line)
         write_atomic(path, "".join(line + "\n" for line in kept))
+
+
+def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse a checkpoint of weights that are not finite: nothing can go on from it."""
+    for name, tensor in tensors.items():
+        if name.startswith("model.") and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"the checkpoint {path} holds {name} that is NaN or infinite")
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +63,31 @@ class Run:
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self.folder = folder
         self.config = config
+        self._locked = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's folder for writing; the system frees it with the process, however that ends.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        if self._locked:
+            yield
+            return
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"another process is training the run in {self.folder}; wait for it, or stop it"
+                ) from None
+            self._locked = True
+            yield
+        finally:
+            self._locked = False
+            os.close(handle)
 
     @classmethod
     def create(cls, folder: Path, config: TrainConfig) -> Run:
@@ -91,8 +120,8 @@ class Run:
             RunError: there is no run, or its configuration can't be read.
         """
         path = folder / "config.json"
-        if not path.exists():
-            raise RunError(f"{folder} holds no run (no config.json in it)")
+        if not path.is_file():
+            raise RunError(f"{folder} holds no run (no file config.json in it)")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))["settings"]
             if data_root is not None:
@@ -149,6 +178,12 @@ class Run:
             raise RunError(f"unknown weights {which!r}; choose auto, best or last")
         try:
             tensors, state = load_tensors(self.folder / name)
+            bad = next(
+                (key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()),
+                None,
+            )
+            if bad is not None:
+                raise CheckpointError(f"{bad} in {name} is NaN or infinite")
             task.module.load_state_dict(tensors)
         except (CheckpointError, RuntimeError) as error:
             raise RunError(f"no usable {which} weights in {self.folder}: {error}") from error

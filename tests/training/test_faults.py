@@ -1,0 +1,163 @@
+"""Faults: damaged, missing and implausible checkpoints, divergence, and two processes in one folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vi_flows.training import Run, RunError, TrainConfig, Trainer, TrainingDivergedError
+from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
+from vi_flows.training.evaluate import evaluate_run
+from vi_flows.vae import VAEConfig
+
+SMALL = TrainConfig(
+    vae=VAEConfig(latent_dims=(3,), hidden_dims=((8,),)), epochs=2, batch_size=400, threads=1, checkpoint_seconds=1e9
+)
+
+
+def started(folder, config=SMALL):
+    trainer = Trainer(Run.create(folder, config), progress=False)
+    trainer.start()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults") / "run"
+    started(folder).fit()
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def resume(folder):
+    trainer = Trainer(Run.open(folder), progress=False)
+    trainer.resume()
+    return trainer
+
+
+def rewrite(folder, change):
+    path = folder / "checkpoint.safetensors"
+    tensors, state = load_tensors(path)
+    change(tensors, state)
+    save_tensors(path, tensors, state)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
+@pytest.mark.parametrize("name", ["checkpoint", "best", "last"])
+def test_a_flipped_bit_is_noticed(folder, name, share):
+    path = folder / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError if name == "checkpoint" else RunError, match=f"{name}.safetensors is damaged"):
+        resume(folder) if name == "checkpoint" else evaluate_run(Run.open(folder), 2, weights=name, progress=False)
+
+
+def test_every_flipped_bit_of_the_header_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"a": torch.ones(3), "b": torch.ones(2, dtype=torch.int64)}, {"step": 1})
+    content, expected = path.read_bytes(), load_tensors(path)
+    for index in range(len(content) * 8):
+        changed = bytearray(content)
+        changed[index // 8] ^= 1 << index % 8
+        path.write_bytes(changed)
+        try:
+            tensors, state = load_tensors(path)
+        except CheckpointError:
+            continue
+        assert state == expected[1]  # only bits that mean nothing may pass, such as padding
+        assert all(torch.equal(tensors[name], expected[0][name]) for name in expected[0])
+
+
+def test_a_file_of_before_the_checksum_is_read(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors", metadata={"state": '{"step": 1}'})
+    assert load_tensors(tmp_path / "a.safetensors")[1] == {"step": 1}
+
+
+CHANGES = {
+    "step -5": lambda tensors, state: state.update(step=-5),
+    "step 1000000000": lambda tensors, state: state.update(step=10**9),
+    "step 1.5": lambda tensors, state: state.update(step=1.5),
+    "no step": lambda tensors, state: state.pop("step"),
+    "no rng.cpu": lambda tensors, state: tensors.pop("rng.cpu"),
+    "NaN": lambda tensors, state: next(v for k, v in tensors.items() if k.startswith("model.")).fill_(math.nan),
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_an_implausible_checkpoint_is_refused(folder, message):
+    rewrite(folder, CHANGES[message])
+    with pytest.raises(CheckpointError, match=message):
+        resume(folder)
+
+
+def test_a_lost_checkpoint_does_not_start_over(folder):
+    (folder / "checkpoint.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*metrics.jsonl"):
+        resume(folder)
+    (folder / "checkpoint.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match="not a file"):
+        resume(folder)
+
+
+@pytest.mark.parametrize("line", ["3", "[]", '{"epoch": 1}'])
+def test_foreign_lines_of_metrics_are_refused(folder, line):
+    (folder / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
+        resume(folder)
+
+
+def test_a_nan_validation_is_never_the_best(tmp_path, monkeypatch):
+    trainer = started(tmp_path / "run")
+    losses = iter([math.nan, 5.0])
+    monkeypatch.setattr(trainer.task, "validate", lambda: next(losses))
+    assert trainer.fit()["best"] == {"epoch": 2, "valid_loss": 5.0}
+    assert load_tensors(tmp_path / "run" / "best.safetensors")[1]["epoch"] == 2
+
+
+def test_weights_that_overflow_are_not_saved(tmp_path, monkeypatch):
+    trainer = started(tmp_path / "run")
+    step = trainer.optimizer.step
+
+    def overflow():
+        step()
+        with torch.no_grad():
+            trainer.parameters[0].fill_(math.inf)
+
+    monkeypatch.setattr(trainer.optimizer, "step", overflow)
+    with pytest.raises(TrainingDivergedError, match="is not finite"):
+        trainer.fit(until=1)
+    assert resume(tmp_path / "run").state["step"] == 0
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vi_flows.training import Run
+with Run.open(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_dead(folder):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match="another process"):
+        resume(folder).fit()
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    assert resume(folder).fit()["finished"]
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2
