@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vi_flows import flows
 from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
-from vi_flows.guides.fit import inverse_with_detached_parameters, supports_path_gradient
+from vi_flows.guides.fit import supports_path_gradient
+from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
 from vi_flows.training.records import provenance, write_record
 from vi_flows.transforms import Bijection
 

@@ -18,9 +18,10 @@ from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.kernels.activations import LeakyReLU
 from vi_flows.kernels.reference import ConvFlowSpec
+from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
 from vi_flows.transforms import Bijection
 
-__all__ = ["FitResult", "fit", "inverse_with_detached_parameters", "supports_path_gradient"]
+__all__ = ["FitResult", "fit", "supports_path_gradient"]
 
 
 @dataclass
@@ -191,28 +192,6 @@ def supports_path_gradient(flow: Bijection, points: Tensor) -> bool:
     except NotImplementedError:
         return False
     return True
-
-
-class _InverseCall(nn.Module):
-    def __init__(self, flow: Bijection) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.flow.inverse_and_ladj(y)
-
-
-def inverse_with_detached_parameters(flow: Bijection, y: Tensor) -> tuple[Tensor, Tensor]:
-    """``flow.inverse_and_ladj(y)`` with gradients through ``y`` alone."""
-    call = _InverseCall(flow)
-    # Every module once, so that torch puts the parameters of shared modules (Pyro's splines have one) back in place,
-    # and every name in it, so that shared parameters are frozen wherever they are used.
-    frozen = {
-        f"{prefix}.{name}": p.detach()
-        for prefix, module in call.named_modules()
-        for name, p in module.named_parameters(recurse=False)
-    }
-    return torch.func.functional_call(call, frozen, (y,), tie_weights=False)
 
 
 class _Trainer:

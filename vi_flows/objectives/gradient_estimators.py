@@ -16,6 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from vi_flows.objectives.bounds import ELBO, IWAE
+from vi_flows.objectives.path_gradient import with_detached_parameters
 from vi_flows.objectives.traced import PARTICLES, TracedBound, TracedWeights
 
 __all__ = ["DReG", "RenyiBound", "StickingTheLanding"]
@@ -27,17 +28,6 @@ class _DetachParameters(Messenger):
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         if isinstance(msg["value"], Tensor):
             msg["value"] = msg["value"].detach()
-
-
-class _Within(nn.Module):
-    """Runs a function while `functional_call` holds a module's parameters swapped."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, run: Callable[[], Trace]) -> Trace:
-        return run()
 
 
 def _rescore(guide: Callable, module: nn.Module | None, trace: Trace, args: tuple, kwargs: dict[str, Any]) -> Trace:
@@ -54,9 +44,7 @@ def _rescore(guide: Callable, module: nn.Module | None, trace: Trace, args: tupl
     with poutine.block():
         if module is None:
             return run()
-        within = _Within(module)
-        frozen = {name: p.detach() for name, p in within.named_parameters()}
-        return torch.func.functional_call(within, frozen, (run,))
+        return with_detached_parameters(module, run)
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -1,0 +1,69 @@
+"""A step of any objective leaves every parameter a trainable leaf, for every flow there is."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from vi_flows.flows import FLOWS
+from vi_flows.guides import AutoFlow, fit
+from vi_flows.objectives import ELBO, IWAE, DReG, StickingTheLanding
+from vi_flows.objectives.path_gradient import with_detached_parameters
+
+WITHOUT_INVERSE = {"planar", "radial"}
+
+
+def model():
+    pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+def one_fit(guide):
+    fit(model, guide, num_steps=1, num_particles=4)
+
+
+def one_step(objective):
+    def step(guide):
+        objective(num_particles=2).loss_and_grads(model, guide)
+
+    return step
+
+
+STEPS = {"fit": one_fit} | {o.__name__: one_step(o) for o in (ELBO, IWAE, StickingTheLanding, DReG)}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("step", STEPS)
+def test_trainable_parameters_are_what_they_were(name, step):
+    pyro.clear_param_store()
+    guide = AutoFlow(model, FLOWS[name])
+    guide()
+    before = {n: (id(p), p.requires_grad) for n, p in guide.named_parameters(remove_duplicate=False)}
+    for _ in range(2):
+        if name in WITHOUT_INVERSE and step in ("StickingTheLanding", "DReG"):
+            with pytest.raises(NotImplementedError, match="inverse"):
+                STEPS[step](guide)
+        else:
+            STEPS[step](guide)
+    after = {n: (id(p), p.requires_grad) for n, p in guide.named_parameters(remove_duplicate=False)}
+    assert after == before
+    assert all(p.is_leaf and isinstance(p, nn.Parameter) for p in guide.parameters())
+    assert any(trainable for _, trainable in after.values())
+
+
+def test_shared_modules_and_parameters_are_detached_wherever_used():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(2, 2)
+            self.second = self.first
+            self.third = nn.Linear(2, 2)
+            self.third.weight = self.first.weight
+            self.alias = self.third.bias
+
+    module = Shared()
+    x = torch.randn(3, 2, requires_grad=True)
+    y = with_detached_parameters(module, lambda: module.third(module.second(module.first(x))) + module.alias)
+    y.sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
