@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from vi_flows.kernels.reference import effective_gain
-from vi_flows.transforms.vector.conv_flow import _ConvFlowBase
+from vi_flows.transforms.base import min_slope_of, outermost
 
 __all__ = ["active_units", "invertibility_margin"]
 
@@ -25,15 +26,8 @@ def invertibility_margin(flow: nn.Module) -> float | None:
     Returns:
         The margin, or ``None`` if there is no ConvFlow layer.
     """
-    least: float | None = None
-    for module in flow.modules():
-        theta = getattr(module, "theta", None)
-        if isinstance(module, _ConvFlowBase) and theta is not None and theta.numel():
-            bound = module.spec.h.slope_bound
-            _, gain = effective_gain(theta, module.weight[..., :1], bound)
-            margin = min(1.0, 1.0 + bound * float(gain.min()))
-            least = margin if least is None else min(least, margin)
-    return least
+    least = min_slope_of(outermost(nn.ModuleList([flow])))
+    return None if least == math.inf else least
 
 
 def active_units(posterior_means: Tensor, threshold: float = 0.01) -> Tensor:

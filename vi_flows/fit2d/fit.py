@@ -91,7 +91,7 @@ def train_flow_2d(
         raise ValueError("num_steps, batch_size and learning_rate must be positive")
     anneal = max(1, num_steps // 3 if anneal_steps is None else anneal_steps)
     base = _base()
-    path = supports_path_gradient(flow, torch.zeros(1, 2))
+    path = supports_path_gradient(flow)
     losses = torch.zeros(num_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -155,7 +155,7 @@ def fit_flow_2d(
             terms.append((base.log_prob(noise) - ladj - target.unnormalised_log_prob(x)).double())
     terms = torch.cat(terms)
     log_z = target.log_normaliser()
-    quadrature = target.divergence_from(flow_log_density(flow))[0] if _can_invert(flow) else None
+    quadrature = target.divergence_from(flow_log_density(flow))[0] if flow.has_inverse else None
     return Fit2DResult(
         kl=float(terms.mean()) + log_z,
         kl_se=float(terms.std() / terms.numel() ** 0.5),
@@ -178,14 +178,6 @@ def flow_log_density(flow: Bijection) -> Callable[[Tensor], Tensor]:
         return _base().log_prob(z) + ladj
 
     return log_density
-
-
-def _can_invert(flow: Bijection) -> bool:
-    try:
-        flow.inverse_and_ladj(torch.zeros(1, 2))
-    except NotImplementedError:
-        return False
-    return True
 
 
 def make_flow_2d(

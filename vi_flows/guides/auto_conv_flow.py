@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vi_flows.flows import conv_flow
 from vi_flows.guides.auto_flow import FULL_AFFINE_DIM, AutoFlow
-from vi_flows.kernels import conv_flow_forward, conv_flow_inverse
 from vi_flows.transforms import Affine, Bijection, Chain, ConvFlowStack, QuadraticTails, TriangularScale
 
 __all__ = ["AutoConvFlow", "mixed_conv_flow"]
@@ -28,13 +27,9 @@ class _Scaled(ConvFlowStack):
     def reset_parameters(self, init_scale: float = 0.0) -> None:
         super().reset_parameters(init_scale / GAIN)
 
-    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self._check_last_dim(x, self.spec.input_dim)
-        return conv_flow_forward(x, GAIN * self.theta, self.weight, self.bias, self.spec)
-
-    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        self._check_last_dim(y, self.spec.input_dim)
-        return conv_flow_inverse(y, GAIN * self.theta, self.weight, self.bias, self.spec)
+    @property
+    def effective_theta(self) -> Tensor:
+        return GAIN * self.theta
 
 
 def mixed_conv_flow(

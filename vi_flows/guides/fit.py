@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.log_joint import LogJoint
-from vi_flows.kernels.activations import LeakyReLU
-from vi_flows.kernels.reference import ConvFlowSpec
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
 from vi_flows.transforms import Bijection
 
@@ -157,7 +155,7 @@ def _loss_terms(
     guide.set_up(*args, **kwargs)
     log_density = guide.log_density_fn(*args, **kwargs)
     flow, base = guide.get_transform(), guide.get_base_dist()
-    path = objective == "stl" and supports_path_gradient(flow, base.sample((2,)))
+    path = objective == "stl" and supports_path_gradient(flow)
 
     def loss_terms() -> Tensor:
         noise = guide.get_base_dist().sample((num_particles,))
@@ -172,7 +170,7 @@ def _loss_terms(
     return loss_terms
 
 
-def supports_path_gradient(flow: Bijection, points: Tensor) -> bool:
+def supports_path_gradient(flow: Bijection) -> bool:
     """Whether the score term of ``flow`` has mean zero and its inverse exists, so that the path gradient is right.
 
     The log-determinant of a ConvFlow layer with a leaky ReLU jumps where its argument changes sign. The parameters move
@@ -180,18 +178,8 @@ def supports_path_gradient(flow: Bijection, points: Tensor) -> bool:
 
     Args:
         flow: from base to sample.
-        points: a few outputs to try the inverse on, ``(n, d)``.
     """
-    for module in flow.modules():
-        spec = getattr(module, "spec", None)
-        if isinstance(spec, ConvFlowSpec) and isinstance(spec.h, LeakyReLU) and spec.negative_slope != 1:
-            return False
-    try:
-        with torch.no_grad():
-            flow.inverse_and_ladj(points)
-    except NotImplementedError:
-        return False
-    return True
+    return flow.has_inverse and flow.continuous_log_det
 
 
 class _Trainer:

@@ -20,6 +20,11 @@ class Activation(ABC):
 
     slope_bound: float = 1.0
 
+    @property
+    def continuous_slope(self) -> bool:
+        """Whether ``h′`` has no jump."""
+        return True
+
     @abstractmethod
     def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """``h(a)`` and ``h′(a)``, elementwise."""
@@ -74,6 +79,11 @@ class LeakyReLU(Activation):
             raise ValueError(f"negative_slope must be finite and not negative, got {negative_slope}")
         self.negative_slope = negative_slope
         self.slope_bound = max(1.0, negative_slope)
+
+    @property
+    def continuous_slope(self) -> bool:
+        """Only for ``s = 1``."""
+        return self.negative_slope == 1
 
     def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """``h(a)`` and its slope, 1 from zero upwards and ``s`` below."""
@@ -179,6 +189,11 @@ class ELU(Activation):
             raise ValueError(f"alpha must be finite and positive, got {alpha}")
         self.alpha = alpha
         self.slope_bound = max(1.0, alpha)
+
+    @property
+    def continuous_slope(self) -> bool:
+        """Only for ``α = 1``."""
+        return self.alpha == 1
 
     def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """``h(a)`` and its slope, ``α eᵃ`` below zero."""

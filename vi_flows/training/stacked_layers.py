@@ -110,6 +110,11 @@ class StackedConvFlow(Bijection):
         self.spec = layers[0].spec
         _adopt(self, layers)
 
+    @property
+    def continuous_log_det(self) -> bool:
+        """Whether the activation's slope has no jump."""
+        return self.spec.h.continuous_slope
+
     def _each(self, run: Callable[..., tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
         # One call a member, with its rows packed: with a member's parameters as those of "its row", the kernel would
         # work on tiles that are mostly empty.

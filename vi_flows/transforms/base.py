@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ __all__ = [
     "ConditionalChain",
     "EvaluationState",
     "Inverse",
+    "min_slope_of",
+    "outermost",
     "sum_event_dims",
 ]
 
@@ -68,7 +71,43 @@ class _Memo(NamedTuple):
     state: EvaluationState
 
 
-class Bijection(TransformModule, ABC):
+def outermost(module: nn.Module) -> Iterator[_Capabilities]:
+    """The bijections and conditional bijections below ``module`` that no other one of them contains."""
+    for child in module.children():
+        if isinstance(child, _Capabilities):
+            yield child
+        else:
+            yield from outermost(child)
+
+
+def min_slope_of(parts: Iterable[_Capabilities]) -> float:
+    """The least :meth:`Bijection.min_slope` of several; infinity if there is none, NaN if one of them is."""
+    return float(torch.tensor([math.inf, *(part.min_slope() for part in parts)], dtype=torch.float64).min())
+
+
+class _Capabilities(nn.Module):
+    """What a (conditional) bijection says of itself; by default, what all the bijections inside it say together."""
+
+    @property
+    def has_inverse(self) -> bool:
+        """Whether ``inverse_and_ladj`` works at any point; otherwise it raises ``NotImplementedError``."""
+        return all(part.has_inverse for part in outermost(self))
+
+    @property
+    def continuous_log_det(self) -> bool:
+        """Whether the log-determinant is continuous in the input; where it jumps, path gradients miss a term."""
+        return all(part.continuous_log_det for part in outermost(self))
+
+    def min_slope(self) -> float:
+        """A lower bound of the slopes ``∂yᵢ/∂xᵢ`` of every residual layer inside, in the layer's own direction.
+
+        It comes from the parameters that the layers work with. Infinity if there is no layer whose slopes a bound keeps
+        above zero; NaN if parameters are. Of a conditional bijection: at the parameters that all contexts share.
+        """
+        return min_slope_of(outermost(self))
+
+
+class Bijection(_Capabilities, TransformModule, ABC):
     r"""A differentiable bijection of real arrays with a tractable Jacobian determinant, as a module.
 
     A subclass states the map once, by :meth:`forward_and_ladj`, and its inverse, by :meth:`inverse_and_ladj`. Both
@@ -301,7 +340,7 @@ class Inverse(Bijection):
         return self.bijection.forward_shape(shape)
 
 
-class ConditionalBijection(ConditionalTransformModule, ABC):
+class ConditionalBijection(_Capabilities, ConditionalTransformModule, ABC):
     """A family of bijections indexed by a context: ``condition(context)`` gives one, per row of the context."""
 
     def __init__(self) -> None:

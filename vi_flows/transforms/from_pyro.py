@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import torch
+from pyro.distributions import transforms
+from pyro.distributions.transforms.planar import ConditionedPlanar
+from pyro.distributions.transforms.radial import ConditionedRadial
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import ComposeTransform, IndependentTransform, Transform, constraints
+from torch.distributions.transforms import _InverseTransform
 
 from vi_flows.transforms.base import Bijection
 
 __all__ = ["FromPyro"]
+
+
+# They say that they are bijective and implement `_inverse`, which only looks the last sample up.
+_LOOKS_UP = (
+    ConditionedPlanar,
+    ConditionedRadial,
+    transforms.BlockAutoregressive,
+    transforms.NeuralAutoregressive,
+    transforms.Polynomial,
+    transforms.Sylvester,
+)
+
+
+def _offers_inverse(transform: Transform) -> bool:
+    if isinstance(transform, ComposeTransform | transforms.ComposeTransformModule):
+        return all(_offers_inverse(part) for part in transform.parts)
+    if isinstance(transform, IndependentTransform):
+        return _offers_inverse(transform.base_transform)
+    if isinstance(transform, _InverseTransform):
+        return True  # its inverse is another transform's forward pass
+    implemented = type(transform)._inverse is not Transform._inverse
+    return transform.bijective and implemented and not isinstance(transform, _LOOKS_UP)
 
 
 class FromPyro(Bijection):
@@ -27,6 +53,11 @@ class FromPyro(Bijection):
     def __init__(self, transform: Transform) -> None:
         super().__init__(transform.event_dim)
         self.transform = transform
+
+    @property
+    def has_inverse(self) -> bool:
+        """Whether the wrapped transform inverts points that it did not draw itself."""
+        return _offers_inverse(self.transform)
 
     @property
     def domain(self) -> constraints.Constraint:

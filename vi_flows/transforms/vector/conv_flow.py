@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vi_flows.kernels import ConvFlowSpec, conv_flow_forward, conv_flow_inverse
+from vi_flows.kernels.reference import effective_gain
 from vi_flows.transforms.base import Bijection, ConditionalBijection
 
 __all__ = ["ConditionalConvFlow", "ConvBlock", "ConvFlow", "ConvFlowStack", "Revert", "default_dilations"]
@@ -29,15 +31,32 @@ class _ConvFlowBase(Bijection):
         super().__init__(event_dim=1)
         self.spec = spec
 
+    @property
+    def effective_theta(self) -> Tensor:
+        """The ``θ`` that the layers work with."""
+        return self.theta
+
+    @property
+    def continuous_log_det(self) -> bool:
+        """Whether the activation's slope has no jump."""
+        return self.spec.h.continuous_slope
+
+    @torch.no_grad()
+    def min_slope(self) -> float:
+        """``min(1, 1 + M w₁ uᵢ)`` over layers and dimensions, with ``M = sup h′``: above ``e⁻⁷ ≈ 9e-4``."""
+        bound = self.spec.h.slope_bound
+        _, gain = effective_gain(self.effective_theta, self.weight[..., :1], bound)
+        return float((1 + bound * gain).min().clamp(max=1.0)) if gain.numel() else math.inf
+
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All layers, first to last; see :class:`ConvFlowStack`."""
         self._check_last_dim(x, self.spec.input_dim)
-        return conv_flow_forward(x, self.theta, self.weight, self.bias, self.spec)
+        return conv_flow_forward(x, self.effective_theta, self.weight, self.bias, self.spec)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Exact inverse, last layer to first: closed form for leaky ReLU, safeguarded Newton for the others."""
         self._check_last_dim(y, self.spec.input_dim)
-        return conv_flow_inverse(y, self.theta, self.weight, self.bias, self.spec)
+        return conv_flow_inverse(y, self.effective_theta, self.weight, self.bias, self.spec)
 
     def extra_repr(self) -> str:
         """Shape of the stack."""
