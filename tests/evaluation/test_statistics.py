@@ -1,0 +1,81 @@
+"""Statistics of the records against numbers worked out by hand, and PSIS against ArviZ."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from arviz_stats.base import array_stats
+from torch import nn
+
+from vi_flows.data import load
+from vi_flows.diagnostics import active_units
+from vi_flows.evaluation.nll import NLLResult, bootstrap_interval
+from vi_flows.evaluation.psis import psis
+from vi_flows.training import TrainConfig
+from vi_flows.training.tasks.image import ImageFlowTask
+
+
+@pytest.mark.parametrize("size", [100, 400, 900, 3600])  # tails of 20 = S/5, then 60, 90 and 180 = 3√S
+@pytest.mark.parametrize("scale", [0.6, 0.9, 1.5])
+def test_psis_agrees_with_arviz(size, scale):
+    """Target N(0, 1), proposal N(0, scale²); ArviZ takes the negative of the log-weights (as of log-likelihoods).
+
+    ArviZ rounds 3√S down, R's loo and this package up; squares of S have nothing to round.
+    """
+    z = scale * torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    log_w = -0.5 * z.square() + 0.5 * (z / scale).square() + math.log(scale)
+    ours = psis(log_w)
+    smoothed, k_hat = array_stats.psislw(-log_w.numpy())
+    assert ours.k_hat.item() == pytest.approx(float(k_hat), abs=1e-6)
+    np.testing.assert_allclose(ours.log_weights.numpy(), smoothed, atol=1e-6)
+
+
+def coin(size):
+    """Half zeros, half ones: the mean has standard error 1/(2√size)."""
+    return torch.arange(size).remainder(2).double()
+
+
+def test_the_bootstrap_interval_covers_95_percent():
+    """Resampled means are binomial: 0.5 ± 1.96 · 0.005 = 0.5 ± 0.0098 (90 % would be ± 0.00822)."""
+    values = coin(10_000)
+    result = NLLResult(values, values, values, values, values, 1, 1, 0)
+    for low, high in (bootstrap_interval(values), result.summary()["interval"]):
+        assert low == pytest.approx(0.4902, abs=8e-4)
+        assert high == pytest.approx(0.5098, abs=8e-4)
+    low, high = bootstrap_interval(values, level=0.5)  # ± 0.6745 · 0.005
+    assert [low, high] == pytest.approx([0.49663, 0.50337], abs=4e-4)
+
+
+class FixedBits(nn.Module):
+    """An image density whose first four images cost 1, 2, 3 and 4 bits/dim."""
+
+    num_dims = 64
+
+    def bits_per_dim(self, images, num_draws):
+        return torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+    def encode(self, images):
+        return images
+
+    def decode(self, latents):
+        return latents
+
+
+def test_the_interval_of_bits_per_dim_is_196_standard_errors():
+    """Mean 2.5, s = √(5/3) = 1.2909944, 1.96 s/√4 = 1.2651746; 2.5 bits · ln 2 · 64 = 110.90355 nats."""
+    data = load("digits")
+    task = ImageFlowTask(TrainConfig(model="image_flow"), data)
+    task.module = FixedBits()
+    record = task.evaluate(data.test, limit=4, num_samples=1, seed=0, progress=False)
+    assert record["bits_per_dim"] == 2.5
+    assert record["interval"] == pytest.approx([1.2348254, 3.7651746], abs=1e-6)
+    assert record["nll"] == pytest.approx(110.90355, abs=1e-4)
+
+
+def test_a_unit_is_active_above_a_variance_of_one_hundredth():
+    """Rows ±a have variance 2a²: 0.0200, 0.0098, 0.0128 and 0.08 (all but the last below 0.1)."""
+    a = torch.tensor([0.1, 0.07, 0.08, 0.2])
+    assert active_units(torch.stack([a, -a])).tolist() == [True, False, True, True]

@@ -1,0 +1,142 @@
+"""The training recipe against numbers worked out by hand: schedules, KL weight, average, data order, output bias."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vi_flows.data import load
+from vi_flows.objectives import elbo_bound, iwae_bound
+from vi_flows.training import Run, TrainConfig, Trainer
+from vi_flows.vae import LogWeightTerms, VAEConfig
+
+SMALL = TrainConfig(
+    vae=VAEConfig(latent_dims=(2,), hidden_dims=((4,),)), epochs=2, batch_size=400, threads=1, checkpoint_seconds=1e9
+)
+
+
+def started(folder, **settings):
+    trainer = Trainer(Run.create(folder / "run", replace(SMALL, **settings)), progress=False)
+    trainer.start()
+    return trainer
+
+
+def spied(trainer):
+    """What each step of the task is given."""
+    calls, inner = [], trainer.task.step
+
+    def step(rows, kl_weight):
+        calls.append((rows, kl_weight))
+        return inner(rows, kl_weight)
+
+    trainer.task.step = step
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("settings", "table"),
+    [
+        ({"schedule": "constant"}, [2.0] * 8),
+        # 1 + cos(kπ/8), k = 0 … 7: √2/2 at k = 2, zero at k = 4.
+        ({"schedule": "cosine"}, [2.0, 1.9238795, 1.7071068, 1.3826834, 1.0, 0.6173166, 0.2928932, 0.0761205]),
+        ({"schedule": "step"}, [2.0, 2.0, 2.0, 2.0, 0.2, 0.2, 0.02, 0.02]),
+        ({"schedule": "constant", "lr_warmup_steps": 4}, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]),
+        ({"schedule": "step", "lr_warmup_steps": 5}, [0.4, 0.8, 1.2, 1.6, 0.2, 0.2, 0.02, 0.02]),
+    ],
+)
+def test_learning_rates_are_those_of_the_table(settings, table):
+    config = replace(SMALL, learning_rate=2.0, **settings)
+    assert [config.learning_rate_at(step, 8) for step in range(8)] == pytest.approx(table, abs=1e-7)
+
+
+def test_kl_weights_are_those_of_the_table():
+    config = replace(SMALL, kl_warmup_epochs=4.0)
+    assert [config.kl_weight_at(epoch) for epoch in (0, 0.5, 1, 3, 4, 9)] == [0.0, 0.125, 0.25, 0.75, 1.0, 1.0]
+    assert SMALL.kl_weight_at(0.0) == 1.0
+
+
+def test_the_kl_weight_multiplies_the_prior_and_the_posterior():
+    """−10 + ¼(−3 − (−1)) = −10.5 and −8 + ¼(−2 − 2) = −9; the prior alone would give −9.75 and −10.5."""
+    terms = LogWeightTerms(
+        torch.tensor([[-10.0], [-8.0]]), torch.tensor([[-3.0], [-2.0]]), torch.tensor([[-1.0], [2.0]])
+    )
+    assert terms.log_weights(0.25).flatten().tolist() == [-10.5, -9.0]
+    assert terms.log_weights().flatten().tolist() == [-12.0, -12.0]
+    assert elbo_bound(terms, 0.25).item() == -9.75
+    assert iwae_bound(terms, 0.25).item() == pytest.approx(math.log((math.exp(-10.5) + math.exp(-9)) / 2), rel=1e-6)
+
+
+def test_the_kl_weight_of_a_step_is_that_of_its_fraction_of_an_epoch(tmp_path):
+    trainer = started(tmp_path, kl_warmup_epochs=2.0)
+    calls = spied(trainer)
+    trainer.fit()
+    per_epoch = math.ceil(len(load("digits").train) / 400)
+    assert [weight for _, weight in calls] == pytest.approx([s / (2 * per_epoch) for s in range(2 * per_epoch)])
+
+
+def test_the_average_forgets_as_the_recursion_says(tmp_path):
+    """Decays min(0.15, (1 + t)/(10 + t)): 1/10 at t = 0, then 2/11 > 0.15 and so 0.15."""
+    trainer = started(tmp_path, ema_decay=0.15, learning_rate=0.1, schedule="constant")
+    weight = trainer.module.model.logits.weight
+    seen = [weight.detach().clone()]
+    expected = seen[0]
+    for step, decay in enumerate([0.1, 0.15, 0.15]):
+        trainer.fit(until=step + 1)
+        seen.append(weight.detach().clone())
+        assert (seen[-1] - seen[-2]).abs().max() > 0.01  # else the average shows nothing
+        expected = decay * expected + (1 - decay) * seen[-1]
+        torch.testing.assert_close(trainer.ema["model.logits.weight"], expected)
+
+
+def test_the_ramp_of_the_average_is_one_tenth_to_the_full_decay():
+    """(1 + t)/(10 + t) is 1/10, 2/11, 1/2, 10/19 at t = 0, 1, 8, 9."""
+
+    class Stub(Trainer):
+        def __init__(self):
+            self.config, self.module = replace(SMALL, ema_decay=0.51), torch.nn.Linear(1, 1)
+            torch.nn.init.ones_(self.module.weight)
+
+    trainer = Stub()
+    for step, kept in [(0, 1 / 10), (1, 2 / 11), (8, 1 / 2), (9, 0.51), (10_000, 0.51)]:
+        trainer.ema = {name: torch.zeros_like(tensor) for name, tensor in trainer.module.state_dict().items()}
+        trainer._update_average(step)
+        assert trainer.ema["weight"].item() == pytest.approx(1 - kept, rel=1e-6)
+
+
+def test_every_epoch_has_its_own_order_and_all_rows(tmp_path):
+    trainer = started(tmp_path)
+    calls = spied(trainer)
+    trainer.fit()
+    half = len(calls) // 2
+    first, second = (torch.cat([rows for rows, _ in part]) for part in (calls[:half], calls[half:]))
+    train = load("digits").train.flatten(1)
+    assert first.shape == second.shape == train.shape
+    assert not torch.equal(first, second)
+
+    def lexicographic(rows):
+        return sorted(map(bytes, rows.flatten(1).numpy().astype(np.uint8)))
+
+    assert lexicographic(first) == lexicographic(second) == lexicographic(train)
+    # Neither is the order in the file, and the seed is part of the order.
+    assert not torch.equal(first.flatten(1), train)
+    other = started(tmp_path / "other", seed=1)
+    calls = spied(other)
+    other.fit(until=1)
+    assert not torch.equal(calls[0][0], first[:400])
+
+
+def test_the_output_bias_is_the_logit_of_the_mean_training_image(tmp_path):
+    trainer = started(tmp_path)
+    data = load("digits")
+
+    def logit_of_mean(rows):
+        mean = np.clip(rows.flatten(1).numpy().astype(np.float64).mean(0) / 16, 1e-3, 1 - 1e-3)  # grey values 0 … 16
+        return np.log(mean) - np.log1p(-mean)
+
+    bias = trainer.module.model.logits.bias.detach().numpy()
+    np.testing.assert_allclose(bias, logit_of_mean(data.train), atol=1e-4)
+    assert np.abs(bias - logit_of_mean(data.test)).max() > 0.05  # else the test above could not tell the splits apart
