@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
+from vi_flows.cli import main
 from vi_flows.distributions.image_config import ImageFlowConfig
 from vi_flows.training import Run, TrainConfig
 from vi_flows.training.config import config_from_dict, config_to_dict
@@ -61,3 +63,29 @@ def test_settings_of_another_model_start_no_run(name, tmp_path):
     assert not (tmp_path / "run").exists()
     # A run recorded with them in the past still opens.
     assert config_from_dict(TrainConfig, config_to_dict(FOREIGN[name])) == FOREIGN[name]
+
+
+COMMANDS = [
+    ("evaluate nowhere --limit 0", 2, "limit"),
+    ("evaluate nowhere --limit -5", 2, "limit"),
+    ("evaluate nowhere --num-samples 0", 2, "num-samples"),
+    ("evaluate nowhere --threads -1", 2, "threads"),
+    ("sample nowhere --temperature inf", 2, "temperature"),
+    ("sample nowhere --temperature nan", 2, "temperature"),
+    ("evaluate nowhere", 2, "no run"),
+    ("train --out file/run", 1, "NotADirectoryError"),
+    ("train --out run --device foo", 1, "RuntimeError"),
+    ("train --out run --seed -1", 2, "seed"),
+    ("train --out started --resume --batch-size 100", 2, "batch_size|no settings"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "word"), COMMANDS, ids=lambda value: str(value))
+def test_command_lines_are_refused(line, code, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    Run.create(tmp_path / "started", TrainConfig(batch_size=50))
+    with pytest.raises(SystemExit) as stopped:
+        main(line.split())
+    assert stopped.value.code == code
+    assert re.search(word, capsys.readouterr().err)

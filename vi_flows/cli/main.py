@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
@@ -51,7 +51,7 @@ COMMANDS = {
 }
 """What runs, by name: dataclasses with a ``run`` method that returns the exit code."""
 
-# Mistakes of input: one line that says what to mend. Anything else is a defect and keeps its traceback.
+# Mistakes of input: one line that says what to mend. Anything else is a failure; --debug shows its traceback.
 USER_ERRORS = (RunError, CheckpointError, DataNotFoundError, DataCorruptError, ValueError, FileNotFoundError)
 
 
@@ -59,16 +59,21 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code.
 
     Args:
-        args: the command line; default: ``sys.argv[1:]``.
+        args: the command line; default: ``sys.argv[1:]``. ``--debug`` anywhere in it shows tracebacks of failures.
     """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    args = [word for word in words if word != "--debug"]
     try:
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="vi-flows", description=__doc__, args=args, config=(tyro.conf.OmitSubcommandPrefixes,)
         )
+        if isinstance(command, Train):
+            command = replace(command, command_line=tuple(args[1:]))
         code = command.run()
-    except TrainingInterrupted:
+    except TrainingInterrupted as stopped:
         print("vi-flows: stopped; the checkpoint is up to date, go on with --resume", file=sys.stderr)
-        code = 130
+        code = 128 + stopped.number
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # the reader of a pipe has gone; keep the interpreter's last flush quiet too
@@ -80,4 +85,13 @@ def main(args: Sequence[str] | None = None) -> None:
     except USER_ERRORS as error:
         print(f"vi-flows: {error}", file=sys.stderr)
         code = 2
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"vi-flows: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r} "
+            "(--debug shows where)",
+            file=sys.stderr,
+        )
+        code = 1
     raise SystemExit(code)

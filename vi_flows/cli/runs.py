@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,12 +36,18 @@ class Train:
     """Write TensorBoard events into the run's folder too (needs the extra `log`)."""
     quiet: bool = False
     """No progress bar."""
+    command_line: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The words it was made of."""
 
     def run(self) -> int:
         """Train to the end; exit code 0."""
         if self.resume:
             run = Run.open(self.out, self.config.data_root)
-            run.check_same_settings(self.config)
+            # Read again over the run's own settings: what differs from them was typed, a default too.
+            given = tyro.cli(Train, args=self.command_line, default=replace(self, config=run.config))
+            run.check_same_settings(given.config if self.command_line else self.config)
+            if self.command_line and replace(given.config, data_root=run.config.data_root) != run.config:
+                raise ValueError("--resume takes no settings: a setting given differs from the run's; leave it out")
         else:
             load(self.config.dataset, self.config.data_root)  # before a folder is made for data that are not there
             run = Run.create(self.out, self.config)
@@ -85,6 +92,10 @@ class Evaluate:
 
     def run(self) -> int:
         """Print the figures and where the record is; exit code 0."""
+        for name in ("num_samples", "limit", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         run = Run.open(self.folder, self.data_root)
@@ -144,6 +155,8 @@ def draw_pictures(options: Sample) -> list[Path]:
     """
     if options.rows < 1 or options.columns < 1:
         raise ValueError(f"rows and columns must be at least 1, got {options.rows} and {options.columns}")
+    if not 0 < options.temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {options.temperature}")
     run = Run.open(options.folder, options.data_root)
     task = run.build_task()
     run.load_weights(task, options.weights)
