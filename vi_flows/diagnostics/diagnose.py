@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from vi_flows.diagnostics.measures import active_units, invertibility_margin
 from vi_flows.evaluation.psis import PSIS, psis
 from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.given import check_model, preserved_generators
 from vi_flows.objectives import ELBO
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -159,15 +159,14 @@ def diagnose(
         kwargs: keyword arguments of both.
 
     Raises:
-        ValueError: the model subsamples its data, or fewer than 100 draws were asked for.
+        ValueError: the model subsamples its data, or is none that the guide can answer for, or fewer than
+            100 draws were asked for.
     """
     if num_samples < 100:
         raise ValueError(f"a tail can't be judged from {num_samples} draws; use at least 100")
-    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.no_grad(), poutine.block():
-        if seed is not None:
-            pyro.set_rng_seed(seed)
+    with preserved_generators(seed), torch.no_grad(), poutine.block():
         if isinstance(guide, AutoFlow):
-            log_w, draws = _flow_weights(guide, args, kwargs, num_samples)
+            log_w, draws = _flow_weights(model, guide, args, kwargs, num_samples)
             rows, means = None, None
         else:
             log_w, draws = _traced_weights(model, guide, args, kwargs, num_samples), None
@@ -207,10 +206,10 @@ def diagnose(
 
 
 def _flow_weights(
-    guide: AutoFlow, args: tuple, kwargs: dict[str, Any], num_samples: int
+    model: Callable, guide: AutoFlow, args: tuple, kwargs: dict[str, Any], num_samples: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    guide.set_up(*args, **kwargs)
-    log_density = guide.log_density_fn(*args, **kwargs)
+    check_model(model, guide, args, kwargs)
+    log_density = guide.log_density_of(model, *args, **kwargs)
     log_w, latents = [], []
     for size in _chunks(num_samples, 1000):
         noise = guide.get_base_dist().sample((size,))

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Transform, transform_to
 
@@ -133,6 +134,19 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                 self._setup_prototype(*args, **kwargs)
                 self._create_plates(*args, **kwargs)
         return self
+
+    def set_up_for(self, model: Callable, *args: Any, **kwargs: Any) -> AutoFlow:
+        """Like :meth:`set_up`; parameters that don't exist yet are built for ``model`` where it observes more sites.
+
+        A model with latent sites that this guide's own model hides does not replace it.
+        """
+        if self.prototype_trace is None and model is not self._user_model[0]:
+            with pyro.poutine.block(), torch.no_grad():
+                own = pyro.poutine.trace(self._user_model[0]).get_trace(*args, **kwargs)
+                given = pyro.poutine.trace(model).get_trace(*args, **kwargs)
+            if _latent_names(given) <= _latent_names(own):
+                self._user_model = self._model = (model,)
+        return self.set_up(*args, **kwargs)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         # Without gradients, so that the prototype holds no graph and can be copied.
@@ -296,6 +310,10 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                 site["fn"] = _map_tensors(site["fn"], fn, {})
                 site["value"] = fn(site["value"])
         return self
+
+
+def _latent_names(trace: pyro.poutine.Trace) -> set[str]:
+    return set(prune_subsample_sites(trace).stochastic_nodes)
 
 
 def _takes_no_arguments(model: Callable) -> bool:

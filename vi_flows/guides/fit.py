@@ -15,6 +15,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.given import check_model, preserved_generators
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
 from vi_flows.transforms import Bijection
@@ -81,7 +82,8 @@ def fit(
         kwargs: keyword arguments of both.
 
     Raises:
-        ValueError: an option is out of range.
+        ValueError: an option is out of range, or the model is none that the guide can answer for
+            (:func:`~vi_flows.guides.given.check_model`).
         RuntimeError: a hundred steps in a row had no finite gradient.
     """
     if num_steps < 1 or (num_particles is not None and num_particles < 1) or not learning_rate > 0:
@@ -89,15 +91,16 @@ def fit(
     if objective not in ("stl", "elbo"):
         raise ValueError(f"objective must be 'stl' or 'elbo', got {objective!r}")
     began = time.perf_counter()
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            pyro.set_rng_seed(seed)
+    with preserved_generators(seed):
+        own = check_model(model, guide, args, kwargs) if isinstance(guide, AutoFlow) else []
         if num_particles is None:
-            num_particles = 64 if _at_once(guide, args, kwargs) else 16
+            num_particles = 64 if _at_once(model, guide, args, kwargs) else 16
         loss_terms = _loss_terms(model, guide, args, kwargs, num_particles, objective)
-        params = _parameters(guide, loss_terms)
+        params = _parameters(guide, loss_terms, own)
         trainer = _Trainer(params, loss_terms, num_steps, learning_rate, _gains(guide))
         trainer.run()
+        if isinstance(guide, AutoFlow):
+            check_model(model, guide, args, kwargs)
         with torch.no_grad():
             final = torch.cat([loss_terms().reshape(-1) for _ in range(max(1, math.ceil(1000 / num_particles)))])
     final = final[torch.isfinite(final)]
@@ -113,10 +116,11 @@ def fit(
     )
 
 
-def _parameters(guide: Callable, loss_terms: Callable[[], Tensor]) -> list[Tensor]:
+def _parameters(guide: Callable, loss_terms: Callable[[], Tensor], own: list[Tensor]) -> list[Tensor]:
     with pyro.poutine.trace(param_only=True) as tape, torch.no_grad():
         loss_terms()
     found = {id(p): p for p in guide.parameters()} if isinstance(guide, nn.Module) else {}
+    found.update({id(p): p for p in own})
     for site in tape.trace.nodes.values():
         if site["type"] == "param":
             p = site["value"].unconstrained() if hasattr(site["value"], "unconstrained") else site["value"]
@@ -124,11 +128,11 @@ def _parameters(guide: Callable, loss_terms: Callable[[], Tensor]) -> list[Tenso
     return [p for p in found.values() if p.requires_grad]
 
 
-def _at_once(guide: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+def _at_once(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether the model can be evaluated for many draws in one pass."""
     if not isinstance(guide, AutoFlow):
         return True
-    log_joint = LogJoint(guide.set_up(*args, **kwargs)._user_model[0], args, kwargs)
+    log_joint = LogJoint(model, args, kwargs)
     with torch.no_grad():
         log_joint(guide.sample_posterior(2))
     return log_joint.vectorized
@@ -152,8 +156,7 @@ def _loss_terms(
     if not isinstance(guide, AutoFlow):
         elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1)
         return lambda: elbo.differentiable_loss(model, guide, *args, **kwargs)
-    guide.set_up(*args, **kwargs)
-    log_density = guide.log_density_fn(*args, **kwargs)
+    log_density = guide.log_density_of(model, *args, **kwargs)
     flow, base = guide.get_transform(), guide.get_base_dist()
     path = objective == "stl" and supports_path_gradient(flow)
 

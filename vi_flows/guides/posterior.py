@@ -162,8 +162,12 @@ class FlowPosterior:
         """The model's log joint density as a function of unconstrained latent vectors ``(S, d) → (S,)``."""
         if self._user_model is None:
             raise RuntimeError("a guide loaded from a file holds no model")
+        return self.log_density_of(self._user_model[0], *args, **kwargs)
+
+    def log_density_of(self, model: Callable, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
+        """Likewise of another model with the same latent sites."""
         self.set_up(*args, **kwargs)
-        return self._pull_back(LogJoint(self._user_model[0], args, kwargs))
+        return self._pull_back(LogJoint(model, args, kwargs))
 
     def _pull_back(self, log_joint: LogJoint) -> Callable[[Tensor], Tensor]:
         def log_density(latent: Tensor) -> Tensor:

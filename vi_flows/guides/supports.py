@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
-__all__ = ["DependentSupportError", "sites_with_dependent_support"]
+__all__ = ["DependentSupportError", "same_support", "sites_with_dependent_support"]
 
 SHIFT = 0.7
 """How far the other latents are moved, in unconstrained space: far enough that a bound which follows them shows it."""
@@ -54,11 +54,14 @@ def sites_with_dependent_support(
     return [
         name
         for name, site in prototype.iter_stochastic_nodes()
-        if name in second.nodes and not _same(site["fn"].support, second.nodes[name]["fn"].support)
+        if name in second.nodes and not same_support(site["fn"].support, second.nodes[name]["fn"].support)
     ]
 
 
-def _same(a: Constraint, b: Constraint) -> bool:
+def same_support(a: Constraint, b: Constraint) -> bool:
+    """Whether two constraints are of one kind with the same numbers in them."""
+    if type(a) is not type(b):
+        return False
     first, second = list(_bounds(a)), list(_bounds(b))
     return len(first) == len(second) and all(
         x.shape == y.shape and torch.allclose(x, y) for x, y in zip(first, second, strict=True)

@@ -1,0 +1,141 @@
+"""The model given is the one that is answered for, or it is refused with the name of the site."""
+
+import random
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch.distributions import constraints
+
+from vi_flows.diagnostics import diagnose
+from vi_flows.guides import AutoConvFlow, fit
+
+Y = torch.linspace(3.0, 7.0, 20)
+
+
+def location(y=None, scale=10.0):
+    mu = pyro.sample("mu", dist.Normal(0.0, scale))
+    with pyro.plate("d", 20):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "precision", "mean"),
+    [
+        (poutine.scale(location, scale=0.25), (Y,), 0.25 * 20.01, 100 / 20.01),
+        (poutine.condition(location, data={"y": Y}), (), 20.01, 100 / 20.01),
+        (partial(location, scale=0.1), (Y,), 120.0, 100 / 120),
+    ],
+)
+def test_the_model_given_is_fitted(model, args, precision, mean):
+    guide = AutoConvFlow(location, num_blocks=1)
+    if args:
+        guide.set_up(*args)
+    fit(model, guide, *args, num_steps=2500)
+    draws = guide.sample_posterior(8000)["mu"]
+    assert abs(float(draws.mean()) - mean) < 0.1 * precision**-0.5
+    assert float(draws.std()) == pytest.approx(precision**-0.5, rel=0.06)
+
+
+def test_diagnose_weighs_by_the_model_given():
+    guide = AutoConvFlow(location, num_blocks=1, prototype_args=(Y,))
+    assert diagnose(partial(location, scale=0.1), guide, Y).verdict != "ok"
+
+
+def test_sites_that_are_observed_now_are_refused():
+    guide = AutoConvFlow(location, num_blocks=1, prototype_args=())
+    for call in (fit, diagnose):
+        with pytest.raises(ValueError, match="'y'"):
+            call(location, guide, Y)
+
+
+def test_parameters_of_the_model_are_trained():
+    pyro.clear_param_store()
+
+    def model(y):
+        s = pyro.param("s", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("d", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, s))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    fit(model, AutoConvFlow(model, num_blocks=1), Y, num_steps=700)
+    assert float(pyro.param("s")) == pytest.approx(float(Y.square().mean() - 1) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("observed", "value"),
+    [
+        (lambda a: dist.Normal(a, 1.0), float("nan")),
+        (lambda a: dist.LogNormal(a, 1.0), 0.0),
+        (lambda a: dist.Poisson(a.exp()), -1.0),
+        (lambda a: dist.Poisson(a.exp()), 0.5),
+        (lambda a: dist.Bernoulli(logits=a), 255.0),
+        (lambda a: dist.Categorical(logits=torch.stack([a, -a])), 2.0),
+    ],
+)
+def test_bad_observations_are_named(observed, value):
+    def model():
+        pyro.sample("seen", observed(pyro.sample("a", dist.Normal(0.0, 1.0))), obs=torch.tensor(value))
+
+    guide = AutoConvFlow(model, num_blocks=1, warm_start=False)
+    for call in (fit, diagnose):
+        with pytest.raises(ValueError, match=rf"'seen'.*support.*{value}"):
+            call(model, guide)
+
+
+def rows(n):
+    with pyro.plate("d", n):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def bounded(upper):
+    pyro.sample("z", dist.Uniform(0.0, upper))
+
+
+def mirrored():
+    pyro.sample("z", dist.TransformedDistribution(dist.HalfNormal(2.5), dist.transforms.AffineTransform(0.0, -1.0)))
+
+
+def circular():
+    pyro.sample("z", dist.VonMises(0.0, 4.0))
+
+
+@pytest.mark.parametrize(("model", "before", "now"), [
+    (rows, (1,), (5,)), (bounded, (10.0,), (2.0,)), (mirrored, (), ()), (circular, (), ())])  # fmt: skip
+def test_other_shapes_and_supports_are_refused(model, before, now):
+    guide = AutoConvFlow(model, num_blocks=1, prototype_args=before, warm_start=False)
+    for call in (fit, diagnose):
+        with pytest.raises(ValueError, match="'z'"):
+            call(model, guide, *now)
+
+
+def mixture():
+    w = pyro.sample("w", dist.Beta(1.0, 1.0))
+    with pyro.plate("d", 20):
+        z = pyro.sample("z", dist.Bernoulli(w))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=Y)
+
+
+def test_hidden_sites_are_refused():
+    hidden = poutine.block(mixture, hide=["z"])
+    guide = AutoConvFlow(hidden, num_blocks=1, warm_start=False)
+    for call in (fit, diagnose):
+        with pytest.raises(ValueError, match=r"'z' .discrete"):
+            call(mixture, guide)
+        with pytest.raises(ValueError, match="hidden"):
+            call(hidden, guide)
+
+
+def test_generators_are_left_alone():
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+    guide = AutoConvFlow(rows, num_blocks=1, prototype_args=(2,))
+    before = states()
+    fit(rows, guide, 2, num_steps=2)
+    diagnose(rows, guide, 2, num_samples=200)
+    assert states() == before

@@ -1,0 +1,175 @@
+"""The model that a guide is fitted to or diagnosed with: whether it is one that the guide can answer for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.supports import same_support
+
+__all__ = ["check_model", "preserved_generators"]
+
+
+@contextmanager
+def preserved_generators(seed: int | None) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and PyTorch and put them back afterwards; ``None`` leaves all alone."""
+    if seed is None:
+        yield
+        return
+    state = get_rng_state()
+    try:
+        pyro.set_rng_seed(seed)
+        yield
+    finally:
+        set_rng_state(state)
+
+
+def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Run the model once as it is, with validation, at the guide's central value, and compare its sites.
+
+    A guide without parameters yet is built for the model given.
+
+    Args:
+        model: a Pyro program.
+        guide: its guide.
+        args: the model's arguments.
+        kwargs: the model's keyword arguments.
+
+    Returns:
+        The model's own parameters, unconstrained.
+
+    Raises:
+        ValueError: the latent sites are not the guide's in name, shape or support; a latent is masked, circular or
+            declares too wide a support; an observation lies outside its support.
+    """
+    with poutine.block(), torch.no_grad(), pyro.validation_enabled(True):
+        guide.set_up_for(model, *args, **kwargs)
+        noise = guide.get_base_dist().mean
+        values, _ = guide.constrain(guide.get_transform().forward_and_ladj(noise)[0])
+        prototype = guide.prototype_trace
+        replayed = prototype.copy()
+        for name, value in values.items():
+            replayed.nodes[name] = {**prototype.nodes[name], "value": value}
+        trace = poutine.trace(poutine.replay(model, trace=replayed)).get_trace(*args, **kwargs)
+        _check_latents(prototype, trace)
+        for name, site in _sample_sites(trace):
+            if site["is_observed"]:
+                _check_observation(name, site)
+        trace.compute_log_prob()
+        subsampled = any(
+            frame.full_size is not None and frame.full_size != frame.size
+            for _, site in _sample_sites(trace)
+            for frame in site["cond_indep_stack"]
+        )
+        if not subsampled:
+            again = poutine.trace(poutine.replay(model, trace=replayed)).get_trace(*args, **kwargs)
+            if not torch.allclose(
+                torch.as_tensor(trace.log_prob_sum()), torch.as_tensor(again.log_prob_sum()), rtol=1e-5, equal_nan=True
+            ):
+                raise ValueError(
+                    "the model's log density is random at fixed values of the guide's sites: it draws sites that are "
+                    "hidden from the guide (poutine.block). Sum discrete ones out in the model (for instance "
+                    "dist.MixtureSameFamily) and leave continuous ones to the guide."
+                )
+    found = {id(p): p for p in model.parameters()} if isinstance(model, nn.Module) else {}
+    for site in trace.nodes.values():
+        if site["type"] == "param":
+            value = site["value"]
+            leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+            found.setdefault(id(leaf), leaf)
+    return [p for p in found.values() if p.requires_grad]
+
+
+def _sample_sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+
+
+def _check_latents(prototype: Trace, trace: Trace) -> None:
+    mine = dict(prototype.iter_stochastic_nodes())
+    given = dict(prune_subsample_sites(trace).iter_stochastic_nodes())
+    extra = [name for name in given if name not in mine]
+    if extra:
+        kinds = [f"{n!r} ({'discrete' if given[n]['fn'].has_enumerate_support else 'continuous'})" for n in extra]
+        raise ValueError(
+            f"the model's latent sites {', '.join(kinds)} are not in the guide and would be drawn from the prior: sum "
+            "discrete ones out in the model (for instance dist.MixtureSameFamily), and build the guide for the model "
+            "with its continuous ones"
+        )
+    lost = [name for name in mine if name not in given]
+    if lost:
+        raise ValueError(
+            f"the guide's latent sites {lost} are observed or missing in the model given: build a new guide for this "
+            "model and these data"
+        )
+    for name, site in given.items():
+        # The value comes from the guide: the distribution says what the model wants.
+        shape, had = site["fn"].shape(), mine[name]["fn"].shape()
+        if shape != had:
+            raise ValueError(
+                f"latent site {name!r} has shape {tuple(shape)}, the guide was built for {tuple(had)}: build a new "
+                "guide for these data"
+            )
+        if not same_support(site["fn"].support, mine[name]["fn"].support):
+            raise ValueError(
+                f"the support of latent site {name!r} is not the one that the guide was built for: build a new guide "
+                "with these arguments"
+            )
+        mask = site["mask"]
+        if isinstance(mask, Tensor) and not bool(mask.all()):
+            raise ValueError(
+                f"latent site {name!r} is masked in part, which leaves it without a density there: observe only the "
+                "rows that are known, y[observed], in place of a mask"
+            )
+        _check_distribution(name, site["fn"])
+
+
+def _check_distribution(name: str, fn: Any) -> None:
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    if isinstance(fn, torch.distributions.VonMises | dist.VonMises3D | dist.SineBivariateVonMises):
+        raise ValueError(
+            f"latent site {name!r} is circular, which no map from the real line covers once: sample a vector of two "
+            "normals and take its angle with torch.atan2"
+        )
+    # The library's own subclasses declare theirs by hand; a composed one declares its last transform's codomain.
+    if type(fn) not in (dist.TransformedDistribution, torch.distributions.TransformedDistribution):
+        return
+    if fn.support.event_dim or fn.support is not constraints.real:
+        return
+    probes = torch.tensor([-1000.0, -30.0, -1.0, 1.0, 30.0, 1000.0])
+    points = biject_to(fn.support)(probes.reshape(-1, *(1,) * len(fn.shape())).expand(-1, *fn.shape()))
+    for transform in reversed(fn.transforms):
+        points = transform.inv(points)
+    if not bool((fn.base_dist.support.check(points) | points.isinf()).all()):
+        raise ValueError(
+            f"latent site {name!r} declares the whole line as its support, but its density ends within it: sample the "
+            f"untransformed site and compute {name} from it with pyro.deterministic"
+        )
+
+
+def _check_observation(name: str, site: dict[str, Any]) -> None:
+    fn, value = site["fn"], site["value"]
+    mask = site["mask"]
+    try:
+        support = fn.support
+        good = support.check(value)
+    except NotImplementedError:
+        return
+    if isinstance(mask, Tensor):
+        good = good | ~mask
+    if mask is False or bool(good.all()):
+        return
+    bad = value.expand(good.shape + value.shape[value.dim() - support.event_dim :])[~good][0]
+    raise ValueError(f"observed site {name!r} has a value outside the support {support} of {fn}: {bad.tolist()}")
