@@ -28,7 +28,6 @@ def location(y=None, scale=10.0):
     [
         (poutine.scale(location, scale=0.25), (Y,), 0.25 * 20.01, 100 / 20.01),
         (poutine.condition(location, data={"y": Y}), (), 20.01, 100 / 20.01),
-        (partial(location, scale=0.1), (Y,), 120.0, 100 / 120),
     ],
 )
 def test_the_model_given_is_fitted(model, args, precision, mean):
