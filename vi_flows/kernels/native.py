@@ -78,6 +78,11 @@ def load() -> Library | str:
 @lru_cache(maxsize=256)
 def _stack(spec: ConvFlowSpec) -> _Stack:
     layers = spec.num_layers
+    if spec.activation not in ACTIVATION_CODES:
+        raise ValueError(
+            f"the compiled kernel has no activation {spec.activation!r}: add it to csrc and ACTIVATION_CODES, or set "
+            "the torch engine"
+        )
     flags = (ctypes.c_int64 * layers)(*spec.reverts)
     # A dilation past the last dimension acts like any other such; the cut keeps products of it in range.
     dilations = (ctypes.c_int64 * layers)(*(min(dilation, spec.input_dim) for dilation in spec.dilations))
