@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from vi_flows.cli import main
+from vi_flows.training import Run
 
 
 def run(*args):
@@ -79,3 +80,17 @@ def test_resume_refuses_other_settings(folder, capsys):
 def test_data_list(capsys):
     assert run("data", "list") == 0
     assert "binarized_mnist" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_trains_is_left_as_it_is(folder, capsys):
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with Run.open(folder).locked():  # a lock of its own, as another process would have
+        assert run("train", "--out", folder, "--resume", "--quiet") in (1, 2)
+    assert "another process" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_device_that_is_not_there_leaves_no_folder(tmp_path, capsys):
+    assert run("train", "--out", tmp_path / "run", *SMALL, "--device", "foo") in (1, 2)
+    assert "foo" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

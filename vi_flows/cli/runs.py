@@ -50,10 +50,12 @@ class Train:
                 raise ValueError("--resume takes no settings: a setting given differs from the run's; leave it out")
         else:
             load(self.config.dataset, self.config.data_root)  # before a folder is made for data that are not there
+            torch.empty(0, device=self.config.device)  # … or for a device that is not there
             run = Run.create(self.out, self.config)
-        trainer = trainer_for(run, progress=not self.quiet, tensorboard=self.tensorboard)
-        trainer.resume() if self.resume else trainer.start()
-        state = trainer.fit()
+        with run.locked():  # resuming trims the metrics: only the one process that trains may do so
+            trainer = trainer_for(run, progress=not self.quiet, tensorboard=self.tensorboard)
+            trainer.resume() if self.resume else trainer.start()
+            state = trainer.fit()
         best = state["best"]
         chosen = (
             f"; best validation {best['valid_loss']:.3f} {trainer.task.unit} at epoch {best['epoch']}" if best else ""
