@@ -1,6 +1,30 @@
-"""Evaluation: importance-sampled likelihoods and how far they can be trusted."""
+"""Evaluation: likelihoods by importance sampling and by annealing, and how far they can be trusted."""
 
+from vi_flows.evaluation.ais import (
+    AISResult,
+    AISStart,
+    annealed_evidence,
+    hmc_step,
+    pilot_step_sizes,
+    reverse_evidence,
+)
+from vi_flows.evaluation.compare import PairedComparison, paired_bootstrap
 from vi_flows.evaluation.nll import NLLResult, estimate_nll, pyro_log_weights
 from vi_flows.evaluation.psis import PSIS, effective_sample_size, psis
 
-__all__ = ["PSIS", "NLLResult", "effective_sample_size", "estimate_nll", "psis", "pyro_log_weights"]
+__all__ = [
+    "PSIS",
+    "AISResult",
+    "AISStart",
+    "NLLResult",
+    "PairedComparison",
+    "annealed_evidence",
+    "effective_sample_size",
+    "estimate_nll",
+    "hmc_step",
+    "paired_bootstrap",
+    "pilot_step_sizes",
+    "psis",
+    "pyro_log_weights",
+    "reverse_evidence",
+]

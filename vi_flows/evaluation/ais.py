@@ -1,0 +1,273 @@
+"""Annealed importance sampling: evidence bounded from below (Neal 2001) and from above (Grosse et al. 2015)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vi_flows.evaluation.psis import effective_sample_size
+
+__all__ = ["AISResult", "AISStart", "annealed_evidence", "hmc_step", "pilot_step_sizes", "reverse_evidence"]
+
+TARGET_ACCEPTANCE = 0.65
+"""Of Hamiltonian Monte Carlo in many dimensions (Neal 2011, section 4.4; Beskos et al. 2013)."""
+
+LogDensity = Callable[[Tensor], Tensor]
+"""``(chains, B, d) -> (chains, B)``, differentiable."""
+
+
+class AISStart(Protocol):
+    """A normalised distribution that can be drawn from, with a batch of shape ``(B,)`` and events ``(d,)``."""
+
+    def rsample(self, sample_shape: torch.Size) -> Tensor:
+        """Draws ``(*sample_shape, B, d)``."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``(chains, B, d) -> (chains, B)``."""
+
+
+@dataclass(frozen=True)
+class AISResult:
+    """Per-image figures, float64 on the CPU.
+
+    Attributes:
+        log_evidence: estimate of ``log p(x)`` in nats, ``(B,)``: a lower bound in expectation from
+            :func:`annealed_evidence`, an upper bound from :func:`reverse_evidence`.
+        effective_chains: effective sample size of the chains' weights, ``(B,)``, between 1 and ``chains``.
+        acceptance: mean acceptance probability of the HMC steps, ``(B,)``; NaN where there were none.
+        log_weights: ``(chains, B)``.
+    """
+
+    log_evidence: Tensor
+    effective_chains: Tensor
+    acceptance: Tensor
+    log_weights: Tensor
+
+    def summary(self) -> dict[str, Any]:
+        """Means over images, JSON-ready."""
+        return {
+            "nll": -self.log_evidence.mean().item(),
+            "chains": self.log_weights.shape[0],
+            "num_rows": self.log_evidence.numel(),
+            "mean_effective_chains": self.effective_chains.mean().item(),
+            "mean_acceptance": self.acceptance.mean().item(),
+        }
+
+
+class _State(NamedTuple):
+    """A point with both ends' log-densities and their gradients."""
+
+    z: Tensor
+    start: Tensor
+    joint: Tensor
+    start_grad: Tensor
+    joint_grad: Tensor
+
+    def log_density(self, beta: float) -> Tensor:
+        return (1 - beta) * self.start + beta * self.joint
+
+    def grad(self, beta: float) -> Tensor:
+        return (1 - beta) * self.start_grad + beta * self.joint_grad
+
+
+def _evaluate(z: Tensor, log_start: LogDensity, log_joint: LogDensity) -> _State:
+    values, grads = [], []
+    for density in (log_start, log_joint):
+        with torch.enable_grad():
+            point = z.detach().requires_grad_()
+            value = density(point)
+            (grad,) = torch.autograd.grad(value.sum(), point)
+        if value.shape != z.shape[:-1]:
+            raise ValueError(
+                f"a log-density of {tuple(z.shape)} must be {tuple(z.shape[:-1])}, got {tuple(value.shape)}"
+            )
+        values.append(value.detach())
+        grads.append(grad)
+    return _State(z.detach(), *values, *grads)
+
+
+def _transition(
+    state: _State, beta: float, step_size: Tensor, leapfrog: int, log_start: LogDensity, log_joint: LogDensity
+) -> tuple[_State, Tensor]:
+    eps = step_size.to(state.z.dtype).unsqueeze(-1)
+    momentum = torch.randn_like(state.z)
+    before = state.log_density(beta).double() - 0.5 * momentum.double().square().sum(-1)
+    new, moving = state, momentum + 0.5 * eps * state.grad(beta)
+    for index in range(leapfrog):
+        new = _evaluate(new.z + eps * moving, log_start, log_joint)
+        moving = moving + (eps if index < leapfrog - 1 else 0.5 * eps) * new.grad(beta)
+    after = new.log_density(beta).double() - 0.5 * moving.double().square().sum(-1)
+    # An integrator that has overflowed gives NaN: such a proposal has probability 0.
+    accept = torch.nan_to_num((after - before).clamp(max=0.0).exp(), nan=0.0)
+    taken = torch.rand_like(accept) < accept
+
+    def choose(proposed: Tensor, kept: Tensor) -> Tensor:
+        return torch.where(taken if kept.dim() == taken.dim() else taken.unsqueeze(-1), proposed, kept)
+
+    return _State(*(choose(a, b) for a, b in zip(new, state, strict=True))), accept
+
+
+def hmc_step(z: Tensor, log_density: LogDensity, step_size: Tensor, leapfrog: int) -> tuple[Tensor, Tensor]:
+    """One HMC transition with unit mass, which leaves ``exp(log_density)`` invariant (Neal 2011).
+
+    Args:
+        z: ``(chains, B, d)``.
+        log_density: ``(chains, B, d) -> (chains, B)``, up to a constant.
+        step_size: ``(B,)``, one an image.
+        leapfrog: steps of the integrator.
+
+    Returns:
+        The new points and the acceptance probabilities ``(chains, B)``.
+    """
+    state = _evaluate(z, log_density, log_density)
+    state, accept = _transition(state, 1.0, step_size, leapfrog, log_density, log_density)
+    return state.z, accept
+
+
+def _schedule(temperatures: int) -> list[float]:
+    """``0 = β_0 < … < β_T = 1``, a sigmoid on [−4, 4] scaled to the interval: finest at both ends."""
+    raw = torch.sigmoid(torch.linspace(-4, 4, temperatures + 1, dtype=torch.float64))
+    betas = ((raw - raw[0]) / (raw[-1] - raw[0])).tolist()
+    return [0.0, *betas[1:-1], 1.0]
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _result(log_weights: Tensor, sign: int, acceptance: Tensor) -> AISResult:
+    if log_weights.isnan().any():
+        bad = int(log_weights.isnan().any(0).nonzero()[0])
+        raise FloatingPointError(f"the annealed log-weight of row {bad} is NaN: the model or the start has diverged")
+    mean = sign * (torch.logsumexp(sign * log_weights, 0) - math.log(len(log_weights)))
+    ess = effective_sample_size(sign * log_weights)
+    return AISResult(mean.cpu(), ess.cpu(), acceptance.cpu(), log_weights.cpu())
+
+
+@torch.no_grad()
+def pilot_step_sizes(
+    log_joint: LogDensity,
+    start: AISStart,
+    temperatures: int,
+    *,
+    chains: int = 4,
+    leapfrog: int = 8,
+    stride: int = 4,
+    initial: float = 0.2,
+    rate: float = 0.15,
+) -> Tensor:
+    """Step sizes for every temperature and image, from chains that are thrown away.
+
+    Steps that follow the weighted chains' own past would make a transition depend on more than its present state, and
+    the estimator would no longer be unbiased. So the steps are adapted on pilot chains (Robbins–Monro on the log of the
+    step towards an acceptance of 0.65), and the weighted chains, drawn independently, take them as fixed.
+
+    Args:
+        log_joint: ``log p(x, z)`` as ``(chains, B, d) -> (chains, B)``.
+        start: where the path begins.
+        temperatures: of the path that the steps are for.
+        chains: pilot chains an image.
+        leapfrog: steps of the integrator.
+        stride: the pilot visits every ``stride``-th temperature.
+        initial: first step size.
+        rate: change of the log step for an acceptance that is off by 1.
+
+    Returns:
+        ``(temperatures + 1, B)``.
+
+    Raises:
+        ValueError: a count is less than 1.
+    """
+    _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog, stride=stride)
+    betas = _schedule(temperatures)
+    state = _evaluate(start.rsample(torch.Size([chains])), start.log_prob, log_joint)
+    step = torch.full(state.z.shape[1:-1], initial, dtype=torch.float64, device=state.z.device)
+    table = step.repeat(temperatures + 1, 1)
+    # The first temperature is visited for a while: the chains are exact there, only the step has to be found.
+    for index in [0] * 20 + list(range(0, temperatures + 1, stride)):
+        state, accept = _transition(state, betas[index], step, leapfrog, start.log_prob, log_joint)
+        step = step * torch.exp(rate * (accept.mean(0) - TARGET_ACCEPTANCE))
+        table[index:] = step
+    return table
+
+
+@torch.no_grad()
+def annealed_evidence(
+    log_joint: LogDensity, start: AISStart, step_sizes: Tensor, *, chains: int = 8, leapfrog: int = 8
+) -> AISResult:
+    r"""``log (1/C) Σ_c w_c`` with ``log w = Σ_t (β_t − β_{t−1}) (log p(x, z_{t−1}) − log s(z_{t−1}))`` (Neal 2001).
+
+    ``z_0 ~ s``; ``z_t`` follows from ``z_{t−1}`` by an HMC step that leaves ``s^{1−β_t} p(x, ·)^{β_t}`` invariant.
+    ``E[w] = p(x)``, so that the logarithm is a lower bound in expectation. Weights are summed in float64.
+
+    Args:
+        log_joint: ``log p(x, z)`` as ``(chains, B, d) -> (chains, B)``.
+        start: the normalised ``s``: the prior, or the guide's ``q(z|x)``.
+        step_sizes: ``(T + 1, B)`` from :func:`pilot_step_sizes`; ``T`` is the number of temperatures.
+        chains: ``C``.
+        leapfrog: steps of the integrator.
+
+    Raises:
+        ValueError: a count is less than 1, or a density has the wrong shape.
+        FloatingPointError: a weight is NaN.
+    """
+    temperatures = len(step_sizes) - 1
+    _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog)
+    betas = _schedule(temperatures)
+    state = _evaluate(start.rsample(torch.Size([chains])), start.log_prob, log_joint)
+    log_w = torch.zeros_like(state.joint, dtype=torch.float64)
+    total = torch.zeros_like(log_w)
+    for t in range(1, temperatures + 1):
+        log_w += (betas[t] - betas[t - 1]) * (state.joint.double() - state.start.double())
+        if t < temperatures:
+            state, accept = _transition(state, betas[t], step_sizes[t], leapfrog, start.log_prob, log_joint)
+            total += accept
+    return _result(log_w, 1, total.mean(0) / (temperatures - 1) if temperatures > 1 else total.mean(0) * math.nan)
+
+
+@torch.no_grad()
+def reverse_evidence(
+    log_joint: LogDensity,
+    start: AISStart,
+    step_sizes: Tensor,
+    posterior_sample: Tensor,
+    *,
+    chains: int = 8,
+    leapfrog: int = 8,
+) -> AISResult:
+    r"""``−log (1/C) Σ_c 1/w_c`` along the reversed path: an upper bound in expectation (BDMC, Grosse et al. 2015).
+
+    The path begins at an exact draw of ``p(z|x)``, which is at hand where ``(x, z)`` was drawn from the model; there
+    ``E[1/w] = 1/p(x)``. All chains begin at the one draw.
+
+    Args:
+        log_joint: as for :func:`annealed_evidence`.
+        start: as for :func:`annealed_evidence`.
+        step_sizes: as for :func:`annealed_evidence`; they must not depend on ``posterior_sample``.
+        posterior_sample: ``(B, d)``, the latents that ``x`` was drawn from.
+        chains: ``C``.
+        leapfrog: steps of the integrator.
+
+    Raises:
+        ValueError: a count is less than 1, or a density has the wrong shape.
+        FloatingPointError: a weight is NaN.
+    """
+    temperatures = len(step_sizes) - 1
+    _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog)
+    betas = _schedule(temperatures)
+    state = _evaluate(posterior_sample.expand(chains, *posterior_sample.shape), start.log_prob, log_joint)
+    log_w = torch.zeros_like(state.joint, dtype=torch.float64)
+    total = torch.zeros_like(log_w)
+    for t in range(temperatures, 0, -1):
+        log_w += (betas[t] - betas[t - 1]) * (state.joint.double() - state.start.double())
+        if t > 1:
+            state, accept = _transition(state, betas[t - 1], step_sizes[t - 1], leapfrog, start.log_prob, log_joint)
+            total += accept
+    return _result(log_w, -1, total.mean(0) / (temperatures - 1) if temperatures > 1 else total.mean(0) * math.nan)

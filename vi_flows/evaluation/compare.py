@@ -1,0 +1,54 @@
+"""Two models on the same images: the mean difference of their scores and its paired bootstrap interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vi_flows.evaluation.nll import bootstrap_interval
+
+__all__ = ["PairedComparison", "paired_bootstrap"]
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Mean of ``first − second`` over images, its percentile interval, and how many images there were."""
+
+    difference: float
+    interval: tuple[float, float]
+    level: float
+    num_rows: int
+    seed: int
+
+    @property
+    def distinct(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        low, high = self.interval
+        return low > 0 or high < 0
+
+
+def paired_bootstrap(
+    first: Tensor, second: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> PairedComparison:
+    """Percentile bootstrap over images of the mean difference ``first − second`` (Efron and Tibshirani 1993, ch. 13).
+
+    Images are drawn with both their scores, so that what makes an image hard for both models cancels.
+
+    Args:
+        first: scores ``(N,)`` in any unit, one an image.
+        second: scores of the same images in the same order.
+        level: coverage.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the scores are not two vectors of one length, at least 2, or one is not finite.
+    """
+    if first.dim() != 1 or first.shape != second.shape or len(first) < 2:
+        raise ValueError(f"need two vectors of the same images, got {tuple(first.shape)} and {tuple(second.shape)}")
+    difference = first.double().cpu() - second.double().cpu()
+    if not difference.isfinite().all():
+        raise ValueError(f"the score of image {int((~difference.isfinite()).nonzero()[0])} is not finite")
+    interval = bootstrap_interval(difference, level, resamples, seed)
+    return PairedComparison(difference.mean().item(), interval, level, len(difference), seed)
