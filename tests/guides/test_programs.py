@@ -1,5 +1,6 @@
 """The model given is the one that is answered for, or it is refused with the name of the site."""
 
+import math
 import random
 from functools import partial
 
@@ -138,3 +139,19 @@ def test_generators_are_left_alone():
     fit(rows, guide, 2, num_steps=2)
     diagnose(rows, guide, 2, num_samples=200)
     assert states() == before
+
+
+def test_an_empty_site_beside_another():
+    def model():
+        pyro.sample("none", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor(1.0))
+
+    guide = AutoConvFlow(model, prototype_args=())
+    result = fit(model, guide, num_steps=100)
+    report = diagnose(model, guide, num_samples=500)
+    evidence = -0.5 * math.log(2 * math.pi * 2) - 0.25  # y ~ N(0, 2)
+    assert result.elbo == pytest.approx(evidence, abs=0.02)
+    assert report.log_evidence == pytest.approx(evidence, abs=0.02)
+    assert set(report.shift) == {"a"}
+    assert guide.quantiles([0.5])["none"].shape == (1, 0)

@@ -250,6 +250,8 @@ def _moments(draws: dict[str, Tensor], weights: Tensor) -> tuple[dict[str, Tenso
     """What weighting does to the mean (in sd of the draws) and to the standard deviation (draws' / weighted)."""
     shifts, ratios = {}, {}
     for name, value in draws.items():
+        if value.numel() == 0:  # an empty site has no mean that could move
+            continue
         flat = value.double().cpu().flatten(1) if value.dim() > 1 else value.double().cpu()[:, None]
         mean = (weights[:, None] * flat).sum(0)
         sd = flat.std(0).clamp(min=1e-300)
