@@ -29,7 +29,7 @@ def test_stacks_hold_runs_that_differ_in_their_seeds_and_are_level(tmp_path):
 
     a, b, c, d = (run(seed=seed) for seed in range(4))
     other = run(learning_rate=1e-2)
-    images = [run(model="image_flow", seed=seed) for seed in range(2)]
+    images = [run(model="image_flow", vae=VAEConfig(), seed=seed) for seed in range(2)]
     started, done = run(seed=7), run(seed=8)
     for trainer, until in ((Trainer(started, progress=False), 1), (Trainer(done, progress=False), None)):
         trainer.start()
