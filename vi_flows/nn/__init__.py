@@ -1,6 +1,18 @@
 """Networks: the conditioners of flows, encoders and decoders."""
 
 from vi_flows.nn.image import ConvConditioner, MLPConditioner, ResNetConditioner
+from vi_flows.nn.masked import CausalConv1d, ContextBias, MaskedConv2d, MaskedLinear
 from vi_flows.nn.mlp import MLP, BatchNorm, GaussianHead
 
-__all__ = ["MLP", "BatchNorm", "ConvConditioner", "GaussianHead", "MLPConditioner", "ResNetConditioner"]
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "CausalConv1d",
+    "ContextBias",
+    "ConvConditioner",
+    "GaussianHead",
+    "MLPConditioner",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "ResNetConditioner",
+]

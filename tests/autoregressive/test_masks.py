@@ -1,0 +1,125 @@
+"""What sees what: Jacobians by autograd, in float64 at random parameters."""
+
+import pytest
+import torch
+
+from tests.autoregressive.cases import BINARY, IMAGE, MODELS, build, jacobian, past
+from vi_flows.autoregressive import MADE, Categorical, GatedPixelCNN, PixelCNN, WaveNet
+from vi_flows.nn import CausalConv1d, MaskedConv2d, MaskedLinear
+
+
+def random_parameters(model):
+    torch.manual_seed(1)
+    model.double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_().mul_(0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith("wavenet")])
+def test_the_future_is_exactly_zero_and_the_whole_past_is_reached(name):
+    model = build(name)
+    seen, before = jacobian(model), past(model)
+    assert (seen[~before] == 0).all()
+    assert (seen[before] > 0).all()
+
+
+def test_drawn_orders_differ_and_stay_autoregressive():
+    model = MADE(IMAGE, BINARY, (64,), direct=True)
+    orders = set()
+    for seed in range(5):
+        model.resample_masks(seed)
+        random_parameters(model)
+        orders.add(tuple(model.order.tolist()))
+        seen, before = jacobian(model, 2), past(model)
+        assert (seen[~before] == 0).all()
+        assert (seen[before] > 0).all()
+    assert len(orders) == 5
+    model.resample_masks(0)
+    first = [layer.mask.clone() for layer in model._layers()]
+    model.resample_masks(1)
+    assert any((a != layer.mask).any() for a, layer in zip(first, model._layers(), strict=True))
+    model.resample_masks(0)
+    assert all((a == layer.mask).all() for a, layer in zip(first, model._layers(), strict=True))
+
+
+def test_the_gated_model_sees_its_whole_window_and_the_plain_one_has_a_blind_spot():
+    shape = (1, 6, 6)
+    gated = random_parameters(GatedPixelCNN(shape, BINARY, 6, 4, first_kernel=3))
+    seen, before = jacobian(gated) > 0, past(gated)
+    assert torch.equal(seen, before)
+    plain = random_parameters(PixelCNN(shape, BINARY, 8, 4, first_kernel=3))
+    seen, before = jacobian(plain) > 0, past(plain)
+    assert not seen[~before].any()
+    # A step right of a kernel's middle costs a row: (r, c) sees (r−a, c+b) only if b ≤ a.
+    row, column = torch.arange(36) // 6, torch.arange(36) % 6
+    up, right = row[:, None] - row, column - column[:, None]
+    assert torch.equal(seen, before & (right <= up))
+
+
+def test_a_gated_window_ends_where_the_docstring_says():
+    model = random_parameters(GatedPixelCNN((1, 6, 6), BINARY, 6, 1, first_kernel=3))
+    row, column = torch.arange(36) // 6, torch.arange(36) % 6
+    up, aside = row[:, None] - row, (column - column[:, None]).abs()
+    assert torch.equal(jacobian(model) > 0, past(model) & (up <= 2) & (aside <= 2))
+
+
+@pytest.mark.parametrize(("kernel_size", "dilations", "field"), [(2, (1, 2, 4), 9), (3, (1, 3), 11), (2, (1,), 3)])
+def test_wavenet_sees_exactly_its_receptive_field(kernel_size, dilations, field):
+    model = random_parameters(WaveNet(16, Categorical(5), 6, 6, dilations, kernel_size))
+    assert model.receptive_field == field
+    age = torch.arange(16)[:, None] - torch.arange(16)
+    assert torch.equal(jacobian(model) > 0, (age >= 1) & (age <= field))
+
+
+def test_a_masked_weight_that_is_not_finite_does_not_leak():
+    layer = MaskedLinear(2, 1)
+    layer.set_mask(torch.tensor([[True, False]]))
+    with torch.no_grad():
+        layer.weight[0, 1] = float("inf")
+    assert layer(torch.zeros(2)).isfinite().all()
+    with pytest.raises(ValueError, match="shape"):
+        layer.set_mask(torch.ones(2, 1, dtype=torch.bool))
+
+
+def test_channel_masks_literally():
+    at_pixel = {t: MaskedConv2d(3, 6, (3, 3), t, 3).mask[:, :, 1, 1].int().tolist() for t in "AB"}
+    assert at_pixel["A"] == [[0, 0, 0]] * 2 + [[1, 0, 0]] * 2 + [[1, 1, 0]] * 2
+    assert at_pixel["B"] == [[1, 0, 0]] * 2 + [[1, 1, 0]] * 2 + [[1, 1, 1]] * 2
+    spatial = MaskedConv2d(1, 1, (3, 3), "A").mask[0, 0].int().tolist()
+    assert spatial == [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
+    rows = {t: MaskedConv2d(1, 1, (3, 3), t, region="rows").mask[0, 0].int().tolist() for t in "AB"}
+    assert rows == {"A": [[1, 1, 1], [0, 0, 0], [0, 0, 0]], "B": [[1, 1, 1], [1, 1, 1], [0, 0, 0]]}
+
+
+def test_causal_convolution_by_its_formula():
+    torch.manual_seed(0)
+    conv, x = CausalConv1d(1, 1, 3, 2).double(), torch.randn(1, 1, 9, dtype=torch.float64)
+    w, b = conv.weight.flatten(), conv.bias
+    at = lambda t: x[0, 0, t] if t >= 0 else 0.0  # noqa: E731
+    expected = torch.stack([(b + sum(w[i] * at(t - (2 - i) * 2) for i in range(3)))[0] for t in range(9)])
+    assert torch.allclose(conv(x)[0, 0], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MaskedConv2d(1, 1, (2, 3), "A"), "odd"),
+        (lambda: MaskedConv2d(1, 1, (3, 3), "C"), "mask type"),
+        (lambda: MaskedConv2d(1, 1, (3, 3), "A", region="columns"), "region"),
+        (lambda: MaskedConv2d(3, 4, (3, 3), "A", 3), "equal groups"),
+        (lambda: PixelCNN((9,), BINARY), r"\(C, H, W\)"),
+        (lambda: PixelCNN((3, 3, 3), BINARY, 9), "twice the 3 channels"),
+        (lambda: GatedPixelCNN((3, 3, 3), BINARY, 8), "multiple of the 3 channels"),
+        (lambda: MADE((4,), BINARY, ()), "direct=True"),
+        (lambda: MADE((4,), BINARY, (0,)), "hidden_dims"),
+        (lambda: MADE((4,), BINARY, activation="step"), "unknown activation"),
+        (lambda: MADE((), BINARY), "event_shape"),
+        (lambda: WaveNet(4, BINARY, dilations=()), "needs layers"),
+        (lambda: Categorical(1), "num_bins"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,22 @@
+"""Autoregressive densities: modules that give Pyro distributions."""
+
+from vi_flows.autoregressive.base import Autoregressive, AutoregressiveDistribution
+from vi_flows.autoregressive.made import MADE
+from vi_flows.autoregressive.outputs import Bernoulli, Categorical, Gaussian, Output
+from vi_flows.autoregressive.pixel_cnn import GatedPixelCNN, PixelCNN
+from vi_flows.autoregressive.wavenet import WaveNet, mu_law_decode, mu_law_encode
+
+__all__ = [
+    "MADE",
+    "Autoregressive",
+    "AutoregressiveDistribution",
+    "Bernoulli",
+    "Categorical",
+    "GatedPixelCNN",
+    "Gaussian",
+    "Output",
+    "PixelCNN",
+    "WaveNet",
+    "mu_law_decode",
+    "mu_law_encode",
+]

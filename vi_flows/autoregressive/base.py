@@ -1,0 +1,187 @@
+r"""The one face of autoregressive models: a module that gives Pyro distributions.
+
+``log p(x | c) = Σ_i log p(x_{o(i)} | x_{o(1)}, …, x_{o(i−1)}, c)`` for an order ``o`` of the entries of ``x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from vi_flows.autoregressive.outputs import Output
+
+__all__ = ["Autoregressive", "AutoregressiveDistribution"]
+
+SCALAR = torch.Size()
+
+
+class Autoregressive(nn.Module):
+    """A network that gives the parameters of every entry's conditional in one pass.
+
+    A family writes :meth:`params` and :meth:`generation_order`, and may write a faster :meth:`generate`.
+
+    Args:
+        event_shape: of one ``x``.
+        output: family of the conditionals.
+        context_dim: size of the context vector (one-hot for a class); 0 for a model without one.
+
+    Raises:
+        ValueError: the event is empty, or the size of the context is negative.
+    """
+
+    def __init__(self, event_shape: Sequence[int], output: Output, context_dim: int = 0) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        if not self.event_shape or min(self.event_shape) < 1:
+            raise ValueError(f"event_shape must have sizes of at least 1, got {tuple(event_shape)}")
+        if context_dim < 0:
+            raise ValueError(f"context_dim must not be negative, got {context_dim}")
+        self.output, self.context_dim = output, context_dim
+
+    def params(self, x: Tensor, context: Tensor) -> Tensor:
+        """Parameters of all conditionals, ``(N, *event_shape, num_params)``.
+
+        Args:
+            x: ``(N, *event_shape)``.
+            context: ``(N, context_dim)``.
+        """
+        raise NotImplementedError
+
+    def generation_order(self) -> Tensor:
+        """Flat indices of the entries of an event, each after all those that it depends on."""
+        raise NotImplementedError
+
+    def condition(self, context: Tensor) -> AutoregressiveDistribution:
+        """``p(· | context)``.
+
+        Args:
+            context: ``(*batch_shape, context_dim)``.
+
+        Raises:
+            ValueError: the last size isn't ``context_dim``.
+        """
+        return AutoregressiveDistribution(self, context)
+
+    def distribution(self) -> AutoregressiveDistribution:
+        """``p``, of a model without context.
+
+        Raises:
+            ValueError: the model has a context.
+        """
+        if self.context_dim:
+            raise ValueError(
+                f"this model has a context of size {self.context_dim}; call condition(context) and use its methods"
+            )
+        return AutoregressiveDistribution(self, next(self.parameters()).new_zeros(0))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """See :meth:`AutoregressiveDistribution.log_prob`; for a model without context."""
+        return self.distribution().log_prob(x)
+
+    def sample(self, sample_shape: Sequence[int] = SCALAR) -> Tensor:
+        """See :meth:`AutoregressiveDistribution.sample`; for a model without context."""
+        return self.distribution().sample(torch.Size(sample_shape))
+
+    def conditional_logits(self, x: Tensor) -> Tensor:
+        """See :meth:`AutoregressiveDistribution.conditional_logits`; for a model without context."""
+        return self.distribution().conditional_logits(x)
+
+    def generate(self, context: Tensor) -> Tensor:
+        """Draws ``(N, *event_shape)``, one for each row of ``context``, with a pass of the network for each entry."""
+        x = context.new_zeros(len(context), self.event_shape.numel())
+        for index in self.generation_order().tolist():
+            params = self.params(x.reshape(-1, *self.event_shape), context)
+            x[:, index] = self.output.sample(params.flatten(1, -2)[:, index])
+        return x.reshape(-1, *self.event_shape)
+
+
+class AutoregressiveDistribution(TorchDistribution):
+    """An autoregressive model, under a context, as a distribution for ``pyro.sample``: likelihood or prior.
+
+    It has no reparametrised samples: a guide must not use it where gradients of samples are needed.
+
+    Args:
+        model: the network; register it with ``pyro.module`` to train it.
+        context: ``(*batch_shape, context_dim)``.
+        validate_args: as for every PyTorch distribution.
+
+    Raises:
+        ValueError: the last size of the context isn't the model's.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, model: Autoregressive, context: Tensor, validate_args: bool | None = None) -> None:
+        if context.ndim < 1 or context.shape[-1] != model.context_dim:
+            raise ValueError(
+                f"the context must have shape (…, {model.context_dim}), got {tuple(context.shape)}"
+                + (" (one-hot encode class labels)" if model.context_dim else "")
+            )
+        self.model = model
+        self.context = context.to(next(model.parameters()).dtype)
+        super().__init__(context.shape[:-1], model.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Of every entry, what the output's family allows."""
+        return constraints.independent(self.model.output.support, len(self.event_shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> AutoregressiveDistribution:
+        """The same distribution over a larger batch."""
+        context = self.context.expand(*batch_shape, self.model.context_dim)
+        new = AutoregressiveDistribution(self.model, context, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _params(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` in the model's type and the parameters, both over the batch shape of ``x`` and context together."""
+        ndim = len(self.event_shape)
+        if x.shape[x.ndim - ndim :] != self.event_shape or x.ndim < ndim:
+            raise ValueError(f"x must have shape (…, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
+        batch = torch.broadcast_shapes(x.shape[: x.ndim - ndim], self.batch_shape)
+        x = x.to(self.context.dtype).expand(*batch, *self.event_shape)
+        # Sizes are spelled out: with a context of size 0, reshape can't infer one.
+        context = self.context.expand(*batch, self.model.context_dim).reshape(batch.numel(), self.model.context_dim)
+        params = self.model.params(x.reshape(batch.numel(), *self.event_shape), context)
+        return x, params.reshape(*batch, *params.shape[1:])
+
+    def conditional_logits(self, x: Tensor) -> Tensor:
+        """Parameters of every entry's conditional, given the entries of ``x`` before it; ``x`` is not validated.
+
+        Args:
+            x: ``(…, *event_shape)``.
+
+        Returns:
+            Bernoulli logits ``(…, *event_shape)``, categorical logits ``(…, *event_shape, num_bins)``, or means and
+            log standard deviations ``(…, *event_shape, 2)``.
+
+        Raises:
+            ValueError: ``x`` has another event shape.
+        """
+        return self.model.output.logits(self._params(x)[1])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Exact, in nats, shape of the batch.
+
+        Args:
+            value: ``(…, *event_shape)``, of any dtype.
+
+        Raises:
+            ValueError: the event shape differs; or, with validation on, an entry is outside of the support.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        x, params = self._params(value)
+        return self.model.output.log_prob(params, x).sum(tuple(range(-len(self.event_shape), 0)))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = SCALAR) -> Tensor:
+        """Draws ``sample_shape + batch_shape + event_shape``, of the model's dtype."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        context = self.context.expand(*shape, self.model.context_dim).reshape(shape.numel(), self.model.context_dim)
+        return self.model.generate(context).reshape(*shape, *self.event_shape)

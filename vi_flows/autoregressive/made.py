@@ -1,0 +1,155 @@
+r"""MADE: an autoencoder whose masks make it autoregressive. Germain et al. 2015.
+
+Inputs carry degrees ``1 … D`` (their places in the order), hidden units degrees between 1 and ``D − 1``. A hidden
+unit sees units of the layer below whose degree is not greater than its own (paper, eq. 13); an output sees hidden
+units, and by direct connections inputs, of smaller degree than its own (eq. 14).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vi_flows.autoregressive.base import Autoregressive
+from vi_flows.autoregressive.outputs import Output
+from vi_flows.nn.masked import ContextBias, MaskedLinear
+from vi_flows.nn.mlp import ACTIVATIONS
+
+__all__ = ["MADE"]
+
+
+class MADE(Autoregressive):
+    """Masked autoencoder over the flattened entries.
+
+    It starts in the natural order with evenly spread hidden degrees. For order- and connectivity-agnostic training
+    call :meth:`resample_masks` with a seed before each step, going round a list of seeds; :meth:`ensemble_log_prob`
+    then averages over the same seeds.
+
+    Args:
+        event_shape: of one ``x``; its entries are flattened.
+        output: family of the conditionals.
+        hidden_dims: widths; an empty list needs ``direct``.
+        activation: name, see :class:`~vi_flows.nn.MLP`.
+        direct: whether inputs are connected to outputs directly too.
+        context_dim: see :class:`Autoregressive`; the context reaches every layer, so that the first entry sees it.
+
+    Raises:
+        ValueError: the activation is unknown, a width is less than 1, or there is no layer at all.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        output: Output,
+        hidden_dims: Sequence[int] = (500,),
+        activation: str = "relu",
+        direct: bool = False,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(event_shape, output, context_dim)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        if any(width < 1 for width in hidden_dims):
+            raise ValueError(f"hidden_dims must be at least 1, got {tuple(hidden_dims)}")
+        if not hidden_dims and not direct:
+            raise ValueError("a MADE without hidden layers needs direct=True")
+        size = self.event_shape.numel()
+        self.hidden_dims = tuple(hidden_dims)
+        widths = [size, *hidden_dims]
+        self.hidden = nn.ModuleList(MaskedLinear(a, b) for a, b in itertools.pairwise(widths))
+        self.hidden_context = nn.ModuleList(ContextBias(context_dim, b) for b in hidden_dims)
+        num_outputs = size * output.num_params
+        self.last = nn.ModuleList([MaskedLinear(widths[-1], num_outputs)] if hidden_dims else [])
+        self.direct = nn.ModuleList([MaskedLinear(size, num_outputs, bias=not hidden_dims)] if direct else [])
+        self.last_context = ContextBias(context_dim, num_outputs)
+        self.activation = ACTIVATIONS[activation]()
+        self.register_buffer("order", torch.arange(size))
+        top = max(1, size - 1)
+        self._set_masks(self.order, [torch.arange(width) % top + 1 for width in hidden_dims])
+
+    def _layers(self) -> list[MaskedLinear]:
+        """In the order of :meth:`_masks`."""
+        return [*self.hidden, *self.last, *self.direct]
+
+    def _masks(self, order: Tensor, hidden_degrees: Sequence[Tensor]) -> list[Tensor]:
+        """Masks of all layers; entry ``order[i]`` of an event is the ``i``-th."""
+        device = self.order.device
+        inputs = torch.empty_like(order)
+        inputs[order] = torch.arange(1, len(order) + 1, device=order.device)
+        degrees = [inputs.to(device), *(degree.to(device) for degree in hidden_degrees)]
+        outputs = degrees[0].repeat_interleave(self.output.num_params)
+        masks = [above[:, None] >= below for below, above in itertools.pairwise(degrees)]
+        masks += [outputs[:, None] > degrees[-1] for _ in self.last]
+        return masks + [outputs[:, None] > degrees[0] for _ in self.direct]
+
+    def _set_masks(self, order: Tensor, hidden_degrees: Sequence[Tensor]) -> None:
+        masks = self._masks(order, hidden_degrees)
+        self.order.copy_(order)
+        for layer, mask in zip(self._layers(), masks, strict=True):
+            layer.set_mask(mask)
+
+    def _draw(self, seed: int) -> tuple[Tensor, list[Tensor]]:
+        """An order and hidden degrees; each layer's are at least the smallest of the layer below."""
+        generator = torch.Generator().manual_seed(seed)
+        size = self.event_shape.numel()
+        order = torch.randperm(size, generator=generator)
+        degrees, low = [], 1
+        for width in self.hidden_dims:
+            degrees.append(torch.randint(low, max(1, size - 1) + 1, (width,), generator=generator))
+            low = int(degrees[-1].min())
+        return order, degrees
+
+    def resample_masks(self, seed: int) -> None:
+        """Draw the order and the hidden degrees anew; the same seed gives the same masks on every device."""
+        self._set_masks(*self._draw(seed))
+
+    def _params_under(self, masks: Sequence[Tensor], x: Tensor, context: Tensor) -> Tensor:
+        inputs = self.output.encode(x).flatten(1)
+        layers = list(zip(self._layers(), masks, strict=True))
+        h = inputs
+        for (layer, mask), bias in zip(layers, self.hidden_context, strict=False):
+            h = self.activation(bias(layer.under(mask, h), context))
+        # The hidden layers are done; what is left are the outputs' terms: from the top, and directly.
+        sources = [h for _ in self.last] + [inputs for _ in self.direct]
+        terms = [layer.under(mask, h) for (layer, mask), h in zip(layers[len(self.hidden) :], sources, strict=True)]
+        params = self.last_context(torch.stack(terms).sum(0), context)
+        return params.reshape(len(x), *self.event_shape, self.output.num_params)
+
+    def params(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.params`; under the current masks."""
+        return self._params_under([layer.mask for layer in self._layers()], x, context)
+
+    def generation_order(self) -> Tensor:
+        """The current order."""
+        return self.order
+
+    def ensemble_log_prob(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
+        r"""``log (1/S) Σ_s p_s(x)`` over the masks that ``seeds`` give; the current masks stay.
+
+        It is the log-density of an equal mixture, so it is exact and normalised (paper, section 4.2).
+
+        Args:
+            x: ``(…, *event_shape)``.
+            seeds: as for :meth:`resample_masks`.
+
+        Raises:
+            ValueError: there are no seeds, the model has a context, or ``x`` has another event shape.
+        """
+        if not seeds:
+            raise ValueError("an ensemble needs at least one seed")
+        self.distribution()._validate_sample(x)
+        ndim = len(self.event_shape)
+        batch = x.shape[: x.ndim - ndim]
+        rows = x.to(next(self.parameters()).dtype).reshape(batch.numel(), *self.event_shape)
+        context = rows.new_zeros(len(rows), 0)
+        scores = []
+        for seed in seeds:
+            params = self._params_under(self._masks(*self._draw(seed)), rows, context)
+            scores.append(self.output.log_prob(params, rows).flatten(1).sum(1))
+        return (torch.stack(scores).logsumexp(0) - math.log(len(seeds))).reshape(batch)

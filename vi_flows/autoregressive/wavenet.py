@@ -1,0 +1,186 @@
+r"""WaveNet: sequences by stacks of causal dilated convolutions. Van den Oord et al. 2016, *WaveNet*."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vi_flows.autoregressive.base import Autoregressive
+from vi_flows.autoregressive.outputs import Output
+from vi_flows.nn.masked import CausalConv1d, ContextBias
+
+__all__ = ["WaveNet", "mu_law_decode", "mu_law_encode"]
+
+
+def mu_law_encode(audio: Tensor, num_bins: int = 256) -> Tensor:
+    r"""``sign(a) ln(1 + μ|a|) / ln(1 + μ)`` with ``μ = num_bins − 1``, rounded to ``0 … μ`` (paper, section 2.2).
+
+    Args:
+        audio: in ``[−1, 1]``, floating.
+        num_bins: levels.
+
+    Returns:
+        Levels as floats, of the same shape.
+
+    Raises:
+        ValueError: a value is outside of ``[−1, 1]`` or not a number.
+    """
+    if not bool((audio.abs() <= 1).all()):
+        raise ValueError("audio for the μ-law must lie in [−1, 1]; divide it by its full scale first")
+    mu = num_bins - 1
+    companded = audio.sign() * (mu * audio.abs()).log1p() / math.log1p(mu)
+    return ((companded + 1) / 2 * mu).round()
+
+
+def mu_law_decode(levels: Tensor, num_bins: int = 256) -> Tensor:
+    r"""The inverse of :func:`mu_law_encode` up to its rounding: ``sign(y) ((1 + μ)^|y| − 1) / μ``.
+
+    Args:
+        levels: from 0 to ``num_bins − 1``, floating.
+        num_bins: levels.
+
+    Returns:
+        Audio in ``[−1, 1]``, of the same shape.
+    """
+    mu = num_bins - 1
+    y = 2 * levels / mu - 1
+    return y.sign() * (y.abs() * math.log1p(mu)).expm1() / mu
+
+
+class WaveNetLayer(nn.Module):
+    r"""``z = tanh(W_f ∗ h) · σ(W_g ∗ h)``; gives ``h + W_r z`` and the skip ``W_s z`` (paper, eq. 2 and figure 4).
+
+    Args:
+        width: features of the residual path.
+        skip_width: features of the skip path.
+        kernel_size: of the dilated convolution.
+        dilation: of the dilated convolution.
+        context_dim: size of the context (paper, eq. 3).
+        last: whether nothing uses the residual output, which then has no weights ``W_r``.
+    """
+
+    def __init__(
+        self, width: int, skip_width: int, kernel_size: int, dilation: int, context_dim: int, last: bool
+    ) -> None:
+        super().__init__()
+        self.conv = CausalConv1d(width, 2 * width, kernel_size, dilation)
+        self.context = ContextBias(context_dim, 2 * width)
+        self.residual: nn.Module = nn.Identity() if last else nn.Conv1d(width, width, 1)
+        self.skip = nn.Conv1d(width, skip_width, 1)
+
+    def join(self, h: Tensor, convolved: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Residual and skip outputs from the input and its convolution, ``(N, features, T)`` each."""
+        a, b = self.context(convolved, context).chunk(2, 1)
+        z = a.tanh() * b.sigmoid()
+        return h + self.residual(z), self.skip(z)
+
+    def forward(self, h: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """``(N, width, T)`` to the residual and skip outputs."""
+        return self.join(h, self.conv(h), context)
+
+
+class History:
+    """Ring buffer of a causal convolution's last inputs; before the beginning they are zero.
+
+    Args:
+        conv: the convolution.
+        rows: of the batch.
+    """
+
+    def __init__(self, conv: CausalConv1d, rows: int) -> None:
+        self.conv = conv
+        self.size = conv.history + 1
+        self.ring = conv.weight.new_zeros(rows, conv.in_channels, self.size)
+        self.ages = torch.arange(conv.history, -1, -conv.dilation[0], device=conv.weight.device)
+
+    def step(self, h: Tensor, time: int) -> Tensor:
+        """The convolution's output ``(N, out_channels, 1)`` at ``time``, given its input ``(N, in_channels)``."""
+        self.ring[..., time % self.size] = h
+        return self.conv.taps(self.ring[..., (time - self.ages) % self.size])[..., None]
+
+
+class WaveNet(Autoregressive):
+    r"""A causal convolution, gated dilated layers with residual and skip connections, and two 1×1 layers.
+
+    Entry ``t`` sees exactly the ``receptive_field`` entries before it. The network sees entries scaled by the
+    output's family, as one number each.
+
+    Args:
+        num_steps: ``T``, the length of an event.
+        output: family of the conditionals; for audio ``Categorical(256)`` over :func:`mu_law_encode`.
+        width: features of the residual path.
+        skip_width: features of the skip path.
+        dilations: of the layers, the paper's ``1, 2, …, 512`` repeated.
+        kernel_size: of all convolutions in time (2 in the paper).
+        context_dim: see :class:`Autoregressive`.
+
+    Raises:
+        ValueError: a size or dilation is less than 1, or there are no layers.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        output: Output,
+        width: int = 32,
+        skip_width: int = 64,
+        dilations: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        kernel_size: int = 2,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__((num_steps,), output, context_dim)
+        if not dilations or min(width, skip_width, kernel_size, *dilations) < 1:
+            raise ValueError(
+                f"a WaveNet needs layers, and sizes of at least 1; got width {width}, skip_width {skip_width}, "
+                f"kernel_size {kernel_size}, dilations {tuple(dilations)}"
+            )
+        self.first = CausalConv1d(1, width, kernel_size)
+        layers = [
+            WaveNetLayer(width, skip_width, kernel_size, dilation, context_dim, last=index == len(dilations) - 1)
+            for index, dilation in enumerate(dilations)
+        ]
+        self.layers = nn.ModuleList(layers)
+        self.receptive_field = kernel_size + sum((kernel_size - 1) * dilation for dilation in dilations)
+        """Entries before its own that an entry's conditional sees."""
+        self.head = nn.Sequential(
+            nn.ReLU(), nn.Conv1d(skip_width, skip_width, 1), nn.ReLU(), nn.Conv1d(skip_width, output.num_params, 1)
+        )
+
+    def _layers(self) -> list[WaveNetLayer]:
+        return cast(list[WaveNetLayer], list(self.layers))
+
+    def generation_order(self) -> Tensor:
+        """Time."""
+        return torch.arange(self.event_shape[0])
+
+    def params(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.params`."""
+        # One step late: output t sees inputs up to t − 1. The zero that enters is no entry, so it is not encoded.
+        h = self.first(F.pad(self.output.encode(x), (1, -1))[:, None])
+        skips = []
+        for layer in self._layers():
+            h, skip = layer(h, context)
+            skips.append(skip)
+        return self.head(torch.stack(skips).sum(0)).movedim(1, -1)
+
+    def generate(self, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.generate`; with ring buffers, O(layers) for each entry."""
+        x = context.new_zeros(len(context), *self.event_shape)
+        first = History(self.first, len(context))
+        layers = [(layer, History(layer.conv, len(context))) for layer in self._layers()]
+        previous = context.new_zeros(len(context), 1)
+        for time in range(self.event_shape[0]):
+            h = first.step(previous, time)
+            skips = []
+            for layer, history in layers:
+                h, skip = layer.join(h, history.step(h[..., 0], time), context)
+                skips.append(skip)
+            params = self.head(torch.stack(skips).sum(0))[..., 0]
+            x[:, time] = self.output.sample(params)
+            previous = self.output.encode(x[:, time])[:, None]
+        return x
