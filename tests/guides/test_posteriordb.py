@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vi_flows.guides import AutoConvFlow, fit
-from vi_flows.guides.fit import supports_path_gradient
+from vi_flows.objectives.path_gradient import supports_path_gradient
 
 ROOT = Path(os.environ.get("VI_FLOWS_DATA", "shared/data"))
 needs_data = pytest.mark.skipif(

@@ -126,6 +126,21 @@ def test_a_nan_validation_is_never_the_best(tmp_path, monkeypatch):
     assert load_tensors(tmp_path / "run" / "best.safetensors")[1]["epoch"] == 2
 
 
+def test_a_nan_validation_does_not_replace_the_best(tmp_path, monkeypatch):
+    trainer = started(tmp_path / "run")
+    losses = iter([5.0, math.nan])
+    monkeypatch.setattr(trainer.task, "validate", lambda: next(losses))
+    assert trainer.fit()["best"] == {"epoch": 1, "valid_loss": 5.0}
+    assert load_tensors(tmp_path / "run" / "best.safetensors")[1]["epoch"] == 1
+
+
+def test_without_a_finite_validation_there_is_no_best(tmp_path, monkeypatch):
+    trainer = started(tmp_path / "run")
+    monkeypatch.setattr(trainer.task, "validate", lambda: math.nan)
+    assert trainer.fit()["best"] is None
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
 def test_weights_that_overflow_are_not_saved(tmp_path, monkeypatch):
     trainer = started(tmp_path / "run")
     step = trainer.optimizer.step

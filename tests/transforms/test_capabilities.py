@@ -89,3 +89,11 @@ def test_compositions_and_inverses_of_wrapped_transforms_say_truly():
     assert FromPyro(torch.distributions.ComposeTransform([affine, affine])).has_inverse
     assert not FromPyro(torch.distributions.ComposeTransform([affine, planar])).has_inverse
     assert not Chain([Revert(), Inverse(Chain([FromPyro(planar)]))]).has_inverse
+
+
+def test_a_gain_is_between_the_parameter_and_what_it_stands_for():
+    torch.manual_seed(2)
+    flow = mixed_conv_flow(60, 1, num_marginal_layers=0, init_scale=0.3)
+    (layer,) = (m for m in flow.modules() if isinstance(m, ConvFlowStack))
+    assert float(layer.effective_theta.detach().std()) == pytest.approx(0.3, rel=0.15)
+    assert torch.allclose(layer.effective_theta, layer.gains["theta"] * layer.theta)

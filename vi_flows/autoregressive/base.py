@@ -5,6 +5,7 @@ r"""The one face of autoregressive models: a module that gives Pyro distribution
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ __all__ = ["Autoregressive", "AutoregressiveDistribution"]
 SCALAR = torch.Size()
 
 
-class Autoregressive(nn.Module):
+class Autoregressive(nn.Module, ABC):
     """A network that gives the parameters of every entry's conditional in one pass.
 
     A family writes :meth:`params` and :meth:`generation_order`, and may write a faster :meth:`generate`.
@@ -43,6 +44,7 @@ class Autoregressive(nn.Module):
             raise ValueError(f"context_dim must not be negative, got {context_dim}")
         self.output, self.context_dim = output, context_dim
 
+    @abstractmethod
     def params(self, x: Tensor, context: Tensor) -> Tensor:
         """Parameters of all conditionals, ``(N, *event_shape, num_params)``.
 
@@ -50,11 +52,10 @@ class Autoregressive(nn.Module):
             x: ``(N, *event_shape)``.
             context: ``(N, context_dim)``.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def generation_order(self) -> Tensor:
         """Flat indices of the entries of an event, each after all those that it depends on."""
-        raise NotImplementedError
 
     def condition(self, context: Tensor) -> AutoregressiveDistribution:
         """``p(· | context)``.

@@ -6,6 +6,7 @@ Oord et al. 2016, *Conditional Image Generation with PixelCNN Decoders* (Gated P
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -46,9 +47,9 @@ class RasterModel(Autoregressive):
             MaskedConv2d(width, channels * output.num_params, (1, 1), "B", channels),
         )
 
+    @abstractmethod
     def features(self, x: Tensor, context: Tensor) -> Tensor:
         """``(N, width, H, W)`` in ``C`` groups; a group sees earlier pixels, and earlier channels of its own."""
-        raise NotImplementedError
 
     def params(self, x: Tensor, context: Tensor) -> Tensor:
         """See :meth:`Autoregressive.params`."""

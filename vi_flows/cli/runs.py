@@ -43,11 +43,12 @@ class Train:
         """Train to the end; exit code 0."""
         if self.resume:
             run = Run.open(self.out, self.config.data_root)
-            # Read again over the run's own settings: what differs from them was typed, a default too.
-            given = tyro.cli(Train, args=self.command_line, default=replace(self, config=run.config))
-            run.check_same_settings(given.config if self.command_line else self.config)
-            if self.command_line and replace(given.config, data_root=run.config.data_root) != run.config:
-                raise ValueError("--resume takes no settings: a setting given differs from the run's; leave it out")
+            if self.command_line:
+                # Read again over the run's own settings: what differs from them was typed, a default too.
+                typed = tyro.cli(Train, args=self.command_line, default=replace(self, config=run.config))
+                run.check_same_settings(typed.config, unset=run.config)
+            else:
+                run.check_same_settings(self.config)
         else:
             load(self.config.dataset, self.config.data_root)  # before a folder is made for data that are not there
             torch.empty(0, device=self.config.device)  # … or for a device that is not there

@@ -198,6 +198,31 @@ def pilot_step_sizes(
     return table
 
 
+def _anneal(
+    points: Tensor, log_joint: LogDensity, start: AISStart, step_sizes: Tensor, leapfrog: int, *, reverse: bool
+) -> AISResult:
+    """Chains along the path from ``points``, exact draws of the end at which it begins.
+
+    Both directions weigh by the same ``log w``: each interval of β counts at the point that enters it, and between two
+    intervals an HMC step is taken at the temperature that they share.
+    """
+    temperatures = len(step_sizes) - 1
+    _check(temperatures=temperatures, leapfrog=leapfrog)
+    betas = _schedule(temperatures)
+    state = _evaluate(points, start.log_prob, log_joint)
+    log_w = torch.zeros_like(state.joint, dtype=torch.float64)
+    accepted = torch.zeros_like(log_w)
+    intervals = list(range(1, temperatures + 1))
+    for count, t in enumerate(reversed(intervals) if reverse else intervals, start=1):
+        log_w += (betas[t] - betas[t - 1]) * (state.joint.double() - state.start.double())
+        if count < temperatures:
+            shared = t - 1 if reverse else t
+            state, accept = _transition(state, betas[shared], step_sizes[shared], leapfrog, start.log_prob, log_joint)
+            accepted += accept
+    # Without a step between, 0/0: there is no acceptance to report.
+    return _result(log_w, -1 if reverse else 1, accepted.mean(0) / (temperatures - 1))
+
+
 @torch.no_grad()
 def annealed_evidence(
     log_joint: LogDensity, start: AISStart, step_sizes: Tensor, *, chains: int = 8, leapfrog: int = 8
@@ -218,18 +243,9 @@ def annealed_evidence(
         ValueError: a count is less than 1, or a density has the wrong shape.
         FloatingPointError: a weight is NaN.
     """
-    temperatures = len(step_sizes) - 1
-    _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog)
-    betas = _schedule(temperatures)
-    state = _evaluate(start.rsample(torch.Size([chains])), start.log_prob, log_joint)
-    log_w = torch.zeros_like(state.joint, dtype=torch.float64)
-    total = torch.zeros_like(log_w)
-    for t in range(1, temperatures + 1):
-        log_w += (betas[t] - betas[t - 1]) * (state.joint.double() - state.start.double())
-        if t < temperatures:
-            state, accept = _transition(state, betas[t], step_sizes[t], leapfrog, start.log_prob, log_joint)
-            total += accept
-    return _result(log_w, 1, total.mean(0) / (temperatures - 1) if temperatures > 1 else total.mean(0) * math.nan)
+    _check(chains=chains)
+    points = start.rsample(torch.Size([chains]))
+    return _anneal(points, log_joint, start, step_sizes, leapfrog, reverse=False)
 
 
 @torch.no_grad()
@@ -259,15 +275,6 @@ def reverse_evidence(
         ValueError: a count is less than 1, or a density has the wrong shape.
         FloatingPointError: a weight is NaN.
     """
-    temperatures = len(step_sizes) - 1
-    _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog)
-    betas = _schedule(temperatures)
-    state = _evaluate(posterior_sample.expand(chains, *posterior_sample.shape), start.log_prob, log_joint)
-    log_w = torch.zeros_like(state.joint, dtype=torch.float64)
-    total = torch.zeros_like(log_w)
-    for t in range(temperatures, 0, -1):
-        log_w += (betas[t] - betas[t - 1]) * (state.joint.double() - state.start.double())
-        if t > 1:
-            state, accept = _transition(state, betas[t - 1], step_sizes[t - 1], leapfrog, start.log_prob, log_joint)
-            total += accept
-    return _result(log_w, -1, total.mean(0) / (temperatures - 1) if temperatures > 1 else total.mean(0) * math.nan)
+    _check(chains=chains)
+    points = posterior_sample.expand(chains, *posterior_sample.shape)
+    return _anneal(points, log_joint, start, step_sizes, leapfrog, reverse=True)

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from vi_flows import flows
 from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
-from vi_flows.guides.fit import supports_path_gradient
-from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
+from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
 from vi_flows.training.records import provenance, write_record
 from vi_flows.transforms import Bijection
 
@@ -67,8 +66,8 @@ def train_flow_2d(
 ) -> Tensor:
     r"""Minimise ``E_q[log q − β log p̃]`` with ``β`` rising linearly to 1, by Adam with a cosine decay.
 
-    The path gradient is used where it is right (:func:`~vi_flows.guides.fit.supports_path_gradient`), else the whole
-    derivative.
+    The path gradient is used where it is right (:func:`~vi_flows.objectives.path_gradient.supports_path_gradient`),
+    else the whole derivative.
 
     Args:
         target: what to fit.

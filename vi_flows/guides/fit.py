@@ -15,12 +15,11 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from vi_flows.guides.auto_flow import AutoFlow
-from vi_flows.guides.given import check_model, preserved_generators
+from vi_flows.guides.given import check_model, parameters_of, preserved_generators
 from vi_flows.guides.log_joint import LogJoint
-from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
-from vi_flows.transforms import Bijection
+from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
 
-__all__ = ["FitResult", "fit", "supports_path_gradient"]
+__all__ = ["FitResult", "fit"]
 
 
 @dataclass
@@ -77,7 +76,8 @@ def fit(
         learning_rate: of Adam, before the descent, in terms of what a parameter stands for (a layer's ``gains``).
         objective: ``stl`` (the path gradient: the score term, of mean zero, is left out; Roeder, Wu and Duvenaud 2017)
             or ``elbo`` (the whole derivative). Flows without an inverse, with leaky ReLUs (see
-            :func:`supports_path_gradient`), and guides other than AutoFlow, use ``elbo``.
+            :func:`~vi_flows.objectives.path_gradient.supports_path_gradient`), and guides other than AutoFlow, use
+            ``elbo``.
         seed: of the draws; the global generators are left as they were. ``None`` draws from them.
         kwargs: keyword arguments of both.
 
@@ -117,15 +117,10 @@ def fit(
 
 
 def _parameters(guide: Callable, loss_terms: Callable[[], Tensor], own: list[Tensor]) -> list[Tensor]:
+    """Those of the guide, and the model's ``own``."""
     with pyro.poutine.trace(param_only=True) as tape, torch.no_grad():
         loss_terms()
-    found = {id(p): p for p in guide.parameters()} if isinstance(guide, nn.Module) else {}
-    found.update({id(p): p for p in own})
-    for site in tape.trace.nodes.values():
-        if site["type"] == "param":
-            p = site["value"].unconstrained() if hasattr(site["value"], "unconstrained") else site["value"]
-            found.setdefault(id(p), p)
-    return [p for p in found.values() if p.requires_grad]
+    return list({id(p): p for p in [*parameters_of(guide, tape.trace), *own]}.values())
 
 
 def _at_once(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -171,18 +166,6 @@ def _loss_terms(
         return log_q - log_density(x)
 
     return loss_terms
-
-
-def supports_path_gradient(flow: Bijection) -> bool:
-    """Whether the score term of ``flow`` has mean zero and its inverse exists, so that the path gradient is right.
-
-    The log-determinant of a ConvFlow layer with a leaky ReLU jumps where its argument changes sign. The parameters move
-    that place, so ``E[∇ log q]`` gets a boundary term; the path gradient, which leaves the score out, then diverges.
-
-    Args:
-        flow: from base to sample.
-    """
-    return flow.has_inverse and flow.continuous_log_det
 
 
 class _Trainer:

@@ -19,7 +19,7 @@ from torch.distributions import biject_to, constraints
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.supports import same_support
 
-__all__ = ["check_model", "preserved_generators"]
+__all__ = ["check_model", "parameters_of", "preserved_generators"]
 
 
 @contextmanager
@@ -83,7 +83,17 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
                     "hidden from the guide (poutine.block). Sum discrete ones out in the model (for instance "
                     "dist.MixtureSameFamily) and leave continuous ones to the guide."
                 )
-    found = {id(p): p for p in model.parameters()} if isinstance(model, nn.Module) else {}
+    return parameters_of(model, trace)
+
+
+def parameters_of(program: Callable, trace: Trace) -> list[Tensor]:
+    """The trainable parameters of a program, unconstrained, each once.
+
+    Args:
+        program: a module, whose parameters count, or a function.
+        trace: of a run of it: its ``pyro.param`` statements count too.
+    """
+    found = {id(p): p for p in program.parameters()} if isinstance(program, nn.Module) else {}
     for site in trace.nodes.values():
         if site["type"] == "param":
             value = site["value"]

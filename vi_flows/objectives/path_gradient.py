@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vi_flows.transforms import Bijection
 
-__all__ = ["inverse_with_detached_parameters", "with_detached_parameters"]
+__all__ = ["inverse_with_detached_parameters", "supports_path_gradient", "with_detached_parameters"]
 
 _Result = TypeVar("_Result")
 
@@ -57,3 +57,15 @@ def inverse_with_detached_parameters(flow: Bijection, y: Tensor) -> tuple[Tensor
         NotImplementedError: the flow has no inverse.
     """
     return with_detached_parameters(flow, lambda: flow.inverse_and_ladj(y))
+
+
+def supports_path_gradient(flow: Bijection) -> bool:
+    """Whether the score term of ``flow`` has mean zero and its inverse exists, so that the path gradient is right.
+
+    The log-determinant of a ConvFlow layer with a leaky ReLU jumps where its argument changes sign. The parameters move
+    that place, so ``E[∇ log q]`` gets a boundary term; the path gradient, which leaves the score out, then diverges.
+
+    Args:
+        flow: from base to sample.
+    """
+    return flow.has_inverse and flow.continuous_log_det

@@ -23,8 +23,8 @@ class CapturedTrainer(Trainer):
     updated with a NaN, as in every training here. Steps of the KL warm-up and shorter minibatches are taken operation
     by operation. On the CPU nothing is recorded; the same functions run on the same buffers.
 
-    The recording itself has been tried on no GPU yet: ``pytest -m gpu tests/train/test_captured.py`` compares it with
-    eager steps.
+    The recording itself has been tried on no GPU yet: ``pytest -m gpu tests/training/test_captured.py`` compares it
+    with eager steps.
 
     Args:
         run: of a VAE.

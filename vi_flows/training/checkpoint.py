@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["CheckpointError", "flatten_optimizer", "load_tensors", "restore_optimizer", "save_tensors", "write_atomic"]
+__all__ = [
+    "CheckpointError",
+    "first_not_finite",
+    "flatten_optimizer",
+    "load_tensors",
+    "restore_optimizer",
+    "save_tensors",
+    "write_atomic",
+]
 
 
 class CheckpointError(ValueError):
@@ -83,6 +92,11 @@ def _checksum(tensors: dict[str, Tensor], state: str) -> str:
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity, or ``None``."""
+    return next((name for name, t in tensors if t.is_floating_point() and not t.isfinite().all()), None)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -82,23 +82,10 @@ class TrainConfig:
         Raises:
             ValueError: a setting of another model, or of a flow that is not there, differs from its default.
         """
-        for settings, default, names, reason in (
-            (self, TrainConfig(), UNUSED[self.model], f"is not a setting of model={self.model}"),
-            *(
-                [(self.vae, VAEConfig(), VAEConfig.OF_THE_FLOW, "needs a flow (vae.flow: --flow global or amortized)")]
-                if self.model == "vae" and self.vae.flow == "none"
-                else []
-            ),
-        ):
-            for name in names:
-                found, usual = getattr(settings, name), getattr(default, name)
-                if found != usual:
-                    inner = next(
-                        (f.name for f in _nested(usual) if getattr(found, f.name) != getattr(usual, f.name)), None
-                    )
-                    if inner is not None:
-                        name, usual = f"{name}.{inner}", getattr(usual, inner)
-                    raise ValueError(f"{name} {reason}: leave it at {usual!r}")
+        _refuse_changed(self, TrainConfig(), UNUSED[self.model], f"is not a setting of model={self.model}")
+        if self.model == "vae" and self.vae.flow == "none":
+            reason = "needs a flow (vae.flow: --flow global or amortized)"
+            _refuse_changed(self.vae, VAEConfig(), VAEConfig.OF_THE_FLOW, reason)
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``total_steps``."""
@@ -117,8 +104,16 @@ class TrainConfig:
         return 1.0 if self.kl_warmup_epochs <= 0 else min(1.0, epoch / self.kl_warmup_epochs)
 
 
-def _nested(settings: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
+def _refuse_changed(settings: Any, default: Any, names: tuple[str, ...], reason: str, prefix: str = "") -> None:
+    """Refuse the first of the named settings, or of those inside it, that differs from its default."""
+    for name in names:
+        found, usual = getattr(settings, name), getattr(default, name)
+        if found == usual:
+            continue
+        if dataclasses.is_dataclass(usual):
+            inner = tuple(item.name for item in dataclasses.fields(usual))
+            _refuse_changed(found, usual, inner, reason, f"{prefix}{name}.")
+        raise ValueError(f"{prefix}{name} {reason}: leave it at {usual!r}")
 
 
 UNUSED: dict[str, tuple[str, ...]] = {

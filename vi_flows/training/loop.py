@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vi_flows.training.checkpoint import (
     CheckpointError,
+    first_not_finite,
     flatten_optimizer,
     load_tensors,
     restore_optimizer,
@@ -130,7 +131,9 @@ class Trainer:
         step = state["step"]
         if type(step) is not int or not 0 <= step <= self.total_steps:
             raise CheckpointError(f"the checkpoint {path} is of step {step!r}; the run has {self.total_steps}")
-        _check_finite(path, tensors)
+        bad = first_not_finite((name, tensor) for name, tensor in tensors.items() if name.startswith("model."))
+        if bad is not None:  # nothing can go on from it
+            raise CheckpointError(f"the checkpoint {path} holds {bad} that is NaN or infinite")
 
     def save(self) -> None:
         """Write the checkpoint: weights, average, optimiser, generators and bookkeeping in one file.
@@ -201,9 +204,9 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """The last update may have overflowed though its loss and gradient were finite: nothing is saved then."""
-        for name, parameter in self.module.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise TrainingDivergedError(self._divergence(self.state["step"], f"{name} is not finite"))
+        bad = first_not_finite(self.module.named_parameters())
+        if bad is not None:
+            raise TrainingDivergedError(self._divergence(self.state["step"], f"{bad} is not finite"))
 
     def _rest_of_epoch(self) -> Iterator[Tensor]:
         epoch, done = divmod(self.state["step"], self.steps_per_epoch)
@@ -299,8 +302,8 @@ class Trainer:
                 if loss is not None:
                     metrics["valid_loss"] = loss
                     # A loss that is not finite is never the best: no later one would compare as less than a NaN.
-                    best = math.inf if self.state["best"] is None else self.state["best"]["valid_loss"]
-                    if loss < best or (math.isfinite(loss) and math.isnan(best)):
+                    best = math.nan if self.state["best"] is None else self.state["best"]["valid_loss"]
+                    if loss < (math.inf if math.isnan(best) else best):
                         self.state["best"] = {"epoch": epoch, "valid_loss": loss}
                         self._save_weights("best", epoch)
                     best = self.state["best"]["valid_loss"] if self.state["best"] else math.nan
@@ -337,13 +340,6 @@ class Trainer:
             if entry["step"] <= self.state["step"]:
                 kept.append(line)
         write_atomic(path, "".join(line + "\n" for line in kept))
-
-
-def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Refuse a checkpoint of weights that are not finite: nothing can go on from it."""
-    for name, tensor in tensors.items():
-        if name.startswith("model.") and tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"the checkpoint {path} holds {name} that is NaN or infinite")
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

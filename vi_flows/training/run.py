@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vi_flows.data import ImageData, load
-from vi_flows.training.checkpoint import CheckpointError, load_tensors, write_atomic
+from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors, write_atomic
 from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict
 from vi_flows.training.tasks.image import ImageFlowTask
 from vi_flows.training.tasks.vae import Task, VAETask
@@ -29,6 +29,7 @@ class RunError(ValueError):
 
 
 TASKS = {"vae": VAETask, "image_flow": ImageFlowTask}
+DEFAULTS = TrainConfig()
 
 
 def git_revision() -> str | None:
@@ -130,16 +131,19 @@ class Run:
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} can't be read: {error}") from error
 
-    def check_same_settings(self, given: TrainConfig) -> None:
+    def check_same_settings(self, given: TrainConfig, unset: TrainConfig = DEFAULTS) -> None:
         """Refuse to go on with other settings than the run was started with.
 
+        Args:
+            given: the settings asked for.
+            unset: what a setting is that nobody gave; its default, or the run's own.
+
         Raises:
-            RunError: a setting that was given (differs from its default) is not the run's.
+            RunError: a setting that was given is not the run's.
         """
-        default = TrainConfig()
         for item in fields(TrainConfig):
             mine, asked = getattr(self.config, item.name), getattr(given, item.name)
-            if asked not in (mine, getattr(default, item.name)):
+            if asked not in (mine, getattr(unset, item.name)):
                 raise RunError(f"the run was started with {item.name}={mine!r}; it can't go on with {asked!r}")
 
     @cached_property
@@ -178,10 +182,7 @@ class Run:
             raise RunError(f"unknown weights {which!r}; choose auto, best or last")
         try:
             tensors, state = load_tensors(self.folder / name)
-            bad = next(
-                (key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()),
-                None,
-            )
+            bad = first_not_finite(tensors.items())
             if bad is not None:
                 raise CheckpointError(f"{bad} in {name} is NaN or infinite")
             task.module.load_state_dict(tensors)
