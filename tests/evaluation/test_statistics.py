@@ -69,7 +69,8 @@ def test_the_interval_of_bits_per_dim_is_196_standard_errors():
     data = load("digits")
     task = ImageFlowTask(TrainConfig(model="image_flow"), data)
     task.module = FixedBits()
-    record = task.evaluate(data.test, limit=4, num_samples=1, seed=0, progress=False)
+    record, scores = task.evaluate(data.test, limit=4, num_samples=1, seed=0, progress=False)
+    assert scores["bits_per_dim"].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert record["bits_per_dim"] == 2.5
     assert record["interval"] == pytest.approx([1.2348254, 3.7651746], abs=1e-6)
     assert record["nll"] == pytest.approx(110.90355, abs=1e-4)

@@ -60,6 +60,17 @@ class NLLResult:
             "evaluation_seed": self.seed,
         }
 
+    def scores(self) -> dict[str, Tensor]:
+        """The per-row figures by the names of :meth:`summary`, float32."""
+        columns = {
+            "nll": self.nll,
+            f"nll_{self.num_coarse}": self.nll_coarse,
+            "elbo": self.elbo,
+            "ess": self.ess,
+            "k_hat": self.k_hat,
+        }
+        return {name: values.float() for name, values in columns.items()}
+
 
 def bootstrap_interval(
     values: Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0

@@ -57,8 +57,8 @@ def evaluate_run(
     if len(pixels) == 0:
         raise RunError(f"there are no {split} images under the {run.config.protocol} protocol")
     begun = time.monotonic()
-    summary = task.evaluate(pixels, limit, num_samples, seed, progress)
-    summary |= {"split": split, "evaluation_seconds": round(time.monotonic() - begun, 1)}
-    made = make_record(run, trained, summary)
+    found = task.evaluate(pixels, limit, num_samples, seed, progress)
+    figures = found.figures | {"split": split, "evaluation_seconds": round(time.monotonic() - begun, 1)}
+    made = make_record(run, trained, figures)
     write_record(path, made, overwrite)
     return made, path

@@ -13,7 +13,7 @@ from vi_flows.objectives import elbo_bound, iwae_bound
 from vi_flows.training.config import TrainConfig
 from vi_flows.vae import build_vae
 
-__all__ = ["StepResult", "Task", "VAETask"]
+__all__ = ["Evaluation", "StepResult", "Task", "VAETask"]
 
 BOUNDS = {"elbo": elbo_bound, "iwae": iwae_bound}
 
@@ -23,6 +23,17 @@ class StepResult(NamedTuple):
 
     loss: Tensor
     bound: Tensor
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found: the figures of its record, JSON-ready, and the scores they are the means of.
+
+    ``scores`` holds one float32 vector a figure, an image an entry, in the order of the split; a vector that is shorter
+    than the others is of the first so many images.
+    """
+
+    figures: dict[str, Any]
+    scores: dict[str, Tensor]
 
 
 class Task(Protocol):
@@ -43,8 +54,8 @@ class Task(Protocol):
 
     def evaluate(
         self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
-    ) -> dict[str, Any]:
-        """The figures of a record for the first ``limit`` rows of a split's ``pixels``; JSON-ready."""
+    ) -> Evaluation:
+        """The figures of a record and their scores for the first ``limit`` rows of a split's ``pixels``."""
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """The record's figures for people, a line each."""
@@ -114,7 +125,7 @@ class VAETask:
 
     def evaluate(
         self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
-    ) -> dict[str, Any]:
+    ) -> Evaluation:
         """Importance-sampled NLL in nats, from 5000 samples an image by default; see :class:`NLLResult`.
 
         Args:
@@ -129,7 +140,8 @@ class VAETask:
         def log_weights(x: Tensor, particles: int) -> Tensor:
             return self.module.log_weight_terms(x, particles).log_weights()
 
-        return estimate_nll(log_weights, rows, num_samples or 5000, seed=seed, progress=progress).summary()
+        result = estimate_nll(log_weights, rows, num_samples or 5000, seed=seed, progress=progress)
+        return Evaluation(result.summary(), result.scores())
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """NLL, ELBO and the reliability of the importance weights."""
