@@ -1,0 +1,1 @@
+"""posteriordb's posteriors as Pyro programs, and how guides and NUTS fare on them by their default settings."""
