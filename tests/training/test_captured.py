@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.training.test_stacked import assert_close
 from vi_flows.objectives import elbo_bound, iwae_bound
 from vi_flows.training import Run, TrainConfig, Trainer, TrainingDivergedError
-from vi_flows.training.captured import EAGER_STEPS, CapturedTrainer, trainer_for
+from vi_flows.training.captured import CapturedTrainer, trainer_for
+from vi_flows.training.checkpoint import load_tensors
 from vi_flows.vae import VAEConfig, build_vae
 
 TINY = VAEConfig(latent_dims=(4,), hidden_dims=((16,),))
@@ -89,7 +90,7 @@ class _Terms(torch.nn.Module):
 
 
 def test_static_buffers_change_nothing(tmp_path):
-    """Warm-up, eager first steps, short last minibatches, an interruption: as the ordinary trainer."""
+    """KL warm-up, short last minibatches, averages, clipping, an interruption: as the ordinary trainer."""
     config = replace(CONFIG, kl_warmup_epochs=0.3, clip_norm=20.0, ema_decay=0.9, epochs=3)
     runs = [
         Run.create(tmp_path / name, replace(config, cuda_graph=name == "static")) for name in ("static", "ordinary")
@@ -97,13 +98,13 @@ def test_static_buffers_change_nothing(tmp_path):
     trainer = trainer_for(runs[0], progress=False)
     assert isinstance(trainer, CapturedTrainer)
     calls = []
-    inner = trainer._gradients
-    trainer._gradients = lambda: (calls.append(trainer.state["step"]), inner())
+    inner = trainer._whole_step
+    trainer._whole_step = lambda warm: (calls.append((trainer.state["step"], warm)), inner(warm))
     trainer.start()
     trainer.fit(until=10)
-    # of seven minibatches an epoch the last is shorter; three are warm-up
-    assert EAGER_STEPS == 3
-    assert calls == [7, 8, 9]
+    # of seven minibatches an epoch the last is shorter; the first three are KL warm-up
+    assert [step for step, _ in calls] == [0, 1, 2, 3, 4, 5, 7, 8, 9]
+    assert [warm for _, warm in calls] == [False] * 3 + [True] * 6
     again = trainer_for(Run.open(runs[0].folder), progress=False)
     again.resume()
     again.fit()
@@ -114,17 +115,58 @@ def test_static_buffers_change_nothing(tmp_path):
     assert_close(*runs)
 
 
-def test_divergence_stops_before_the_update(tmp_path):
+def test_what_warms_up_is_put_back(tmp_path, monkeypatch):
+    """The snapshot covers weights, running statistics, averages, moments and counters."""
+    config = replace(CONFIG, vae=replace(FLOWING, flow="global", batch_norm=True), ema_decay=0.9)
+    trainer = CapturedTrainer(Run.create(tmp_path / "run", config), progress=False)
+    trainer.start()
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
+    for trained in (False, True):
+        if trained:
+            trainer.fit(until=3)
+            trainer._unread = 0
+        before = [t.clone() for t in trainer._tensors()]
+        generator = torch.get_rng_state()
+        snapshot = trainer._snapshot()
+        next(iter(trainer.batches()))
+        trainer._average_weights = torch.full((99,), 0.5)
+        trainer.module.train()
+        trainer._whole_step(True)
+        assert not torch.equal(torch.get_rng_state(), generator)
+        trainer._put_back(snapshot, trained)
+        assert torch.equal(torch.get_rng_state(), generator)
+        after = trainer._tensors()
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=False))
+        assert trained == (len(after) == len(before))
+        assert not any(t.any() for t in after[len(before) :])
+
+
+def test_a_bad_step_stops_all_updates(tmp_path):
     trainer = CapturedTrainer(Run.create(tmp_path / "run", CONFIG), progress=False)
     trainer.start()
-    trainer.fit(until=EAGER_STEPS + 1)
+    trainer.fit(until=2)
+    batches = trainer.batches()
     with torch.no_grad():
         trainer.module.model.logits.weight[0, 0] = torch.nan
     before = [p.detach().nan_to_num(0.5) for p in trainer.parameters]
-    with pytest.raises(TrainingDivergedError, match=f"step {EAGER_STEPS + 1} "):
-        trainer.fit()
+    trainer.take_step(next(batches))
+    trainer.take_step(next(batches))
     for old, new in zip(before, trainer.parameters, strict=True):
         assert torch.equal(old, new.nan_to_num(0.5))
+    with pytest.raises(TrainingDivergedError, match=r"step 2 .*bound nan"):
+        trainer.save()
+    assert load_tensors(tmp_path / "run" / "checkpoint.safetensors")[1]["step"] == 2
+
+
+def test_divergence_stops_the_training(tmp_path):
+    trainer = CapturedTrainer(Run.create(tmp_path / "run", CONFIG), progress=False)
+    trainer.start()
+    trainer.fit(until=4)
+    with torch.no_grad():
+        trainer.module.model.logits.weight[0, 0] = torch.nan
+    with pytest.raises(TrainingDivergedError, match="step 4 "):
+        trainer.fit()
 
 
 def test_only_vaes():
@@ -137,9 +179,44 @@ def test_only_vaes():
 @pytest.mark.parametrize("flow", ["none", "global", "amortized"])
 def test_replayed_steps_are_the_eager_ones(tmp_path, flow):
     config = replace(CONFIG, vae=replace(FLOWING, flow=flow) if flow != "none" else TINY, device="cuda")
+    config = replace(config, kl_warmup_epochs=0.3, ema_decay=0.9, clip_norm=20.0)
     runs = [Run.create(tmp_path / name, replace(config, cuda_graph=name == "graph")) for name in ("graph", "eager")]
     for run in runs:
         trainer = trainer_for(run, progress=False)
         trainer.start()
         trainer.fit()
     assert_close(*runs)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_resumed_recording_repeats_the_run_to_the_bit(tmp_path):
+    config = replace(CONFIG, vae=replace(FLOWING, flow="amortized", batch_norm=True), device="cuda", cuda_graph=True)
+    whole, parts = (Run.create(tmp_path / name, config) for name in ("whole", "parts"))
+    trainer = trainer_for(whole, progress=False)
+    trainer.start()
+    trainer.fit()
+    trainer = trainer_for(parts, progress=False)
+    trainer.start()
+    trainer.fit(until=9)
+    again = trainer_for(Run.open(parts.folder), progress=False)
+    again.resume()
+    again.fit()
+    mine, theirs = (load_tensors(run.folder / "last.safetensors")[0] for run in (whole, parts))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_replayed_bad_step_stops_all_updates(tmp_path):
+    config = replace(CONFIG, device="cuda", cuda_graph=True)
+    trainer = trainer_for(Run.create(tmp_path / "run", config), progress=False)
+    trainer.start()
+    trainer.fit(until=3)
+    with torch.no_grad():
+        trainer.module.model.logits.weight[0, 0] = torch.nan
+    before = [p.detach().nan_to_num(0.5) for p in trainer.parameters]
+    with pytest.raises(TrainingDivergedError, match="step 3 "):
+        trainer.fit()
+    for old, new in zip(before, trainer.parameters, strict=True):
+        assert torch.equal(old, new.nan_to_num(0.5))

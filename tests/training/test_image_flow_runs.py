@@ -50,8 +50,8 @@ def test_resumed_run_takes_the_same_steps(tmp_path):
     trainer = Trainer(Run.create(tmp_path / "parts", SMALL), progress=False)
     trainer.start()
     trainer.module.train()
-    for rows in trainer._rest_of_epoch():
-        trainer._step(rows)
+    for batch in trainer.batches():
+        trainer.take_step(batch)
         if trainer.state["step"] == 3:
             break
     trainer.save()

@@ -103,7 +103,7 @@ def test_the_ramp_of_the_average_is_one_tenth_to_the_full_decay():
     trainer = Stub()
     for step, kept in [(0, 1 / 10), (1, 2 / 11), (8, 1 / 2), (9, 0.51), (10_000, 0.51)]:
         trainer.ema = {name: torch.zeros_like(tensor) for name, tensor in trainer.module.state_dict().items()}
-        trainer._update_average(step)
+        trainer.update_average(1 - trainer.average_decay_at(step))
         assert trainer.ema["weight"].item() == pytest.approx(1 - kept, rel=1e-6)
 
 

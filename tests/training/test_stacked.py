@@ -90,7 +90,7 @@ def test_a_stack_killed_while_it_saves_goes_on(tmp_path, stop_after):
     class StopError(Exception):
         pass
 
-    inner = trainer._step
+    inner = trainer.take_step
 
     def counted(rows):
         bound = inner(rows)
@@ -104,7 +104,7 @@ def test_a_stack_killed_while_it_saves_goes_on(tmp_path, stop_after):
             raise StopError
         return bound
 
-    trainer._step = counted
+    trainer.take_step = counted
     with pytest.raises(StopError):
         trainer.fit()
     torch.manual_seed(99)

@@ -17,6 +17,7 @@ from torch import Tensor
 from vi_flows import flows
 from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
+from vi_flows.objectives.step import OptimizerStep
 from vi_flows.training.records import provenance, write_record
 from vi_flows.transforms import Bijection
 
@@ -84,7 +85,7 @@ def train_flow_2d(
 
     Raises:
         ValueError: a count or rate is not positive.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or its gradient is not finite.
     """
     if min(num_steps, batch_size) < 1 or not learning_rate > 0:
         raise ValueError("num_steps, batch_size and learning_rate must be positive")
@@ -96,6 +97,7 @@ def train_flow_2d(
         torch.manual_seed(seed)
         optimiser = torch.optim.Adam(flow.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps)
+        take_step = OptimizerStep(optimiser, _stop, max_norm=10.0)
         for step in range(num_steps):
             beta = min(1.0, start_beta + (1 - start_beta) * step / anneal)
             noise = base.sample((batch_size,))
@@ -106,15 +108,16 @@ def train_flow_2d(
             else:
                 log_q = base.log_prob(noise) - ladj
             loss = (log_q - beta * target.unnormalised_log_prob(x)).mean()
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is not finite at step {step}: lower the learning rate")
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
-            optimiser.step()
+            ((losses[step], _),) = take_step(loss)
             schedule.step()
-            losses[step] = loss.detach()
     return losses
+
+
+def _stop(figures: list[list[float]]) -> None:
+    ((loss, norm),) = figures
+    raise FloatingPointError(
+        f"the loss ({loss}) or its gradient's norm ({norm}) is not finite: lower the learning rate"
+    )
 
 
 def training_objective(losses: Tensor) -> float:

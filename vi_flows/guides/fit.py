@@ -18,6 +18,7 @@ from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model, parameters_of, preserved_generators
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
+from vi_flows.objectives.step import OptimizerStep
 
 __all__ = ["FitResult", "fit"]
 
@@ -192,6 +193,7 @@ class _Trainer:
             rates.setdefault(learning_rate / gains.get(id(p), 1.0), []).append(p)
         groups = [{"params": group, "lr": rate, "initial": rate} for rate, group in rates.items()]
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=fused)
+        self._take = OptimizerStep(self.optimiser, self._skip)
         self.losses: list[float] = []
         self.skipped = 0
         self.converged = False
@@ -225,29 +227,24 @@ class _Trainer:
         return gain < max(noise, 1e-3)
 
     def _step(self) -> None:
-        self.optimiser.zero_grad()
         loss = self.loss_terms().mean()
         self.losses.append(float(loss.detach()))
-        if not torch.isfinite(loss):
-            return self._skip()
-        loss.backward()
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None]))
-        if not math.isfinite(norm):
-            return self._skip()
         limit = 10 * self._norm if math.isfinite(self._norm) else math.inf
-        if norm > limit:
-            torch.nn.utils.clip_grad_norm_(self.params, limit)
-        self._norm = min(norm, limit) if not math.isfinite(self._norm) else 0.98 * self._norm + 0.02 * min(norm, limit)
-        self.optimiser.step()
+        self._take.max_norm = limit
+        figures = self._take(loss)
+        if figures is None:
+            return
+        norm = min(figures[0][1], limit)
+        self._norm = norm if not math.isfinite(self._norm) else 0.98 * self._norm + 0.02 * norm
         self._failed = 0
 
     _failed = 0
 
-    def _skip(self) -> None:
+    def _skip(self, figures: list[list[float]]) -> None:
         self.skipped += 1
         self._failed += 1
         if self._failed == 1 and self.skipped == 1:
-            warnings.warn("a step without a finite loss and gradient was skipped", stacklevel=4)
+            warnings.warn("a step without a finite loss and gradient was skipped", stacklevel=5)
         if self._failed >= 100:
             raise RuntimeError(
                 "a hundred steps in a row had no finite loss and gradient: the model's log density is not finite where "

@@ -17,11 +17,11 @@ __all__ = ["ELBO", "IWAE", "WeightTerms", "elbo_bound", "iwae_bound"]
 class WeightTerms(Protocol):
     """What the bounds need: log-weights with particles along the first dimension."""
 
-    def log_weights(self, kl_weight: float = 1.0) -> Tensor:
+    def log_weights(self, kl_weight: float | Tensor = 1.0) -> Tensor:
         """``log p(x|z) + β (log p(z) − log q(z|x))``, shape ``(P, …)``."""
 
 
-def elbo_bound(terms: WeightTerms, kl_weight: float = 1.0) -> Tensor:
+def elbo_bound(terms: WeightTerms, kl_weight: float | Tensor = 1.0) -> Tensor:
     """Mean log-weight over particles: ``E_q[log w]``, shape ``(…)``; nats a row.
 
     Args:
@@ -31,7 +31,7 @@ def elbo_bound(terms: WeightTerms, kl_weight: float = 1.0) -> Tensor:
     return terms.log_weights(kl_weight).mean(0)
 
 
-def iwae_bound(terms: WeightTerms, kl_weight: float = 1.0) -> Tensor:
+def iwae_bound(terms: WeightTerms, kl_weight: float | Tensor = 1.0) -> Tensor:
     """``log (1/K) Σ_k w_k``, shape ``(…)``; nats a row (Burda, Grosse & Salakhutdinov 2016, eq. 8).
 
     Args:

@@ -1,30 +1,34 @@
-"""Training steps from static buffers, which a GPU records once as CUDA graphs and then replays."""
+"""Training steps that a GPU records once as CUDA graphs and then replays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
 
 __all__ = ["CapturedTrainer", "trainer_for"]
 
-EAGER_STEPS = 3  # before recording: libraries, kernels and the optimiser set themselves up at their first calls
+WARM_UP_STEPS = 3  # before recording: libraries, kernels and the optimizer set themselves up at their first calls
+READ_EVERY = 50  # steps between two looks at the device's figures
 
 
 class CapturedTrainer(Trainer):
-    """A trainer that launches two recorded graphs for a full minibatch on a GPU instead of some hundred operations.
+    """A trainer that launches one recorded graph a full minibatch on a GPU instead of some hundred operations.
 
-    The gradients and the update are two graphs: between them the step's figures are read once, so that nothing is
-    updated with a NaN, as in every training here. Steps of the KL warm-up and shorter minibatches are taken operation
-    by operation. On the CPU nothing is recorded; the same functions run on the same buffers.
+    The graph picks its rows from the data on the device, takes learning rate and KL weight from tables, and updates
+    weights, averages and figures: between two steps nothing is read back. A step whose loss, bound or gradient is not
+    finite, and every one after it, updates no weight; the host finds it when it next looks at the figures (every 50
+    steps, and before anything is saved). Shorter minibatches are taken operation by operation.
 
-    The recording itself has been tried on no GPU yet: ``pytest -m gpu tests/training/test_captured.py`` compares it
-    with eager steps.
+    Before recording some steps are taken for warmth, and all that they changed is put back: a resumed run replays the
+    same graph from the same state as an uninterrupted one.
+
+    On the CPU nothing is recorded; the same function runs on the same buffers.
 
     Args:
         run: of a VAE.
@@ -34,61 +38,154 @@ class CapturedTrainer(Trainer):
 
     def __init__(self, run: Run, progress: bool = True, tensorboard: bool = False) -> None:
         super().__init__(run, progress, tensorboard)
-        device = self.task.device
-        rate = torch.tensor(self.config.learning_rate, device=device)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True, capturable=True)
-        self._rows = torch.empty(
-            self.config.batch_size, self.task.train_rows.shape[1], dtype=self.task.train_rows.dtype, device=device
-        )
-        self._figures = torch.zeros(3, device=device)
-        self._eager_steps = 0
-        self._replays: tuple[Callable[[], Any], Callable[[], Any]] | None = None
+        device, config = self.task.device, self.config
+        self._halted = torch.zeros((), device=device)  # 1 once a step was not finite
+        rate = torch.tensor(config.learning_rate, device=device)
+        optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True, capturable=True)
+        # What a gradient scaler would set: where found_inf is 1, the fused update leaves everything as it was.
+        optimizer.grad_scale, optimizer.found_inf = None, self._halted
+        self.step = self.make_step(optimizer)
+        self._data = self.task.train_rows.to(device)
+        steps = range(self.total_steps)
+        self._rates = torch.tensor([config.learning_rate_at(s, self.total_steps) for s in steps], device=device)
+        self._kl_weights = torch.tensor([config.kl_weight_at(s / self.steps_per_epoch) for s in steps], device=device)
+        self._count = torch.zeros(1, dtype=torch.long, device=device)  # steps of the whole run
+        self._slot = torch.zeros(1, dtype=torch.long, device=device)  # … and of this epoch
+        whole = self.rows // config.batch_size
+        self._order = torch.zeros(max(whole, 1), config.batch_size, dtype=torch.long, device=device)
+        self._bound_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._figures = torch.zeros(4, dtype=torch.float64, device=device)  # step, loss, bound, norm of the bad step
+        self._unread = 0
+        self._bound = float("nan")
+        self._replays: dict[bool, Callable[[], None]] = {}
 
-    def _set_learning_rate(self, step: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(self.config.learning_rate_at(step, self.total_steps))
+    @property
+    def _rate(self) -> Tensor:
+        return self.optimizer.param_groups[0]["lr"]  # another tensor once a checkpoint was loaded
 
-    def _gradients(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        result = self.task.step(self._rows, 1.0)
-        result.loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        self._figures.copy_(torch.stack([result.loss.detach(), result.bound, norm]))
+    # On the device ----------------------------------------------------------------------------------------------
 
-    def _update(self) -> None:
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, self._figures[2])
-        self.optimizer.step()
+    def _whole_step(self, warm: bool) -> None:
+        """One step from buffers to buffers; ``warm``: with the KL weight 1, else with the table's."""
+        self._rate.copy_(self._rates.index_select(0, self._count)[0])
+        rows = self._data.index_select(0, self._order.index_select(0, self._slot)[0])
+        result = self.task.step(rows, 1.0 if warm else self._kl_weights.index_select(0, self._count))
+        norm = self.step.differentiate(result.loss)
+        with torch.no_grad():
+            figures = torch.stack([result.loss.detach(), result.bound, norm]).double()
+            bad = ~figures.isfinite().all()
+            first = bad & (self._halted == 0)
+            self._figures.copy_(torch.where(first, torch.cat([self._count.double(), figures]), self._figures))
+            self._halted.copy_(torch.where(bad, torch.ones_like(self._halted), self._halted))
+            self.step.update(norm)
+            self._bound_sum.add_(figures[1])
+            if self.ema is not None:
+                self.update_average(self._average_weights.index_select(0, self._count)[0])
+            self._count.add_(1)
+            self._slot.add_(1)
 
-    def _record(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def _record(self, warm: bool) -> Callable[[], None]:
+        def step() -> None:
+            self._whole_step(warm)
+
         if self.task.device.type != "cuda":
-            return self._gradients, self._update
-        graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graphs[0]):
-            self._gradients()
-        with torch.cuda.graph(graphs[1], pool=graphs[0].pool()):
-            self._update()
-        # The graphs read and write the gradients they were recorded with: keep them from being freed.
-        self._static_gradients = [p.grad for p in self.parameters]
-        return graphs[0].replay, graphs[1].replay
+            return step
+        before, trained = self._snapshot(), bool(self.optimizer.state)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):
+                self._whole_step(warm)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._whole_step(warm)
+        self._put_back(before, trained)
+        return graph.replay
 
-    def _step(self, rows: Tensor) -> float:
-        step = self.state["step"]
-        whole = len(rows) == self.config.batch_size and self.config.kl_weight_at(step / self.steps_per_epoch) == 1.0
-        if not whole or self._eager_steps < EAGER_STEPS:
-            self._eager_steps += whole
-            return super()._step(rows)
-        if self._replays is None:
-            self._replays = self._record()
-        gradients, update = self._replays
-        self._set_learning_rate(step)
-        self._rows.copy_(rows)
-        gradients()
-        loss, bound, norm = self._figures.tolist()
-        self._check(step, loss, bound, norm)
-        update()
-        self._advance(bound, len(rows))
-        return bound
+    def _tensors(self) -> list[Tensor]:
+        own = [self._rate, self._halted, self._count, self._slot, self._bound_sum, self._figures]
+        kept = [*self.module.state_dict().values(), *(self.ema or {}).values(), *own]
+        return kept + [t for state in self.optimizer.state.values() for t in state.values()]
+
+    def _snapshot(self) -> tuple[Tensor, list[Tensor]]:
+        return torch.cuda.get_rng_state(self.task.device), [tensor.detach().clone() for tensor in self._tensors()]
+
+    @torch.no_grad()
+    def _put_back(self, before: tuple[Tensor, list[Tensor]], trained: bool) -> None:
+        generator, values = before
+        tensors = self._tensors()
+        for tensor, value in zip(tensors, values, strict=trained):
+            tensor.copy_(value)
+        for tensor in tensors[len(values) :]:  # Adam's moments and counters, which the first step made
+            tensor.zero_()
+        torch.cuda.set_rng_state(generator, self.task.device)
+
+    # On the host ------------------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[Tensor]:
+        """As the ordinary trainer's; their order is put on the device first."""
+        batches = list(super().batches())
+        size, done = self.config.batch_size, self.state["step"] % self.steps_per_epoch
+        whole = [batch for batch in batches if len(batch) == size]
+        if whole:
+            self._order[done : done + len(whole)].copy_(torch.stack(whole))
+        self._slot.fill_(done)
+        self._count.fill_(self.state["step"])
+        yield from batches
+
+    def take_step(self, batch: Tensor) -> float:
+        """Train on one minibatch; the bound is that of the last look at the device's figures."""
+        if len(batch) < self.config.batch_size:
+            self.read_figures()
+            self._rate.fill_(self.config.learning_rate_at(self.state["step"], self.total_steps))
+            self._bound = super().take_step(batch)
+            return self._bound
+        warm = self.config.kl_weight_at(self.state["step"] / self.steps_per_epoch) == 1.0
+        if warm not in self._replays:
+            if self.config.ema_decay is not None:
+                decays = [self.average_decay_at(s) for s in range(self.total_steps)]
+                self._average_weights = 1 - torch.tensor(decays, device=self.task.device)
+            self._replays[warm] = self._record(warm)
+        self._replays[warm]()
+        self.state["step"] += 1
+        self._unread += 1
+        if self._unread == READ_EVERY:
+            self.read_figures()
+        return self._bound
+
+    def set_learning_rate(self, step: int) -> None:
+        """The rate of ``step``, in the tensor that the recorded update reads."""
+        self._rate.fill_(self.config.learning_rate_at(step, self.total_steps))
+
+    def read_figures(self) -> None:
+        """Wait for the device and enter what the steps since the last look have found.
+
+        Raises:
+            TrainingDivergedError: one of them was not finite; no weight was updated with it or after it.
+        """
+        if not self._unread:
+            return
+        total, halted = torch.stack([self._bound_sum, self._halted.double()]).tolist()
+        if halted:
+            step, *figures = self._figures.tolist()
+            self.state["step"] = int(step)
+            self.stop_diverged([figures])
+        self._bound = total / self._unread
+        self.state["bound_sum"] += total * self.config.batch_size
+        self.state["images"] += self._unread * self.config.batch_size
+        self._bound_sum.zero_()
+        self._unread = 0
+
+    def save(self) -> None:
+        """Read the figures, then write the checkpoint."""
+        self.read_figures()
+        super().save()
+
+    def end_epoch(self, bar: tqdm) -> None:
+        """Read the figures, then end the epoch as the ordinary trainer."""
+        self.read_figures()
+        super().end_epoch(bar)
 
 
 def trainer_for(run: Run, progress: bool = True, tensorboard: bool = False) -> Trainer:

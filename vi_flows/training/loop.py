@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vi_flows.objectives.step import OptimizerStep
 from vi_flows.training.checkpoint import (
     CheckpointError,
     first_not_finite,
@@ -28,6 +29,7 @@ from vi_flows.training.run import Run
 
 __all__ = ["Trainer", "TrainingDivergedError", "TrainingInterrupted"]
 
+EPOCH_CHECKPOINT_SECONDS = 2.0  # a checkpoint at the end of an epoch is left out while the last one is younger
 PREFIXES = ("model.", "ema.", "optimizer.")
 
 
@@ -67,7 +69,7 @@ class Trainer:
         self.task = run.build_task()
         self.module = self.task.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate, fused=True)
+        self.step = self.make_step(torch.optim.Adam(self.parameters, lr=self.config.learning_rate, fused=True))
         self.ema: dict[str, Tensor] | None = None
         self.rows = len(self.task.train_rows)
         self.steps_per_epoch = math.ceil(self.rows / self.config.batch_size)
@@ -78,6 +80,16 @@ class Trainer:
         }  # fmt: skip
         self.writer = _tensorboard_writer(run) if tensorboard else None
         self._last_save = time.monotonic()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What updates the parameters."""
+        return self.step.optimizer
+
+    def make_step(self, optimizer: torch.optim.Optimizer, stacked: bool = False) -> OptimizerStep:
+        """The training step with this run's clipping, which stops the training at a number that is not finite."""
+        clip = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        return OptimizerStep(optimizer, self.stop_diverged, clip, stacked)
 
     # State ------------------------------------------------------------------------------------------------------
 
@@ -181,8 +193,8 @@ class Trainer:
         with bar, _deferred_signals() as stop:
             self.module.train()
             while self.state["step"] < until:
-                for rows in self._rest_of_epoch():
-                    bound = self._step(rows)
+                for batch in self.batches():
+                    bound = self.take_step(batch)
                     self.state["seconds"] = before + time.monotonic() - begun
                     bar.update(self.config.batch_size)
                     if self.state["step"] % 20 == 0:
@@ -197,7 +209,7 @@ class Trainer:
                         raise TrainingInterrupted(stop[0])
                     if arrived:
                         return self.state
-                self._end_epoch(bar)
+                self.end_epoch(bar)
                 if stop and self.state["step"] < self.total_steps:
                     raise TrainingInterrupted(stop[0])
         return self.state
@@ -208,52 +220,66 @@ class Trainer:
         if bad is not None:
             raise TrainingDivergedError(self._divergence(self.state["step"], f"{bad} is not finite"))
 
-    def _rest_of_epoch(self) -> Iterator[Tensor]:
+    def batches(self) -> Iterator[Tensor]:
+        """Indices into ``task.train_rows`` of the minibatches that are left of this epoch."""
         epoch, done = divmod(self.state["step"], self.steps_per_epoch)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         order = torch.randperm(self.rows, generator=generator)
-        for batch in order.split(self.config.batch_size)[done:]:
-            yield self.task.train_rows[batch]
+        yield from order.split(self.config.batch_size)[done:]
 
-    def _step(self, rows: Tensor) -> float:
+    def take_step(self, batch: Tensor) -> float:
+        """Train on one minibatch.
+
+        Args:
+            batch: from :meth:`batches`.
+
+        Returns:
+            The bound before the update, in the task's unit a row, for the progress bar.
+
+        Raises:
+            TrainingDivergedError: a figure was NaN or infinite; nothing was updated with it.
+        """
         step = self.state["step"]
-        self._set_learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        result = self.task.step(rows, self.config.kl_weight_at(step / self.steps_per_epoch))
-        result.loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bound = self._check(step, result.loss.item(), result.bound.item(), norm.item())
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
-        self.optimizer.step()
-        self._advance(bound, len(rows))
+        self.set_learning_rate(step)
+        weight = self.config.kl_weight_at(step / self.steps_per_epoch)
+        result = self.task.step(self.task.train_rows[batch], weight)
+        ((_, bound, _),) = self.step(result.loss, result.bound)
+        self.advance(bound, len(batch))
         return bound
 
-    def _set_learning_rate(self, step: int) -> None:
+    def set_learning_rate(self, step: int) -> None:
+        """Set the optimizer to the schedule's rate of ``step``."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step, self.total_steps)
 
-    def _check(self, step: int, loss: float, bound: float, norm: float) -> float:
-        """The bound, if all is finite."""
-        if not (math.isfinite(bound) and math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingDivergedError(self._divergence(step, f"bound {bound}, gradient norm {norm}"))
-        return bound
+    def stop_diverged(self, figures: Sequence[Sequence[float]]) -> None:
+        """The policy of every training: the first step whose loss, bound or gradient is not finite is the last.
 
-    def _advance(self, bound: float, num_rows: int) -> None:
-        """Bookkeeping after an update."""
+        Raises:
+            TrainingDivergedError: always.
+        """
+        ((_, bound, norm),) = figures
+        raise TrainingDivergedError(self._divergence(self.state["step"], f"bound {bound}, gradient norm {norm}"))
+
+    def advance(self, bound: float, num_rows: int) -> None:
+        """Bookkeeping after an update with the mean ``bound`` of ``num_rows`` rows."""
         if self.ema is not None:
-            self._update_average(self.state["step"])
+            self.update_average(1 - self.average_decay_at(self.state["step"]))
         self.state["step"] += 1
         self.state["bound_sum"] += bound * num_rows
         self.state["images"] += num_rows
 
+    def average_decay_at(self, step: int) -> float:
+        """The average's decay at ``step``: at first it covers only as many steps as there were, so that it forgets the
+        initial weights."""
+        return min(self.config.ema_decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
-    def _update_average(self, step: int) -> None:
-        # Early on the average covers only as many steps as there were, so that it forgets the initial weights.
-        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+    def update_average(self, weight: float | Tensor) -> None:
+        """``average += weight (weights − average)``; counters are copied."""
         for name, tensor in self.module.state_dict().items():
             if tensor.is_floating_point():
-                self.ema[name].lerp_(tensor, 1 - decay)
+                self.ema[name].lerp_(tensor, weight)
             else:
                 self.ema[name].copy_(tensor)
 
@@ -283,7 +309,8 @@ class Trainer:
                     self.module.load_state_dict(own)
                 self.module.train()
 
-    def _end_epoch(self, bar: tqdm) -> None:
+    def end_epoch(self, bar: tqdm) -> None:
+        """Validate, keep the best weights, write the metrics and, unless one was just written, the checkpoint."""
         self._check_weights()
         epoch = self.state["step"] // self.steps_per_epoch
         metrics = {
@@ -316,7 +343,9 @@ class Trainer:
         if self.writer is not None:
             for name, value in metrics.items():
                 self.writer.add_scalar(name, value, self.state["step"])
-        self.save()
+        # Epochs of milliseconds share a checkpoint: writing it would take longer than training them.
+        if finished or time.monotonic() - self._last_save > EPOCH_CHECKPOINT_SECONDS:
+            self.save()
 
     def _save_weights(self, name: str, epoch: int) -> None:
         state = {"epoch": epoch, "steps": self.state["step"], "seconds": self.state["seconds"]}

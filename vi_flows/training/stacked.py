@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ class StackedTrainer(Trainer):
         self.task = copy.copy(self.members[0].task)
         self.module = self.task.module = stack_modules([member.module for member in self.members])
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate, fused=True)
+        optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate, fused=True)
+        self.step = self.make_step(optimizer, stacked=True)
         for n, parameter in enumerate(self.parameters):
             states = [member.optimizer.state.get(member.parameters[n]) for member in self.members]
             if all(states):
@@ -130,38 +132,40 @@ class StackedTrainer(Trainer):
                 member.save()
         self._last_save = time.monotonic()
 
-    def _rest_of_epoch(self) -> Iterator[Tensor]:
-        for rows in zip(*(member._rest_of_epoch() for member in self.members), strict=True):
-            yield torch.stack(rows, 1)
+    def batches(self) -> Iterator[Tensor]:
+        """Indices of the minibatches that are left of this epoch, ``(B, M)``: a column a member."""
+        for batches in zip(*(member.batches() for member in self.members), strict=True):
+            yield torch.stack(batches, 1)
 
-    def _step(self, rows: Tensor) -> float:
+    def stop_diverged(self, figures: Sequence[Sequence[float]]) -> None:
+        """Stop for the first member whose figures are not finite.
+
+        Raises:
+            TrainingDivergedError: always.
+        """
+        for member, each in zip(self.members, figures, strict=True):
+            if not all(math.isfinite(figure) for figure in each):
+                member.stop_diverged([each])
+
+    def take_step(self, batch: Tensor) -> float:
+        """Train every member on its own minibatch; the mean of their bounds."""
         step = self.state["step"]
-        self._set_learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.set_learning_rate(step)
+        rows = self.task.train_rows[batch]
         with MemberStreams(self.generators):
             weighted, bounds = self.task.row_bounds(rows, self.config.kl_weight_at(step / self.steps_per_epoch))
-        losses, bounds = -weighted.mean(0), bounds.mean(0)
-        losses.sum().backward()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        parts = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
-        norms = torch.linalg.vector_norm(parts, dim=0)
-        figures = torch.stack([losses.detach(), bounds, norms], 1).tolist()
-        found = [member._check(step, *each[:2], each[2]) for member, each in zip(self.members, figures, strict=True)]
-        if self.config.clip_norm is not None:
-            factors = (self.config.clip_norm / (norms + 1e-6)).clamp(max=1.0)
-            for g in gradients:
-                g.mul_(factors.view(-1, *(1,) * (g.dim() - 1)))
-        self.optimizer.step()
-        for member, bound in zip(self.members, found, strict=True):
-            member._advance(bound, len(rows))
+        figures = self.step(-weighted.mean(0), bounds.mean(0))
+        for member, (_, bound, _) in zip(self.members, figures, strict=True):
+            member.advance(bound, len(batch))
         self.state["step"] += 1
-        return sum(found) / len(found)
+        return sum(bound for _, bound, _ in figures) / len(figures)
 
-    def _end_epoch(self, bar: tqdm) -> None:
+    def end_epoch(self, bar: tqdm) -> None:
+        """Every member's."""
         self._share_optimizer()
         for m, member in enumerate(self.members):
             with self._as_alone(m):
-                member._set_learning_rate(self.state["step"] - 1)
+                member.set_learning_rate(self.state["step"] - 1)
                 member.state["seconds"] = self.state["seconds"]
-                member._end_epoch(bar)
+                member.end_epoch(bar)
         self._last_save = time.monotonic()

@@ -20,7 +20,7 @@ class LogWeightTerms(NamedTuple):
     log_prior: Tensor
     log_posterior: Tensor
 
-    def log_weights(self, kl_weight: float = 1.0) -> Tensor:
+    def log_weights(self, kl_weight: float | Tensor = 1.0) -> Tensor:
         """``log p(x|z) + β (log p(z) − log q(z|x))``, with ``β = kl_weight``."""
         return self.log_likelihood + kl_weight * (self.log_prior - self.log_posterior)
 

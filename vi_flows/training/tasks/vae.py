@@ -90,24 +90,24 @@ class VAETask:
         if self.config.output_bias:
             self.module.model.set_output_bias(self.data.means(self.train_rows).mean(0).to(self.device))
 
-    def row_bounds(self, rows: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    def row_bounds(self, rows: Tensor, kl_weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """The bound of each row with its KL term weighted, and the bound itself without a graph, both ``(B,)``.
 
         Args:
             rows: bytes ``(B, D)``; a dynamic set is binarised anew each time.
-            kl_weight: of the KL term.
+            kl_weight: of the KL term; a tensor of one element where the step is recorded.
         """
         means = self.data.means(rows).to(self.device)
         x = binarize(means) if self.dynamic else means
         terms = self.module.log_weight_terms(x, self.config.num_particles)
         bound = BOUNDS[self.config.objective]
         weighted = bound(terms, kl_weight)
-        if kl_weight == 1.0:
+        if not isinstance(kl_weight, Tensor) and kl_weight == 1.0:
             return weighted, weighted.detach()
         with torch.no_grad():
             return weighted, bound(terms)
 
-    def step(self, rows: Tensor, kl_weight: float) -> StepResult:
+    def step(self, rows: Tensor, kl_weight: float | Tensor) -> StepResult:
         """The negative bound of a minibatch, averaged over rows."""
         weighted, bound = self.row_bounds(rows, kl_weight)
         return StepResult(-weighted.mean(), bound.mean())
