@@ -16,7 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from vi_flows.objectives.bounds import ELBO, IWAE
-from vi_flows.objectives.path_gradient import with_detached_parameters
+from vi_flows.objectives.path_gradient import GradientGate, dreg_factor, with_detached_parameters
 from vi_flows.objectives.traced import PARTICLES, TracedBound, TracedWeights
 
 __all__ = ["DReG", "RenyiBound", "StickingTheLanding"]
@@ -47,24 +47,6 @@ def _rescore(guide: Callable, module: nn.Module | None, trace: Trace, args: tupl
         return with_detached_parameters(module, run)
 
 
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, gate: _Gate, event_dim: int) -> Tensor:
-        ctx.gate, ctx.event_dim = gate, event_dim
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        factor = ctx.gate.factor
-        return grad if factor is None else grad * factor.reshape(*factor.shape, *(1,) * ctx.event_dim), None, None
-
-
-class _Gate:
-    """The factor of the gradients that pass from one trace's weights into its draws, known only afterwards."""
-
-    factor: Tensor | None = None
-
-
 class _PathGradient(TracedBound):
     """A bound of weights whose ``log q`` keeps gradients through the draws only."""
 
@@ -78,7 +60,7 @@ class _PathGradient(TracedBound):
             ValueError: a guide site is not reparameterised.
         """
         self._module = guide if isinstance(guide, nn.Module) else None
-        self._traces: list[tuple[_Gate, Trace]] = []
+        self._traces: list[tuple[GradientGate, Trace]] = []
         try:
             return super().log_weights(model, guide, *args, **kwargs)
         finally:
@@ -86,13 +68,13 @@ class _PathGradient(TracedBound):
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Trace]:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        gate = _Gate()
+        gate = GradientGate()
         # What the weights read are copies of the draws; the draws among themselves stay as they are.
         gated = guide_trace.copy()
         for name, site in guide_trace.nodes.items():
             if site["type"] == "sample" and not site["is_observed"] and site["value"].is_floating_point():
                 event_dim = site["fn"].event_dim
-                gated.nodes[name] = {**site, "value": _ScaleGradient.apply(site["value"], gate, event_dim)}
+                gated.nodes[name] = {**site, "value": gate(site["value"], event_dim)}
         model_trace = poutine.trace(poutine.replay(model, trace=gated)).get_trace(*args, **kwargs)
         try:
             again = _rescore(guide, self._module, gated, args, kwargs)
@@ -129,9 +111,9 @@ class DReG(_PathGradient, IWAE):
 
     With normalised weights ``ŵ_k``, the gradient for the guide's parameters is ``Σ_k ŵ_k² ∂log w_k/∂z_k ∂z_k/∂φ``,
     whose signal does not vanish as ``K`` grows; the model's parameters get IWAE's own ``Σ_k ŵ_k ∂log w_k/∂θ``. Both
-    come from one backward pass: what passes from the weights into the draws is multiplied by ``ŵ_k``. The value is
-    IWAE's. Latents outside of a subsampled plate are refused. See
-    :class:`~vi_flows.objectives.traced.TracedBound` for the arguments.
+    come from one backward pass: what passes from the weights into the draws is multiplied by ``ŵ_k`` (under a KL weight
+    by :func:`~vi_flows.objectives.path_gradient.dreg_factor`). The value is IWAE's. Latents outside of a subsampled
+    plate are refused. See :class:`~vi_flows.objectives.traced.TracedBound` for the arguments.
     """
 
     def bound(self, weights: TracedWeights, kl_weight: float) -> Tensor:
@@ -142,10 +124,10 @@ class DReG(_PathGradient, IWAE):
         """
         if weights.coupled:
             raise ValueError(f"latents outside the subsampled plate(s) {', '.join(weights.coupled)} couple their rows")
-        share = torch.softmax(weights.log_weights(kl_weight).detach(), 0)
+        factors = dreg_factor(weights.log_weights(kl_weight), kl_weight)
         single = len(self._traces) > 1 or self.num_particles == 1
         for index, (gate, trace) in enumerate(self._traces):
-            factor = share[index] if single else share
+            factor = factors[index] if single else factors
             gate.factor = _place(factor, trace, particles=not single)
         return super().bound(weights, kl_weight)
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vi_flows.transforms import Bijection
 
-__all__ = ["inverse_with_detached_parameters", "supports_path_gradient", "with_detached_parameters"]
+__all__ = [
+    "GradientGate",
+    "dreg_factor",
+    "inverse_with_detached_parameters",
+    "supports_path_gradient",
+    "with_detached_parameters",
+]
 
 _Result = TypeVar("_Result")
 
@@ -29,7 +35,8 @@ class _Within(nn.Module):
 def with_detached_parameters(module: nn.Module, run: Callable[[], _Result]) -> _Result:
     """The result of ``run()`` while every parameter of ``module`` is detached; afterwards they are what they were.
 
-    Parameters and modules that are shared are detached wherever they are used.
+    Parameters and modules that are shared are detached wherever they are used. Buffers are copies: what ``run`` does to
+    them (batch normalisation's running averages) is forgotten, because the same data were seen before.
 
     Args:
         module: the owner of the parameters.
@@ -42,6 +49,11 @@ def with_detached_parameters(module: nn.Module, run: Callable[[], _Result]) -> _
         f"{prefix}.{name}": p.detach()
         for prefix, part in within.named_modules()
         for name, p in part.named_parameters(recurse=False, remove_duplicate=False)
+    }
+    detached |= {
+        f"{prefix}.{name}": buffer.clone()
+        for prefix, part in within.named_modules()
+        for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False)
     }
     return torch.func.functional_call(within, detached, (run,), tie_weights=False)
 
@@ -69,3 +81,49 @@ def supports_path_gradient(flow: Bijection) -> bool:
         flow: from base to sample.
     """
     return flow.has_inverse and flow.continuous_log_det
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gate: GradientGate, event_dim: int) -> Tensor:
+        ctx.gate, ctx.event_dim = gate, event_dim
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        factor = ctx.gate.factor
+        return grad if factor is None else grad * factor.reshape(*factor.shape, *(1,) * ctx.event_dim), None, None
+
+
+class GradientGate:
+    """Multiplies the gradients that pass from importance weights back into draws by a factor known only afterwards.
+
+    Attributes:
+        factor: of the draws' batch shape; ``None`` lets the gradients pass. To be set before the backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.factor: Tensor | None = None
+
+    def __call__(self, value: Tensor, event_dim: int) -> Tensor:
+        """``value`` behind the gate.
+
+        Args:
+            value: draws, ``batch_shape + event_shape``.
+            event_dim: their rightmost dimensions that the factor doesn't have.
+        """
+        return _ScaleGradient.apply(value, self, event_dim)
+
+
+def dreg_factor(log_weights: Tensor, kl_weight: float | Tensor = 1.0) -> Tensor:
+    r"""What the doubly reparameterised gradient multiplies the path gradients of IWAE by, ``1 − β (1 − ŵ_k)``.
+
+    The score term of weights ``p(x|z) (p(z)/q(z|x))^β`` is ``−β Σ_k ŵ_k ∂log q(z_k)``; reparameterised once more
+    (Tucker, Lawson, Gu and Maddison 2019, eq. 7) it is ``−β Σ_k (ŵ_k − ŵ_k²) ∂log w_k/∂z_k ∂z_k/∂φ``, to be added to
+    the path's ``Σ_k ŵ_k ∂log w_k/∂z_k ∂z_k/∂φ``. At ``β = 1`` that leaves ``ŵ_k²``.
+
+    Args:
+        log_weights: ``log w``, particles first.
+        kl_weight: ``β``.
+    """
+    return 1 - kl_weight * (1 - torch.softmax(log_weights.detach(), 0))

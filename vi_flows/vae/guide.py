@@ -12,6 +12,7 @@ from vi_flows.distributions import FlowNormal
 from vi_flows.nn import MLP, GaussianHead
 from vi_flows.parameters import register_module
 from vi_flows.transforms import Bijection, ConditionalBijection
+from vi_flows.transforms.base import outermost
 from vi_flows.vae.model import data_plate, latent_names
 
 __all__ = ["AmortizedGuide"]
@@ -119,3 +120,37 @@ class AmortizedGuide(nn.Module):
             log_q = term if log_q is None else log_q + term
             sample_shape = torch.Size()
         return latents, log_q
+
+    def log_prob(self, x: Tensor, latents: Sequence[Tensor]) -> Tensor:
+        """``log q(z_L|x) + … + log q(z_1|z_2)`` at any latents, ``(P, B)``.
+
+        Args:
+            x: rows ``(B, D)``.
+            latents: from the top down, each ``(P, B, d)``.
+
+        Raises:
+            NotImplementedError: a flow has no inverse.
+        """
+        below, total = x, x.new_zeros(())
+        for index in reversed(range(len(self.latent_names))):
+            total = total + self.posterior(index, below, validate_args=False).log_prob(latents[index])
+            below = latents[index]
+        return total
+
+    def check_path_gradient(self) -> None:
+        """Refuse flows for which the gradient through the draws alone is impossible or wrong.
+
+        Raises:
+            ValueError: a flow has no inverse, or a log-determinant that jumps.
+        """
+        for flow in outermost(self):
+            if not flow.has_inverse:
+                raise ValueError(
+                    "stl and dreg score the draws a second time, which needs flows with an inverse, and "
+                    f"{type(flow).__name__} has none; use elbo or iwae"
+                )
+            if not flow.continuous_log_det:
+                raise ValueError(
+                    "stl and dreg need flows with a continuous log-determinant, and that of a ConvFlow with leaky ReLU "
+                    "jumps; use a smooth activation such as tanh, or elbo or iwae"
+                )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vi_flows.objectives.path_gradient import GradientGate, with_detached_parameters
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel
 
@@ -53,7 +54,33 @@ class VAE(nn.Module):
             x: rows ``(B, D)``.
             num_particles: draws a row.
         """
+        return self._terms(x, *self.guide.sample_and_log_prob(x, num_particles))
+
+    def path_log_weight_terms(
+        self, x: Tensor, num_particles: int = 1, gate: GradientGate | None = None
+    ) -> LogWeightTerms:
+        """As :meth:`log_weight_terms`, with the guide's gradients through the draws alone.
+
+        The values are the same. ``log q`` is scored a second time at the draws, with the guide's parameters detached
+        (:func:`~vi_flows.objectives.path_gradient.with_detached_parameters`), for its gradient.
+
+        Args:
+            x: rows ``(B, D)``.
+            num_particles: draws a row.
+            gate: what the draws pass on their way into the weights; its factor is ``(P, B)``. The draws among
+                themselves, where one latent is the next one's input, don't pass it.
+
+        Raises:
+            NotImplementedError: a flow of the guide has no inverse.
+        """
         latents, log_q = self.guide.sample_and_log_prob(x, num_particles)
+        if gate is not None:
+            latents = [gate(z, 1) for z in latents]
+        again = with_detached_parameters(self.guide, lambda: self.guide.log_prob(x, latents))
+        # The value without the inverse's rounding.
+        return self._terms(x, latents, log_q.detach() + (again - again.detach()))
+
+    def _terms(self, x: Tensor, latents: list[Tensor], log_q: Tensor) -> LogWeightTerms:
         log_prior: Tensor | float = 0.0
         above = None
         for index, z in enumerate(latents):
