@@ -67,7 +67,7 @@ def outputs_and_gradients(function, operands: Operands, spec: ConvFlowSpec, seed
     leaves = [t.detach().requires_grad_() for t in operands]
     y, ladj = function(*leaves, spec)
     generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in (y, ladj)]
+    cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in (y, ladj)]
     return [y.detach(), ladj.detach(), *torch.autograd.grad((y, ladj), leaves, cotangents)]
 
 

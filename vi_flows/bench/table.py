@@ -56,14 +56,14 @@ def _serve(connection: Connection, config: TrainConfig, models: int) -> None:
         trainer.start()
         connection.send("ready")
         while (seconds := connection.recv()) is not None:
-            rows, steps = trainer._rest_of_epoch(), 0
+            batches, steps = trainer.batches(), 0
             wall, cpu = time.perf_counter(), time.process_time()
             while time.perf_counter() - wall < seconds:
-                batch = next(rows, None)
+                batch = next(batches, None)
                 if batch is None:
-                    rows = trainer._rest_of_epoch()
-                    batch = next(rows)
-                trainer._step(batch)
+                    batches = trainer.batches()
+                    batch = next(batches)
+                trainer.take_step(batch)
                 steps += models
             connection.send(_Lap(steps, time.process_time() - cpu, time.perf_counter() - wall))
 
