@@ -33,7 +33,7 @@ class Options:
     """What to edit."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder of a trained image flow (`vi-flows train --model image_flow --dataset mnist`)."""
+    """Folder of a trained image flow (`vi-flows train image --dataset mnist`)."""
     record: Path = HERE / "results" / "mnist-attribute-edits.json"
     """Record to write."""
     figure: Path = HERE.parent / "figures" / "mnist-attribute-edits.png"

@@ -22,7 +22,7 @@ import tyro
 from torch import Tensor
 
 from vi_flows.distributions.image_config import ImageFlowConfig
-from vi_flows.training import Run, TrainConfig, Trainer
+from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
 
 RESULTS = Path(__file__).parent / "results"
@@ -114,8 +114,8 @@ class RunRow:
         budget = dict(BUDGETS[self.budget])
         if dataset == CIFAR:
             budget["epochs"] = CIFAR_EPOCHS.get(self.budget, budget["epochs"])
-        config = TrainConfig(
-            dataset=dataset, data_root=self.data_root, protocol="clean", model="image_flow",
+        config = ImageTrainConfig(
+            dataset=dataset, data_root=self.data_root, protocol="clean",
             image=image_config(model, self.budget, dataset == CIFAR), schedule="cosine",
             seed=self.seed, device=self.device, threads=self.threads, **budget,
         )  # fmt: skip

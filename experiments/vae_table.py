@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vi_flows.training import Run, TrainConfig
+from vi_flows.training import Run, VAETrainConfig
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.side_by_side import run_jobs, stacks_of, train_stack
 from vi_flows.vae import VAEConfig
@@ -112,11 +112,11 @@ class VAETable:
         scores = [(run.folder, self.data_root, self.num_samples, record, progress) for record, run in runs.items()]
         run_jobs(evaluate, scores, self.jobs, lambda job, line: print(line, flush=True))
 
-    def settings(self, row: str, vae: VAEConfig, rate: float, seed: int) -> tuple[str, TrainConfig]:
+    def settings(self, row: str, vae: VAEConfig, rate: float, seed: int) -> tuple[str, VAETrainConfig]:
         """The name and the settings of a run."""
         if vae.flow != "none" and self.flow_activation != "leaky_relu":
             vae, row = replace(vae, flow_activation=self.flow_activation), f"{row}-{self.flow_activation}"
-        config = TrainConfig(
+        config = VAETrainConfig(
             dataset=self.dataset, data_root=self.data_root, protocol=self.protocol, vae=vae, objective=self.objective,
             num_particles=self.num_particles, epochs=self.epochs, batch_size=self.batch_size, learning_rate=rate,
             kl_warmup_epochs=self.kl_warmup_epochs, validate_every=5, valid_particles=5, seed=seed,
@@ -126,7 +126,7 @@ class VAETable:
         bound += "" if rate == LEARNING_RATE else f"-lr{rate:g}"
         return f"{self.dataset}-{row}{bound}-{self.protocol}-e{self.epochs}-s{seed}", config
 
-    def open(self, folder: Path, config: TrainConfig) -> Run:
+    def open(self, folder: Path, config: VAETrainConfig) -> Run:
         """The run in a folder, new or as it was stopped."""
         if not (folder / "config.json").exists():
             return Run.create(folder, config)

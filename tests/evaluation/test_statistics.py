@@ -14,7 +14,7 @@ from vi_flows.data import load
 from vi_flows.diagnostics import active_units
 from vi_flows.evaluation.nll import NLLResult, bootstrap_interval
 from vi_flows.evaluation.psis import psis
-from vi_flows.training import TrainConfig
+from vi_flows.training import ImageTrainConfig
 from vi_flows.training.tasks.image import ImageFlowTask
 
 
@@ -67,7 +67,7 @@ class FixedBits(nn.Module):
 def test_the_interval_of_bits_per_dim_is_196_standard_errors():
     """Mean 2.5, s = √(5/3) = 1.2909944, 1.96 s/√4 = 1.2651746; 2.5 bits · ln 2 · 64 = 110.90355 nats."""
     data = load("digits")
-    task = ImageFlowTask(TrainConfig(model="image_flow"), data)
+    task = ImageFlowTask(ImageTrainConfig(), data)
     task.module = FixedBits()
     record, scores = task.evaluate(data.test, limit=4, num_samples=1, seed=0, progress=False)
     assert scores["bits_per_dim"].tolist() == [1.0, 2.0, 3.0, 4.0]

@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.test_stacked import assert_close
 from vi_flows.objectives import elbo_bound, iwae_bound
-from vi_flows.training import Run, TrainConfig, Trainer, TrainingDivergedError
+from vi_flows.training import ImageTrainConfig, Run, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.captured import CapturedTrainer, trainer_for
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.vae import VAEConfig, build_vae
 
 TINY = VAEConfig(latent_dims=(4,), hidden_dims=((16,),))
 FLOWING = replace(TINY, kernel_size=3, num_blocks=2)
-CONFIG = TrainConfig(vae=TINY, epochs=2, batch_size=200, threads=1, checkpoint_seconds=1e9)
+CONFIG = VAETrainConfig(vae=TINY, epochs=2, batch_size=200, threads=1, checkpoint_seconds=1e9)
 KINDS = {
     "plain": (TINY, elbo_bound, 1),
     "global": (replace(FLOWING, flow="global", batch_norm=True), elbo_bound, 1),
@@ -170,8 +170,8 @@ def test_divergence_stops_the_training(tmp_path):
 
 
 def test_only_vaes():
-    with pytest.raises(ValueError, match="cuda_graph"):
-        TrainConfig(model="image_flow", cuda_graph=True)
+    with pytest.raises(TypeError, match="cuda_graph"):
+        ImageTrainConfig(cuda_graph=True)
 
 
 @pytest.mark.gpu

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vi_flows.training import Run, RunError, TrainConfig, Trainer, TrainingDivergedError
+from vi_flows.training import Run, RunError, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.vae import VAEConfig
 
-SMALL = TrainConfig(
+SMALL = VAETrainConfig(
     vae=VAEConfig(latent_dims=(3,), hidden_dims=((8,),)), epochs=2, batch_size=400, threads=1, checkpoint_seconds=1e9
 )
 

@@ -11,10 +11,10 @@ import torch
 
 from vi_flows.data import load
 from vi_flows.objectives import elbo_bound, iwae_bound
-from vi_flows.training import Run, TrainConfig, Trainer
+from vi_flows.training import Run, Trainer, VAETrainConfig
 from vi_flows.vae import LogWeightTerms, VAEConfig
 
-SMALL = TrainConfig(
+SMALL = VAETrainConfig(
     vae=VAEConfig(latent_dims=(2,), hidden_dims=((4,),)), epochs=2, batch_size=400, threads=1, checkpoint_seconds=1e9
 )
 

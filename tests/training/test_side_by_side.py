@@ -13,12 +13,12 @@ import pytest
 import tyro
 
 from tests.image.test_experiments import script
-from vi_flows.training import Run, TrainConfig, Trainer
+from vi_flows.training import ImageTrainConfig, Run, Trainer, VAETrainConfig
 from vi_flows.training.side_by_side import is_finished, run_jobs, stacks_of, train_stack
 from vi_flows.vae import VAEConfig
 
 ROOT = Path(__file__).parents[2]
-CONFIG = TrainConfig(vae=VAEConfig(latent_dims=(3,), hidden_dims=((8,),)), epochs=1, batch_size=500, threads=1)
+CONFIG = VAETrainConfig(vae=VAEConfig(latent_dims=(3,), hidden_dims=((8,),)), epochs=1, batch_size=500, threads=1)
 
 
 def test_stacks_hold_runs_that_differ_in_their_seeds_and_are_level(tmp_path):
@@ -29,7 +29,7 @@ def test_stacks_hold_runs_that_differ_in_their_seeds_and_are_level(tmp_path):
 
     a, b, c, d = (run(seed=seed) for seed in range(4))
     other = run(learning_rate=1e-2)
-    images = [run(model="image_flow", vae=VAEConfig(), seed=seed) for seed in range(2)]
+    images = [Run.create(tmp_path / f"image{seed}", ImageTrainConfig(seed=seed)) for seed in range(2)]
     started, done = run(seed=7), run(seed=8)
     for trainer, until in ((Trainer(started, progress=False), 1), (Trainer(done, progress=False), None)):
         trainer.start()

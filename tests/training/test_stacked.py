@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vi_flows.training import Run, TrainConfig, Trainer, TrainingDivergedError
+from vi_flows.training import ImageTrainConfig, Run, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.stacked import StackedTrainer
@@ -25,7 +25,7 @@ KINDS = {
     "extra layers": replace(FLOWING, num_extra_layers=2, flow="amortized"),
     "g2": VAEConfig("g2", (3, 4), ((8,), (16,)), batch_norm=True, flow="global", kernel_size=2),
 }
-CONFIG = TrainConfig(vae=TINY, epochs=2, batch_size=200, threads=1, checkpoint_seconds=1e9)
+CONFIG = VAETrainConfig(vae=TINY, epochs=2, batch_size=200, threads=1, checkpoint_seconds=1e9)
 
 
 def runs_of(folder, config, seeds=(0, 1, 5)):
@@ -170,8 +170,8 @@ def test_what_can_not_be_stacked(tmp_path):
         StackedTrainer([one, other])
     with pytest.raises(ValueError, match="CUDA graph"):
         StackedTrainer([Run.create(tmp_path / "graph", replace(CONFIG, cuda_graph=True))])
-    with pytest.raises(ValueError, match="only runs of VAEs"):
-        StackedTrainer([Run.create(tmp_path / "image", replace(CONFIG, model="image_flow", vae=VAEConfig()))])
+    with pytest.raises(ValueError, match="of the kind image"):
+        StackedTrainer([Run.create(tmp_path / "image", ImageTrainConfig())])
 
 
 def test_streams_give_each_member_its_own_numbers():

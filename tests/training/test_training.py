@@ -15,13 +15,12 @@ import pytest
 import torch
 
 from vi_flows.data import load
-from vi_flows.training import Run, RunError, TrainConfig, Trainer, TrainingDivergedError
+from vi_flows.training import Run, RunError, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
-from vi_flows.training.config import config_from_dict, config_to_dict
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.vae import VAEConfig
 
-SMALL = TrainConfig(
+SMALL = VAETrainConfig(
     vae=VAEConfig(latent_dims=(4,), hidden_dims=((16,),), flow="amortized", kernel_size=3, batch_norm=True),
     epochs=2, batch_size=200, threads=1, ema_decay=0.9, checkpoint_seconds=1e9,
 )  # fmt: skip
@@ -97,12 +96,14 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(finished, tmp_path, sto
     assert strip[0] == strip[1]
 
 
-def start_process(folder, *options):
-    command = [
-        sys.executable, "-c", "from vi_flows.cli import main; main()", "train", "--out", str(folder), "--quiet",
-        "--latent-dims", "8", "--epochs", "15", "--batch-size", "50", "--threads", "1", "--flow", "global",
-        "--checkpoint-seconds", "0.2", *options,
-    ]  # fmt: skip
+NEW = (
+    "vae", "--latent-dims", "8", "--epochs", "15", "--batch-size", "50", "--threads", "1", "--flow", "global",
+    "--checkpoint-seconds", "0.2", "--out",
+)  # fmt: skip
+
+
+def start_process(*words):
+    command = [sys.executable, "-c", "from vi_flows.cli import main; main()", "train", *map(str, words), "--quiet"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -117,17 +118,17 @@ def wait_for_epochs(folder, count, process):
 
 def test_killed_and_interrupted_processes_resume_to_the_same_bits(tmp_path):
     vae = VAEConfig(latent_dims=(8,), flow="global")
-    trainer_of(tmp_path / "whole", TrainConfig(vae=vae, epochs=15, batch_size=50, threads=1)).fit()
-    killed = start_process(tmp_path / "killed")
+    trainer_of(tmp_path / "whole", VAETrainConfig(vae=vae, epochs=15, batch_size=50, threads=1)).fit()
+    killed = start_process(*NEW, tmp_path / "killed")
     wait_for_epochs(tmp_path / "killed", 2, killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    resumed = start_process(tmp_path / "killed", "--resume")
+    resumed = start_process("--resume", tmp_path / "killed")
     wait_for_epochs(tmp_path / "killed", 4, resumed)
     resumed.send_signal(signal.SIGINT)
     assert resumed.wait(60) == 130
     assert "--resume" in resumed.stderr.read()
-    last = start_process(tmp_path / "killed", "--resume")
+    last = start_process("--resume", tmp_path / "killed")
     assert last.wait(300) == 0, last.stderr.read()
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     assert same(weights(tmp_path / "killed", "best"), weights(tmp_path / "whole", "best"))
@@ -201,9 +202,6 @@ def test_evaluation_writes_a_complete_record_and_repeats_to_the_bit(finished):
 def test_runs_are_not_overwritten_nor_changed(finished):
     with pytest.raises(RunError, match="--resume"):
         Run.create(finished, SMALL)
-    with pytest.raises(RunError, match="batch_size"):
-        Run.open(finished).check_same_settings(replace(SMALL, batch_size=77))
-    Run.open(finished).check_same_settings(TrainConfig())
     (finished.parent / "stranger").mkdir()
     (finished.parent / "stranger" / "file").write_text("mine")
     with pytest.raises(RunError, match="not an empty folder"):
@@ -238,21 +236,14 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_schedules():
-    constant, cosine, step = (TrainConfig(schedule=s, learning_rate=1.0) for s in ("constant", "cosine", "step"))
+    constant, cosine, step = (VAETrainConfig(schedule=s, learning_rate=1.0) for s in ("constant", "cosine", "step"))
     assert [constant.learning_rate_at(s, 100) for s in (0, 50, 99)] == [1.0] * 3
     assert cosine.learning_rate_at(0, 100) == 1.0
     assert cosine.learning_rate_at(50, 100) == pytest.approx(0.5)
     assert [step.learning_rate_at(s, 100) for s in (49, 50, 75)] == pytest.approx([1.0, 0.1, 0.01])
     assert replace(constant, lr_warmup_steps=10).learning_rate_at(4, 100) == pytest.approx(0.5)
-    warm = TrainConfig(kl_warmup_epochs=10)
+    warm = VAETrainConfig(kl_warmup_epochs=10)
     assert [warm.kl_weight_at(e) for e in (0, 5, 10, 20)] == pytest.approx([0, 0.5, 1, 1])
-
-
-def test_configuration_round_trip():
-    config = replace(SMALL, clip_norm=3.0, vae=replace(SMALL.vae, dilations=(1, 2)))
-    assert config_from_dict(TrainConfig, json.loads(json.dumps(config_to_dict(config)))) == config
-    with pytest.raises(ValueError, match="colour"):
-        config_from_dict(TrainConfig, {"colour": 3})
 
 
 @pytest.mark.parametrize(

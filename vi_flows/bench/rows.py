@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tabulate import tabulate
+
 from vi_flows.bench.measure import Measurement
 
 __all__ = ["GOALS", "Goal", "Row", "Unavailable", "format_table"]
@@ -107,14 +109,14 @@ def measure_row(name: str, title: str, measure: Callable[[], tuple[Measurement, 
 
 def format_table(rows: list[Row]) -> str:
     """The rows for people."""
-    lines = [f"{'':4} {'ratio of CPU times, one thread':58} {'ratio':>7} {'quartiles':>15} {'floor':>6} {'goal':>6}"]
+    lines = []
     for row in rows:
         goal, m = GOALS.get(row.name), row.measurement
-        limits = "" if goal is None else f"{'≥' if goal.faster else '≤'}{goal.floor:<5g} {goal.goal:>6g}"
-        figures = f"{'-':>7} {'':15}" if m is None else f"{m.ratio:7.3g} {f'{m.low:.3g} … {m.high:.3g}':>15}"
-        label = row.name if goal else ""
-        lines.append(f"{label:4} {row.title:58} {figures} {limits:13}  {row.verdict if m else ''}".rstrip())
         sides = "" if m is None else f"{m.numerator_ms:.3g} ms / {m.denominator_ms:.3g} ms"
-        extra = "; ".join(filter(None, (sides, row.note)))
-        lines.append(f"{'':4}   {extra}")
-    return "\n".join(lines)
+        title = "\n  ".join(filter(None, (row.title, "; ".join(filter(None, (sides, row.note))))))
+        figures = ("-", "") if m is None else (f"{m.ratio:.3g}", f"{m.low:.3g} … {m.high:.3g}")
+        limits = ("", "") if goal is None else (f"{'≥' if goal.faster else '≤'} {goal.floor:g}", f"{goal.goal:g}")
+        lines.append((row.name if goal else "", title, *figures, *limits, "" if m is None else row.verdict))
+    head = ("", "ratio of CPU times, one thread", "ratio", "quartiles", "floor", "goal", "")
+    align = ("left", "left", "right", "right", "right", "right", "left")
+    return tabulate(lines, head, disable_numparse=True, colalign=align)

@@ -18,14 +18,14 @@ import torch
 from vi_flows.bench.measure import Measurement
 from vi_flows.bench.rows import Unavailable
 from vi_flows.data import ImageData
-from vi_flows.training import Run, TrainConfig, Trainer
+from vi_flows.training import Run, Trainer, VAETrainConfig
 from vi_flows.training.stacked import StackedTrainer
 from vi_flows.vae import VAEConfig
 
 __all__ = ["runner_over_one_at_a_time"]
 
 STACK, PROCESSES = 4, 2
-CONFIG = TrainConfig(vae=VAEConfig(), batch_size=100, epochs=10**6, threads=1)
+CONFIG = VAETrainConfig(vae=VAEConfig(), batch_size=100, epochs=10**6, threads=1)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _synthetic_images(rows: int = 5000) -> ImageData:
     return ImageData("synthetic", (1, 28, 28), 2, pixels, none, none, "static", "", "random bits")
 
 
-def _serve(connection: Connection, config: TrainConfig, models: int) -> None:
+def _serve(connection: Connection, config: VAETrainConfig, models: int) -> None:
     """Train ``models`` stacked models, or one alone, for as many seconds as each message says; answer with a lap."""
     torch.set_num_threads(1)
     data = _synthetic_images()
@@ -69,7 +69,7 @@ def _serve(connection: Connection, config: TrainConfig, models: int) -> None:
 
 
 @contextmanager
-def _workers(config: TrainConfig, models: int, count: int) -> Iterator[list[Connection]]:
+def _workers(config: VAETrainConfig, models: int, count: int) -> Iterator[list[Connection]]:
     """Processes that wait for laps."""
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(count)]
@@ -106,7 +106,7 @@ def _throughput(laps: list[_Lap]) -> tuple[float, float]:
 
 
 def runner_over_one_at_a_time(
-    rounds: int, config: TrainConfig = CONFIG, stack: int = STACK, processes: int = PROCESSES, seconds: float = 2.0
+    rounds: int, config: VAETrainConfig = CONFIG, stack: int = STACK, processes: int = PROCESSES, seconds: float = 2.0
 ) -> tuple[Measurement, str]:
     """Goal 7: ``processes`` stacks of ``stack`` models each, side by side, beside one model alone; one thread each.
 

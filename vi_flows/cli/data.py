@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from tabulate import tabulate
 
 from vi_flows.data.base import DataCorruptError, DataNotFoundError
 from vi_flows.data.dataset import Dataset
@@ -29,7 +29,7 @@ class DataList:
         root = resolve_root(self.data_root)
         head = ("name", "train", "valid", "test", "shape", "levels", "binarised", "files")
         rows = [_row(dataset, root) for dataset in REGISTRY.values()]
-        _print_table(head, rows)
+        print(tabulate(rows, head, disable_numparse=True))
         print(f"\ndata root: {root}")
         for dataset in REGISTRY.values():
             print(f"\n{dataset.name}: {dataset.title}")
@@ -61,7 +61,7 @@ class DataCheck:
             result, sha256, problem = self._check(dataset, root)
             rows.append((dataset.name, result, sha256))
             problems += [problem] if problem else []
-        _print_table(("name", "result", "sha256 of the images"), rows)
+        print(tabulate(rows, ("name", "result", "sha256 of the images"), disable_numparse=True))
         print(f"\ndata root: {root}")
         for problem in problems:
             print(f"\n{problem}", file=sys.stderr)
@@ -133,9 +133,3 @@ def _row(dataset: Dataset, root: DataRoot) -> tuple[str, ...]:
     files = f"{total - missing} of {total} found" if total else "in an installed package"
     shape = "x".join(map(str, dataset.shape))
     return (dataset.name, *map(str, dataset.counts), shape, str(dataset.levels), dataset.binarization, files)
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, tuple("-" * width for width in widths), *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vi_flows.cli.runs import Sample, draw_pictures
-from vi_flows.training.config import TrainConfig
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
+from vi_flows.training.tasks.vae import VAETrainConfig
 from vi_flows.vae import VAEConfig
 
 __all__ = ["Demo"]
 
-PLAIN = TrainConfig(
+PLAIN = VAETrainConfig(
     dataset="digits",
     vae=VAEConfig(latent_dims=(4,), hidden_dims=((128, 128),)),
     epochs=200,

@@ -1,22 +1,27 @@
-"""The ``vi-flows`` command."""
+"""The ``vi-flows`` command.
+
+Exit codes: 0; 1 for a failure (something damaged or missing, a training that diverged); 2 for a mistake in the command
+line; 130 and 143 after SIGINT and SIGTERM.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import tyro
 
 from vi_flows.cli.bench import Bench, Info
 from vi_flows.cli.data import DataCheck, DataDownload, DataList
 from vi_flows.cli.demo import Demo
-from vi_flows.cli.runs import Evaluate, Sample, Train
+from vi_flows.cli.runs import Evaluate, Resume, Sample, Train
 from vi_flows.data import DataCorruptError, DataNotFoundError
 from vi_flows.fit2d import Fit2D
-from vi_flows.training import RunError, TrainingDivergedError, TrainingInterrupted
+from vi_flows.training import RunUnusableError, TrainingDivergedError, TrainingInterrupted
 from vi_flows.training.checkpoint import CheckpointError
 
 __all__ = ["main"]
@@ -51,8 +56,12 @@ COMMANDS = {
 }
 """What runs, by name: dataclasses with a ``run`` method that returns the exit code."""
 
-# Mistakes of input: one line that says what to mend. Anything else is a failure; --debug shows its traceback.
-USER_ERRORS = (RunError, CheckpointError, DataNotFoundError, DataCorruptError, ValueError, FileNotFoundError)
+DESCRIPTION = """Variational inference with normalizing flows: train, evaluate and draw from models; data, benchmarks.
+
+--debug anywhere in the line shows the traceback of a failure."""
+
+# Something is damaged, missing or broken. Other ValueErrors are mistakes of input: one line says what to mend.
+FAILURES = (RunUnusableError, CheckpointError, DataNotFoundError, DataCorruptError, OSError)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -63,14 +72,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
-    args = [word for word in words if word != "--debug"]
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="vi-flows", description=__doc__, args=args, config=(tyro.conf.OmitSubcommandPrefixes,)
-        )
-        if isinstance(command, Train):
-            command = replace(command, command_line=tuple(args[1:]))
-        code = command.run()
+        code = _parse([word for word in words if word != "--debug"]).run()
     except TrainingInterrupted as stopped:
         print("vi-flows: stopped; the checkpoint is up to date, go on with --resume", file=sys.stderr)
         code = 128 + stopped.number
@@ -81,17 +84,25 @@ def main(args: Sequence[str] | None = None) -> None:
         code = 141
     except TrainingDivergedError as error:
         print(f"vi-flows: training diverged at {error}", file=sys.stderr)
-        code = 3
-    except USER_ERRORS as error:
-        print(f"vi-flows: {error}", file=sys.stderr)
-        code = 2
+        code = 1
     except Exception as error:
         if debug:
-            raise
-        print(
-            f"vi-flows: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r} "
-            "(--debug shows where)",
-            file=sys.stderr,
-        )
-        code = 1
+            traceback.print_exc()
+        known = isinstance(error, FAILURES)
+        code = 2 if isinstance(error, ValueError) and not known else 1
+        if known or code == 2:
+            print(f"vi-flows: {error}", file=sys.stderr)
+        else:
+            first = str(error).splitlines()[0] if str(error) else repr(error)
+            print(f"vi-flows: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _parse(words: list[str]) -> Any:
+    """The command that the words describe: an object whose ``run`` does it."""
+    # A run that goes on takes no settings and has no kind to name: its options are not those of a new one.
+    if words[:1] == ["train"] and any(word.partition("=")[0] == "--resume" for word in words):
+        return tyro.cli(Resume, prog="vi-flows train", args=words[1:])
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="vi-flows", description=DESCRIPTION, args=words, config=(tyro.conf.OmitSubcommandPrefixes,)
+    )

@@ -3,67 +3,99 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar, Union
 
 import torch
 import tyro
 
-from vi_flows.data import load
 from vi_flows.plotting import save_image_grid
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.kinds import KINDS
+from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
 
-__all__ = ["Evaluate", "Sample", "Train"]
+__all__ = ["Evaluate", "Resume", "Sample", "Train"]
 
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN")]
 
 
+C = TypeVar("C", bound=TrainConfig)
+
+
 @dataclass(frozen=True)
-class Train:
-    """Train a VAE with or without a flow posterior; go on with a killed run by --resume."""
+class NewRun(Generic[C]):
+    """Train a new run of one kind."""
 
     out: Path
-    """Folder of the run: a new one, or with --resume an existing one."""
-    resume: bool = False
-    """Go on from the last checkpoint, with the settings the run was started with."""
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    """Folder of the run: a new one."""
+    config: Annotated[C, tyro.conf.arg(name="")]
     """Settings of the run."""
     tensorboard: bool = False
     """Write TensorBoard events into the run's folder too (needs the extra `log`)."""
     quiet: bool = False
     """No progress bar."""
-    command_line: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """The words it was made of."""
 
     def run(self) -> int:
         """Train to the end; exit code 0."""
-        if self.resume:
-            run = Run.open(self.out, self.config.data_root)
-            if self.command_line:
-                # Read again over the run's own settings: what differs from them was typed, a default too.
-                typed = tyro.cli(Train, args=self.command_line, default=replace(self, config=run.config))
-                run.check_same_settings(typed.config, unset=run.config)
-            else:
-                run.check_same_settings(self.config)
-        else:
-            load(self.config.dataset, self.config.data_root)  # before a folder is made for data that are not there
-            torch.empty(0, device=self.config.device)  # … or for a device that is not there
-            run = Run.create(self.out, self.config)
-        with run.locked():  # resuming trims the metrics: only the one process that trains may do so
-            trainer = trainer_for(run, progress=not self.quiet, tensorboard=self.tensorboard)
-            trainer.resume() if self.resume else trainer.start()
-            state = trainer.fit()
-        best = state["best"]
-        chosen = (
-            f"; best validation {best['valid_loss']:.3f} {trainer.task.unit} at epoch {best['epoch']}" if best else ""
-        )
-        print(f"{self.out}: {state['step']} steps in {state['seconds']:.0f} s{chosen}")
-        print(f"next: vi-flows evaluate {self.out}")
-        return 0
+        # Before a folder is made: the data and the device are there, and the settings describe a model.
+        self.config.load_data()
+        torch.empty(0, device=self.config.device)
+        Run(self.out, self.config).build_task()
+        return _train(Run.create(self.out, self.config), self.tensorboard, self.quiet, Trainer.start)
+
+
+Kinds = Union[  # noqa: UP007
+    tuple(
+        Annotated[NewRun[kind.config], tyro.conf.subcommand(name, description=kind.config.__doc__, prefix_name=False)]
+        for name, kind in KINDS.items()
+    )
+]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model of one kind, or go on with a run that was stopped: train --resume RUN."""
+
+    command: Kinds
+
+    def run(self) -> int:
+        """The chosen command's exit code."""
+        return self.command.run()
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped, from its last checkpoint and with the settings it was started with."""
+
+    resume: RunFolder
+    """Folder of the run. No setting can be given beside it."""
+    data_root: Path | None = None
+    """Where the data are now, if not where they were."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run's folder too (needs the extra `log`)."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        """Train to the end; exit code 0."""
+        return _train(Run.open(self.resume, self.data_root), self.tensorboard, self.quiet, Trainer.resume)
+
+
+def _train(run: Run, tensorboard: bool, quiet: bool, begin: Callable[[Trainer], None]) -> int:
+    with run.locked():  # resuming trims the metrics: only the one process that trains may do so
+        trainer = trainer_for(run, progress=not quiet, tensorboard=tensorboard)
+        begin(trainer)
+        state = trainer.fit()
+    best = state["best"]
+    chosen = f"; best validation {best['valid_loss']:.3f} {trainer.task.unit} at epoch {best['epoch']}" if best else ""
+    print(f"{run.folder}: {state['step']} steps in {state['seconds']:.0f} s{chosen}")
+    print(f"next: vi-flows evaluate {run.folder}")
+    return 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,11 @@
 
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.loop import Trainer, TrainingDivergedError, TrainingInterrupted
-from vi_flows.training.run import Run, RunError
+from vi_flows.training.run import Run, RunError, RunUnusableError
+from vi_flows.training.tasks.image import ImageTrainConfig
+from vi_flows.training.tasks.vae import VAETrainConfig
 
-__all__ = ["Run", "RunError", "TrainConfig", "Trainer", "TrainingDivergedError", "TrainingInterrupted"]
+__all__ = [
+    "ImageTrainConfig", "Run", "RunError", "RunUnusableError", "TrainConfig", "Trainer", "TrainingDivergedError",
+    "TrainingInterrupted", "VAETrainConfig",
+]  # fmt: skip

@@ -190,5 +190,5 @@ class CapturedTrainer(Trainer):
 
 def trainer_for(run: Run, progress: bool = True, tensorboard: bool = False) -> Trainer:
     """The trainer that a run's settings ask for; arguments as for :class:`~vi_flows.training.Trainer`."""
-    kind = CapturedTrainer if run.config.cuda_graph else Trainer
+    kind = CapturedTrainer if run.config.captured else Trainer
     return kind(run, progress, tensorboard)

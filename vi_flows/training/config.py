@@ -1,26 +1,40 @@
-"""The settings of a training run: one typed dataclass, which is also the command line."""
+"""What every training run is told, whatever it trains; each kind of run adds its own settings in a class of its own.
+
+:mod:`vi_flows.training.kinds` lists the kinds. Configurations travel through JSON by cattrs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
-import tyro
+import cattrs
 
-from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.data import ImageData, load
 from vi_flows.settings import Bounds, NonNegative, NonNegativeFloat, Positive, PositiveFloat, check_settings
-from vi_flows.vae import VAEConfig
 
 __all__ = ["TrainConfig", "config_from_dict", "config_to_dict"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a VAE with or without a flow posterior, or an image flow."""
+    """Settings that all kinds of training runs share; a kind is a subclass with a ``kind`` and settings of its own.
+
+    Attributes:
+        kind: the kind's name in :data:`vi_flows.training.kinds.KINDS`, in ``config.json`` and on the command line.
+        stackable: whether runs that differ in their seeds alone can be trained as one stacked model.
+    """
+
+    kind: ClassVar[str]
+    stackable: ClassVar[bool] = False
 
     dataset: str = "digits"
     """Data set by name; `vi-flows data list` shows them."""
@@ -28,38 +42,22 @@ class TrainConfig:
     """Folder with the data files; default: VI_FLOWS_DATA, else the download cache."""
     protocol: Literal["clean", "paper"] = "clean"
     """clean: train split, weights chosen on the validation split. paper: train and validation splits, last weights."""
-    model: Literal["vae", "image_flow"] = "vae"
-    """What to train: a VAE on binary images, or a flow on images as they are (bits/dim)."""
-    vae: Annotated[VAEConfig, tyro.conf.arg(name="")] = field(default_factory=VAEConfig)
-    """The VAE and its guide."""
-    image: ImageFlowConfig = field(default_factory=ImageFlowConfig)
-    """The image flow."""
-    objective: Literal["elbo", "iwae"] = "elbo"
-    """Bound to maximise."""
-    num_particles: Positive = 1
-    """Posterior draws of each image (IW of the paper for `iwae`)."""
     epochs: Positive = 100
-    """Passes over the training images."""
+    """Passes over the training data."""
     batch_size: Positive = 100
-    """Images a step; a shorter last batch is used too."""
+    """Rows of data a step; a shorter last batch is used too."""
     learning_rate: PositiveFloat = 1e-3
     """Adam's; the peak of the schedule."""
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     """constant; cosine: down to zero; step: divided by ten at half and at three quarters of the epochs."""
     lr_warmup_steps: NonNegative = 0
     """Steps over which the learning rate rises linearly from zero."""
-    kl_warmup_epochs: NonNegativeFloat = 0.0
-    """Epochs over which the KL term's weight rises linearly from 0 to 1 (the reported bound is never weighted)."""
     ema_decay: Annotated[float, Bounds(above=0, below=1)] | None = None
     """Evaluate an exponential moving average of the weights with this decay a step."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the gradient; longer ones are scaled down."""
-    output_bias: bool = True
-    """Start the decoder's output bias at the logit of the mean training image."""
     validate_every: Positive = 1
     """Epochs between validations."""
-    valid_particles: Positive = 1
-    """Draws an image of the validation bound (ELBO)."""
     checkpoint_seconds: NonNegativeFloat = 60.0
     """At most so long between checkpoints; one is also written at the end of each epoch."""
     seed: NonNegative = 0
@@ -68,24 +66,35 @@ class TrainConfig:
     """Torch device."""
     threads: Positive | None = None
     """CPU threads; default: torch's own choice."""
-    cuda_graph: bool = False
-    """Record a VAE's training step on a GPU once and replay it (elsewhere without effect on speed)."""
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.cuda_graph and self.model != "vae":
-            raise ValueError("cuda_graph is for VAEs")
+
+    @property
+    def name(self) -> str:
+        """A short name of the model for tables and file names."""
+        raise NotImplementedError
+
+    @property
+    def captured(self) -> bool:
+        """Whether the training step is to be recorded on a GPU and replayed."""
+        return False
 
     def check_all_used(self) -> None:
-        """Refuse settings that this model or flow would leave unused; a run is not started with them.
+        """Refuse settings that would be left unused; a run is not started with them.
 
         Raises:
-            ValueError: a setting of another model, or of a flow that is not there, differs from its default.
+            ValueError: there is one.
         """
-        _refuse_changed(self, TrainConfig(), UNUSED[self.model], f"is not a setting of model={self.model}")
-        if self.model == "vae" and self.vae.flow == "none":
-            reason = "needs a flow (vae.flow: --flow global or amortized)"
-            _refuse_changed(self.vae, VAEConfig(), VAEConfig.OF_THE_FLOW, reason)
+
+    def load_data(self) -> ImageData:
+        """The data that the run trains on.
+
+        Raises:
+            ValueError: there is no such data set.
+            DataNotFoundError: its files are missing.
+        """
+        return load(self.dataset, self.data_root)
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``total_steps``."""
@@ -100,64 +109,72 @@ class TrainConfig:
         return rate
 
     def kl_weight_at(self, epoch: float) -> float:
-        """Weight of the KL term after ``epoch`` epochs, counted in fractions."""
-        return 1.0 if self.kl_warmup_epochs <= 0 else min(1.0, epoch / self.kl_warmup_epochs)
-
-
-def _refuse_changed(settings: Any, default: Any, names: tuple[str, ...], reason: str, prefix: str = "") -> None:
-    """Refuse the first of the named settings, or of those inside it, that differs from its default."""
-    for name in names:
-        found, usual = getattr(settings, name), getattr(default, name)
-        if found == usual:
-            continue
-        if dataclasses.is_dataclass(usual):
-            inner = tuple(item.name for item in dataclasses.fields(usual))
-            _refuse_changed(found, usual, inner, reason, f"{prefix}{name}.")
-        raise ValueError(f"{prefix}{name} {reason}: leave it at {usual!r}")
-
-
-UNUSED: dict[str, tuple[str, ...]] = {
-    "vae": ("image",),
-    "image_flow": (
-        "vae", "objective", "num_particles", "kl_warmup_epochs", "output_bias", "valid_particles", "cuda_graph",
-    ),
-}  # fmt: skip
-"""Settings that a model has no use for."""
+        """Weight of the KL term after ``epoch`` epochs, counted in fractions: 1 where there is none, or no warm-up."""
+        return 1.0
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as JSON-ready values."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(inner) for inner in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(dataclasses.asdict(config))
+    """A configuration as JSON-ready values; of a choice among classes, ``type`` names the class."""
+    return _CONVERTER.unstructure(config)
 
 
-def config_from_dict(kind: type, values: dict[str, Any]) -> Any:
+def config_from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """The configuration of class ``kind`` that :func:`config_to_dict` wrote.
 
     Raises:
-        ValueError: a setting is unknown to this version.
+        ValueError: a setting is unknown to this version, missing, of another type or out of its bounds.
     """
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(f"unknown settings {', '.join(unknown)}: written by another version?")
+    if not isinstance(values, dict):
+        raise ValueError(f"settings are names with values, got {values!r}")
+    try:
+        return _CONVERTER.structure(values, kind)
+    except cattrs.BaseValidationError as error:
+        found = "; ".join(cattrs.transform_error(error, path="settings", format_exception=_in_words))
+        raise ValueError(f"{found} (written by another version?)") from error
 
-    def revive(value: Any, hint: Any) -> Any:
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise ValueError(f"expected the settings of {hint.__name__}, got {value!r}")
-            return config_from_dict(hint, value)
-        if isinstance(value, list):
-            return tuple(revive(inner, None) for inner in value)
-        if isinstance(value, str) and Path in typing.get_args(hint):
-            return Path(value)
-        return value
 
-    return kind(**{name: revive(value, hints[name]) for name, value in values.items()})
+def _in_words(error: BaseException, kind: type | None) -> str:
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        return f"unknown setting {', '.join(sorted(error.extra_fields))}"
+    if isinstance(error, KeyError):
+        return f"missing setting {error.args[0]}"
+    return str(error)
+
+
+def _settings_classes(hint: Any) -> list[type]:
+    """The classes of a union of two or more dataclasses, with or without ``None``; empty for any other type."""
+    if typing.get_origin(hint) not in (Union, types.UnionType):
+        return []
+    options = [typing.get_args(o)[0] if typing.get_origin(o) is Annotated else o for o in typing.get_args(hint)]
+    classes = [option for option in options if option is not type(None)]
+    return classes if len(classes) > 1 and all(map(dataclasses.is_dataclass, classes)) else []
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    # Scalars pass as they are: the configurations check their own types, where cattrs would turn "3" into 3.
+    for scalar in (bool, int, float, str):
+        converter.register_structure_hook(scalar, lambda value, _: value)
+
+    def structure(hint: Any, _: cattrs.Converter) -> Callable[[Any, Any], Any]:
+        classes = {kind.__name__: kind for kind in _settings_classes(hint)}
+
+        def revive(value: Any, _: Any) -> Any:
+            if value is None:
+                return None
+            if not isinstance(value, dict) or value.get("type") not in classes:
+                raise ValueError(f"must have a type among {', '.join(classes)}, got {value!r}")
+            values = {name: inner for name, inner in value.items() if name != "type"}
+            return converter.structure(values, classes[value["type"]])
+
+        return revive
+
+    def unstructure(hint: Any, _: cattrs.Converter) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else {"type": type(value).__name__, **converter.unstructure(value)}
+
+    converter.register_structure_hook_factory(lambda hint: bool(_settings_classes(hint)), structure)
+    converter.register_unstructure_hook_factory(lambda hint: bool(_settings_classes(hint)), unstructure)
+    return converter
+
+
+_CONVERTER = _make_converter()

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from vi_flows.training.records import make_record, model_name, write_record
+from vi_flows.training.records import make_record, write_record
 from vi_flows.training.run import Run, RunError
 
 __all__ = ["evaluate_run"]
@@ -44,7 +44,7 @@ def evaluate_run(
         RunError: there are no such weights or rows, or the record exists.
     """
     folder = run.folder / "results" if record is None else record
-    parts = [run.config.dataset, model_name(run), run.config.protocol, f"seed{run.config.seed}"]
+    parts = [run.config.dataset, run.config.name, run.config.protocol, f"seed{run.config.seed}"]
     parts += [] if split == "test" else [split]
     parts += [] if limit is None else [f"first{limit}"]
     path = folder if folder.suffix == ".json" else folder / ("-".join(parts) + ".json")

@@ -13,7 +13,7 @@ from vi_flows.training.checkpoint import write_atomic
 from vi_flows.training.config import config_to_dict
 from vi_flows.training.run import Run, RunError, git_revision
 
-__all__ = ["describe_device", "make_record", "model_name", "provenance", "write_record"]
+__all__ = ["describe_device", "make_record", "provenance", "write_record"]
 
 
 def describe_device(device: str) -> str:
@@ -28,20 +28,6 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
     return {"device": describe_device(device), "revision": git_revision(), "torch": torch.__version__}
 
 
-def model_name(run: Run) -> str:
-    """A short name of the table row: ``g1-conv_flow-amortized-k4-iwae50``."""
-    config = run.config
-    if config.model == "image_flow":
-        return config.image.name
-    name = config.vae.architecture
-    if config.vae.num_extra_layers:
-        name += f"-plus{config.vae.num_extra_layers}"
-    if config.vae.flow != "none":
-        name += f"-conv_flow-{config.vae.flow}-k{config.vae.num_blocks}"
-        name += "" if config.vae.flow_activation == "leaky_relu" else f"-{config.vae.flow_activation}"
-    return name + (f"-iwae{config.num_particles}" if config.objective == "iwae" else "")
-
-
 def make_record(run: Run, trained: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """The record of one evaluation.
 
@@ -52,7 +38,7 @@ def make_record(run: Run, trained: dict[str, Any], result: dict[str, Any]) -> di
     """
     config = run.config
     return {
-        "model": model_name(run),
+        "model": config.name,
         "dataset": config.dataset,
         "protocol": config.protocol,
         **result,

@@ -8,28 +8,28 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vi_flows.data import ImageData, load
+from vi_flows.data import ImageData
 from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors, write_atomic
 from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict
-from vi_flows.training.tasks.image import ImageFlowTask
-from vi_flows.training.tasks.vae import Task, VAETask
+from vi_flows.training.kinds import KINDS
+from vi_flows.training.tasks.vae import Task
 
-__all__ = ["Run", "RunError", "git_revision"]
+__all__ = ["Run", "RunError", "RunUnusableError", "git_revision"]
 
 
 class RunError(ValueError):
-    """A run's folder is missing, taken, or does not fit what was asked."""
+    """A run's folder does not fit what was asked."""
 
 
-TASKS = {"vae": VAETask, "image_flow": ImageFlowTask}
-DEFAULTS = TrainConfig()
+class RunUnusableError(RunError):
+    """A run's folder is missing, damaged, or in the hands of another process."""
 
 
 def git_revision() -> str | None:
@@ -71,7 +71,7 @@ class Run:
         """Hold the run's folder for writing; the system frees it with the process, however that ends.
 
         Raises:
-            RunError: another process holds it.
+            RunUnusableError: another process holds it.
         """
         if self._locked:
             yield
@@ -81,7 +81,7 @@ class Run:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(
+                raise RunUnusableError(
                     f"another process is training the run in {self.folder}; wait for it, or stop it"
                 ) from None
             self._locked = True
@@ -96,16 +96,16 @@ class Run:
 
         Raises:
             RunError: the folder holds one already, or something else.
-            ValueError: a setting is of another model (:meth:`TrainConfig.check_all_used`).
+            ValueError: a setting would be left unused (:meth:`TrainConfig.check_all_used`).
         """
         config.check_all_used()
         if (folder / "config.json").exists():
-            raise RunError(f"{folder} holds a run already; go on with --resume, or choose another --out")
+            raise RunError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --out")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder} exists and is not an empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config)
-        settings = {"kind": config.model, "revision": git_revision(), "settings": config_to_dict(config)}
+        settings = {"kind": config.kind, "revision": git_revision(), "settings": config_to_dict(config)}
         write_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         return run
 
@@ -118,44 +118,30 @@ class Run:
             data_root: where the data are now, if not where they were.
 
         Raises:
-            RunError: there is no run, or its configuration can't be read.
+            RunUnusableError: there is no run, or its configuration can't be read.
         """
         path = folder / "config.json"
         if not path.is_file():
-            raise RunError(f"{folder} holds no run (no file config.json in it)")
+            raise RunUnusableError(f"{folder} holds no run (no file config.json in it)")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            if data_root is not None:
-                values["data_root"] = str(data_root)
-            return cls(folder, config_from_dict(TrainConfig, values))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} can't be read: {error}") from error
-
-    def check_same_settings(self, given: TrainConfig, unset: TrainConfig = DEFAULTS) -> None:
-        """Refuse to go on with other settings than the run was started with.
-
-        Args:
-            given: the settings asked for.
-            unset: what a setting is that nobody gave; its default, or the run's own.
-
-        Raises:
-            RunError: a setting that was given is not the run's.
-        """
-        for item in fields(TrainConfig):
-            mine, asked = getattr(self.config, item.name), getattr(given, item.name)
-            if asked not in (mine, getattr(unset, item.name)):
-                raise RunError(f"the run was started with {item.name}={mine!r}; it can't go on with {asked!r}")
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.get("kind") not in KINDS or "settings" not in content:
+                raise ValueError(f"it says nothing of one of the kinds {', '.join(KINDS)}")
+            config = config_from_dict(KINDS[content["kind"]].config, content["settings"])
+        except ValueError as error:
+            raise RunUnusableError(f"{path} can't be read: {error}") from error
+        return cls(folder, config if data_root is None else replace(config, data_root=data_root))
 
     @cached_property
     def data(self) -> ImageData:
         """The run's data set."""
-        return load(self.config.dataset, self.config.data_root)
+        return self.config.load_data()
 
-    def build_task(self) -> VAETask | ImageFlowTask:
+    def build_task(self) -> Task:
         """The run's model, with fresh weights drawn under its seed."""
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
-            return TASKS[self.config.model](self.config, self.data)
+            return KINDS[self.config.kind].task(self.config, self.data)
 
     @property
     def trained_at(self) -> str | None:
@@ -173,7 +159,8 @@ class Run:
             The bookkeeping that was saved with them: epoch, steps, seconds, whether training had finished.
 
         Raises:
-            RunError: there are none.
+            RunError: there is no such choice.
+            RunUnusableError: there are none, or they are damaged or of another model.
         """
         if which == "auto":
             which = "last" if self.config.protocol == "paper" else "best"
@@ -187,6 +174,6 @@ class Run:
                 raise CheckpointError(f"{bad} in {name} is NaN or infinite")
             task.module.load_state_dict(tensors)
         except (CheckpointError, RuntimeError) as error:
-            raise RunError(f"no usable {which} weights in {self.folder}: {error}") from error
+            raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}") from error
         task.module.eval()
         return {"weights": which, **state}

@@ -45,8 +45,8 @@ def stacks_of(runs: Iterable[Run], size: int) -> list[list[Run]]:
     for run in runs:
         state = _saved_state(run)
         if not state["finished"]:
-            # image flows are not stacked: each is a group of its own
-            key = (replace(run.config, seed=0), state["step"], run.folder if run.config.model != "vae" else None)
+            # what can't be stacked is a group of its own
+            key = (replace(run.config, seed=0), state["step"], None if run.config.stackable else run.folder)
             groups.setdefault(key, []).append(run)
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 

@@ -42,9 +42,10 @@ class StackedTrainer(Trainer):
     def __init__(self, runs: Sequence[Run], progress: bool = True) -> None:
         if not runs:
             raise ValueError("there is no run to train")
-        if any(run.config.model != "vae" for run in runs):
-            raise ValueError("only runs of VAEs can be stacked")
-        if any(run.config.cuda_graph for run in runs):
+        for run in runs:
+            if not run.config.stackable:
+                raise ValueError(f"{run.folder} can't be stacked: it is of the kind {run.config.kind}")
+        if any(run.config.captured for run in runs):
             raise ValueError("a stack can't be recorded as a CUDA graph")
         for run in runs[1:]:
             same = replace(run.config, seed=runs[0].config.seed, data_root=runs[0].config.data_root)

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
 import torch
+import tyro
 from torch import Tensor
 from tqdm import tqdm
 
 from vi_flows.data import ImageData
-from vi_flows.distributions.image_config import build_image_density
+from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.vae import Evaluation, StepResult
 
-__all__ = ["ImageFlowTask"]
+__all__ = ["ImageFlowTask", "ImageTrainConfig"]
+
+
+@dataclass(frozen=True)
+class ImageTrainConfig(TrainConfig):
+    """Train a flow on images as they are (bits/dim)."""
+
+    kind: ClassVar[str] = "image"
+
+    image: Annotated[ImageFlowConfig, tyro.conf.arg(name="")] = field(default_factory=ImageFlowConfig)
+    """The image flow."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``inv_conv3x3-quad-l2-d4-w64``."""
+        return self.image.name
 
 
 class ImageFlowTask:
@@ -27,7 +44,7 @@ class ImageFlowTask:
 
     unit = "bits/dim"
 
-    def __init__(self, config: TrainConfig, data: ImageData) -> None:
+    def __init__(self, config: ImageTrainConfig, data: ImageData) -> None:
         self.config, self.data = config, data
         self.device = torch.device(config.device)
         self.splits = data.split(config.protocol)

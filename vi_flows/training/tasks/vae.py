@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from vi_flows.data import ImageData, binarize
 from vi_flows.evaluation import estimate_nll
 from vi_flows.objectives import elbo_bound, iwae_bound
+from vi_flows.settings import NonNegativeFloat, Positive
 from vi_flows.training.config import TrainConfig
-from vi_flows.vae import build_vae
+from vi_flows.vae import VAEConfig, build_vae
 
-__all__ = ["Evaluation", "StepResult", "Task", "VAETask"]
+__all__ = ["Evaluation", "StepResult", "Task", "VAETask", "VAETrainConfig"]
 
 BOUNDS = {"elbo": elbo_bound, "iwae": iwae_bound}
 
@@ -64,6 +67,61 @@ class Task(Protocol):
         """Grids to draw by name, each ``(N, C, H, W)`` in [0, 1] with ``columns`` images a row."""
 
 
+@dataclass(frozen=True)
+class VAETrainConfig(TrainConfig):
+    """Train a VAE on binary images, with or without a flow posterior."""
+
+    kind: ClassVar[str] = "vae"
+    stackable: ClassVar[bool] = True
+
+    vae: Annotated[VAEConfig, tyro.conf.arg(name="")] = field(default_factory=VAEConfig)
+    """The VAE and its guide."""
+    objective: Literal["elbo", "iwae"] = "elbo"
+    """Bound to maximise."""
+    num_particles: Positive = 1
+    """Posterior draws of each image (IW of the paper for `iwae`)."""
+    kl_warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs over which the KL term's weight rises linearly from 0 to 1 (the reported bound is never weighted)."""
+    output_bias: bool = True
+    """Start the decoder's output bias at the logit of the mean training image."""
+    valid_particles: Positive = 1
+    """Draws an image of the validation bound (ELBO)."""
+    cuda_graph: bool = False
+    """Record the training step on a GPU once and replay it (elsewhere without effect on speed)."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``g1-conv_flow-amortized-k4-iwae50``."""
+        name = self.vae.architecture
+        if self.vae.num_extra_layers:
+            name += f"-plus{self.vae.num_extra_layers}"
+        if self.vae.flow != "none":
+            name += f"-conv_flow-{self.vae.flow}-k{self.vae.num_blocks}"
+            name += "" if self.vae.flow_activation == "leaky_relu" else f"-{self.vae.flow_activation}"
+        return name + (f"-iwae{self.num_particles}" if self.objective == "iwae" else "")
+
+    @property
+    def captured(self) -> bool:
+        """Whether the training step is to be recorded on a GPU and replayed."""
+        return self.cuda_graph
+
+    def check_all_used(self) -> None:
+        """Refuse settings of a flow that is not there.
+
+        Raises:
+            ValueError: one differs from its default.
+        """
+        if self.vae.flow != "none":
+            return
+        for name in VAEConfig.OF_THE_FLOW:
+            if getattr(self.vae, name) != getattr(VAEConfig(), name):
+                raise ValueError(f"{name} needs a flow (vae.flow: --flow global or amortized)")
+
+    def kl_weight_at(self, epoch: float) -> float:
+        """Weight of the KL term after ``epoch`` epochs, counted in fractions."""
+        return 1.0 if self.kl_warmup_epochs <= 0 else min(1.0, epoch / self.kl_warmup_epochs)
+
+
 class VAETask:
     """A VAE on binary (or dynamically binarised) images.
 
@@ -74,7 +132,7 @@ class VAETask:
 
     unit = "nats"
 
-    def __init__(self, config: TrainConfig, data: ImageData) -> None:
+    def __init__(self, config: VAETrainConfig, data: ImageData) -> None:
         self.config = config
         self.data = data
         self.device = torch.device(config.device)

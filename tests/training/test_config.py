@@ -1,0 +1,96 @@
+"""Configurations: through JSON and back, and what JSON can't be made into one is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import pytest
+
+from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.settings import Positive, check_settings
+from vi_flows.training import ImageTrainConfig, Run, RunUnusableError, TrainConfig, VAETrainConfig
+from vi_flows.training.config import config_from_dict, config_to_dict
+from vi_flows.vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class Square:
+    side: Positive = 1
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class Circle:
+    side: Positive = 1
+    centre: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class ToyConfig(TrainConfig):
+    """A kind whose setting is one of several classes."""
+
+    kind: ClassVar[str] = "toy"
+
+    shape: Annotated[Square, "first"] | Circle | None = None
+    other: Square = field(default_factory=Square)
+
+
+CONFIGS = {
+    "vae": VAETrainConfig(data_root=Path("a/b"), clip_norm=3.0, vae=VAEConfig(hidden_dims=((3, 4),), dilations=(1, 2))),
+    "image": ImageTrainConfig(image=ImageFlowConfig(flow="nice", hidden_dims=(3, 4), alpha=0.05)),
+    "no class": ToyConfig(),
+    "one class": ToyConfig(shape=Square(3)),
+    "another class": ToyConfig(shape=Circle(3, ((1, 2), (3,)))),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_survive_the_trip_through_json(name):
+    config = CONFIGS[name]
+    assert config_from_dict(type(config), json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"colour": 3}, "unknown setting colour @ settings "),
+        ({"other": {"side": 2, "colour": 3, "hue": 1}}, "unknown setting colour, hue @ settings.other"),
+        ({"other": {"side": "3"}}, "side must be a whole number, got '3'"),
+        ({"other": 3}, "settings.other"),
+        ({"shape": {"type": "Triangle"}}, "Square, Circle, got .*Triangle.* @ settings.shape"),
+        ({"shape": {"side": 3}}, "settings.shape"),
+        ({"shape": {"type": "Square", "side": 0}}, "side must be at least 1"),
+        ({"epochs": True}, "epochs must be a whole number, got True"),
+        ({"epochs": "4"}, "epochs must be a whole number, got '4'"),
+        ({"protocol": "x"}, "protocol"),
+        ({"data_root": 5}, "data_root"),
+        ({"ema_decay": "0.1"}, "ema_decay must be a number"),
+        ([], "settings"),
+        (None, "settings"),
+    ],
+)
+def test_what_is_no_configuration_is_refused_by_name(values, words):
+    with pytest.raises(ValueError, match=words):
+        config_from_dict(ToyConfig, values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"kind": "vae"}',
+        '{"kind": "toy", "settings": {}}',
+        '{"kind": "vae", "settings": {"image": {}}}',
+    ],
+)
+def test_a_run_whose_configuration_is_damaged_is_refused(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RunUnusableError, match=r"config\.json can't be read"):
+        Run.open(tmp_path)
