@@ -1,7 +1,7 @@
 """Distributions that Pyro lacks or that cost less than Pyro's composed ones."""
 
 from vi_flows.distributions.dequantization import Dequantized, UniformDequantizer, VariationalDequantizer
-from vi_flows.distributions.image import ImageDensity, bits_per_dim
+from vi_flows.distributions.image import ImageDensity, ImageOverflowError, bits_per_dim
 from vi_flows.distributions.lean import BernoulliLogits, FlowNormal, StandardNormal
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Dequantized",
     "FlowNormal",
     "ImageDensity",
+    "ImageOverflowError",
     "StandardNormal",
     "UniformDequantizer",
     "VariationalDequantizer",

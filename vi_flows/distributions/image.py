@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -13,10 +12,14 @@ from torch import Tensor, nn
 from vi_flows.distributions.dequantization import Dequantized, Dequantizer
 from vi_flows.transforms import Bijection, Inverse, Logit
 
-__all__ = ["ImageDensity", "bits_per_dim"]
+__all__ = ["ImageDensity", "ImageOverflowError", "bits_per_dim"]
 
 BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
 SCALAR = torch.Size()
+
+
+class ImageOverflowError(FloatingPointError):
+    """An image that a flow drew or decoded holds a NaN or an infinity."""
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:
@@ -152,8 +155,22 @@ class ImageDensity(nn.Module):
 
     @torch.no_grad()
     def sample(self, num_samples: int, temperature: float = 1.0) -> Tensor:
-        """Integer images, ``(num_samples, C, H, W)``, dtype uint8 (int32 for more than 256 levels)."""
-        return self._integers(self.distribution(temperature).sample(torch.Size((num_samples,))))
+        """Integer images, ``(num_samples, C, H, W)``, dtype uint8 (int32 for more than 256 levels).
+
+        Raises:
+            ImageOverflowError: an image is not finite; :meth:`sample_logits` shows which.
+        """
+        return self._integers(self.sample_logits(num_samples, temperature))
+
+    @torch.no_grad()
+    def sample_logits(self, num_samples: int, temperature: float = 1.0) -> Tensor:
+        """Samples before they are rounded to grey values, ``(num_samples, C, H, W)``: to be counted, whatever they are.
+
+        Args:
+            num_samples: how many.
+            temperature: scale of the base; 1 is the model.
+        """
+        return self.logit_distribution(temperature).sample(torch.Size((num_samples,)))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -164,10 +181,20 @@ class ImageDensity(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Integer images of latents; undoes :meth:`encode` exactly."""
+        """Integer images of latents; undoes :meth:`encode` exactly.
+
+        Raises:
+            ImageOverflowError: an image is not finite.
+        """
         self._check(latents)
-        continuous = self.pixels.forward_and_ladj(self.flow.forward_and_ladj(latents)[0])[0]
-        return self._integers((continuous * self.num_levels).floor())
+        return self._integers(self.flow.forward_and_ladj(latents)[0])
+
+    @property
+    def logit_range(self) -> tuple[float, float]:
+        """The least and the largest logit that an image can have, whatever the noise: beyond them is no data."""
+        ends = self.origin.new_tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
+        low, high = self.pixels.inverse_and_ladj(ends)[0].flatten().tolist()
+        return low, high
 
     def interpolate(self, first: Tensor, second: Tensor, num_steps: int = 8) -> Tensor:
         """Images along the straight line between two images' latents, ``(num_steps, …, C, H, W)``, ends included.
@@ -185,14 +212,13 @@ class ImageDensity(nn.Module):
         if images.shape[-3:] != self.image_shape:
             raise ValueError(f"expected images of {tuple(self.image_shape)}, got a tensor of {tuple(images.shape)}")
 
-    def _integers(self, images: Tensor) -> Tensor:
-        broken = int((~torch.isfinite(images)).flatten(-3).any(-1).sum())
+    def _integers(self, logits: Tensor) -> Tensor:
+        broken = int((~torch.isfinite(logits)).flatten(-3).any(-1).sum())
         if broken:
-            warnings.warn(
-                f"{broken} of {images[..., 0, 0, 0].numel()} images are not finite (drawn black): the flow overflows "
-                "far from the data. Draw at a temperature below 1, train longer, or bound the couplings (scale='tanh')",
-                stacklevel=3,
+            raise ImageOverflowError(
+                f"{broken} of {logits[..., 0, 0, 0].numel()} images are NaN or infinite: the flow overflows far from "
+                "the data. Draw at a temperature below 1, train longer, or bound the couplings (scale='tanh')"
             )
-            images = images.nan_to_num(0.0)
+        images = (self.pixels.forward_and_ladj(logits)[0] * self.num_levels).floor()
         kind = torch.uint8 if self.num_levels <= 256 else torch.int32
         return images.clamp(0, self.num_levels - 1).to(kind)

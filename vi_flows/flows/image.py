@@ -101,7 +101,7 @@ def step_flow(
     num_steps: int = 8,
     width: int = 512,
     coupling: str = "affine",
-    scale: str = "sigmoid",
+    scale: str = "tanh",
     learned_prior: bool = True,
     checkpoint: bool = False,
     conditioner_dtype: torch.dtype | None = None,

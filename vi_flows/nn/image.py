@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from vi_flows.nn.mlp import MLP
 
-__all__ = ["ConvConditioner", "MLPConditioner", "ResNetConditioner", "ResidualBlock", "ZeroConv2d"]
+__all__ = ["ConvConditioner", "MLPConditioner", "ResNetConditioner", "ResidualBlock", "ZeroConv2d", "squash"]
+
+
+INPUT_BOUND = 8.0
+
+
+def squash(x: Tensor) -> Tensor:
+    """``8 tanh(x/8)``: close to ``x`` where normalised data are, and never beyond ±8.
+
+    A network of rectifiers grows linearly away from its data. In a sampler the shift that it computes from one group is
+    the input of the next network, so without a bound each coupling multiplies what the one before it got wrong.
+    """
+    return INPUT_BOUND * torch.tanh(x / INPUT_BOUND)
 
 
 class ZeroConv2d(nn.Conv2d):
@@ -51,6 +63,10 @@ class ConvConditioner(nn.Sequential):
             nn.ReLU(),
             ZeroConv2d(width, out_channels),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``; bounded for every ``x``, see :func:`squash`."""
+        return super().forward(squash(x))
 
 
 class ResidualBlock(nn.Module):
@@ -110,6 +126,10 @@ class ResNetConditioner(nn.Sequential):
             ZeroConv2d(width, out_channels, 1),
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``; bounded for every ``x``, see :func:`squash`."""
+        return super().forward(squash(x))
+
 
 class MLPConditioner(nn.Module):
     """A fully connected network over all pixels and channels, as in NICE; its last layer starts at zero.
@@ -139,5 +159,5 @@ class MLPConditioner(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` to ``(N, out_channels, H, W)``."""
+        """``(N, C, H, W)`` to ``(N, out_channels, H, W)``; logits reach ±16, so this one sees them as they are."""
         return self.head(self.body(x.flatten(-3))).unflatten(-1, self.out_shape)

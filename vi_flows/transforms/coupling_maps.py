@@ -11,20 +11,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vi_flows.transforms.image.circular_conv import make_filter
 
 __all__ = ["COUPLING_MAPS", "SCALES", "AdditiveMap", "AffineMap", "ConvMap", "CouplingMap", "GaussianMap", "MConvMap"]
 
+SIGMOID_FLOOR = 0.05
+
+
+def _log_sigmoid_with_floor(g: Tensor) -> Tensor:
+    return (SIGMOID_FLOOR + (1 - SIGMOID_FLOOR) * torch.sigmoid(g + 2.0)).log()
+
+
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": lambda g: g,
-    "sigmoid": lambda g: F.logsigmoid(g + 2.0),
+    "sigmoid": _log_sigmoid_with_floor,
     "tanh": lambda g: 2.0 * torch.tanh(0.5 * g),
 }
-"""Log scales ``log s(g)`` by name: ``s = e^g`` as the papers write it, ``s = σ(g + 2)`` as implementations of Glow have
-it, and ``s = exp(2 tanh(g/2))``, which stays within ``[e⁻², e²]``."""
+"""Log scales ``log s(g)`` by name.
+
+``exp`` is ``s = e^g`` as the papers write it; ``sigmoid`` is ``s = 0.05 + 0.95 σ(g + 2)``, that of the implementations
+of Glow with a floor; ``tanh`` is ``s = exp(2 tanh(g/2))``, within ``[e⁻², e²]``. Sampling divides by ``s`` once a
+coupling. Without a lower bound (``exp``) the quotients of a deep flow may overflow far from the data, so no flow has it
+as its default.
+"""
 
 
 def _sum(value: Tensor) -> Tensor:
@@ -87,7 +98,7 @@ class AffineMap(_ScaledMap):
 
     num_maps = 2
 
-    def __init__(self, scale: str = "sigmoid") -> None:
+    def __init__(self, scale: str = "tanh") -> None:
         super().__init__(scale)
 
     def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
@@ -101,14 +112,17 @@ class AffineMap(_ScaledMap):
 class GaussianMap(CouplingMap):
     """Standardisation by a normal, ``y = (x − μ) e^{−log σ}``; ``log|det| = −Σ log σ``; the maps are ``μ, log σ``.
 
-    ``log σ`` is bounded softly, ``8 tanh(g/8)``, so that no network output makes the map singular.
+    ``log σ`` is bounded softly: ``2 tanh(g/2)`` above zero and ``6 tanh(g/6)`` below (slope 1 at zero on both sides).
+    A latent that was normalised before the split has a standard deviation of about 1, so a wider ``σ`` than ``e²``
+    serves no image but makes samples overflow; a narrower one than ``e⁻⁶`` would make the map nearly singular.
     """
 
     num_maps = 2
 
     def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Standardise; or the reverse."""
-        mean, log_sd = maps[0], 8.0 * torch.tanh(maps[1] / 8.0)
+        mean, g = maps[0], maps[1]
+        log_sd = 2.0 * torch.tanh(g.clamp(min=0) / 2.0) + 6.0 * torch.tanh(g.clamp(max=0) / 6.0)
         if inverse:
             return x * log_sd.exp() + mean, _sum(log_sd)
         return (x - mean) * (-log_sd).exp(), -_sum(log_sd)
@@ -157,7 +171,7 @@ class MConvMap(_ScaledMap):
     num_maps = 4
     spatial = True
 
-    def __init__(self, scale: str = "sigmoid", filter: str = "cepstrum", bound: float = 2.0) -> None:
+    def __init__(self, scale: str = "tanh", filter: str = "cepstrum", bound: float = 2.0) -> None:
         super().__init__(scale)
         self.conv = ConvMap(filter, bound)
 
