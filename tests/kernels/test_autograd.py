@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.kernels.stacks import ENGINES, draw, make_spec, needs_c, outputs_and_gradients, use_engine, worst_error
 from vi_flows import conv_flow
-from vi_flows.kernels import conv_flow_forward, conv_flow_inverse, ops, reference
+from vi_flows.kernels import ACTIVATIONS, conv_flow_forward, conv_flow_inverse, ops, reference
 
 PAIRS = {
     "forward": (conv_flow_forward, reference.conv_flow_forward),
@@ -25,7 +25,7 @@ def leaves_of(operands):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("direction", PAIRS)
-@pytest.mark.parametrize("activation", ["leaky_relu", "tanh", "sigmoid", "softplus", "elu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     "per_row", [(False,) * 3, (True, False, True), (True,) * 3], ids=["shared", "amortised", "all"]
 )

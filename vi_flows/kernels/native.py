@@ -134,8 +134,13 @@ def _run(job: _Job) -> None:
     if isinstance(loaded, str):
         raise RuntimeError(loaded)
     status = loaded.library.vi_flows_run(ctypes.byref(job))
+    if status == 1:
+        raise MemoryError("out of memory")
+    if status == 2:
+        raise ValueError(f"no such instruction set: {job.isa}")
     if status:
-        raise MemoryError("out of memory") if status == 1 else ValueError(f"no such instruction set: {job.isa}")
+        code = job.stack.contents.activation
+        raise ValueError(f"the compiled kernel has no activation of code {code}: build it anew from csrc, or use torch")
 
 
 def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool, isa: int = -1) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ LEAKY_RELU = tl.constexpr(ACTIVATION_CODES["leaky_relu"])
 TANH = tl.constexpr(ACTIVATION_CODES["tanh"])
 SIGMOID = tl.constexpr(ACTIVATION_CODES["sigmoid"])
 SOFTPLUS = tl.constexpr(ACTIVATION_CODES["softplus"])
+ELU = tl.constexpr(ACTIVATION_CODES["elu"])
 
 
 @triton.jit
@@ -91,7 +92,8 @@ def activation(a, slope, ACT: tl.constexpr):
         h = tl.where(a > 20, a, tl.maximum(a, 0.0 * a) + log1p)
         h1 = tl.where(a < 0, e * r, r)
         h2 = e * r * r
-    else:  # ELU
+    else:
+        tl.static_assert(ACT == ELU, "an activation of a code that this kernel doesn't know")
         x = tl.minimum(a, 0.0 * a)
         e = tl.exp(x)
         h = tl.where(a >= 0, a, expm1(x, e))

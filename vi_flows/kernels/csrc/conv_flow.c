@@ -233,6 +233,7 @@ EXPORT int64_t vi_flows_run(const Job *call) {
     /* The inverse waits for its own results: two vectors of half the width in flight beat one. */
     if (job.isa == ISA_AUTO) job.isa = best == ISA_AVX512 && job.op == INVERSE ? ISA_AVX2 : best;
     if (job.isa < 0 || job.isa > best) return 2;
+    if (job.stack->activation < LEAKY_RELU || job.stack->activation > ELU) return 3; /* never as another one */
     const int64_t tiles = (job.rows + TILE - 1) / TILE;
     const int64_t work = tiles * job.outer * job.stack->layers * job.stack->d;
 #if defined(__GNUC__) || defined(__clang__)
