@@ -90,8 +90,9 @@ class _Terms(torch.nn.Module):
 
 
 def test_static_buffers_change_nothing(tmp_path):
-    """KL warm-up, short last minibatches, averages, clipping, an interruption: as the ordinary trainer."""
+    """KL warm-up, short last minibatches, averages, clipping, growing particles, an interruption: as the ordinary."""
     config = replace(CONFIG, kl_warmup_epochs=0.3, clip_norm=20.0, ema_decay=0.9, epochs=3)
+    config = replace(config, objective="dreg", particles_schedule=(1, 2, 4))
     runs = [
         Run.create(tmp_path / name, replace(config, cuda_graph=name == "static")) for name in ("static", "ordinary")
     ]
@@ -99,12 +100,13 @@ def test_static_buffers_change_nothing(tmp_path):
     assert isinstance(trainer, CapturedTrainer)
     calls = []
     inner = trainer._whole_step
-    trainer._whole_step = lambda warm: (calls.append((trainer.state["step"], warm)), inner(warm))
+    trainer._whole_step = lambda *which: (calls.append((trainer.state["step"], *which)), inner(*which))
     trainer.start()
     trainer.fit(until=10)
     # of seven minibatches an epoch the last is shorter; the first three are KL warm-up
-    assert [step for step, _ in calls] == [0, 1, 2, 3, 4, 5, 7, 8, 9]
-    assert [warm for _, warm in calls] == [False] * 3 + [True] * 6
+    assert [step for step, *_ in calls] == [0, 1, 2, 3, 4, 5, 7, 8, 9]
+    assert [warm for _, warm, _ in calls] == [False] * 3 + [True] * 6
+    assert [particles for *_, particles in calls] == [1] * 6 + [2] * 3
     again = trainer_for(Run.open(runs[0].folder), progress=False)
     again.resume()
     again.fit()
@@ -132,7 +134,7 @@ def test_what_warms_up_is_put_back(tmp_path, monkeypatch):
         next(iter(trainer.batches()))
         trainer._average_weights = torch.full((99,), 0.5)
         trainer.module.train()
-        trainer._whole_step(True)
+        trainer._whole_step(True, 1)
         assert not torch.equal(torch.get_rng_state(), generator)
         trainer._put_back(snapshot, trained)
         assert torch.equal(torch.get_rng_state(), generator)
@@ -180,6 +182,8 @@ def test_only_vaes():
 def test_replayed_steps_are_the_eager_ones(tmp_path, flow):
     config = replace(CONFIG, vae=replace(FLOWING, flow=flow) if flow != "none" else TINY, device="cuda")
     config = replace(config, kl_warmup_epochs=0.3, ema_decay=0.9, clip_norm=20.0)
+    if flow == "none":
+        config = replace(config, objective="dreg", particles_schedule=(1, 3))
     runs = [Run.create(tmp_path / name, replace(config, cuda_graph=name == "graph")) for name in ("graph", "eager")]
     for run in runs:
         trainer = trainer_for(run, progress=False)

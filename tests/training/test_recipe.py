@@ -29,9 +29,9 @@ def spied(trainer):
     """What each step of the task is given."""
     calls, inner = [], trainer.task.step
 
-    def step(rows, kl_weight):
-        calls.append((rows, kl_weight))
-        return inner(rows, kl_weight)
+    def step(rows, kl_weight, num_particles):
+        calls.append((rows, kl_weight, num_particles))
+        return inner(rows, kl_weight, num_particles)
 
     trainer.task.step = step
     return calls
@@ -75,7 +75,53 @@ def test_the_kl_weight_of_a_step_is_that_of_its_fraction_of_an_epoch(tmp_path):
     calls = spied(trainer)
     trainer.fit()
     per_epoch = math.ceil(len(load("digits").train) / 400)
-    assert [weight for _, weight in calls] == pytest.approx([s / (2 * per_epoch) for s in range(2 * per_epoch)])
+    assert [weight for _, weight, _ in calls] == pytest.approx([s / (2 * per_epoch) for s in range(2 * per_epoch)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "table"),
+    [
+        ({"num_particles": 7}, [7] * 10),
+        ({"particles_schedule": (1, 5, 50)}, [1, 1, 1, 1, 5, 5, 5, 50, 50, 50]),  # 3e/10 passes 1 at 10/3, 2 at 20/3
+        ({"particles_schedule": (1, 5, 50), "particles_epochs": (8, 9)}, [1] * 8 + [5, 50]),
+        ({"particles_schedule": (3,)}, [3] * 10),
+    ],
+)
+def test_particles_are_those_of_the_table(settings, table):
+    config = replace(SMALL, epochs=10, **settings)
+    assert [config.num_particles_at(epoch) for epoch in range(10)] == table
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_particles": 2, "particles_schedule": (1, 5)}, "exclude each other"),
+        ({"particles_schedule": (1, 2, 3)}, "3 parts, and there are 2 epochs"),
+        ({"particles_epochs": (1,)}, "particles_epochs"),
+        ({"particles_schedule": (1, 2), "particles_epochs": (2,)}, "below 2"),
+        ({"epochs": 9, "particles_schedule": (1, 2, 4), "particles_epochs": (5, 5)}, "rising"),
+        ({"epochs": 9, "particles_schedule": (1, 2, 4), "particles_epochs": (5,)}, "must be 2"),
+    ],
+)
+def test_schedules_of_particles_that_mean_nothing_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        replace(SMALL, **settings)
+
+
+def test_the_particles_of_a_step_are_those_of_its_epoch(tmp_path):
+    trainer = started(tmp_path, objective="iwae", particles_schedule=(1, 3))
+    calls, drawn, inner = spied(trainer), [], trainer.module.guide.sample_and_log_prob
+
+    def sample(x, num_particles):
+        latents, log_q = inner(x, num_particles)
+        if trainer.module.training:
+            drawn.append(len(log_q))
+        return latents, log_q
+
+    trainer.module.guide.sample_and_log_prob = sample
+    trainer.fit()
+    per_epoch = len(calls) // 2
+    assert [count for _, _, count in calls] == drawn == [1] * per_epoch + [3] * per_epoch
 
 
 def test_the_average_forgets_as_the_recursion_says(tmp_path):
@@ -112,7 +158,7 @@ def test_every_epoch_has_its_own_order_and_all_rows(tmp_path):
     calls = spied(trainer)
     trainer.fit()
     half = len(calls) // 2
-    first, second = (torch.cat([rows for rows, _ in part]) for part in (calls[:half], calls[half:]))
+    first, second = (torch.cat([rows for rows, _, _ in part]) for part in (calls[:half], calls[half:]))
     train = load("digits").train.flatten(1)
     assert first.shape == second.shape == train.shape
     assert not torch.equal(first, second)

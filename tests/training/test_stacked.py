@@ -63,7 +63,7 @@ def assert_close(mine, theirs, tolerance=2e-3):
 def test_a_stacked_run_is_the_run_alone(tmp_path, kind):
     config = replace(CONFIG, vae=KINDS[kind], ema_decay=0.9, kl_warmup_epochs=1.0, clip_norm=20.0)
     if kind == "plain":
-        config = replace(config, objective="iwae", num_particles=3, ema_decay=None)
+        config = replace(config, objective="dreg", particles_schedule=(1, 3), ema_decay=None)
     stacked, single = runs_of(tmp_path / "stacked", config), runs_of(tmp_path / "alone", config)
     trainer = StackedTrainer(stacked, progress=False)
     trainer.start()

@@ -57,7 +57,7 @@ class CapturedTrainer(Trainer):
         self._figures = torch.zeros(4, dtype=torch.float64, device=device)  # step, loss, bound, norm of the bad step
         self._unread = 0
         self._bound = float("nan")
-        self._replays: dict[bool, Callable[[], None]] = {}
+        self._replays: dict[tuple[bool, int], Callable[[], None]] = {}
 
     @property
     def _rate(self) -> Tensor:
@@ -65,11 +65,11 @@ class CapturedTrainer(Trainer):
 
     # On the device ----------------------------------------------------------------------------------------------
 
-    def _whole_step(self, warm: bool) -> None:
+    def _whole_step(self, warm: bool, num_particles: int) -> None:
         """One step from buffers to buffers; ``warm``: with the KL weight 1, else with the table's."""
         self._rate.copy_(self._rates.index_select(0, self._count)[0])
         rows = self._data.index_select(0, self._order.index_select(0, self._slot)[0])
-        result = self.task.step(rows, 1.0 if warm else self._kl_weights.index_select(0, self._count))
+        result = self.task.step(rows, 1.0 if warm else self._kl_weights.index_select(0, self._count), num_particles)
         norm = self.step.differentiate(result.loss)
         with torch.no_grad():
             figures = torch.stack([result.loss.detach(), result.bound, norm]).double()
@@ -84,9 +84,9 @@ class CapturedTrainer(Trainer):
             self._count.add_(1)
             self._slot.add_(1)
 
-    def _record(self, warm: bool) -> Callable[[], None]:
+    def _record(self, warm: bool, num_particles: int) -> Callable[[], None]:
         def step() -> None:
-            self._whole_step(warm)
+            self._whole_step(warm, num_particles)
 
         if self.task.device.type != "cuda":
             return step
@@ -95,11 +95,11 @@ class CapturedTrainer(Trainer):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
-                self._whole_step(warm)
+                step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._whole_step(warm)
+            step()
         self._put_back(before, trained)
         return graph.replay
 
@@ -142,12 +142,13 @@ class CapturedTrainer(Trainer):
             self._bound = super().take_step(batch)
             return self._bound
         warm = self.config.kl_weight_at(self.state["step"] / self.steps_per_epoch) == 1.0
-        if warm not in self._replays:
+        recorded = warm, self.config.num_particles_at(self.state["step"] // self.steps_per_epoch)
+        if recorded not in self._replays:
             if self.config.ema_decay is not None:
                 decays = [self.average_decay_at(s) for s in range(self.total_steps)]
                 self._average_weights = 1 - torch.tensor(decays, device=self.task.device)
-            self._replays[warm] = self._record(warm)
-        self._replays[warm]()
+            self._replays[recorded] = self._record(*recorded)
+        self._replays[recorded]()
         self.state["step"] += 1
         self._unread += 1
         if self._unread == READ_EVERY:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 import cattrs
+import tyro
 
 from vi_flows.data import ImageData, load
 from vi_flows.settings import Bounds, NonNegative, NonNegativeFloat, Positive, PositiveFloat, check_settings
@@ -60,6 +61,8 @@ class TrainConfig:
     """Epochs between validations."""
     checkpoint_seconds: NonNegativeFloat = 60.0
     """At most so long between checkpoints; one is also written at the end of each epoch."""
+    start_from: Annotated[Path | None, tyro.conf.arg(aliases=["--from"], metavar="RUN")] = None
+    """Run whose chosen weights this one starts from: of the same model and data; default: fresh weights."""
     seed: NonNegative = 0
     """Of the initial weights, the data order and all draws."""
     device: str = "cpu"
@@ -73,6 +76,11 @@ class TrainConfig:
     @property
     def name(self) -> str:
         """A short name of the model for tables and file names."""
+        raise NotImplementedError
+
+    @property
+    def model_settings(self) -> Any:
+        """The dataclass that alone decides which weights there are."""
         raise NotImplementedError
 
     @property
@@ -111,6 +119,10 @@ class TrainConfig:
     def kl_weight_at(self, epoch: float) -> float:
         """Weight of the KL term after ``epoch`` epochs, counted in fractions: 1 where there is none, or no warm-up."""
         return 1.0
+
+    def num_particles_at(self, epoch: int) -> int:
+        """Draws a row in epoch ``epoch``, counted from 0: 1 where nothing is drawn."""
+        return 1
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

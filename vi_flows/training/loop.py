@@ -97,6 +97,7 @@ class Trainer:
         """Draw the initial state of a new run."""
         torch.manual_seed(self.config.seed)
         self.task.initialise()
+        self.run.load_start(self.task)
         if self.config.ema_decay is not None:
             self.ema = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
 
@@ -242,7 +243,8 @@ class Trainer:
         step = self.state["step"]
         self.set_learning_rate(step)
         weight = self.config.kl_weight_at(step / self.steps_per_epoch)
-        result = self.task.step(self.task.train_rows[batch], weight)
+        particles = self.config.num_particles_at(step // self.steps_per_epoch)
+        result = self.task.step(self.task.train_rows[batch], weight, particles)
         ((_, bound, _),) = self.step(result.loss, result.bound)
         self.advance(bound, len(batch))
         return bound

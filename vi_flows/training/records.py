@@ -50,8 +50,9 @@ def make_record(run: Run, trained: dict[str, Any], result: dict[str, Any]) -> di
         "seconds": round(trained["seconds"], 1),
         "data_sha256": run.data.sha256,
         "trained_at_revision": run.trained_at,
+        "started_from": run.started_from,
         **provenance(config.device),
-        "settings": config_to_dict(config) | {"data_root": None},
+        "settings": config_to_dict(config) | {"data_root": None, "start_from": None},
     }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vi_flows.data import ImageData
 from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors, write_atomic
@@ -21,7 +24,7 @@ from vi_flows.training.config import TrainConfig, config_from_dict, config_to_di
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.tasks.vae import Task
 
-__all__ = ["Run", "RunError", "RunUnusableError", "git_revision"]
+__all__ = ["Run", "RunError", "RunUnusableError", "describe_start", "git_revision"]
 
 
 class RunError(ValueError):
@@ -33,7 +36,13 @@ class RunUnusableError(RunError):
 
 
 def git_revision() -> str | None:
-    """Commit of the source tree, with ``-dirty`` where tracked files were changed; ``None`` outside a repository."""
+    """Commit of the source tree, with ``-dirty`` where tracked files were changed; ``None`` outside a repository.
+
+    The environment variable ``VI_FLOWS_REVISION`` says it for copies of the tree without their repository.
+    """
+    stated = os.environ.get("VI_FLOWS_REVISION")
+    if stated:
+        return stated
     folder = Path(__file__).parent
     try:
         head = subprocess.run(
@@ -96,16 +105,24 @@ class Run:
 
         Raises:
             RunError: the folder holds one already, or something else.
-            ValueError: a setting would be left unused (:meth:`TrainConfig.check_all_used`).
+            RunUnusableError: the run that it starts from is missing, or has no weights.
+            ValueError: a setting would be left unused (:meth:`TrainConfig.check_all_used`), or the run that it starts
+                from is of another model or data.
         """
         config.check_all_used()
+        source = None if config.start_from is None else describe_start(config)
         if (folder / "config.json").exists():
             raise RunError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --out")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder} exists and is not an empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config)
-        settings = {"kind": config.kind, "revision": git_revision(), "settings": config_to_dict(config)}
+        settings = {
+            "kind": config.kind,
+            "revision": git_revision(),
+            "started_from": source,
+            "settings": config_to_dict(config),
+        }
         write_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         return run
 
@@ -146,7 +163,36 @@ class Run:
     @property
     def trained_at(self) -> str | None:
         """The revision that started the run."""
-        return json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get("revision")
+        return self._written().get("revision")
+
+    @property
+    def started_from(self) -> dict[str, Any] | None:
+        """The run whose weights this one started from, see :func:`describe_start`; ``None`` for fresh weights."""
+        return self._written().get("started_from")
+
+    def _written(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+
+    def load_start(self, task: Task) -> None:
+        """Put the weights that this run starts from into the task's module; nothing where they are fresh.
+
+        Raises:
+            RunUnusableError: they are gone, or others than when this run was created.
+        """
+        if self.config.start_from is None:
+            return
+        source = Run.open(self.config.start_from, self.config.data_root)
+        name = source.chosen_weights
+        if self.started_from is None or _sha256(source.folder / name) != self.started_from["sha256"]:
+            raise RunUnusableError(f"{source.folder / name} is not what it was when the run in {self.folder} was made")
+        mode = task.module.training
+        source.load_weights(task)
+        task.module.train(mode)
+
+    @property
+    def chosen_weights(self) -> str:
+        """The file of the weights that the protocol chooses."""
+        return f"{'last' if self.config.protocol == 'paper' else 'best'}.safetensors"
 
     def load_weights(self, task: Task, which: str = "auto") -> dict[str, Any]:
         """Put trained weights into the task's module, in evaluation mode.
@@ -163,7 +209,7 @@ class Run:
             RunUnusableError: there are none, or they are damaged or of another model.
         """
         if which == "auto":
-            which = "last" if self.config.protocol == "paper" else "best"
+            which = self.chosen_weights.removesuffix(".safetensors")
         name = {"best": "best.safetensors", "last": "last.safetensors"}.get(which)
         if name is None:
             raise RunError(f"unknown weights {which!r}; choose auto, best or last")
@@ -177,3 +223,69 @@ class Run:
             raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}") from error
         task.module.eval()
         return {"weights": which, **state}
+
+
+def describe_start(config: TrainConfig) -> dict[str, Any]:
+    """Where the weights of a run come from that starts from another run's: for its record, and its own source.
+
+    Args:
+        config: with ``start_from``.
+
+    Raises:
+        RunUnusableError: there is no such run, it has no weights or they are damaged.
+        ValueError: it is of another model, data set or split, so that its weights don't fit or have seen this run's
+            validation images.
+    """
+    source = Run.open(typing.cast(Path, config.start_from), config.data_root)
+    if source.config.kind != config.kind:
+        raise ValueError(f"start_from: {source.folder} is a run of kind {source.config.kind}, this one {config.kind}")
+    if source.config.dataset != config.dataset:
+        raise ValueError(f"start_from: {source.folder} has dataset={source.config.dataset}, this one {config.dataset}")
+    if (source.config.protocol, config.protocol) == ("paper", "clean"):
+        raise ValueError(
+            f"start_from: {source.folder} was trained on the validation images too (protocol=paper), by which the "
+            "clean protocol chooses weights; use --protocol paper"
+        )
+    mine, theirs = _leaves(config_to_dict(config.model_settings)), _leaves(config_to_dict(source.config.model_settings))
+    for name in [*mine, *theirs]:
+        if mine.get(name) != theirs.get(name):
+            raise ValueError(f"start_from: {source.folder} has {name}={theirs.get(name)}, this one {mine.get(name)}")
+    _, state = _read_weights(source.folder / source.chosen_weights)
+    return {
+        "run": source.folder.name,
+        "model": source.config.name,
+        "dataset": source.config.dataset,
+        "protocol": source.config.protocol,
+        "seed": source.config.seed,
+        "weights": source.chosen_weights.removesuffix(".safetensors"),
+        "epoch": state["epoch"],
+        "steps": state["steps"],
+        "seconds": round(state["seconds"], 1),
+        "sha256": _sha256(source.folder / source.chosen_weights),
+        "revision": source.trained_at,
+        "started_from": source.started_from,
+    }
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        return load_tensors(path)
+    except CheckpointError as error:
+        raise RunUnusableError(f"no usable weights in {path.parent}: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RunUnusableError(f"no usable weights in {path.parent}: {error}") from error
+
+
+def _leaves(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(settings, dict):
+        return {prefix: settings}
+    found: dict[str, Any] = {}
+    for name, inner in settings.items():
+        found |= _leaves(inner, f"{prefix}.{name}" if prefix else name)
+    return found

@@ -154,7 +154,11 @@ class StackedTrainer(Trainer):
         self.set_learning_rate(step)
         rows = self.task.train_rows[batch]
         with MemberStreams(self.generators):
-            weighted, bounds = self.task.row_bounds(rows, self.config.kl_weight_at(step / self.steps_per_epoch))
+            weighted, bounds = self.task.row_bounds(
+                rows,
+                self.config.kl_weight_at(step / self.steps_per_epoch),
+                self.config.num_particles_at(step // self.steps_per_epoch),
+            )
         figures = self.step(-weighted.mean(0), bounds.mean(0))
         for member, (_, bound, _) in zip(self.members, figures, strict=True):
             member.advance(bound, len(batch))

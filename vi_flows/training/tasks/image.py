@@ -33,6 +33,11 @@ class ImageTrainConfig(TrainConfig):
         """Such as ``inv_conv3x3-quad-l2-d4-w64``."""
         return self.image.name
 
+    @property
+    def model_settings(self) -> ImageFlowConfig:
+        """The flow's."""
+        return self.image
+
 
 class ImageFlowTask:
     """An image flow on grey values as they are (no binarisation, no padding).
@@ -56,8 +61,8 @@ class ImageFlowTask:
         chosen = torch.randperm(len(self.train_rows))[:256]
         self.module.initialize(self.data.images(self.train_rows[chosen]).to(self.device))
 
-    def step(self, rows: Tensor, kl_weight: float) -> StepResult:
-        """Mean bits/dim of a minibatch, one draw of the noise; there is no KL term to weight."""
+    def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
+        """Mean bits/dim of a minibatch, one draw of the noise; there is no KL term to weight and no particle."""
         loss = self.module(self.data.images(rows).to(self.device)).mean()
         return StepResult(loss, -loss.detach())
 

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from vi_flows.data import ImageData, binarize
 from vi_flows.evaluation import estimate_nll
-from vi_flows.objectives import elbo_bound, iwae_bound
+from vi_flows.objectives import DIRECT_OBJECTIVES, elbo_bound
 from vi_flows.settings import NonNegativeFloat, Positive
 from vi_flows.training.config import TrainConfig
 from vi_flows.vae import VAEConfig, build_vae
 
 __all__ = ["Evaluation", "StepResult", "Task", "VAETask", "VAETrainConfig"]
-
-BOUNDS = {"elbo": elbo_bound, "iwae": iwae_bound}
 
 
 class StepResult(NamedTuple):
@@ -49,8 +47,8 @@ class Task(Protocol):
     def initialise(self) -> None:
         """Data-dependent initialisation, once, before the first step."""
 
-    def step(self, rows: Tensor, kl_weight: float) -> StepResult:
-        """Loss of a minibatch of ``train_rows``."""
+    def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
+        """Loss of a minibatch of ``train_rows``, from ``num_particles`` draws a row where the task draws."""
 
     def validate(self) -> float | None:
         """The mean validation loss, lower is better, or ``None`` where the protocol has no validation rows."""
@@ -76,10 +74,15 @@ class VAETrainConfig(TrainConfig):
 
     vae: Annotated[VAEConfig, tyro.conf.arg(name="")] = field(default_factory=VAEConfig)
     """The VAE and its guide."""
-    objective: Literal["elbo", "iwae"] = "elbo"
-    """Bound to maximise."""
+    objective: Literal["elbo", "stl", "iwae", "dreg"] = "elbo"
+    """Bound to maximise: elbo, or stl, the same with the path gradient (sticking the landing); iwae, or dreg, the same
+    with the doubly reparameterised gradient (under batch_norm up to the part that passes through its statistics)."""
     num_particles: Positive = 1
     """Posterior draws of each image (IW of the paper for `iwae`)."""
+    particles_schedule: tuple[Positive, ...] = ()
+    """Draws of each image that change in training, such as `1 5 50`, instead of one number throughout."""
+    particles_epochs: tuple[Positive, ...] = ()
+    """Epochs after which the schedule goes on to its next number; default: equal parts."""
     kl_warmup_epochs: NonNegativeFloat = 0.0
     """Epochs over which the KL term's weight rises linearly from 0 to 1 (the reported bound is never weighted)."""
     output_bias: bool = True
@@ -88,6 +91,19 @@ class VAETrainConfig(TrainConfig):
     """Draws an image of the validation bound (ELBO)."""
     cuda_graph: bool = False
     """Record the training step on a GPU once and replay it (elsewhere without effect on speed)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        schedule, ends = self.particles_schedule, self.particles_epochs
+        if schedule and self.num_particles != 1:
+            raise ValueError(f"num_particles={self.num_particles} and particles_schedule={schedule} exclude each other")
+        if len(schedule) > self.epochs:
+            raise ValueError(f"particles_schedule has {len(schedule)} parts, and there are {self.epochs} epochs")
+        if ends and (len(ends) != len(schedule) - 1 or list(ends) != sorted({*ends}) or ends[-1] >= self.epochs):
+            raise ValueError(
+                f"particles_epochs must be {max(len(schedule) - 1, 0)} rising epochs below {self.epochs}, one less "
+                f"than particles_schedule has numbers, got {ends}"
+            )
 
     @property
     def name(self) -> str:
@@ -98,7 +114,13 @@ class VAETrainConfig(TrainConfig):
         if self.vae.flow != "none":
             name += f"-conv_flow-{self.vae.flow}-k{self.vae.num_blocks}"
             name += "" if self.vae.flow_activation == "leaky_relu" else f"-{self.vae.flow_activation}"
-        return name + (f"-iwae{self.num_particles}" if self.objective == "iwae" else "")
+        particles = self.particles_schedule[-1] if self.particles_schedule else self.num_particles
+        return f"{name}-{self.objective}{particles}" if (self.objective, particles) != ("elbo", 1) else name
+
+    @property
+    def model_settings(self) -> VAEConfig:
+        """The VAE's."""
+        return self.vae
 
     @property
     def captured(self) -> bool:
@@ -121,6 +143,14 @@ class VAETrainConfig(TrainConfig):
         """Weight of the KL term after ``epoch`` epochs, counted in fractions."""
         return 1.0 if self.kl_warmup_epochs <= 0 else min(1.0, epoch / self.kl_warmup_epochs)
 
+    def num_particles_at(self, epoch: int) -> int:
+        """Draws a row in epoch ``epoch``, counted from 0."""
+        if not self.particles_schedule:
+            return self.num_particles
+        if self.particles_epochs:
+            return self.particles_schedule[sum(epoch >= end for end in self.particles_epochs)]
+        return self.particles_schedule[epoch * len(self.particles_schedule) // self.epochs]
+
 
 class VAETask:
     """A VAE on binary (or dynamically binarised) images.
@@ -128,6 +158,9 @@ class VAETask:
     Args:
         config: settings of the run.
         data: the images.
+
+    Raises:
+        ValueError: the objective needs an inverse that a flow doesn't have, or a log-determinant without jumps.
     """
 
     unit = "nats"
@@ -142,32 +175,30 @@ class VAETask:
         self.dynamic = data.binarization == "dynamic"
         self.valid_rows = data.binarized(splits.valid).to(self.device) if len(splits.valid) else None
         self.module = build_vae(config.vae, data.num_pixels).to(self.device)
+        self.objective = DIRECT_OBJECTIVES[config.objective]
+        if self.objective.path:
+            self.module.guide.check_path_gradient()
 
     def initialise(self) -> None:
         """Set the decoder's output bias from the mean training image."""
         if self.config.output_bias:
             self.module.model.set_output_bias(self.data.means(self.train_rows).mean(0).to(self.device))
 
-    def row_bounds(self, rows: Tensor, kl_weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    def row_bounds(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
         """The bound of each row with its KL term weighted, and the bound itself without a graph, both ``(B,)``.
 
         Args:
             rows: bytes ``(B, D)``; a dynamic set is binarised anew each time.
             kl_weight: of the KL term; a tensor of one element where the step is recorded.
+            num_particles: draws a row.
         """
         means = self.data.means(rows).to(self.device)
         x = binarize(means) if self.dynamic else means
-        terms = self.module.log_weight_terms(x, self.config.num_particles)
-        bound = BOUNDS[self.config.objective]
-        weighted = bound(terms, kl_weight)
-        if not isinstance(kl_weight, Tensor) and kl_weight == 1.0:
-            return weighted, weighted.detach()
-        with torch.no_grad():
-            return weighted, bound(terms)
+        return self.objective.row_bounds(self.module, x, num_particles, kl_weight)
 
-    def step(self, rows: Tensor, kl_weight: float | Tensor) -> StepResult:
+    def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
         """The negative bound of a minibatch, averaged over rows."""
-        weighted, bound = self.row_bounds(rows, kl_weight)
+        weighted, bound = self.row_bounds(rows, kl_weight, num_particles)
         return StepResult(-weighted.mean(), bound.mean())
 
     @torch.no_grad()
