@@ -102,8 +102,8 @@ def _problem(value: Any, hint: Any) -> str | None:
         if len(hints) != len(value):
             return f"must have {len(hints)} values"
         return next(filter(None, map(_problem, value, hints)), None)
-    if dataclasses.is_dataclass(hint):
-        return None if isinstance(value, typing.cast(type, hint)) else f"must be a {hint.__name__}"
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return None if isinstance(value, hint) else f"must be a {hint.__name__}"
     if hint is bool:
         return None if isinstance(value, bool) else "must be true or false"
     if hint not in _SCALARS:
@@ -111,4 +111,4 @@ def _problem(value: Any, hint: Any) -> str | None:
     kind, message = _SCALARS[hint]
     if not isinstance(value, kind) or isinstance(value, bool):
         return message
-    return "must be finite" if (hint is float and math.isinf(value)) or value != value else None
+    return "must be finite" if (hint is float and math.isinf(typing.cast(float, value))) or value != value else None

@@ -67,6 +67,7 @@ def sampler_over_glow(
     """Goal 4: a draw of images, end to end."""
     shape = SamplerShape() if shape is None else shape
     sides = [build_sampler(kind, shape) for kind in (name, "glow")]
-    measured = compare(*(partial(side.sample, num_images) for side in sides), min(rounds, 7))
+    mine, glow = (partial(side.sample, num_images) for side in sides)
+    measured = compare(mine, glow, min(rounds, 7))
     size = "x".join(map(str, shape.image_shape))
     return measured, f"{num_images} images of {size}, L={shape.num_levels}, D={shape.num_steps}, width {shape.width}"

@@ -96,7 +96,7 @@ def _normflows(make_layer: Callable[[ModuleType], nn.Module], layers: int) -> tu
     parts = nn.ModuleList(make_layer(normflows) for _ in range(layers))
 
     def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
-        total: Tensor | float = 0.0
+        total = z.new_zeros(())
         for part in parts:
             z, ladj = part(z)
             total = total + ladj

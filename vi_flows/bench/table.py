@@ -121,7 +121,9 @@ def runner_over_one_at_a_time(
         processes: side by side, at most one a core.
         seconds: of a lap.
     """
-    processes = min(processes, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    processes = min(
+        processes, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with _workers(config, 1, 1) as alone, _workers(config, stack, processes) as side_by_side:
         for connections in (alone, side_by_side):
             _laps(connections, 0.25 * seconds)

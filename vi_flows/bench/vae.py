@@ -97,8 +97,8 @@ def bare_step(batch: int = BATCH) -> Step:
 
 def flow_over_plain_step(num_particles: int, rounds: int, flow: str = "global") -> tuple[Measurement, str]:
     """Goal 2."""
-    sides = [direct_step(make_vae(kind), num_particles) for kind in (flow, "none")]
-    return compare(*sides, rounds), f"G1, batch {BATCH}, {flow} parameters"
+    flowing, plain = (direct_step(make_vae(kind), num_particles) for kind in (flow, "none"))
+    return compare(flowing, plain, rounds), f"G1, batch {BATCH}, {flow} parameters"
 
 
 def pyro_over_bare(rounds: int) -> tuple[Measurement, str]:
@@ -119,5 +119,5 @@ def flow_over_plain_nll(rounds: int, rows: int = 20, flow: str = "global") -> tu
         vae.eval()
         return lambda: estimate_nll(lambda r, p: vae.log_weight_terms(r, p).log_weights(), x, 5000)
 
-    sides = [evaluate(make_vae(kind)) for kind in (flow, "none")]
-    return compare(*sides, min(rounds, 5)), f"G1, {rows} images, {flow} parameters"
+    flowing, plain = (evaluate(make_vae(kind)) for kind in (flow, "none"))
+    return compare(flowing, plain, min(rounds, 5)), f"G1, {rows} images, {flow} parameters"

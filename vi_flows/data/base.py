@@ -58,7 +58,7 @@ def content_sha256(shape: tuple[int, int, int], levels: int, splits: Mapping[str
     for name in ("train", "valid", "test"):
         pixels = splits[name].contiguous()
         digest.update(f"{name} {len(pixels)}\n".encode())
-        digest.update(memoryview(pixels.numpy()).cast("B") if pixels.numel() else b"")
+        digest.update(pixels.numpy().data.cast("B") if pixels.numel() else b"")
     return digest.hexdigest()
 
 

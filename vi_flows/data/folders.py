@@ -132,7 +132,8 @@ def _from_files(path: Path, files: Files) -> tuple[dict[str, np.ndarray], dict[s
     known = sorted({label for found in classes.values() for label in found if label is not None})
     if any(label is None for found in classes.values() for label in found):
         return arrays, {}
-    return arrays, {split: np.array([known.index(label) for label in found]) for split, found in classes.items()}
+    numbers: dict[str | None, int] = {label: number for number, label in enumerate(known)}
+    return arrays, {split: np.array([numbers[label] for label in found]) for split, found in classes.items()}
 
 
 def _decoded(name: str, read: Callable[[], bytes]) -> np.ndarray:

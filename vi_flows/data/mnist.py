@@ -72,7 +72,8 @@ def _build_mnist(contents: Sequence[bytes]) -> Arrays:
 
 
 def _build_binarized(contents: Sequence[bytes]) -> Arrays:
-    return Arrays(*(parse_amat(content, _PIXELS) for content in contents))
+    train, valid, test = (parse_amat(content, _PIXELS) for content in contents)
+    return Arrays(train, valid, test)
 
 
 def _idx(name: str, size: int, md5: str, served_md5: str) -> SourceFile:

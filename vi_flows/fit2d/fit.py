@@ -108,7 +108,8 @@ def train_flow_2d(
             else:
                 log_q = base.log_prob(noise) - ladj
             loss = (log_q - beta * target.unnormalised_log_prob(x)).mean()
-            ((losses[step], _),) = take_step(loss)
+            take_step(loss)
+            losses[step] = loss.detach()
             schedule.step()
     return losses
 
@@ -148,14 +149,14 @@ def fit_flow_2d(
     began = time.perf_counter()
     losses = train_flow_2d(target, flow, num_steps, **training)
     seconds = time.perf_counter() - began
-    base, terms = _base(), []
+    base, parts = _base(), []
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(training.get("seed", 0) + 1)
         for _ in range(math.ceil(num_samples / 50_000)):
             noise = base.sample((min(num_samples, 50_000),))
             x, ladj = flow.forward_and_ladj(noise)
-            terms.append((base.log_prob(noise) - ladj - target.unnormalised_log_prob(x)).double())
-    terms = torch.cat(terms)
+            parts.append((base.log_prob(noise) - ladj - target.unnormalised_log_prob(x)).double())
+    terms = torch.cat(parts)
     log_z = target.log_normaliser()
     quadrature = target.divergence_from(flow_log_density(flow))[0] if flow.has_inverse else None
     return Fit2DResult(

@@ -102,7 +102,12 @@ def _(x: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, *options: Any) -> 
 
 @conv_flow_backward.register_fake
 def _(x: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(t.new_empty(t.shape) for t in (x, theta, weight, bias))
+    return (
+        x.new_empty(x.shape),
+        theta.new_empty(theta.shape),
+        weight.new_empty(weight.shape),
+        bias.new_empty(bias.shape),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -100,7 +100,8 @@ def free_gradients(theta: Tensor, w1: Tensor, slope_bound: float, g_u: Tensor, g
     """
     with torch.enable_grad():
         inputs = theta.detach().requires_grad_(), w1.detach().requires_grad_()
-        return torch.autograd.grad(effective_gain(*inputs, slope_bound), inputs, (g_u, g_gain))
+        g_theta, g_w1 = torch.autograd.grad(effective_gain(*inputs, slope_bound), inputs, (g_u, g_gain))
+    return g_theta, g_w1
 
 
 def conv_flow_forward(

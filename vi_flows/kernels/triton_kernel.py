@@ -210,8 +210,8 @@ def _tables(spec: ConvFlowSpec, dtype: torch.dtype, device: torch.device) -> tup
     numbers = [spec.negative_slope, spec.h.slope_bound, MIN_LOG_SLOPE, torch.finfo(dtype).eps]
     constants = torch.tensor(numbers, dtype=dtype, device=device)
     dilations = [min(dilation, spec.input_dim) for dilation in spec.dilations]
-    integers = (torch.tensor(list(v), dtype=torch.int32, device=device) for v in (dilations, spec.reverts))
-    return constants, *integers
+    cut, flags = (torch.tensor(list(v), dtype=torch.int32, device=device) for v in (dilations, spec.reverts))
+    return constants, cut, flags
 
 
 def _arguments(operands: Operands, spec: ConvFlowSpec) -> tuple[list[Tensor], list[int], dict[str, int]]:
@@ -270,15 +270,15 @@ def works_on(device: torch.device, activation: str = "leaky_relu") -> bool:
     spec = ConvFlowSpec(5, 3, (1, 2), (False, True), activation)
     generator = torch.Generator().manual_seed(0)
     shapes = ((6, 5), (2, 5), (2, 3), (2, 1))
-    inputs = [torch.randn(*shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+    inputs = Operands(*(torch.randn(*shape, generator=generator).to(device).requires_grad_() for shape in shapes))
     with torch.enable_grad():
-        expected = conv_flow_forward(*inputs, spec)
+        expected = conv_flow_forward(inputs.x, inputs.theta, inputs.weight, inputs.bias, spec)
     cotangents = [torch.ones_like(t) for t in expected]
     gradients = torch.autograd.grad(expected, inputs, cotangents)
     try:
         operands = Operands(*(t.detach() for t in inputs))
         found = evaluate(operands, spec, False)
-        found_gradients = backward(operands, Cotangents(*cotangents), spec, False)
+        found_gradients = backward(operands, Cotangents(cotangents[0], cotangents[1]), spec, False)
         pairs = zip([*found, *found_gradients], [*expected, *gradients], strict=True)
         worst = max((f - e).abs().max().item() for f, e in pairs)
     except Exception as error:  # a compiler's errors have no common base

@@ -47,10 +47,10 @@ class TracedWeights:
     common_scale: float
     coupled: tuple[str, ...]
 
-    def log_weights(self, kl_weight: float = 1.0) -> Tensor:
+    def log_weights(self, kl_weight: float | Tensor = 1.0) -> Tensor:
         """``log p(x|z) + β (log p(z) − log q(z))``, ``(P, *common)``."""
         ratio = self.log_prior - self.log_posterior
-        return self.log_likelihood + (ratio if kl_weight == 1 else kl_weight * ratio)
+        return self.log_likelihood + kl_weight * ratio
 
 
 class TracedBound(PyroELBO):
@@ -92,8 +92,8 @@ class TracedBound(PyroELBO):
         parts = [_weights_of(*pair, vectorised) for pair in pairs]
         if len(parts) == 1:
             return parts[0]
-        stacked = (torch.cat([getattr(p, name) for p in parts]) for name in TERMS)
-        return TracedWeights(*stacked, parts[0].common_scale, parts[0].coupled)
+        likelihood, prior, posterior = (torch.cat([getattr(p, name) for p in parts]) for name in TERMS)
+        return TracedWeights(likelihood, prior, posterior, parts[0].common_scale, parts[0].coupled)
 
     @torch.no_grad()
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -140,7 +140,7 @@ class TracedBound(PyroELBO):
 TERMS = ("log_likelihood", "log_prior", "log_posterior")
 
 
-def _sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+def _sample_sites(trace: Trace) -> dict[str, Any]:
     """Sample sites without the indices of subsampled plates, which are drawn on both sides and cancel."""
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
 
@@ -173,10 +173,11 @@ def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> Tra
     parts["log_posterior"] = [_reduce(site, scale, keep) for site in latent.values()]
     tensors = [sum(terms[1:], terms[0]) if terms else torch.zeros(()) for terms in parts.values()]
     if len({t.shape for t in tensors}) > 1:
-        tensors = torch.broadcast_tensors(*tensors)
+        tensors = list(torch.broadcast_tensors(*tensors))
     if not vectorised:
         tensors = [t.unsqueeze(0) for t in tensors]
-    return TracedWeights(*tensors, scale, coupled)
+    likelihood, prior, posterior = tensors
+    return TracedWeights(likelihood, prior, posterior, scale, coupled)
 
 
 def _reduce(site: dict[str, Any], scale: float, keep: set[int]) -> Tensor:
