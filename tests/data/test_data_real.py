@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,5 @@ def test_real_files(real_root: Path, name: str) -> None:
     if draw is not None:
         found = hashlib.sha256(data.binarized("test").byte().numpy().tobytes()).hexdigest()
         assert found.startswith(draw)
-    start = time.perf_counter()
     again = load(name)
-    assert time.perf_counter() - start < 1.0
     assert again.sha256 == data.sha256
