@@ -1,0 +1,165 @@
+"""The small-compute benchmark and what it is made of: budgets of CPU time, scores in parts, shares of bad samples."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from tests.image.test_experiments import script
+from vi_flows.distributions.image import ImageDensity
+from vi_flows.distributions.image_checks import check_samples, round_trip_error
+from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density
+from vi_flows.training import ImageTrainConfig, Run
+from vi_flows.training.budget import BudgetTrainer
+from vi_flows.training.checkpoint import load_tensors
+from vi_flows.transforms import ActNorm, Bijection, Chain, Inverse
+
+TINY = {"flow": "glow", "num_levels": 1, "num_steps": 1, "width": 4}
+
+
+def config(**changes):
+    given = {"epochs": 1000, "batch_size": 64, "threads": 1, "ema_decay": 0.9, "valid_images": 20, **changes}
+    return ImageTrainConfig(image=ImageFlowConfig(**TINY), **given)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_budget_ends_the_training_and_the_schedule_follows_it(tmp_path):
+    trainer = BudgetTrainer(Run.create(tmp_path / "run", config()), 1.0, validate_seconds=0.25)
+    trainer.start()
+    state = trainer.fit()
+    assert state["finished"]
+    assert 1.0 <= state["cpu_seconds"] < 2.0
+    found = lines(tmp_path / "run")
+    assert found[0]["step"] == 1
+    assert found[-1]["step"] == state["step"]
+    for line in found[1:]:  # the rate was set before the step that the line comes after
+        expected = 0.5e-3 * (1 + math.cos(math.pi * min(line["cpu_seconds"], 1.0)))
+        assert line["learning_rate"] == pytest.approx(expected, abs=6e-5)
+    best = load_tensors(tmp_path / "run" / "best.safetensors")[1]
+    assert best["valid_loss"] == min(line["valid_loss"] for line in found)
+    assert (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_a_run_that_is_cut_goes_on_with_what_it_had_used(tmp_path):
+    trainer = BudgetTrainer(Run.create(tmp_path / "run", config()), 1.0)
+    trainer.start()
+    state = trainer.fit(until=3)
+    assert state["step"] == 3
+    assert not state["finished"]
+    used = state["cpu_seconds"]
+    second = BudgetTrainer(Run.open(tmp_path / "run"), 1.0)
+    second.resume()
+    assert second.state["cpu_seconds"] == used
+    assert second.fit()["finished"]
+    assert [line["step"] for line in lines(tmp_path / "run")][:2] == [1, 3]
+
+
+def test_the_wall_clock_stops_a_run_with_usable_weights(tmp_path):
+    trainer = BudgetTrainer(Run.create(tmp_path / "run", config()), 1000.0, wall_seconds=0.5)
+    trainer.start()
+    assert not trainer.fit()["finished"]
+    assert (tmp_path / "run" / "best.safetensors").exists()
+    with pytest.raises(ValueError, match="positive"):
+        BudgetTrainer(Run.open(tmp_path / "run"), 0.0)
+
+
+class Broken(Bijection):
+    """Latents to logits with known defects: one image of five is NaN, one has a pixel beyond what images can be."""
+
+    def __init__(self):
+        super().__init__(event_dim=3)
+
+    def forward_and_ladj(self, x):
+        y = x.clamp(-1, 1)
+        y[0] = torch.nan
+        y[1, 0, 0, 0] = -50.0
+        return y, x.new_zeros(x.shape[:-3])
+
+    def inverse_and_ladj(self, y):
+        return y + 0.25, y.new_zeros(y.shape[:-3])
+
+
+def test_defects_of_samples_are_counted():
+    found = check_samples(ImageDensity(Broken(), (1, 2, 2)), 5)
+    assert found.num_samples == 5
+    assert found.finite_images == pytest.approx(0.8)
+    assert found.saturated_pixels == pytest.approx(5 / 20)
+    assert found.saturated_images == pytest.approx(0.4)
+    assert found.largest_logit == 50.0
+    with pytest.raises(ValueError, match="num_samples"):
+        check_samples(ImageDensity(Broken(), (1, 2, 2)), 0)
+
+
+def test_round_trip_errors_and_the_range_of_images():
+    exact = ImageDensity(Inverse(Chain([ActNorm(1, data_init=False)], event_dim=3)), (1, 2, 2), alpha=0.05)
+    assert exact.logit_range[0] == pytest.approx(math.log(0.05 / 0.95))
+    assert exact.logit_range[1] == pytest.approx(math.log((1 - 2**-23) / 2**-23), rel=1e-3)
+    assert round_trip_error(exact, torch.randint(0, 256, (3, 1, 2, 2))) < 1e-6
+
+    class Off(Broken):
+        def forward_and_ladj(self, x):
+            return x, x.new_zeros(x.shape[:-3])
+
+    assert round_trip_error(ImageDensity(Off(), (1, 2, 2)), torch.zeros(3, 1, 2, 2)) == pytest.approx(0.25)
+
+
+def test_a_row_from_start_to_table(tmp_path, capsys, monkeypatch):
+    module = script("image_benchmark")
+    monkeypatch.setattr(module, "DATASET", "digits")
+    monkeypatch.setattr(module, "CHUNK", 20)
+    monkeypatch.setitem(module.ROWS, "glow", (TINY, 1e-3))
+    out = tmp_path / "runs"
+
+    def one(command, wall=math.inf, evaluate=0.0, seed=0):
+        return module.One(f"glow-s{seed}", command, out, 0.5, wall, evaluate, 8).run()
+
+    assert one("run", wall=0.0) == 124  # stopped at once: no record yet, but a checkpoint
+    assert not (out / "glow-s0" / "record.json").exists()
+    assert one("run") == 0
+    record = json.loads((out / "glow-s0" / "record.json").read_text())
+    assert record["num_images"] == 20 < record["num_test_images"]
+    assert record["budget_used"] == 1.0
+    assert one("evaluate", evaluate=math.inf) == 0
+    whole = json.loads((out / "glow-s0" / "record.json").read_text())
+    assert whole["num_images"] == whole["num_test_images"]
+    assert whole["steps"] == record["steps"]
+    with module.claimed(out / "glow-s0.lock") as mine:
+        assert mine
+        assert one("run") == module.TAKEN
+    module.Render(out, results=tmp_path / "results").run()
+    table = capsys.readouterr().out
+    assert f"| glow | {whole['bits_per_dim']:.4f} |" in table
+    assert "†" in table
+    assert module.Status(out, ("glow",), (0,)).run() == 0
+    assert "100 % of the budget" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="i/n"):
+        module.RunAll(out, shard="3/2").mine()
+    with pytest.raises(SystemExit, match="unknown row 'maf'"):
+        module.Status(out, ("maf",)).run()
+    shards = [module.RunAll(out, shard=f"{i}/4").mine() for i in (1, 2, 3, 4)]
+    assert sorted(name for shard in shards for name in shard) == sorted(module.RunAll(out).mine())
+
+
+def test_intervals_over_seeds_are_students():
+    module = script("image_benchmark")
+    base = {
+        "row": "glow", "half_width": 1.0, "num_images": 9, "num_test_images": 9, "budget_used": 1.0, "parameters": 5,
+        "cpu_seconds": 1.0, "images_seen": 2, "round_trip_error": 1e-5,
+        "samples": {"cpu_seconds": 0.01, "finite_images": 1.0, "saturated_pixels": 0.0},
+    }  # fmt: skip
+    table = module.markdown_table([{**base, "bits_per_dim": b} for b in (1.0, 1.1, 1.2)])
+    # Standard deviation 0.1 of three seeds: 4.303 · 0.1/√3.
+    assert "| glow | 1.1000 | 0.2484 | 3 |" in table
+
+
+@pytest.mark.parametrize("row", list(script("image_benchmark").ROWS))
+def test_rows_stay_within_the_class(row):
+    module = script("image_benchmark")
+    density = build_image_density(module.run_config(row, 0, None).image, (1, 28, 28))
+    assert sum(p.numel() for p in density.parameters()) <= module.MAX_PARAMETERS

@@ -1,0 +1,82 @@
+"""Whether an image density's samples and inverses can be trusted: shares of samples out of range, round-trip errors."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vi_flows.distributions.image import ImageDensity
+
+__all__ = ["SampleCheck", "check_samples", "round_trip_error"]
+
+
+class SampleCheck(NamedTuple):
+    """What :func:`check_samples` counted.
+
+    Attributes:
+        num_samples: how many were drawn.
+        finite_images: share of the samples without a NaN or an infinity.
+        saturated_pixels: share of the pixels whose logit no image can have, whatever its noise (or is not finite).
+        saturated_images: share of the samples with such a pixel.
+        largest_logit: largest finite magnitude.
+        cpu_seconds: CPU time an image.
+    """
+
+    num_samples: int
+    finite_images: float
+    saturated_pixels: float
+    saturated_images: float
+    largest_logit: float
+    cpu_seconds: float
+
+
+@torch.no_grad()
+def check_samples(
+    density: ImageDensity, num_samples: int, temperature: float = 1.0, batch_size: int = 64, margin: float = 0.0
+) -> SampleCheck:
+    """Draw samples and count those that no image can be.
+
+    Args:
+        density: in evaluation mode.
+        num_samples: how many.
+        temperature: scale of the base; 1 is the model.
+        batch_size: samples at a time.
+        margin: added to both sides of :attr:`~vi_flows.distributions.image.ImageDensity.logit_range`.
+
+    Raises:
+        ValueError: no sample was asked for.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    begun, parts = time.process_time(), []
+    for start in range(0, num_samples, batch_size):
+        parts.append(density.sample_logits(min(batch_size, num_samples - start), temperature).cpu())
+    seconds = time.process_time() - begun
+    logits = torch.cat(parts)
+    low, high = density.logit_range
+    outside = ~((logits >= low - margin) & (logits <= high + margin))  # a NaN is outside too
+    finite = logits.isfinite()
+    return SampleCheck(
+        num_samples,
+        finite.flatten(1).all(1).double().mean().item(),
+        outside.double().mean().item(),
+        outside.flatten(1).any(1).double().mean().item(),
+        logits[finite].abs().max().item() if finite.any() else float("nan"),
+        seconds / num_samples,
+    )
+
+
+@torch.no_grad()
+def round_trip_error(density: ImageDensity, images: Tensor) -> float:
+    """The largest ``|logit|`` error of images through their latents and back, in the density's own precision.
+
+    Args:
+        density: in evaluation mode.
+        images: integers, ``(N, C, H, W)``.
+    """
+    logits = density.pixels.inverse_and_ladj((images.to(density.origin) + 0.5) / density.num_levels)[0]
+    latents = density.flow.inverse_and_ladj(logits)[0]
+    return (density.flow.forward_and_ladj(latents)[0] - logits).abs().max().item()
