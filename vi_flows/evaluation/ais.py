@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -48,6 +48,12 @@ class AISResult:
     acceptance: Tensor
     log_weights: Tensor
 
+    @staticmethod
+    def join(parts: Sequence[AISResult]) -> AISResult:
+        """The results of several batches of images, in order."""
+        names = [item.name for item in fields(AISResult)]
+        return AISResult(*(torch.cat([getattr(part, name) for part in parts], -1) for name in names))
+
     def summary(self) -> dict[str, Any]:
         """Means over images, JSON-ready."""
         return {
@@ -68,39 +74,53 @@ class _State(NamedTuple):
     start_grad: Tensor
     joint_grad: Tensor
 
-    def log_density(self, beta: float) -> Tensor:
+    def log_density(self, beta: Tensor) -> Tensor:
         return (1 - beta) * self.start + beta * self.joint
 
-    def grad(self, beta: float) -> Tensor:
+    def grad(self, beta: Tensor) -> Tensor:
         return (1 - beta) * self.start_grad + beta * self.joint_grad
 
 
-def _evaluate(z: Tensor, log_start: LogDensity, log_joint: LogDensity) -> _State:
-    values, grads = [], []
-    for density in (log_start, log_joint):
+class _Path(NamedTuple):
+    """The geometric path between two densities, ``s(z)^{1−β} p(x, z)^β``."""
+
+    log_start: LogDensity
+    log_joint: LogDensity
+
+    def state(self, z: Tensor) -> _State:
+        values, grads = [], []
+        for density in self:
+            with torch.enable_grad():
+                point = z.detach().requires_grad_()
+                value = density(point)
+                (grad,) = torch.autograd.grad(value.sum(), point)
+            if value.shape != z.shape[:-1]:
+                raise ValueError(
+                    f"a log-density of {tuple(z.shape)} must be {tuple(z.shape[:-1])}, got {tuple(value.shape)}"
+                )
+            values.append(value.detach())
+            grads.append(grad)
+        return _State(z.detach(), *values, *grads)
+
+    def grad(self, z: Tensor, beta: Tensor) -> Tensor:
+        """The gradient at ``β`` alone: inside a trajectory nothing else is needed."""
         with torch.enable_grad():
             point = z.detach().requires_grad_()
-            value = density(point)
-            (grad,) = torch.autograd.grad(value.sum(), point)
-        if value.shape != z.shape[:-1]:
-            raise ValueError(
-                f"a log-density of {tuple(z.shape)} must be {tuple(z.shape[:-1])}, got {tuple(value.shape)}"
-            )
-        values.append(value.detach())
-        grads.append(grad)
-    return _State(z.detach(), *values, *grads)
+            value = (1 - beta) * self.log_start(point) + beta * self.log_joint(point)
+            return torch.autograd.grad(value.sum(), point)[0]
 
 
-def _transition(
-    state: _State, beta: float, step_size: Tensor, leapfrog: int, log_start: LogDensity, log_joint: LogDensity
-) -> tuple[_State, Tensor]:
+def _transition(path: _Path, state: _State, beta: Tensor, step_size: Tensor, leapfrog: int) -> tuple[_State, Tensor]:
+    """One HMC step at ``β``; nothing in it waits for the device."""
     eps = step_size.to(state.z.dtype).unsqueeze(-1)
     momentum = torch.randn_like(state.z)
     before = state.log_density(beta).double() - 0.5 * momentum.double().square().sum(-1)
-    new, moving = state, momentum + 0.5 * eps * state.grad(beta)
-    for index in range(leapfrog):
-        new = _evaluate(new.z + eps * moving, log_start, log_joint)
-        moving = moving + (eps if index < leapfrog - 1 else 0.5 * eps) * new.grad(beta)
+    z, moving = state.z, torch.addcmul(momentum, eps, state.grad(beta), value=0.5)
+    for _ in range(leapfrog - 1):
+        z = torch.addcmul(z, eps, moving)
+        moving = torch.addcmul(moving, eps, path.grad(z, beta))
+    new = path.state(torch.addcmul(z, eps, moving))
+    moving = torch.addcmul(moving, eps, new.grad(beta), value=0.5)
     after = new.log_density(beta).double() - 0.5 * moving.double().square().sum(-1)
     # An integrator that has overflowed gives NaN: such a proposal has probability 0.
     accept = torch.nan_to_num((after - before).clamp(max=0.0).exp(), nan=0.0)
@@ -124,16 +144,17 @@ def hmc_step(z: Tensor, log_density: LogDensity, step_size: Tensor, leapfrog: in
     Returns:
         The new points and the acceptance probabilities ``(chains, B)``.
     """
-    state = _evaluate(z, log_density, log_density)
-    state, accept = _transition(state, 1.0, step_size, leapfrog, log_density, log_density)
+    path = _Path(log_density, log_density)
+    state, accept = _transition(path, path.state(z), z.new_ones(()), step_size, leapfrog)
     return state.z, accept
 
 
-def _schedule(temperatures: int) -> list[float]:
-    """``0 = β_0 < … < β_T = 1``, a sigmoid on [−4, 4] scaled to the interval: finest at both ends."""
+def _schedule(temperatures: int, device: torch.device) -> Tensor:
+    """``0 = β_0 < … < β_T = 1``, a sigmoid on [−4, 4] scaled to the interval: finest at both ends; float64."""
     raw = torch.sigmoid(torch.linspace(-4, 4, temperatures + 1, dtype=torch.float64))
-    betas = ((raw - raw[0]) / (raw[-1] - raw[0])).tolist()
-    return [0.0, *betas[1:-1], 1.0]
+    betas = (raw - raw[0]) / (raw[-1] - raw[0])
+    betas[0], betas[-1] = 0.0, 1.0
+    return betas.to(device)
 
 
 def _check(**counts: int) -> None:
@@ -186,13 +207,14 @@ def pilot_step_sizes(
         ValueError: a count is less than 1.
     """
     _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog, stride=stride)
-    betas = _schedule(temperatures)
-    state = _evaluate(start.rsample(torch.Size([chains])), start.log_prob, log_joint)
+    path = _Path(start.log_prob, log_joint)
+    state = path.state(start.rsample(torch.Size([chains])))
+    betas = _schedule(temperatures, state.z.device)
     step = torch.full(state.z.shape[1:-1], initial, dtype=torch.float64, device=state.z.device)
     table = step.repeat(temperatures + 1, 1)
     # The first temperature is visited for a while: the chains are exact there, only the step has to be found.
     for index in [0] * 20 + list(range(0, temperatures + 1, stride)):
-        state, accept = _transition(state, betas[index], step, leapfrog, start.log_prob, log_joint)
+        state, accept = _transition(path, state, betas[index], step, leapfrog)
         step = step * torch.exp(rate * (accept.mean(0) - TARGET_ACCEPTANCE))
         table[index:] = step
     return table
@@ -208,8 +230,9 @@ def _anneal(
     """
     temperatures = len(step_sizes) - 1
     _check(temperatures=temperatures, leapfrog=leapfrog)
-    betas = _schedule(temperatures)
-    state = _evaluate(points, start.log_prob, log_joint)
+    path = _Path(start.log_prob, log_joint)
+    state = path.state(points)
+    betas = _schedule(temperatures, points.device)
     log_w = torch.zeros_like(state.joint, dtype=torch.float64)
     accepted = torch.zeros_like(log_w)
     intervals = list(range(1, temperatures + 1))
@@ -217,7 +240,7 @@ def _anneal(
         log_w += (betas[t] - betas[t - 1]) * (state.joint.double() - state.start.double())
         if count < temperatures:
             shared = t - 1 if reverse else t
-            state, accept = _transition(state, betas[shared], step_sizes[shared], leapfrog, start.log_prob, log_joint)
+            state, accept = _transition(path, state, betas[shared], step_sizes[shared], leapfrog)
             accepted += accept
     # Without a step between, 0/0: there is no acceptance to report.
     return _result(log_w, -1 if reverse else 1, accepted.mean(0) / (temperatures - 1))

@@ -118,6 +118,11 @@ def pyro_log_weights(model: Callable, guide: Callable) -> LogWeights:
     return log_weights
 
 
+def devices_of(device: torch.device) -> list[torch.device]:
+    """The devices besides the CPU whose generators draw on ``device``, as ``torch.random.fork_rng`` takes them."""
+    return [] if device.type == "cpu" else [device]
+
+
 @torch.no_grad()
 def estimate_nll(
     log_weights: LogWeights,
@@ -132,8 +137,9 @@ def estimate_nll(
 ) -> NLLResult:
     r"""``−log p(x) ≈ −log (1/S) Σ_s p(x, z_s)/q(z_s|x)`` of each row.
 
-    Weights are computed in the model's own type and accumulated in float64. The draws of a chunk of rows depend only
-    on ``seed`` and the chunk's position, so that the result is the same to the bit for the same arguments.
+    Weights are computed where the data are, in the model's own type, and accumulated in float64. The draws of a chunk
+    of rows depend only on ``seed`` and the chunk's position, so that the result is the same to the bit for the same
+    arguments.
 
     Args:
         log_weights: see ``LogWeights``; put the modules in ``eval()`` mode first (batch normalisation in training mode
@@ -154,13 +160,13 @@ def estimate_nll(
     if min(num_samples, num_coarse, rows_per_chunk, samples_per_chunk) < 1:
         raise ValueError("num_samples, num_coarse, rows_per_chunk and samples_per_chunk must be at least 1")
     columns: dict[str, list[Tensor]] = {name: [] for name in ("nll", "nll_coarse", "elbo", "ess", "k_hat")}
-    with torch.random.fork_rng(), tqdm(total=len(data), unit="row", disable=not progress) as bar:
+    with torch.random.fork_rng(devices_of(data.device)), tqdm(total=len(data), unit="row", disable=not progress) as bar:
         for start in range(0, len(data), rows_per_chunk):
             rows = data[start : start + rows_per_chunk]
             torch.manual_seed((seed * 1_000_003 + start) % 2**63)
             drawn = []
             for first in range(0, num_samples, samples_per_chunk):
-                drawn.append(log_weights(rows, min(samples_per_chunk, num_samples - first)).cpu())
+                drawn.append(log_weights(rows, min(samples_per_chunk, num_samples - first)))
             log_w = torch.cat(drawn).double()
             if log_w.isnan().any():
                 bad = start + int(log_w.isnan().any(0).nonzero()[0])
@@ -173,5 +179,5 @@ def estimate_nll(
             columns["ess"].append(effective_sample_size(log_w))
             columns["k_hat"].append(psis(log_w).k_hat)
             bar.update(len(rows))
-    tensors = {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in columns.items()}
+    tensors = {name: torch.cat(parts).cpu() if parts else torch.empty(0) for name, parts in columns.items()}
     return NLLResult(**tensors, num_samples=num_samples, num_coarse=min(num_coarse, num_samples), seed=seed)

@@ -42,6 +42,7 @@ def psis(log_weights: Tensor) -> PSIS:
     r"""Fit a generalised Pareto law to the largest weights of each column and replace them by its quantiles.
 
     The tail holds ``min(S/5, 3√S)`` of ``S`` weights. For a proposal N(0, s²) and a target N(0, 1), ``k = 1 − s²``.
+    The work is done in float64 where the weights are.
 
     Args:
         log_weights: ``(S,)`` or ``(S, …)``: log importance weights, draws along the first dimension.
@@ -51,7 +52,7 @@ def psis(log_weights: Tensor) -> PSIS:
     """
     if log_weights.dim() < 1 or log_weights.shape[0] < 1:
         raise ValueError(f"expected draws along the first dimension, got shape {tuple(log_weights.shape)}")
-    log_w = log_weights.detach().double().cpu()
+    log_w = log_weights.detach().double()
     if bool((log_w.isnan() | (log_w == math.inf)).any()):
         raise ValueError("a log-weight is NaN or +inf: the model's or the guide's log density is broken there")
     shape, size = log_w.shape[1:], log_w.shape[0]
@@ -61,7 +62,7 @@ def psis(log_weights: Tensor) -> PSIS:
         raise ValueError("all weights of a column are zero: no draw of the guide lies in the model's support")
     ratio = log_w - peak
     tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
-    k_hat = torch.full((log_w.shape[1],), math.nan, dtype=torch.float64)
+    k_hat = torch.full((log_w.shape[1],), math.nan, dtype=torch.float64, device=log_w.device)
     if tail >= 5 and size > tail:
         ordered, order = ratio.sort(0)
         cutoff = ordered[-tail - 1].exp()
@@ -73,7 +74,7 @@ def psis(log_weights: Tensor) -> PSIS:
         if bool(varied.any()):
             k, sigma = fit_generalised_pareto(excess[varied])
             k_hat[varied] = k
-            p = ((torch.arange(tail, dtype=torch.float64) + 0.5) / tail)[None]
+            p = ((torch.arange(tail, dtype=torch.float64, device=log_w.device) + 0.5) / tail)[None]
             quantile = torch.where(
                 k[:, None].abs() < 1e-12, -torch.log1p(-p), torch.expm1(-k[:, None] * torch.log1p(-p)) / k[:, None]
             )
@@ -102,7 +103,7 @@ def fit_generalised_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     """
     n = excess.shape[-1]
     grid = 30 + int(math.sqrt(n))
-    steps = torch.arange(1, grid + 1, dtype=excess.dtype)
+    steps = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device)
     quartile = excess[:, int(n / 4 + 0.5) - 1].clamp(min=1e-300)
     theta = 1 / excess[:, -1:] + (1 - torch.sqrt(grid / (steps - 0.5)))[None] / (3 * quartile[:, None])
     k = torch.log1p(-theta[:, :, None] * excess[:, None, :]).mean(-1)

@@ -53,7 +53,7 @@ class AmortizedGuide(nn.Module):
         if not len(latent_dims) == len(hidden_dims) == len(flows):
             raise ValueError(f"{len(latent_dims)} latents, {len(hidden_dims)} lists of widths, {len(flows)} flows")
         self.latent_names = latent_names(len(latent_dims))
-        self.data_dim = data_dim
+        self.data_dim, self.latent_dims = data_dim, tuple(latent_dims)
         below = [*latent_dims[1:], data_dim]
         self.networks = nn.ModuleList(
             MLP(source, [*reversed(widths), *([dim] * num_extra_layers)], activation, batch_norm)
@@ -154,3 +154,8 @@ class AmortizedGuide(nn.Module):
                     "stl and dreg need flows with a continuous log-determinant, and that of a ConvFlow with leaky ReLU "
                     "jumps; use a smooth activation such as tanh, or elbo or iwae"
                 )
+
+    @property
+    def has_inverse(self) -> bool:
+        """Whether ``log q`` can be evaluated at any point, which takes the inverse of every flow."""
+        return all(flow.has_inverse for flow in outermost(self))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pyro
 import torch
@@ -96,6 +97,35 @@ class GenerativeModel(nn.Module):
             return StandardNormal(self.latent_dims[0], (size,), like=self.logits.bias, validate_args=validate_args)
         loc, log_scale = self.heads[index - 1](self.networks[index - 1](above))
         return FlowNormal(loc, log_scale, validate_args=validate_args)
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers in all latents of a row together."""
+        return sum(self.latent_dims)
+
+    def sample_latents(self, size: int) -> list[Tensor]:
+        """One draw from the prior for each of ``size`` rows: the latents from the top down, each ``(size, d)``."""
+        latents: list[Tensor] = []
+        for index in range(len(self.latent_names)):
+            latents.append(self.prior(index, latents[-1] if latents else None, size, validate_args=False).rsample())
+        return latents
+
+    def log_prior(self, latents: Sequence[Tensor]) -> Tensor:
+        """``log p(z_1, …, z_L)`` of latents from the top down, each ``(…, B, d)``; shape ``(…, B)``."""
+        total = self.prior(0, None, validate_args=False).log_prob(latents[0])
+        for index, (above, z) in enumerate(pairwise(latents), start=1):
+            total = total + self.prior(index, above, validate_args=False).log_prob(z)
+        return total
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log p(x, z)`` in nats, ``(…, B)``, differentiable in ``z``.
+
+        Args:
+            x: rows ``(B, D)``.
+            z: all latents of a row side by side, from the top down, ``(…, B, latent_size)``.
+        """
+        latents = z.split(self.latent_dims, -1)
+        return self.log_prior(latents) + self.likelihood(latents[-1], validate_args=False).log_prob(x)
 
     def likelihood(self, z: Tensor, validate_args: bool | None = None) -> BernoulliLogits:
         """``p(x | z_L)``."""

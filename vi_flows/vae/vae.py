@@ -81,21 +81,13 @@ class VAE(nn.Module):
         return self._terms(x, latents, log_q.detach() + (again - again.detach()))
 
     def _terms(self, x: Tensor, latents: list[Tensor], log_q: Tensor) -> LogWeightTerms:
-        log_prior: Tensor | float = 0.0
-        above = None
-        for index, z in enumerate(latents):
-            log_prior = log_prior + self.model.prior(index, above, validate_args=False).log_prob(z)
-            above = z
-        likelihood = self.model.likelihood(above, validate_args=False)
-        return LogWeightTerms(likelihood.log_prob(x), log_prior, log_q)
+        likelihood = self.model.likelihood(latents[-1], validate_args=False)
+        return LogWeightTerms(likelihood.log_prob(x), self.model.log_prior(latents), log_q)
 
     @torch.no_grad()
     def sample(self, num_rows: int) -> Tensor:
         """Pixel means of ``num_rows`` draws from the model, ``(num_rows, D)``."""
-        z = None
-        for index in range(len(self.model.latent_names)):
-            z = self.model.prior(index, z, num_rows).sample()
-        return self.model.likelihood(z).mean
+        return self.model.likelihood(self.model.sample_latents(num_rows)[-1]).mean
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -1,0 +1,294 @@
+"""``log p(x)`` of a VAE: importance sampling, annealing from below, and both bounds on the images of its own."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vi_flows.evaluation import (
+    AISResult,
+    NLLResult,
+    annealed_evidence,
+    estimate_nll,
+    paired_bootstrap,
+    pilot_step_sizes,
+    reverse_evidence,
+)
+from vi_flows.evaluation.nll import bootstrap_interval, devices_of
+from vi_flows.settings import Bounds, NonNegative, Positive, check_settings
+from vi_flows.vae.annealing import AnnealingSpace, StartName
+from vi_flows.vae.vae import VAE
+
+__all__ = ["AISSettings", "VAEEvidence", "annealed_vae", "evaluate_vae", "points_at_once", "simulated_bounds"]
+
+CPU_MEMORY, GPU_MEMORY = 2**26, 2**33
+"""Bytes that one evaluation may take: what stays in a CPU's cache, and what fills a GPU without filling its memory.
+They are constants, so that the same arguments give the same draws."""
+
+PILOT_CHAINS, PILOT_VISITS = 4, 200
+
+
+@dataclass(frozen=True)
+class AISSettings:
+    """Annealed importance sampling of a VAE's images."""
+
+    chains: Positive = 8
+    """Weighted chains an image."""
+    temperatures: Annotated[int, Bounds(least=2)] = 800
+    """Intervals of the path."""
+    leapfrog: Positive = 8
+    """Leapfrog steps of each HMC transition."""
+    images: Positive = 1000
+    """Anneal only the first so many images."""
+    start: StartName = "gaussian"
+    """Where the path begins: gaussian (mean and covariance of the guide's draws), guide or prior."""
+    model_images: NonNegative = 100
+    """Images drawn from the model itself, whose evidence is bounded from above too (BDMC)."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class VAEEvidence:
+    """Per-image estimates of ``log p(x)`` and their summary.
+
+    Attributes:
+        importance: importance sampling from the guide, all images.
+        settings: of the annealing; ``None`` where there was none, as for the three fields that follow.
+        annealed: the first ``settings.images`` images.
+        simulated: the lower and the upper bound on images drawn from the model; ``None`` for none of them.
+        annealing_seconds: how long annealing took.
+    """
+
+    importance: NLLResult
+    settings: AISSettings | None = None
+    annealed: AISResult | None = None
+    simulated: tuple[AISResult, AISResult] | None = None
+    annealing_seconds: float = 0.0
+
+    def scores(self) -> dict[str, Tensor]:
+        """The per-image figures, float32: those of :meth:`NLLResult.scores`, and ``ais_nll`` and its like."""
+        found = self.importance.scores()
+        if self.annealed is not None:
+            found["ais_nll"] = -self.annealed.log_evidence.float()
+            found["ais_effective_chains"] = self.annealed.effective_chains.float()
+            found["ais_acceptance"] = self.annealed.acceptance.float()
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """Means over images, JSON-ready: those of :meth:`NLLResult.summary`; under ``ais`` those of annealing.
+
+        ``ais.gap`` is what importance sampling lacks on the same images, NLL minus NLL, with its paired 95 % interval;
+        ``ais.bdmc.gap`` is upper minus lower bound on the model's own images: how far off annealing may be there.
+        """
+        found = self.importance.summary()
+        if self.annealed is None or self.settings is None:
+            return found
+        nll = -self.annealed.log_evidence
+        importance = self.importance.nll[: len(nll)]
+        ais = self.annealed.summary() | {
+            "interval": bootstrap_interval(nll),
+            "temperatures": self.settings.temperatures,
+            "leapfrog": self.settings.leapfrog,
+            "start": self.settings.start,
+            "nll_importance": importance.mean().item(),
+            "gap": (importance - nll).mean().item(),
+            "gap_interval": paired_bootstrap(importance, nll).interval if len(nll) > 1 else None,
+            "largest_gap": (importance - nll).max().item(),
+            "seconds": round(self.annealing_seconds, 1),
+        }
+        if self.simulated is not None:
+            below, above = (result.log_evidence for result in self.simulated)
+            ais["bdmc"] = {
+                "num_rows": len(below),
+                "nll_upper": -below.mean().item(),
+                "nll_lower": -above.mean().item(),
+                "gap": (above - below).mean().item(),
+                "gap_interval": paired_bootstrap(above, below).interval if len(below) > 1 else None,
+            }
+        return found | {"ais": ais}
+
+
+def points_at_once(vae: VAE, device: torch.device) -> int:
+    """How many points (images × draws) a decoder's pass and its gradient may hold at once."""
+    memory = CPU_MEMORY if device.type == "cpu" else GPU_MEMORY
+    return max(memory // (_numbers_a_point(vae) * vae.model.logits.bias.element_size()), 1)
+
+
+def _numbers_a_point(vae: VAE) -> int:
+    widths = [module.out_features for module in vae.model.modules() if isinstance(module, torch.nn.Linear)]
+    # Some eight tensors of a row's pixels (logits, probabilities, their gradients), and three of each hidden layer.
+    return 5 * vae.model.data_dim + 3 * sum(widths) + 12 * vae.model.latent_size
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Products of float32 matrices in float32: TF32 rounds log-likelihoods of some hundred nats by tenths."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _frozen(vae: VAE) -> VAE:
+    """A copy whose parameters need no gradients: the chains need those of the latents alone."""
+    return copy.deepcopy(vae).requires_grad_(False)
+
+
+@torch.no_grad()
+def _in_chunks(
+    vae: VAE, size: int, settings: AISSettings, device: torch.device, seed: int, progress: bool,
+    work: Callable[[VAE, slice], tuple[AISResult, ...]],
+) -> tuple[AISResult, ...]:  # fmt: skip
+    """``work`` on slices of ``size`` images that fit the memory, each from its own seed; the results joined."""
+    frozen = _frozen(vae)
+    # A point for each chain, and what an image's covariance takes, which is more than a point where latents are many.
+    per_image = settings.chains + 24 * vae.model.latent_size**2 // _numbers_a_point(vae)
+    chunks = math.ceil(size * per_image / points_at_once(vae, device))
+    per_chunk = max(math.ceil(size / max(chunks, 1)), 1)
+    parts = []
+    bar = tqdm(total=size, unit="image", disable=not progress)
+    with torch.random.fork_rng(devices_of(device)), _exact_products(), bar:
+        for first in range(0, size, per_chunk):
+            chunk = slice(first, min(first + per_chunk, size))
+            torch.manual_seed((seed * 1_000_003 + first) % 2**63)
+            parts.append(work(frozen, chunk))
+            bar.update(chunk.stop - chunk.start)
+    return tuple(AISResult.join(results) for results in zip(*parts, strict=True))
+
+
+def annealed_vae(vae: VAE, x: Tensor, settings: AISSettings, *, seed: int = 0, progress: bool = False) -> AISResult:
+    """Lower bounds (in expectation) of ``log p(x)`` of each image by annealed importance sampling (Neal 2001).
+
+    Step sizes come from pilot chains of their own; see :func:`~vi_flows.evaluation.pilot_step_sizes`. The work is done
+    where the model and ``x`` are, in batches of as many images as :func:`points_at_once` allows.
+
+    Args:
+        vae: in ``eval()`` mode.
+        x: all images ``(B, D)``; ``settings.images`` is not looked at.
+        settings: of the chains.
+        seed: of the draws.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the start is not possible for this guide, or the VAE is in training mode.
+        FloatingPointError: a weight is NaN.
+    """
+    _check_mode(vae)
+
+    def work(frozen: VAE, chunk: slice) -> tuple[AISResult]:
+        return (_below(_space(frozen, x[chunk], settings), settings)[0],)
+
+    return _in_chunks(vae, len(x), settings, x.device, seed, progress, work)[0]
+
+
+def simulated_bounds(
+    vae: VAE, size: int, settings: AISSettings, *, seed: int = 0, progress: bool = False
+) -> tuple[AISResult, AISResult]:
+    """Both bounds of ``log p(x)`` on images that the model draws (bidirectional Monte Carlo, Grosse et al. 2015).
+
+    Args:
+        vae: in ``eval()`` mode.
+        size: images to draw.
+        settings: of the chains.
+        seed: of the images and of the chains.
+        progress: show a bar.
+
+    Returns:
+        The result from below and the one from above; their difference bounds the error of either in expectation.
+
+    Raises:
+        ValueError: as for :func:`annealed_vae`.
+        FloatingPointError: a weight is NaN.
+    """
+    _check_mode(vae)
+
+    def work(frozen: VAE, chunk: slice) -> tuple[AISResult, AISResult]:
+        latents = frozen.model.sample_latents(chunk.stop - chunk.start)
+        x = frozen.model.likelihood(latents[-1], validate_args=False).sample()
+        space = _space(frozen, x, settings)
+        below, steps = _below(space, settings)
+        exact = space.from_latents(torch.cat(latents, -1))
+        chains, leapfrog = settings.chains, settings.leapfrog
+        return below, reverse_evidence(space.log_joint, space, steps, exact, chains=chains, leapfrog=leapfrog)
+
+    below, above = _in_chunks(vae, size, settings, vae.model.logits.bias.device, seed, progress, work)
+    return below, above
+
+
+def _space(vae: VAE, x: Tensor, settings: AISSettings) -> AnnealingSpace:
+    return AnnealingSpace(vae, x, settings.start, max(points_at_once(vae, x.device) // len(x), 1))
+
+
+def _below(space: AnnealingSpace, settings: AISSettings) -> tuple[AISResult, Tensor]:
+    """The bound from below of one batch, and the step sizes that the one from above shares."""
+    steps = pilot_step_sizes(
+        space.log_joint, space, settings.temperatures, chains=min(PILOT_CHAINS, settings.chains),
+        leapfrog=settings.leapfrog, stride=max(settings.temperatures // PILOT_VISITS, 1),
+    )  # fmt: skip
+    result = annealed_evidence(space.log_joint, space, steps, chains=settings.chains, leapfrog=settings.leapfrog)
+    return result, steps
+
+
+def _check_mode(vae: VAE) -> None:
+    if vae.training:
+        raise ValueError(
+            "the VAE is in training mode, where batch normalisation makes no likelihood: call eval() first"
+        )
+
+
+def evaluate_vae(
+    vae: VAE,
+    x: Tensor,
+    num_samples: int = 5000,
+    *,
+    ais: AISSettings | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> VAEEvidence:
+    """Importance sampling of all images, and annealing of the first ``ais.images`` of them.
+
+    Args:
+        vae: in ``eval()`` mode, on the device of ``x``.
+        x: images ``(N, D)``.
+        num_samples: importance samples an image.
+        ais: settings of the annealing, or ``None`` for none.
+        seed: of all draws.
+        progress: show bars.
+
+    Raises:
+        ValueError: a count is less than 1, the VAE is in training mode, or the start is not possible.
+        FloatingPointError: a weight is NaN.
+    """
+    _check_mode(vae)
+    if x.device.type == "cpu":
+        rows, samples = 20, 100
+    else:
+        rows = 1000
+        samples = max(points_at_once(vae, x.device) // rows, 1)
+    with _exact_products():
+        importance = estimate_nll(
+            lambda rows, particles: vae.log_weight_terms(rows, particles).log_weights(),
+            x, num_samples, rows_per_chunk=rows, samples_per_chunk=samples, seed=seed, progress=progress,
+        )  # fmt: skip
+    if ais is None:
+        return VAEEvidence(importance)
+    begun = time.monotonic()
+    annealed = annealed_vae(vae, x[: ais.images], ais, seed=seed, progress=progress)
+    seconds = time.monotonic() - begun
+    simulated = None
+    if ais.model_images:
+        simulated = simulated_bounds(vae, ais.model_images, ais, seed=seed, progress=progress)
+    return VAEEvidence(importance, ais, annealed, simulated, seconds)
