@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar, Union
 
@@ -18,6 +18,8 @@ from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
+from vi_flows.vae import AISSettings
+from vi_flows.vae.annealing import StartName
 
 __all__ = ["Evaluate", "Resume", "Sample", "Train"]
 
@@ -114,6 +116,22 @@ class Evaluate:
     """Score only the first so many images."""
     seed: int = 0
     """Of the importance samples."""
+    ais: bool = False
+    """Anneal the images of a VAE too (annealed importance sampling), which takes longer and says more."""
+    ais_chains: int = AISSettings.chains
+    """Weighted chains an image."""
+    ais_temperatures: int = AISSettings.temperatures
+    """Intervals of the annealing path."""
+    ais_leapfrog: int = AISSettings.leapfrog
+    """Leapfrog steps of each HMC transition."""
+    ais_images: int = AISSettings.images
+    """Anneal only the first so many images."""
+    ais_start: StartName = AISSettings.start
+    """Where the path begins: gaussian (mean and covariance of the guide's draws), guide or prior."""
+    ais_model_images: int = AISSettings.model_images
+    """Images drawn from the model itself, whose likelihood is bounded from above too (BDMC); 0 for none."""
+    device: str | None = None
+    """Where to evaluate; default: where the run was trained."""
     record: Path | None = None
     """Record to write: a .json file, or a folder; default: `results` in the run's folder."""
     overwrite: bool = False
@@ -141,6 +159,8 @@ class Evaluate:
             weights=self.weights,
             limit=self.limit,
             seed=self.seed,
+            ais=self.annealing(),
+            device=self.device,
             record=self.record,
             overwrite=self.overwrite,
             progress=not self.quiet,
@@ -150,6 +170,23 @@ class Evaluate:
             print(f"  {line}")
         print(f"record: {path}")
         return 0
+
+    def annealing(self) -> AISSettings | None:
+        """Settings of the annealing, or ``None`` where it is not asked for.
+
+        Raises:
+            ValueError: one is given without --ais, or is out of its bounds.
+        """
+        given = {item.name: getattr(self, f"ais_{item.name}") for item in fields(AISSettings)}
+        if self.ais:
+            try:
+                return AISSettings(**given)
+            except ValueError as error:
+                raise ValueError(f"annealing: {error}") from None
+        for name, value in given.items():
+            if value != getattr(AISSettings, name):
+                raise ValueError(f"--ais-{name.replace('_', '-')} needs --ais beside it")
+        return None
 
 
 @dataclass(frozen=True)

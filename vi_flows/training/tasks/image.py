@@ -16,6 +16,7 @@ from vi_flows.distributions.image_config import ImageFlowConfig, build_image_den
 from vi_flows.settings import Positive
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.vae import Evaluation, StepResult
+from vi_flows.vae import AISSettings
 
 __all__ = ["ImageFlowTask", "ImageTrainConfig"]
 
@@ -83,7 +84,13 @@ class ImageFlowTask:
 
     @torch.no_grad()
     def evaluate(
-        self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
+        self,
+        pixels: Tensor,
+        limit: int | None,
+        num_samples: int | None,
+        seed: int,
+        progress: bool,
+        ais: AISSettings | None = None,
     ) -> Evaluation:
         """Bits/dim over several draws of the noise an image, averaged: an upper bound in expectation.
 
@@ -93,11 +100,17 @@ class ImageFlowTask:
             num_samples: draws an image, 8 by default.
             seed: of the noise.
             progress: show a bar.
+            ais: must be ``None``.
+
+        Raises:
+            ValueError: annealed importance sampling is asked for.
 
         Returns:
             ``bits_per_dim`` with its 95 % ``interval`` over images, ``nll`` in nats, what they were made of, and the
             share of images that come back from their latents unchanged; the scores are ``bits_per_dim``.
         """
+        if ais is not None:
+            raise ValueError("annealed importance sampling is for VAEs: an image flow has no latents to anneal")
         num_draws = num_samples or 8
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):

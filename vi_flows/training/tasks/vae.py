@@ -10,11 +10,10 @@ import tyro
 from torch import Tensor, nn
 
 from vi_flows.data import ImageData, binarize
-from vi_flows.evaluation import estimate_nll
 from vi_flows.objectives import DIRECT_OBJECTIVES, elbo_bound
 from vi_flows.settings import NonNegativeFloat, Positive
 from vi_flows.training.config import TrainConfig
-from vi_flows.vae import VAEConfig, build_vae
+from vi_flows.vae import AISSettings, VAEConfig, build_vae, evaluate_vae
 
 __all__ = ["Evaluation", "StepResult", "Task", "VAETask", "VAETrainConfig"]
 
@@ -54,9 +53,19 @@ class Task(Protocol):
         """The mean validation loss, lower is better, or ``None`` where the protocol has no validation rows."""
 
     def evaluate(
-        self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
+        self,
+        pixels: Tensor,
+        limit: int | None,
+        num_samples: int | None,
+        seed: int,
+        progress: bool,
+        ais: AISSettings | None = None,
     ) -> Evaluation:
-        """The figures of a record and their scores for the first ``limit`` rows of a split's ``pixels``."""
+        """The figures of a record and their scores for the first ``limit`` rows of a split's ``pixels``.
+
+        Raises:
+            ValueError: annealed importance sampling is asked of what has no latents to anneal.
+        """
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """The record's figures for people, a line each."""
@@ -152,6 +161,22 @@ class VAETrainConfig(TrainConfig):
         return self.particles_schedule[epoch * len(self.particles_schedule) // self.epochs]
 
 
+def _annealing_lines(ais: dict[str, Any]) -> list[str]:
+    lines = [
+        f"AIS  {ais['nll']:.3f} nats on the first {ais['num_rows']} images, where {ais['nll_importance']:.3f} by "
+        f"importance sampling: {ais['gap']:.3f} lower",
+        f"AIS: {ais['chains']} chains of {ais['temperatures']} temperatures from the {ais['start']}, "
+        f"{ais['mean_effective_chains']:.1f} effective, acceptance {ais['mean_acceptance']:.2f}",
+    ]
+    if "bdmc" in ais:
+        bdmc = ais["bdmc"]
+        lines.append(
+            f"BDMC on {bdmc['num_rows']} images of the model's own: NLL between {bdmc['nll_lower']:.3f} and "
+            f"{bdmc['nll_upper']:.3f}"
+        )
+    return lines
+
+
 class VAETask:
     """A VAE on binary (or dynamically binarised) images.
 
@@ -213,34 +238,38 @@ class VAETask:
         return total / len(self.valid_rows)
 
     def evaluate(
-        self, pixels: Tensor, limit: int | None, num_samples: int | None, seed: int, progress: bool
+        self,
+        pixels: Tensor,
+        limit: int | None,
+        num_samples: int | None,
+        seed: int,
+        progress: bool,
+        ais: AISSettings | None = None,
     ) -> Evaluation:
-        """Importance-sampled NLL in nats, from 5000 samples an image by default; see :class:`NLLResult`.
+        """The NLL in nats by importance sampling, and by annealing too; see :func:`~vi_flows.vae.evaluate_vae`.
 
         Args:
             pixels: a whole split, ``(N, D)``: the one binary draw of a dynamic set is that of the split.
             limit: score only the first so many images.
-            num_samples: importance samples an image.
+            num_samples: importance samples an image, 5000 by default.
             seed: of the samples.
             progress: show a bar.
+            ais: settings of the annealing; ``None`` for none.
         """
         rows = self.data.binarized(pixels)[:limit].to(self.device)
-
-        def log_weights(x: Tensor, particles: int) -> Tensor:
-            return self.module.log_weight_terms(x, particles).log_weights()
-
-        result = estimate_nll(log_weights, rows, num_samples or 5000, seed=seed, progress=progress)
-        return Evaluation(result.summary(), result.scores())
+        found = evaluate_vae(self.module, rows, num_samples or 5000, ais=ais, seed=seed, progress=progress)
+        return Evaluation(found.summary(), found.scores())
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """NLL, ELBO and the reliability of the importance weights."""
         low, high = record["interval"]
         untrusted = 100 * record["share_k_hat_above_0.7"]
-        return [
+        lines = [
             f"NLL  {record['nll']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}], {record['num_samples']} samples",
             f"ELBO {record['elbo']:.3f} nats; mean ESS {record['mean_ess']:.0f}",
             f"Pareto k-hat: median {record['median_k_hat']:.2f}, {untrusted:.1f} % of the images above 0.7",
         ]
+        return lines + _annealing_lines(record["ais"]) if "ais" in record else lines
 
     @torch.no_grad()
     def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
