@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 
 from vi_flows.data import load
 from vi_flows.objectives import elbo_bound, iwae_bound
-from vi_flows.training import Run, Trainer, VAETrainConfig
+from vi_flows.training import Run, Trainer, TrainingInterrupted, VAETrainConfig
+from vi_flows.training.checkpoint import load_tensors
 from vi_flows.vae import LogWeightTerms, VAEConfig
 
 SMALL = VAETrainConfig(
@@ -186,3 +189,23 @@ def test_the_output_bias_is_the_logit_of_the_mean_training_image(tmp_path):
     bias = trainer.module.model.logits.bias.detach().numpy()
     np.testing.assert_allclose(bias, logit_of_mean(data.train), atol=1e-4)
     assert np.abs(bias - logit_of_mean(data.test)).max() > 0.05  # else the test above could not tell the splits apart
+
+
+@pytest.mark.parametrize("how", ["until", "signal"])
+def test_stopping_at_the_end_of_an_epoch_leaves_a_checkpoint_of_it(tmp_path, how):
+    """Where epochs of milliseconds share a checkpoint too."""
+    trainer = started(tmp_path)
+    if how == "until":
+        trainer.fit(until=trainer.steps_per_epoch)
+    else:
+        inner = trainer.end_epoch
+
+        def end_epoch(bar):
+            os.kill(os.getpid(), signal.SIGTERM)
+            inner(bar)
+
+        trainer.end_epoch = end_epoch
+        with pytest.raises(TrainingInterrupted):
+            trainer.fit()
+    state = load_tensors(trainer.run.folder / "checkpoint.safetensors")[1]
+    assert state["step"] == trainer.steps_per_epoch

@@ -211,8 +211,10 @@ class Trainer:
                     if arrived:
                         return self.state
                 self.end_epoch(bar)
-                if stop and self.state["step"] < self.total_steps:
-                    raise TrainingInterrupted(stop[0])
+                if self.state["step"] < self.total_steps and (stop or self.state["step"] == until):
+                    self.save()
+                    if stop:
+                        raise TrainingInterrupted(stop[0])
         return self.state
 
     def _check_weights(self) -> None:
