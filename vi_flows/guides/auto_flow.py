@@ -237,7 +237,9 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                 stacklevel=2,
             )
             return False
-        self.transform[-1].set_gaussian(start.loc, start.covariance)
+        # The flow's own spread at its start is not quite one: its tails are those of no Gaussian.
+        variance = self._quasi_random_draws(flow=self.transform[0]).var(0).mean().double().cpu()
+        self.transform[-1].set_gaussian(start.loc, start.covariance / variance)
         return True
 
     # Pyro's interface.

@@ -68,14 +68,16 @@ class FlowPosterior:
                 result.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
         return {name: torch.stack(values) for name, values in result.items()}
 
-    def _quasi_random_draws(self, num_draws: int = 8192) -> Tensor:
+    @torch.no_grad()
+    def _quasi_random_draws(self, num_draws: int = 8192, flow: Bijection | None = None) -> Tensor:
+        """The same at every call; of ``flow`` in place of the whole bijection."""
         dim = self.latent_dim
         if dim <= torch.quasirandom.SobolEngine.MAXDIM:
             uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(num_draws, dtype=torch.float64)
             noise = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
         else:
             noise = torch.randn(num_draws, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        return self._built().forward_and_ladj(noise.to(self._built()[-1].loc))[0]
+        return (self._built() if flow is None else flow).forward_and_ladj(noise.to(self._built()[-1].loc))[0]
 
     @torch.no_grad()
     def sample_posterior(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -11,9 +11,16 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from vi_flows.guides.remaining import remaining_kl
 from vi_flows.guides.start.gaussian_vi import antithetic_normal, exact_hessian, refine_gaussian, value_and_grad
 
 __all__ = ["GaussianStart", "pathfinder"]
+
+NEAR_KL = 0.3
+"""Nats: of a Gaussian with less to gain, no other one is better by more, and looking for it is not worth its time."""
+
+AT_ONCE = 256
+"""Points that the log density is given at once."""
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -52,8 +59,9 @@ def pathfinder(
     the highest Monte Carlo ELBO wins. So a funnel, whose mode lies at infinity, is still met at its typical set. Damped
     Newton steps with exact Hessians go on where L-BFGS ends: covariates in raw units make the posterior a thin needle,
     along which it stalls. :func:`~vi_flows.guides.start.gaussian_vi.refine_gaussian` then moves the winner towards the
-    best Gaussian of all, and so it does from the starts themselves, with a small and a curvature's covariance: a path
-    may have run into the neck of a funnel or a mode of little mass. The highest ELBO of all wins.
+    best Gaussian of all, and, unless that is the posterior, so it does from the starts themselves, with a small and a
+    curvature's covariance: a path may have run into the neck of a funnel or a mode of little mass. The highest ELBO of
+    all wins.
 
     Args:
         log_density: unnormalised log density of unconstrained points ``(S, d) → (S,)``, differentiable; it is given
@@ -72,7 +80,7 @@ def pathfinder(
         The winner, or ``None`` if no path met a finite density.
     """
     dim = starts.shape[-1]
-    noise = antithetic_normal(num_draws, dim, generator)
+    few, many = (antithetic_normal(size, dim, generator) for size in (num_draws, 8 * num_draws))
     dense, newton = dim <= max_dense_dim, dim <= max_newton_dim
 
     def density(x: Tensor) -> Tensor:
@@ -83,19 +91,22 @@ def pathfinder(
     outside: list[GaussianStart] = []
     for start in starts.double().cpu():
         path = _climb(density, start, max_iterations)
-        for loc, covariance in _gaussians(path, dense, max_candidates):
-            best = _better(best, _score(density, loc, covariance, noise))
-        if not path or not newton:
+        if not path:
             continue
         x = torch.as_tensor(path[-1][0])
         with torch.no_grad():
             top = float(density(x[None]))
-        # Paths that met at one mode need one Newton run.
-        if not any(abs(top - other) < 1e-3 for other in tops):
+        # Paths that met at one mode need one Newton run, and those that met at the posterior's no more looks.
+        met = any(abs(top - other) < 1e-3 for other in tops)
+        if met and _near(density, best, many):
+            continue
+        best = _best(best, *_scores(density, _gaussians(path, dense, max_candidates), few))
+        if not newton:
+            continue
+        if not met:
             visited, top = _newton(density, x, top)
             tops.append(top)
-            for loc, covariance in visited[-max_candidates:]:
-                best = _better(best, _score(density, loc, covariance, noise))
+            best = _best(best, *_scores(density, visited[-max_candidates:], few))
         if len(outside) < 2 * max_refined:
             outside.append(GaussianStart(start, 0.01 * torch.eye(dim, dtype=torch.float64), -math.inf))
             covariance = _inverse_curvature(density, start, 1e-2)
@@ -104,31 +115,44 @@ def pathfinder(
                 outside.append(GaussianStart(start, covariance * shrink[:, None] * shrink, -math.inf))
     if not newton:
         return best
-    # Also from outside of all paths, which may have run into the neck of a funnel or a mode of little mass.
-    noise = antithetic_normal(8 * num_draws, dim, generator)
-    found = outside if best is None else [best, *outside]
-    best = None if best is None else _score(density, best.loc, best.covariance, noise)
-    for candidate in found:
-        best = _better(best, _refine(density, candidate, noise, max_rounds, generator))
-    return best
+    if best is not None:
+        best = _best(*_scores(density, [(best.loc, best.covariance)], many))
+    if not _near(density, best, many):
+        best = _best(best, _rounds(density, best, many, max_rounds, generator))
+    if not _near(density, best, many):
+        # Also from outside of all paths, which may have run into the neck of a funnel or a mode of little mass.
+        best = _best(best, *(_rounds(density, start, many, max_rounds, generator) for start in outside))
+    return _best(best, _polished(density, best, many, generator))
 
 
-def _refine(
+def _near(log_density: LogDensity, start: GaussianStart | None, noise: Tensor) -> bool:
+    """Whether the Gaussian is nearly the posterior, in the eyes of its own draws."""
+    tril = None if start is None else _root(start.covariance)
+    if tril is None:
+        return False
+    x = start.loc + noise @ tril.T
+    with torch.no_grad():
+        log_w = log_density(x) + 0.5 * noise.square().sum(-1)
+    left = remaining_kl(log_w, x)
+    return left.kl + 2 * left.kl_se < NEAR_KL
+
+
+def _rounds(
     log_density: LogDensity,
-    start: GaussianStart,
+    start: GaussianStart | None,
     noise: Tensor,
     max_rounds: int,
     generator: torch.Generator | None,
 ) -> GaussianStart | None:
-    """Rounds of natural gradients until the ELBO stops rising, then one of shrinking steps."""
-    tril, info = torch.linalg.cholesky_ex(start.covariance)
-    if int(info) != 0:
+    """Rounds of natural gradients until the ELBO stops rising."""
+    tril = None if start is None else _root(start.covariance)
+    if tril is None:
         return None
     best = GaussianStart(start.loc, start.covariance, -math.inf)
     rate, still = 1.0, 0
     for _ in range(max_rounds):
         refined = refine_gaussian(log_density, best.loc, tril, rate=rate, generator=generator)
-        score = None if refined is None else _score(log_density, refined[0], refined[1] @ refined[1].T, noise)
+        score = _score_of(log_density, refined, noise)
         rise = -math.inf if score is None else score.elbo - best.elbo
         if rise > 0:
             best, tril = score, refined[1]
@@ -138,16 +162,37 @@ def _refine(
         still = still + 1 if abs(rise) < 0.02 else 0
         if still == 3 or rate < 0.1:
             break
-    refined = refine_gaussian(log_density, best.loc, tril, 24, shrink=True, generator=generator)
-    if refined is not None:
-        best = _better(best, _score(log_density, refined[0], refined[1] @ refined[1].T, noise))
     return best if math.isfinite(best.elbo) else None
 
 
-def _better(a: GaussianStart | None, b: GaussianStart | None) -> GaussianStart | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return b if b.elbo > a.elbo else a
+def _polished(
+    log_density: LogDensity, start: GaussianStart | None, noise: Tensor, generator: torch.Generator | None
+) -> GaussianStart | None:
+    """After natural-gradient steps of decreasing length, over which the noise averages out."""
+    tril = None if start is None else _root(start.covariance)
+    if tril is None:
+        return None
+    refined = refine_gaussian(log_density, start.loc, tril, 24, shrink=True, generator=generator)
+    return _score_of(log_density, refined, noise)
+
+
+def _score_of(log_density: LogDensity, refined: tuple[Tensor, Tensor] | None, noise: Tensor) -> GaussianStart | None:
+    if refined is None:
+        return None
+    return _best(*_scores(log_density, [(refined[0], refined[1] @ refined[1].T)], noise))
+
+
+def _root(covariance: Tensor) -> Tensor | None:
+    """The Cholesky factor of a dense covariance, or ``None``."""
+    if covariance.dim() == 1:
+        return torch.diag(covariance.sqrt())
+    tril, info = torch.linalg.cholesky_ex(covariance)
+    return tril if int(info) == 0 else None
+
+
+def _best(*candidates: GaussianStart | None) -> GaussianStart | None:
+    """The one of the highest ELBO; ``None`` stands for none."""
+    return max((c for c in candidates if c is not None), key=lambda c: c.elbo, default=None)
 
 
 def _climb(log_density: LogDensity, start: Tensor, max_iterations: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -217,23 +262,32 @@ def _gaussians(
     return found
 
 
-def _score(log_density: LogDensity, loc: Tensor, covariance: Tensor, noise: Tensor) -> GaussianStart | None:
-    if covariance.dim() == 1:
-        scale = covariance.sqrt()
-        x = loc + noise * scale
-    else:
-        tril, info = torch.linalg.cholesky_ex(covariance)
-        if int(info) != 0:
-            return None
-        scale = tril.diagonal()
-        x = loc + noise @ tril.T
-    if not bool(torch.isfinite(x).all()):
-        return None
+def _scores(log_density: LogDensity, gaussians: list[tuple[Tensor, Tensor]], noise: Tensor) -> list[GaussianStart]:
+    """Those of the Gaussians that have a finite Monte Carlo ELBO, with it."""
+    points, entropies, kept = [], [], []
+    for loc, covariance in gaussians:
+        if covariance.dim() == 1:
+            x, log_det = loc + noise * covariance.sqrt(), 0.5 * covariance.log().sum()
+        else:
+            tril = _root(covariance)
+            if tril is None:
+                continue
+            x, log_det = loc + noise @ tril.T, tril.diagonal().log().sum()
+        if bool(torch.isfinite(x).all()):
+            points.append(x)
+            entropies.append(log_det + 0.5 * loc.numel() * math.log(2 * math.pi) + 0.5 * noise.square().sum(-1).mean())
+            kept.append((loc, covariance))
+    found = []
+    # Many at once: a pass through a small model costs as much for one point as for hundreds.
+    step = max(1, AT_ONCE // len(noise))
     with torch.no_grad():
-        log_p = log_density(x)
-    log_q = -0.5 * noise.square().sum(-1) - scale.log().sum() - 0.5 * loc.numel() * np.log(2 * np.pi)
-    elbo = float((log_p - log_q).mean())
-    return GaussianStart(loc, covariance, elbo) if np.isfinite(elbo) else None
+        for i in range(0, len(points), step):
+            log_p = log_density(torch.cat(points[i : i + step])).reshape(-1, len(noise)).mean(1)
+            found += [
+                GaussianStart(*gaussian, float(mean + entropy))
+                for gaussian, mean, entropy in zip(kept[i:], log_p, entropies[i:], strict=False)
+            ]
+    return [start for start in found if math.isfinite(start.elbo)]
 
 
 def _newton(
