@@ -70,7 +70,7 @@ def main(options: Options) -> None:
     rows, step = [], 0
     for until in (0, 100, 300, 600):
         if until > step:
-            fit(model, guide, *args, num_steps=until - step, seed=options.seed)
+            fit(model, guide, *args, num_steps=until - step, tolerance=0.0, seed=options.seed)
             step = until
         rows.append({"step": step, **measure(guide, args, options)})
         print(step, {k: f"{v['variance']:.3g}" for k, v in rows[-1].items() if k != "step"}, flush=True)

@@ -83,6 +83,9 @@ def test_a_right_start_takes_no_step():
     assert result.converged
     assert result.elbo == pytest.approx(float(dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(4.0))), abs=1e-3)
     assert abs(guide.median()["x"] - 2) < 0.01
+    assert fit(conjugate, guide, num_steps=4, tolerance=0.0).num_steps == 4
+    with pytest.raises(ValueError, match="tolerance"):
+        fit(conjugate, guide, tolerance=math.nan)
 
 
 def test_training_ends_where_nothing_is_left():

@@ -18,12 +18,6 @@ __all__ = ["Trainer"]
 WINDOW = 100
 """Steps between two looks at what remains, and the horizon of the average of the parameters."""
 
-SMALL_KL = 0.01
-"""Nats: a start with less to gain is not trained. A Gaussian that is off by 0.14 sd in one direction has as much."""
-
-STOP_KL = 0.005
-"""Nats: training ends where less is left. It is the smaller one, since a look among many may be a lucky one."""
-
 ELBO_NOISE = 0.05
 """Nats: between ELBOs closer than that, a thousand draws don't decide."""
 
@@ -40,6 +34,8 @@ class Trainer:
         probe: estimates what remains to be gained by the parameters in place: on the same noise at every call, or,
             asked for it, on more and fresh noise. ``None`` where that can't be known.
         own: whether parameters of the model are among them: then a guide that matches its posterior is not the end.
+        tolerance: nats; a start with less to gain is not trained, and training ends at half as much: a look among many
+            may be a lucky one.
         progress: is told of every step.
     """
 
@@ -52,13 +48,14 @@ class Trainer:
         gains: dict[int, float],
         probe: Callable[[bool], Remaining] | None,
         own: bool,
+        tolerance: float,
         progress: Progress,
     ) -> None:
         if not params:
             raise ValueError("the guide has no parameters to fit")
         self.params, self.loss_terms = params, loss_terms
         self.num_steps, self.probe, self.own, self.progress = num_steps, probe, own, progress
-        self.learning_rate, self.gains = learning_rate, gains
+        self.learning_rate, self.gains, self.tolerance = learning_rate, gains, tolerance
         self.average = self._copy()
         self.losses: list[float] = []
         self.remaining: list[tuple[int, Remaining]] = []
@@ -71,7 +68,7 @@ class Trainer:
         """Train until nothing is left to gain, the descent is over, or Ctrl-C; the best parameters met stay."""
         before = self._copy()
         try:
-            if self._nothing_left(before, SMALL_KL):
+            if self._nothing_left(before, self.tolerance):
                 return
             # Not before it is needed: PyTorch's optimisers take seconds to import.
             self.take = OptimizerStep(self._adam(), self._skip)
@@ -93,7 +90,7 @@ class Trainer:
         while len(self.losses) < constant:
             self._step()
             if len(self.losses) % WINDOW == 0:
-                if self._nothing_left(self.average, STOP_KL):
+                if self._nothing_left(self.average, 0.5 * self.tolerance):
                     return True
                 if self._flat():
                     self.stopped = "no further gain"
@@ -109,7 +106,7 @@ class Trainer:
             for group in self.take.optimizer.param_groups:
                 group["lr"] = group["initial"] * (1 - i / descent)
             self._step()
-            if len(self.losses) % WINDOW == 0 and self._nothing_left(self.average, STOP_KL):
+            if len(self.losses) % WINDOW == 0 and self._nothing_left(self.average, 0.5 * self.tolerance):
                 return True
         return False
 
