@@ -24,13 +24,16 @@ IMAGE_SETS = {
 }
 
 
-def published_key(record: dict[str, Any]) -> str:
+def published_key(record: dict[str, Any]) -> str | None:
+    """The row of the ConvFlow paper's tables; it has no other flows."""
     vae, settings = record["settings"]["vae"], record["settings"]
     key = "plain"
     if vae["num_extra_layers"]:
         key = f"plus{vae['num_extra_layers']}"
-    elif vae["flow"] != "none":
-        key = f"k{vae['num_blocks']}"
+    elif vae["flow"] is not None:
+        if vae["flow"]["type"] != "ConvFlow":
+            return None
+        key = f"k{vae['flow']['num_blocks']}"
     if settings["objective"] == "iwae":
         bound = f"iwae{settings['num_particles']}"
         key = bound if key == "plain" else f"{key}-{bound}"
@@ -38,10 +41,12 @@ def published_key(record: dict[str, Any]) -> str:
 
 
 def sort_key(record: dict[str, Any]) -> tuple:
+    """Plain models, then ConvFlow, then other flows."""
     vae, settings = record["settings"]["vae"], record["settings"]
-    flow = ("none", "global", "amortized").index(vae["flow"])
-    blocks = 0 if vae["flow"] == "none" else vae["num_blocks"]
-    return settings["objective"], vae["num_extra_layers"], flow, blocks, record["epochs"]
+    flow = vae["flow"] or {"type": ""}
+    family = {"": "0", "ConvFlow": "1"}.get(flow["type"], flow["type"])
+    length = next((value for value in flow.values() if isinstance(value, int)), 0)
+    return settings["objective"], vae["num_extra_layers"], family, vae["amortized"], length, record["epochs"]
 
 
 def vae_table(records: list[dict[str, Any]], published: dict[str, Any], dataset: str, architecture: str) -> list[str]:
@@ -54,14 +59,10 @@ def vae_table(records: list[dict[str, Any]], published: dict[str, Any], dataset:
     ]
     for record in sorted(records, key=sort_key):
         row = published["rows"].get(published_key(record))
-        flow = record["settings"]["vae"]["flow"]
-        label = (row["label"] if row else record["model"]) + ("" if flow == "none" else f", {flow}")
-        if flow != "none" and record["settings"]["vae"]["flow_activation"] != "leaky_relu":
-            label += f", {record['settings']['vae']['flow_activation']}"
         theirs = f"{row[paper][architecture]:.2f}" if row else "–"
         low, high = record["interval"]
         lines.append(
-            f"| {label} | {theirs} | {record['nll']:.2f} | {low:.2f} – {high:.2f} | {-record['elbo']:.2f} "
+            f"| {record['label']} | {theirs} | {record['nll']:.2f} | {low:.2f} – {high:.2f} | {-record['elbo']:.2f} "
             f"| {100 * record['share_k_hat_above_0.7']:.0f} % | {record['protocol']}, {record['epochs']}, "
             f"{record['steps']} |"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -9,6 +10,7 @@ import pytest
 
 from vi_flows.cli import main
 from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.flows import FLOWS, IAF, ConvFlow, Spline, Sylvester
 from vi_flows.training import ImageTrainConfig, Run, VAETrainConfig
 from vi_flows.vae import VAEConfig
 
@@ -31,11 +33,17 @@ SETTINGS = [
     *[(VAETrainConfig, {"ema_decay": value}) for value in (0, 1, 1.5, math.nan)],
     *[(VAETrainConfig, {name: "foo"}) for name in ("protocol", "objective", "schedule", "vae", "data_root")],
     *[(ImageTrainConfig, {name: "foo"}) for name in ("protocol", "schedule", "image", "epochs")],
-    *[(VAEConfig, {name: "foo"}) for name in ("flow", "architecture", "activation", "flow_activation", "batch_norm")],
+    *[(VAEConfig, {name: "foo"}) for name in ("flow", "architecture", "activation", "amortized", "batch_norm")],
     *[(VAEConfig, {"latent_dims": value}) for value in (5, (0,), (-3,), (2.5,), "4", (math.nan,))],
     *[(VAEConfig, {"hidden_dims": value}) for value in (5, ((0,),), ((-1, 3),), (4,))],
-    *[(VAEConfig, {name: 0}) for name in ("num_blocks", "kernel_size", "flow_rank")],
-    *[(VAEConfig, {"dilations": value}) for value in ((1, 2.5), (0,), 3)],
+    (VAEConfig, {"amortized": False}),
+    *[(ConvFlow, {name: 0}) for name in ("num_blocks", "kernel_size", "rank")],
+    *[(ConvFlow, {"dilations": value}) for value in ((1, 2.5), (0,), 3)],
+    (ConvFlow, {"activation": "foo"}),
+    *[(kind, {dataclasses.fields(kind)[0].name: value}) for kind in FLOWS.values() for value in (0, 1.5, "2")],
+    (Sylvester, {"rank": 0}),
+    (IAF, {"scale": "softplus"}),
+    (Spline, {"bound": 0.0}),
     (VAEConfig, {"num_extra_layers": -1}),
     *[(ImageFlowConfig, {name: -1}) for name in ("num_levels", "num_steps", "num_couplings", "num_final", "width")],
     (ImageFlowConfig, {"num_couplings": 0}),
@@ -50,17 +58,15 @@ def test_settings_are_refused_by_name(kind, values):
         kind(**values)
 
 
-UNUSED = {
-    "num_blocks": VAETrainConfig(vae=VAEConfig(num_blocks=2)),
-    "flow_activation": VAETrainConfig(vae=VAEConfig(flow_activation="elu")),
-}
-
-
-@pytest.mark.parametrize("name", UNUSED)
-def test_settings_that_would_be_left_unused_start_no_run(name, tmp_path):
-    with pytest.raises(ValueError, match=name):
-        Run.create(tmp_path / "run", UNUSED[name])
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("values", [{"rank": 3}, {"amortize_weight": True}])
+def test_settings_that_would_be_left_unused_are_refused(values):
+    flow, name = ConvFlow(**values), next(iter(values))
+    assert VAEConfig(flow=flow).flow == flow
+    with pytest.raises(ValueError, match=f"{name} is for flows with a context"):
+        VAEConfig(flow=flow, amortized=False)
+    with pytest.raises(ValueError, match=f"{name} is for flows with a context"):
+        flow.build(4)
+    flow.build(4, 3)
 
 
 COMMANDS = [
@@ -86,6 +92,13 @@ COMMANDS = [
     ("train image --out run --num-extra-layers 1", 2, "Unrecognized.*--num-extra-layers"),
     ("train vae --out run --num-levels 2", 2, "Unrecognized.*--num-levels"),
     ("train --out run", 2, "vae"),
+    # … nor are those of another flow, or those of a flow where there is none.
+    ("train vae --out run conv_flow --num-layers 4", 2, "Unrecognized.*--num-layers"),
+    ("train vae --out run planar --num-blocks 4", 2, "Unrecognized.*--num-blocks"),
+    ("train vae --out run --num-layers 4", 2, "Unrecognized.*--num-layers"),
+    ("train vae --out run --no-amortized", 2, "amortized"),
+    ("train vae --out run --no-amortized conv_flow --rank 3", 2, "rank"),
+    ("train vae --out run plannar", 2, "planar"),
     # A run that goes on takes no settings, a default neither.
     ("train --resume started --batch-size 100", 2, "Unrecognized.*--batch-size"),
     ("train --resume started --batch-size 50", 2, "Unrecognized.*--batch-size"),

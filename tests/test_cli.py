@@ -22,7 +22,7 @@ SMALL = ("--epochs", 1, "--latent-dims", 4, "--batch-size", 300, "--quiet", "--t
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "run"
-    assert run("train", "vae", "--out", folder, *SMALL, "--flow", "global", "--num-blocks", 2) == 0
+    assert run("train", "vae", "--out", folder, *SMALL, "--no-amortized", "conv_flow", "--num-blocks", 2) == 0
     return folder
 
 

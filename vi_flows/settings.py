@@ -80,6 +80,11 @@ _SCALARS: dict[type, tuple[type | tuple[type, ...], str]] = {
 }
 
 
+def _bare(hint: Any) -> Any:
+    """A hint without its annotations."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
 def _problem(value: Any, hint: Any) -> str | None:
     """What is wrong with ``value``, or ``None``."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -91,10 +96,12 @@ def _problem(value: Any, hint: Any) -> str | None:
     if origin is Literal:
         return None if value in inner else f"must be one of {', '.join(map(str, inner))}"
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in inner:
+        if value is None and type(None) in map(_bare, inner):
             return None
-        found_all = [_problem(value, option) for option in inner if option is not type(None)]
-        return None if None in found_all else found_all[0]
+        found_all = [_problem(value, option) for option in inner if _bare(option) is not type(None)]
+        if None in found_all:
+            return None
+        return " or ".join([found_all[0], *(str(found).removeprefix("must be ") for found in found_all[1:])])
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return "must be a list of values"

@@ -182,7 +182,7 @@ def test_quantiles_before_the_first_call_and_out_of_range():
 
 @pytest.mark.parametrize("name", sorted(FLOWS))
 def test_every_flow_is_a_guide(name):
-    guide = AutoFlow(correlated, FLOWS[name])
+    guide = AutoFlow(correlated, FLOWS[name]().build)
     assert torch.isfinite(Trace_ELBO().differentiable_loss(correlated, guide))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vi_flows.flows import ConvFlow
 from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.vae import VAEConfig, build_vae
 
@@ -15,7 +16,7 @@ SIZES = {
     "g1": dict(latent_dims=(2,), hidden_dims=((3,),)),
     "g2": dict(architecture="g2", latent_dims=(2, 3), hidden_dims=((3,), (4,))),
 }
-FLOW = dict(flow="amortized", flow_activation="tanh", kernel_size=2, dilations=(1,), flow_rank=2)
+FLOW = {"flow": ConvFlow(activation="tanh", kernel_size=2, dilations=(1,), rank=2)}
 X = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
 OBJECTIVES = sorted(DIRECT_OBJECTIVES)
 
@@ -136,10 +137,10 @@ def test_the_value_is_that_of_the_bound_and_batch_norm_sees_the_data_once(object
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({}, "leaky ReLU"), ({"flow_activation": "tanh"}, None), ({"flow": "none"}, None)],
+    [({}, "leaky ReLU"), ({"flow": ConvFlow(activation="tanh")}, None), ({"flow": None, "amortized": True}, None)],
 )
 def test_flows_whose_log_determinant_jumps_are_refused(settings, reason):
-    vae = build_vae(VAEConfig(**{"flow": "global", **settings}), 5)
+    vae = build_vae(VAEConfig(**{"flow": ConvFlow(), "amortized": False, **settings}), 5)
     if reason is None:
         vae.guide.check_path_gradient()
     else:

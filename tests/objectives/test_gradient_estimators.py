@@ -4,12 +4,13 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import pyro.distributions.transforms as pyro_transforms
 import pytest
 import torch
 from pyro.infer import SVI
 from torch import nn
 
-from vi_flows.flows import planar
+from vi_flows.flows import repeat_pyro
 from vi_flows.guides import AutoConvFlow, AutoFlow
 from vi_flows.objectives import ELBO, IWAE, DReG, RenyiBound, StickingTheLanding
 
@@ -155,7 +156,7 @@ def test_flow_guides_at_the_exact_posterior_have_no_gradient(loss):
 
 
 def test_flows_without_an_inverse_are_named():
-    guide = AutoFlow(gaussian, planar)
+    guide = AutoFlow(gaussian, lambda dim: repeat_pyro(lambda: pyro_transforms.planar(dim), 8))
     with pytest.raises(NotImplementedError, match="inverse"):
         StickingTheLanding(max_plate_nesting=0).differentiable_loss(gaussian, guide)
 

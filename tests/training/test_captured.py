@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.test_stacked import assert_close
+from vi_flows.flows import ConvFlow
 from vi_flows.objectives import elbo_bound, iwae_bound
 from vi_flows.training import ImageTrainConfig, Run, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.captured import CapturedTrainer, trainer_for
@@ -18,13 +19,14 @@ from vi_flows.training.checkpoint import load_tensors
 from vi_flows.vae import VAEConfig, build_vae
 
 TINY = VAEConfig(latent_dims=(4,), hidden_dims=((16,),))
-FLOWING = replace(TINY, kernel_size=3, num_blocks=2)
+FLOW = ConvFlow(2, kernel_size=3)
+GLOBAL, AMORTIZED = replace(TINY, flow=FLOW, amortized=False), replace(TINY, flow=FLOW)
 CONFIG = VAETrainConfig(vae=TINY, epochs=2, batch_size=200, threads=1, checkpoint_seconds=1e9)
 KINDS = {
     "plain": (TINY, elbo_bound, 1),
-    "global": (replace(FLOWING, flow="global", batch_norm=True), elbo_bound, 1),
-    "amortised": (replace(FLOWING, flow="amortized", flow_activation="tanh"), iwae_bound, 5),
-    "g2": (VAEConfig("g2", (3, 4), ((8,), (16,)), flow="global", kernel_size=2), iwae_bound, 5),
+    "global": (replace(GLOBAL, batch_norm=True), elbo_bound, 1),
+    "amortised": (replace(TINY, flow=replace(FLOW, activation="tanh")), iwae_bound, 5),
+    "g2": (VAEConfig("g2", (3, 4), ((8,), (16,)), flow=ConvFlow(kernel_size=2), amortized=False), iwae_bound, 5),
 }
 
 
@@ -75,7 +77,7 @@ def test_a_step_can_be_traced(kind):
 
     graph = make_fx(step, tracing_mode="fake")(parameters, buffers, x)
     own = [str(node.target) for node in graph.graph.nodes if "vi_flows" in str(node.target)]
-    latents = 0 if config.flow == "none" else len(vae.model.latent_names)
+    latents = 0 if config.flow is None else len(vae.model.latent_names)
     assert sum("backward" in name for name in own) == latents
     assert len(own) == 2 * latents
 
@@ -119,7 +121,7 @@ def test_static_buffers_change_nothing(tmp_path):
 
 def test_what_warms_up_is_put_back(tmp_path, monkeypatch):
     """The snapshot covers weights, running statistics, averages, moments and counters."""
-    config = replace(CONFIG, vae=replace(FLOWING, flow="global", batch_norm=True), ema_decay=0.9)
+    config = replace(CONFIG, vae=replace(GLOBAL, batch_norm=True), ema_decay=0.9)
     trainer = CapturedTrainer(Run.create(tmp_path / "run", config), progress=False)
     trainer.start()
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
@@ -178,11 +180,11 @@ def test_only_vaes():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("flow", ["none", "global", "amortized"])
-def test_replayed_steps_are_the_eager_ones(tmp_path, flow):
-    config = replace(CONFIG, vae=replace(FLOWING, flow=flow) if flow != "none" else TINY, device="cuda")
+@pytest.mark.parametrize("vae", [TINY, GLOBAL, AMORTIZED], ids=lambda vae: vae.name)
+def test_replayed_steps_are_the_eager_ones(tmp_path, vae):
+    config = replace(CONFIG, vae=vae, device="cuda")
     config = replace(config, kl_warmup_epochs=0.3, ema_decay=0.9, clip_norm=20.0)
-    if flow == "none":
+    if vae.flow is None:
         config = replace(config, objective="dreg", particles_schedule=(1, 3))
     runs = [Run.create(tmp_path / name, replace(config, cuda_graph=name == "graph")) for name in ("graph", "eager")]
     for run in runs:
@@ -195,7 +197,7 @@ def test_replayed_steps_are_the_eager_ones(tmp_path, flow):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_resumed_recording_repeats_the_run_to_the_bit(tmp_path):
-    config = replace(CONFIG, vae=replace(FLOWING, flow="amortized", batch_norm=True), device="cuda", cuda_graph=True)
+    config = replace(CONFIG, vae=replace(AMORTIZED, batch_norm=True), device="cuda", cuda_graph=True)
     whole, parts = (Run.create(tmp_path / name, config) for name in ("whole", "parts"))
     trainer = trainer_for(whole, progress=False)
     trainer.start()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vi_flows.flows import ConvFlow
 from vi_flows.training import ImageTrainConfig, Run, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
@@ -16,14 +17,14 @@ from vi_flows.training.stacked_layers import MemberStreams, stack_modules
 from vi_flows.vae import VAEConfig, build_vae
 
 TINY = VAEConfig(latent_dims=(4,), hidden_dims=((16,),))
-FLOWING = replace(TINY, kernel_size=3)
+FLOW = ConvFlow(kernel_size=3)
 KINDS = {
     "plain": TINY,
-    "batch norm, global": replace(FLOWING, batch_norm=True, flow="global"),
-    "amortised": replace(FLOWING, flow="amortized", flow_activation="tanh", amortize_weight=True),
-    "full rank": replace(FLOWING, flow="amortized", flow_rank=None),
-    "extra layers": replace(FLOWING, num_extra_layers=2, flow="amortized"),
-    "g2": VAEConfig("g2", (3, 4), ((8,), (16,)), batch_norm=True, flow="global", kernel_size=2),
+    "batch norm, global": replace(TINY, batch_norm=True, flow=FLOW, amortized=False),
+    "amortised": replace(TINY, flow=replace(FLOW, activation="tanh", amortize_weight=True)),
+    "full rank": replace(TINY, flow=replace(FLOW, rank=None)),
+    "extra layers": replace(TINY, num_extra_layers=2, flow=FLOW),
+    "g2": VAEConfig("g2", (3, 4), ((8,), (16,)), batch_norm=True, flow=ConvFlow(kernel_size=2), amortized=False),
 }
 CONFIG = VAETrainConfig(vae=TINY, epochs=2, batch_size=200, threads=1, checkpoint_seconds=1e9)
 

@@ -134,7 +134,7 @@ def test_the_command_takes_it(source, tmp_path, capsys):
 
 
 def test_objectives_that_a_flow_cannot_serve_are_refused_before_there_is_a_folder(tmp_path, capsys):
-    flow = ["--flow", "global", "--objective", "dreg", "--num-particles", "3"]
+    flow = ["--no-amortized", "--objective", "dreg", "--num-particles", "3", "conv_flow"]
     with pytest.raises(SystemExit) as ended:
         main(["train", "vae", "--out", str(tmp_path / "new"), *flow])
     assert ended.value.code == 2

@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from vi_flows.data import load
+from vi_flows.flows import ConvFlow
 from vi_flows.training import Run, RunError, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.vae import VAEConfig
 
 SMALL = VAETrainConfig(
-    vae=VAEConfig(latent_dims=(4,), hidden_dims=((16,),), flow="amortized", kernel_size=3, batch_norm=True),
+    vae=VAEConfig(latent_dims=(4,), hidden_dims=((16,),), flow=ConvFlow(kernel_size=3), batch_norm=True),
     epochs=2, batch_size=200, threads=1, ema_decay=0.9, checkpoint_seconds=1e9,
 )  # fmt: skip
 
@@ -97,13 +98,13 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(finished, tmp_path, sto
 
 
 NEW = (
-    "vae", "--latent-dims", "8", "--epochs", "15", "--batch-size", "50", "--threads", "1", "--flow", "global",
-    "--checkpoint-seconds", "0.2", "--out",
+    "vae", "--latent-dims", "8", "--epochs", "15", "--batch-size", "50", "--threads", "1", "--no-amortized",
+    "--checkpoint-seconds", "0.2", "--quiet", "--out",
 )  # fmt: skip
 
 
 def start_process(*words):
-    command = [sys.executable, "-c", "from vi_flows.cli import main; main()", "train", *map(str, words), "--quiet"]
+    command = [sys.executable, "-c", "from vi_flows.cli import main; main()", "train", *map(str, words)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -117,18 +118,18 @@ def wait_for_epochs(folder, count, process):
 
 
 def test_killed_and_interrupted_processes_resume_to_the_same_bits(tmp_path):
-    vae = VAEConfig(latent_dims=(8,), flow="global")
+    vae = VAEConfig(latent_dims=(8,), flow=ConvFlow(), amortized=False)
     trainer_of(tmp_path / "whole", VAETrainConfig(vae=vae, epochs=15, batch_size=50, threads=1)).fit()
-    killed = start_process(*NEW, tmp_path / "killed")
+    killed = start_process(*NEW, tmp_path / "killed", "conv_flow")
     wait_for_epochs(tmp_path / "killed", 2, killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    resumed = start_process("--resume", tmp_path / "killed")
+    resumed = start_process("--resume", tmp_path / "killed", "--quiet")
     wait_for_epochs(tmp_path / "killed", 4, resumed)
     resumed.send_signal(signal.SIGINT)
     assert resumed.wait(60) == 130
     assert "--resume" in resumed.stderr.read()
-    last = start_process("--resume", tmp_path / "killed")
+    last = start_process("--resume", tmp_path / "killed", "--quiet")
     assert last.wait(300) == 0, last.stderr.read()
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     assert same(weights(tmp_path / "killed", "best"), weights(tmp_path / "whole", "best"))

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import pyro.distributions.transforms as pyro_transforms
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 from tests.transforms.case import Case, randomise
 from tests.transforms.image_cases import IMAGE_CASES
 from vi_flows import flows
+from vi_flows.flows import FLOWS, IAF, MAF, ConvFlow, Planar, Radial, Spline, Sylvester, VectorFlow
 from vi_flows.transforms import (
     Affine,
     Bijection,
     Chain,
     ConditionalChain,
     ConvBlock,
-    ConvFlow,
     FromPyro,
     Inverse,
     QuadraticTails,
     Revert,
     TriangularScale,
 )
+from vi_flows.transforms import ConvFlow as ConvFlowLayer
 
 
 def _conditioned(dim: int, **options: object) -> Bijection:
@@ -32,13 +37,42 @@ def _conditioned(dim: int, **options: object) -> Bijection:
 
 
 def _conditional_chain() -> Bijection:
-    family = ConditionalChain([flows.conditional_conv_flow(4, 3), Revert(), ConvFlow(4, 2, 1)])
+    family = ConditionalChain([flows.conditional_conv_flow(4, 3), Revert(), ConvFlowLayer(4, 2, 1)])
     randomise(family, 0.5)
     return family.requires_grad_(False).condition(torch.randn(3))  # without a graph: it can be copied
 
 
 def _conv(activation: str) -> Case:
-    return Case(lambda: ConvFlow(7, 3, 2, activation), (7,), extreme=True)
+    return Case(lambda: ConvFlowLayer(7, 3, 2, activation), (7,), extreme=True)
+
+
+SMALL_FLOWS: dict[str, VectorFlow] = {
+    **{name: kind() for name, kind in FLOWS.items()},
+    "conv_flow": ConvFlow(2, kernel_size=2, dilations=(1, 2), activation="tanh"),
+    "planar": Planar(3),
+    "radial": Radial(3),
+    "sylvester": Sylvester(2, rank=3, num_reflections=3),
+    "sylvester_householder": Sylvester(2, rank=4, num_reflections=2),
+    "iaf": IAF(2, (6,)),
+    "maf": MAF(2, (6,)),
+    "spline": Spline(2, (6,), num_bins=4),
+}
+"""Every flow of the registry, at settings that are quick to check."""
+
+
+def _flow(flow: VectorFlow, amortized: bool = False) -> Case:
+    # Splines of splines with slopes between 10⁻³ and 10³ are beyond float64: their parameters are kept smaller.
+    scale = 0.2 if isinstance(flow, Spline) else 0.5
+
+    def conditioned() -> Bijection:
+        family = randomise(flow.build(4, 3), scale)
+        return family.requires_grad_(False).condition(torch.randn(3))  # without a graph: it can be copied
+
+    return Case(conditioned if amortized else lambda: flow.build(4), (4,), scale=scale)
+
+
+def _pyro(make: Callable[[], Transform], num_layers: int = 2, **options: Any) -> Case:
+    return Case(lambda: flows.repeat_pyro(make, num_layers, revert=True), (4,), **options)
 
 
 CASES: dict[str, Case] = {
@@ -48,11 +82,11 @@ CASES: dict[str, Case] = {
     "conv_flow_sigmoid": _conv("sigmoid"),
     "conv_flow_softplus": _conv("softplus"),
     "conv_flow_elu": _conv("elu"),
-    "conv_flow_steep": Case(lambda: ConvFlow(6, 3, 1, negative_slope=2.0), (6,), extreme=True),
-    "conv_flow_relu": Case(lambda: ConvFlow(6, 3, 1, negative_slope=0.0), (6,), extreme=True),
-    "conv_flow_one_dim": Case(lambda: ConvFlow(1, 5, 1), (1,), extreme=True),
-    "conv_flow_dead_taps": Case(lambda: ConvFlow(5, 5, 4), (5,), extreme=True),
-    "conv_flow_long_dilation": Case(lambda: ConvFlow(5, 2, 9), (5,), extreme=True),
+    "conv_flow_steep": Case(lambda: ConvFlowLayer(6, 3, 1, negative_slope=2.0), (6,), extreme=True),
+    "conv_flow_relu": Case(lambda: ConvFlowLayer(6, 3, 1, negative_slope=0.0), (6,), extreme=True),
+    "conv_flow_one_dim": Case(lambda: ConvFlowLayer(1, 5, 1), (1,), extreme=True),
+    "conv_flow_dead_taps": Case(lambda: ConvFlowLayer(5, 5, 4), (5,), extreme=True),
+    "conv_flow_long_dilation": Case(lambda: ConvFlowLayer(5, 2, 9), (5,), extreme=True),
     "conv_block": Case(lambda: ConvBlock(10, 5, (1, 2, 4, 8)), (10,), scale=0.3),
     "conv_flow_paper_2d": Case(lambda: flows.conv_flow(2, 4), (2,), scale=0.4),
     "conv_flow_paper_50d": Case(lambda: flows.conv_flow(50, 2), (50,), scale=0.1, smooth=False),
@@ -62,7 +96,7 @@ CASES: dict[str, Case] = {
         lambda: _conditioned(5, num_blocks=1, rank=None, amortize_weight=True, activation="tanh"), (5,)
     ),
     "conditional_chain": Case(_conditional_chain, (4,)),
-    "chain": Case(lambda: Chain([ConvFlow(4, 2, 1), Revert(), ConvFlow(4, 3, 1, "tanh")]), (4,)),
+    "chain": Case(lambda: Chain([ConvFlowLayer(4, 2, 1), Revert(), ConvFlowLayer(4, 3, 1, "tanh")]), (4,)),
     "affine_full": Case(lambda: Affine(torch.zeros(5)), (5,)),
     "affine_low_rank": Case(lambda: Affine(torch.zeros(5), kind="low_rank", rank=2), (5,)),
     "affine_diagonal": Case(lambda: Affine(torch.zeros(5), kind="diagonal"), (5,)),
@@ -70,16 +104,23 @@ CASES: dict[str, Case] = {
     "triangular_scale": Case(lambda: TriangularScale(6), (6,)),
     "chain_empty": Case(lambda: Chain([]), (3,)),
     "chain_mixed_event_dims": Case(
-        lambda: Chain([FromPyro(torch.distributions.AffineTransform(0.3, -1.7)), ConvFlow(4, 2, 1)]), (4,)
+        lambda: Chain([FromPyro(torch.distributions.AffineTransform(0.3, -1.7)), ConvFlowLayer(4, 2, 1)]), (4,)
     ),
     "inverse": Case(lambda: Inverse(flows.conv_flow(4, 1, 2, (1, 2))), (4,)),
-    "inverse_of_inverse": Case(lambda: Inverse(Inverse(ConvFlow(4, 2, 1, "elu"))), (4,)),
-    "pyro_planar": Case(lambda: flows.planar(4, 2), (4,), invertible=False),
-    "pyro_radial": Case(lambda: flows.radial(4, 2), (4,), invertible=False),
-    "pyro_iaf": Case(lambda: flows.iaf(4, 2), (4,), smooth=False),
-    "pyro_maf": Case(lambda: flows.maf(4, 2), (4,), smooth=False),
+    "inverse_of_inverse": Case(lambda: Inverse(Inverse(ConvFlowLayer(4, 2, 1, "elu"))), (4,)),
+    "pyro_planar": _pyro(lambda: pyro_transforms.planar(4), invertible=False),
+    "pyro_radial": _pyro(lambda: pyro_transforms.radial(4), invertible=False),
+    "pyro_iaf": _pyro(lambda: pyro_transforms.affine_autoregressive(4), smooth=False),
     # Pyro's rational splines lose up to units in float32 when they are inverted where they are steep.
-    "pyro_spline": Case(lambda: flows.spline(4, 1), (4,), smooth=False, round_trip=1e-7, round_trip32=math.inf),
+    "pyro_spline": _pyro(
+        lambda: pyro_transforms.spline_autoregressive(4, count_bins=8, bound=5.0),
+        num_layers=1,
+        smooth=False,
+        round_trip=1e-7,
+        round_trip32=math.inf,
+    ),
+    **{f"flow_{name}": _flow(flow) for name, flow in SMALL_FLOWS.items()},
+    **{f"flow_{name}_amortized": _flow(flow, amortized=True) for name, flow in SMALL_FLOWS.items()},
     **IMAGE_CASES,
 }
 

@@ -161,7 +161,7 @@ def test_copies_after_use(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_moves_to_another_dtype(name):
-    if name.startswith(("conditional_conv_flow", "conditional_chain", "pyro_spline")):
+    if name.startswith(("conditional_conv_flow", "conditional_chain", "pyro_spline")) or name.endswith("_amortized"):
         pytest.skip("tensors computed from a context, and Pyro's bounds, stay what they were")
     bijection, x = build(name).to(torch.float32), inputs(name, 3)
     y, ladj = bijection.forward_and_ladj(x.float())

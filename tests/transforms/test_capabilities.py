@@ -58,7 +58,7 @@ def test_no_diagonal_of_a_layer_is_below_the_bound(activation):
 
 @pytest.mark.parametrize("name", FLOWS)
 def test_flows_say_truly_whether_they_have_an_inverse(name):
-    flow = FLOWS[name](2)
+    flow = FLOWS[name]().build(2)
     try:
         flow.inverse_and_ladj(torch.zeros(1, 2))
         works = True

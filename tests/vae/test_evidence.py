@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
 from vi_flows.evaluation import AISResult, NLLResult
+from vi_flows.flows import ConvFlow
 from vi_flows.vae import (
     VAE,
     AISSettings,
@@ -28,7 +29,7 @@ from vi_flows.vae import (
 PIXELS, IMAGES = 7, 60
 CONFIGS = {
     "g1": VAEConfig("g1", (2,), ((8,),), batch_norm=True),
-    "g1-flow": VAEConfig("g1", (2,), ((8,),), flow="amortized", kernel_size=2, flow_activation="tanh", flow_rank=4),
+    "g1-flow": VAEConfig("g1", (2,), ((8,),), flow=ConvFlow(kernel_size=2, activation="tanh", rank=4)),
     "g2": VAEConfig("g2", (1, 1), ((6,), (8,))),
 }
 QUICK = AISSettings(chains=8, temperatures=60, leapfrog=3, model_images=0)

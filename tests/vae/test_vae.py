@@ -14,6 +14,7 @@ from tests.transforms.cases import randomise
 from vi_flows import conv_flow, flows
 from vi_flows.distributions import BernoulliLogits, FlowNormal
 from vi_flows.evaluation import estimate_nll
+from vi_flows.flows import ConvFlow
 from vi_flows.objectives import ELBO, IWAE, elbo_bound, iwae_bound
 from vi_flows.vae import VAE, AmortizedGuide, GenerativeModel, VAEConfig, build_vae
 
@@ -31,8 +32,15 @@ def _fresh():
     pyro.set_rng_seed(0)
 
 
+POSTERIORS = {
+    "none": {},
+    "global": {"flow": ConvFlow(kernel_size=3), "amortized": False},
+    "amortized": {"flow": ConvFlow(kernel_size=3)},
+}
+
+
 def small(architecture="g1", flow="none", **options):
-    return randomise(build_vae(VAEConfig(**SMALL[architecture], flow=flow, kernel_size=3, **options), DIM), 0.4)
+    return randomise(build_vae(VAEConfig(**SMALL[architecture], **POSTERIORS[flow], **options), DIM), 0.4)
 
 
 @pytest.fixture
@@ -125,7 +133,7 @@ def test_predictive(architecture, flow, rows):
 
 def test_any_bijection_on_each_latent(rows):
     model = GenerativeModel(DIM, (4,), ((8,),))
-    for flow in (flows.planar(4), flows.iaf(4, 2), flows.spline(4, 1), conv_flow(4, 2, activation="tanh")):
+    for flow in (flows.Planar().build(4), flows.IAF(2).build(4), conv_flow(4, 2, activation="tanh")):
         vae = VAE(model, AmortizedGuide(DIM, (4,), ((8,),), [flow]))
         assert vae.log_weight_terms(rows, 3).log_weights().shape == (3, 7)
         assert math.isfinite(Trace_ELBO().loss_and_grads(vae.model, vae.guide, rows))
@@ -134,7 +142,7 @@ def test_any_bijection_on_each_latent(rows):
 def test_nll_of_a_tiny_vae_by_quadrature():
     """−log p(x) of a one-latent VAE against numerical integration over z."""
     torch.manual_seed(2)
-    vae = build_vae(VAEConfig(latent_dims=(1,), hidden_dims=((4,),), flow="amortized", kernel_size=1), 6)
+    vae = build_vae(VAEConfig(latent_dims=(1,), hidden_dims=((4,),), flow=ConvFlow(kernel_size=1)), 6)
     randomise(vae, 0.4).double().eval()
     randomise(vae.guide.flows, 1.5)
     rows = torch.bernoulli(torch.rand(5, 6)).double()
@@ -147,13 +155,14 @@ def test_nll_of_a_tiny_vae_by_quadrature():
 
 
 def test_parameter_shapes_of_the_paper():
-    g1, g2 = build_vae(VAEConfig(flow="global", num_blocks=8), 784), build_vae(VAEConfig("g2", flow="global"), 784)
+    g1 = build_vae(VAEConfig(flow=ConvFlow(8), amortized=False), 784)
+    g2 = build_vae(VAEConfig("g2", flow=ConvFlow(), amortized=False), 784)
     assert [type(m).__name__ for m in g1.model.networks[0]] == ["Linear", "Tanh", "Linear", "Tanh"]
     assert g1.model.latent_dims == (50,)
-    assert g1.guide.flows[0].spec.num_layers == 48
+    assert g1.guide.flows["0"].spec.num_layers == 48
     assert g2.model.latent_names == ["z1", "z2"]
     assert g2.model.latent_dims == (50, 100)
-    assert [flow.spec.dilations[-1] for flow in g2.guide.flows] == [32, 64]
+    assert [flow.spec.dilations[-1] for flow in g2.guide.flows.values()] == [32, 64]
     assert [m.in_features for m in g2.guide.networks[1] if hasattr(m, "in_features")] == [784, 200]
     assert [m.out_features for m in g2.guide.networks[0] if hasattr(m, "out_features")] == [100, 100]
     plus = build_vae(VAEConfig(num_extra_layers=4), 784)

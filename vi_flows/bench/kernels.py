@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from types import ModuleType
 
+import pyro.distributions.transforms as pyro_transforms
 import torch
 from torch import Tensor, nn
 
@@ -77,12 +78,12 @@ def _import(name: str) -> ModuleType:
 
 
 def _pyro_iaf() -> tuple[nn.Module, Evaluate]:
-    flow = flows.iaf(DIM, 4)
+    flow = flows.repeat_pyro(lambda: pyro_transforms.affine_autoregressive(DIM), 4, revert=True)
     return flow, flow.forward_and_ladj
 
 
 def _pyro_planar() -> tuple[nn.Module, Evaluate]:
-    flow = flows.planar(DIM, 8)
+    flow = flows.repeat_pyro(lambda: pyro_transforms.planar(DIM), 8)
     return flow, flow.forward_and_ladj
 
 

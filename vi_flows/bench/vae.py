@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vi_flows.bench.measure import Measurement, compare
 from vi_flows.evaluation import estimate_nll
+from vi_flows.flows import ConvFlow
 from vi_flows.objectives import ELBO, elbo_bound, iwae_bound
 from vi_flows.vae import VAE, VAEConfig, build_vae
 
@@ -28,10 +29,17 @@ def images(rows: int) -> Tensor:
     return torch.bernoulli(torch.full((rows, PIXELS), 0.13))
 
 
-def make_vae(flow: str) -> VAE:
-    """G1 with the paper's widths, and a flow posterior of K = 8 blocks or none."""
+POSTERIORS = {
+    "none": VAEConfig(),
+    "global": VAEConfig(flow=ConvFlow(BLOCKS), amortized=False),
+    "amortized": VAEConfig(flow=ConvFlow(BLOCKS)),
+}
+
+
+def make_vae(posterior: str) -> VAE:
+    """G1 with the paper's widths, and one of :data:`POSTERIORS`."""
     torch.manual_seed(0)
-    return build_vae(VAEConfig(flow=flow, num_blocks=BLOCKS), PIXELS)
+    return build_vae(POSTERIORS[posterior], PIXELS)
 
 
 def optimise(module: nn.Module, loss: Callable[[], Tensor]) -> Step:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vi_flows.cli.runs import Sample, draw_pictures
+from vi_flows.flows import ConvFlow
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
@@ -28,8 +29,8 @@ PLAIN = VAETrainConfig(
 )
 MODELS: dict[str, VAEConfig] = {
     "VAE": PLAIN.vae,
-    "VAE + ConvFlow K=4, global": replace(PLAIN.vae, flow="global", num_blocks=4, kernel_size=4),
-    "VAE + ConvFlow K=4, amortised": replace(PLAIN.vae, flow="amortized", num_blocks=4, kernel_size=4),
+    "VAE + ConvFlow K=4, global": replace(PLAIN.vae, flow=ConvFlow(4), amortized=False),
+    "VAE + ConvFlow K=4, amortised": replace(PLAIN.vae, flow=ConvFlow(4)),
 }
 
 
@@ -54,7 +55,7 @@ class Demo:
         print(f"{'':30}  {'-ELBO':>7}  {'NLL':>7}  {'95 % interval':>16}  {'k-hat':>5}  {'train s':>7}")
         for index, (name, vae) in enumerate(MODELS.items()):
             config = replace(PLAIN, vae=vae, epochs=self.epochs, seed=self.seed)
-            run = Run.create(self.out / f"{index}-{vae.flow}", config)
+            run = Run.create(self.out / f"{index}-{vae.name}", config)
             trainer = Trainer(run, progress=not self.quiet)
             trainer.start()
             state = trainer.fit()

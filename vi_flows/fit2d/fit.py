@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pyro.distributions.transforms as pyro_transforms
 import torch
 from torch import Tensor
 
@@ -189,7 +190,7 @@ def make_flow_2d(
     """A flow on the plane: ConvBlocks with Reverts, or as many layers of another flow as have no fewer parameters.
 
     Args:
-        name: ``conv_flow``, ``planar``, ``radial``, ``iaf``, ``spline`` or ``spline_wide``.
+        name: ``conv_flow``, or one of Pyro's: ``planar``, ``radial``, ``iaf``, ``spline`` or ``spline_wide``.
         num_blocks: ConvBlocks of one layer a dilation (kernel size 2), 5 parameters a layer; planar layers have 5,
             radial ones 4, IAF layers 32 (hidden width 4), autoregressive linear-rational spline layers of 4 bins 96
             (hidden width 2) or, where wide, Pyro's default of 1110. ConvFlow starts as far from the identity as Pyro's
@@ -206,11 +207,15 @@ def make_flow_2d(
         "conv_flow": lambda n: flows.conv_flow(
             2, num_blocks, dilations=dilations, activation=activation, init_scale=0.4
         ),
-        "planar": lambda n: flows.planar(2, n),
-        "radial": lambda n: flows.radial(2, n),
-        "iaf": lambda n: flows.iaf(2, n, [4]),
-        "spline": lambda n: flows.spline(2, n, count_bins=4, hidden_dims=[2]),
-        "spline_wide": lambda n: flows.spline(2, n, count_bins=4),
+        "planar": lambda n: flows.repeat_pyro(lambda: pyro_transforms.planar(2), n),
+        "radial": lambda n: flows.repeat_pyro(lambda: pyro_transforms.radial(2), n),
+        "iaf": lambda n: flows.repeat_pyro(lambda: pyro_transforms.affine_autoregressive(2, [4]), n, revert=True),
+        "spline": lambda n: flows.repeat_pyro(
+            lambda: pyro_transforms.spline_autoregressive(2, [2], count_bins=4, bound=5.0), n, revert=True
+        ),
+        "spline_wide": lambda n: flows.repeat_pyro(
+            lambda: pyro_transforms.spline_autoregressive(2, count_bins=4, bound=5.0), n, revert=True
+        ),
     }
     if name not in makers:
         raise ValueError(f"unknown flow {name!r}; choose one of {', '.join(makers)}")

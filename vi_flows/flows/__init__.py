@@ -1,5 +1,19 @@
-"""Flows by name: compositions of bijections, for vectors and for images."""
+"""Flows: small typed descriptions that build compositions of bijections, for vectors and for images.
 
-from vi_flows.flows.vector import FLOWS, conditional_conv_flow, conv_flow, iaf, maf, planar, radial, spline
+``Planar(num_layers=16).build(50)`` is a bijection with parameters of its own, ``….build(50, context_dim=200)`` a
+family whose parameters come from a context: ``condition(context)`` is the bijection.
+"""
 
-__all__ = ["FLOWS", "conditional_conv_flow", "conv_flow", "iaf", "maf", "planar", "radial", "spline"]
+from vi_flows.flows.autoregressive import IAF, MAF, Spline
+from vi_flows.flows.base import VectorFlow
+from vi_flows.flows.conv_flow import ConvFlow, conditional_conv_flow, conv_flow
+from vi_flows.flows.planar import Planar
+from vi_flows.flows.pyro_flows import repeat_pyro
+from vi_flows.flows.radial import Radial
+from vi_flows.flows.sylvester import Sylvester
+from vi_flows.flows.vector import FLOWS
+
+__all__ = [
+    "FLOWS", "IAF", "MAF", "ConvFlow", "Planar", "Radial", "Spline", "Sylvester", "VectorFlow",
+    "conditional_conv_flow", "conv_flow", "repeat_pyro",
+]  # fmt: skip

@@ -84,6 +84,11 @@ class TrainConfig:
         raise NotImplementedError
 
     @property
+    def label(self) -> str:
+        """The model's name in a table for people."""
+        return self.name
+
+    @property
     def captured(self) -> bool:
         """Whether the training step is to be recorded on a GPU and replayed."""
         return False

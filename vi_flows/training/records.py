@@ -39,6 +39,7 @@ def make_record(run: Run, trained: dict[str, Any], result: dict[str, Any]) -> di
     config = run.config
     return {
         "model": config.name,
+        "label": config.label,
         "dataset": config.dataset,
         "protocol": config.protocol,
         **result,

@@ -1,6 +1,14 @@
 """Bijections: the contract, ConvFlow, image layers, and Pyro's own transforms under the same contract."""
 
-from vi_flows.transforms.base import Bijection, Chain, ConditionalBijection, ConditionalChain, EvaluationState, Inverse
+from vi_flows.transforms.base import (
+    Bijection,
+    Chain,
+    ConditionalBijection,
+    ConditionalChain,
+    ConditionalInverse,
+    EvaluationState,
+    Inverse,
+)
 from vi_flows.transforms.coupling import ChannelGroups, Checkerboard, ConditionalCoupling, Coupling
 from vi_flows.transforms.coupling_maps import AdditiveMap, AffineMap, ConvMap, MConvMap
 from vi_flows.transforms.from_pyro import FromPyro
@@ -33,6 +41,7 @@ __all__ = [
     "ConditionalChain",
     "ConditionalConvFlow",
     "ConditionalCoupling",
+    "ConditionalInverse",
     "Conv1x1",
     "ConvBlock",
     "ConvFlow",

@@ -18,6 +18,7 @@ __all__ = [
     "Chain",
     "ConditionalBijection",
     "ConditionalChain",
+    "ConditionalInverse",
     "EvaluationState",
     "Inverse",
     "min_slope_of",
@@ -157,6 +158,10 @@ class Bijection(_Capabilities, TransformModule, ABC):
         Returns:
             ``x``, and ``log|det dx/dy|`` (the negative of the forward one at ``x``) of shape ``batch_shape``.
         """
+
+    def condition(self, context: Tensor) -> Bijection:
+        """The bijection itself: it is the same for every context."""
+        return self
 
     # What follows is the adapter to `torch.distributions.Transform`.
 
@@ -367,7 +372,21 @@ class ConditionalChain(ConditionalBijection):
         self.parts = nn.ModuleList(parts)
 
     def condition(self, context: Tensor) -> Chain:
-        """Condition every conditional part; the others enter the chain as they are."""
-        return Chain(
-            [part.condition(context) if isinstance(part, ConditionalBijection) else part for part in self.parts]
-        )
+        """Condition every part; unconditional ones enter the chain as they are."""
+        return Chain([part.condition(context) for part in self.parts])
+
+
+class ConditionalInverse(ConditionalBijection):
+    """A family of bijections in the other direction, see :class:`Inverse`.
+
+    Args:
+        family: what to invert.
+    """
+
+    def __init__(self, family: ConditionalBijection) -> None:
+        super().__init__()
+        self.family = family
+
+    def condition(self, context: Tensor) -> Inverse:
+        """The inverse of the family's bijection for each row of ``context``."""
+        return Inverse(self.family.condition(context))

@@ -1,8 +1,8 @@
-"""How a coupling changes a group of the image: additive, affine, convolution and MCONV maps.
+"""How a coupling changes a group of the input: additive, affine, spline, convolution and MCONV maps.
 
 Each takes the group and its parameter maps (arrays of the group's own shape, computed by a network from other groups)
 and returns the changed group with the log-determinant, in either direction. Zero maps give the identity, except for
-the sigmoid scale.
+the sigmoid scale. Elementwise maps serve images, vectors and autoregressive layers alike; the others are for images.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vi_flows.transforms.base import sum_event_dims
 from vi_flows.transforms.image.circular_conv import make_filter
+from vi_flows.transforms.rational_quadratic import rational_quadratic
 
-__all__ = ["COUPLING_MAPS", "SCALES", "AdditiveMap", "AffineMap", "ConvMap", "CouplingMap", "GaussianMap", "MConvMap"]
+__all__ = [
+    "COUPLING_MAPS", "SCALES", "AdditiveMap", "AffineMap", "ConvMap", "CouplingMap", "ElementwiseMap", "GaussianMap",
+    "MConvMap", "SplineMap",
+]  # fmt: skip
 
 SIGMOID_FLOOR = 0.05
 
@@ -38,10 +43,6 @@ as its default.
 """
 
 
-def _sum(value: Tensor) -> Tensor:
-    return value.flatten(-3).sum(-1)
-
-
 class CouplingMap(ABC):
     """An invertible map of a group given its parameters.
 
@@ -54,39 +55,59 @@ class CouplingMap(ABC):
     spatial: bool = False
 
     @abstractmethod
-    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
-        """Change the group (or undo it), and the log-determinant of what was done, summed over three event dimensions.
+    def __call__(
+        self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False, event_dim: int = 3
+    ) -> tuple[Tensor, Tensor]:
+        """Change the group (or undo it), and the log-determinant of what was done, summed over the event dimensions.
 
         Args:
-            x: the group, ``(…, C, H, W)``.
+            x: the group, ``(…, C, H, W)`` of an image or ``(…, d)`` of a vector.
             maps: ``num_maps`` tensors of the group's shape.
             inverse: undo the map.
+            event_dim: rightmost dimensions of one event: 3 for images, 1 for vectors.
         """
 
 
-class _ScaledMap(CouplingMap):
+class ElementwiseMap(CouplingMap):
+    """A map of each entry by its own parameters: for events of any shape."""
+
+    @abstractmethod
+    def elementwise(self, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
+        """The changed entries and the log of the slope at each, both of the shape of ``x``."""
+
+    def __call__(
+        self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False, event_dim: int = 3
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`CouplingMap`."""
+        y, log_slope = self.elementwise(x, maps, inverse)
+        return y, sum_event_dims(log_slope, event_dim)
+
+
+class _Scale:
+    """One of :data:`SCALES` by name; a copy of it holds no function."""
+
     def __init__(self, scale: str) -> None:
         if scale not in SCALES:
             raise ValueError(f"unknown scale {scale!r}; choose one of {', '.join(SCALES)}")
-        self.scale = scale
+        self.name = scale
 
     def log_scale(self, g: Tensor) -> Tensor:
         """``log s(g)``."""
-        return SCALES[self.scale](g)
+        return SCALES[self.name](g)
 
 
-class AdditiveMap(CouplingMap):
+class AdditiveMap(ElementwiseMap):
     """NICE's additive coupling, ``y = x + t``; log-determinant 0 (Dinh et al., *NICE*, section 3.2)."""
 
     num_maps = 1
 
-    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+    def elementwise(self, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
         """Add, or subtract."""
         y = x - maps[0] if inverse else x + maps[0]
-        return y, y.new_zeros(y.shape[:-3])
+        return y, torch.zeros_like(y)
 
 
-class AffineMap(_ScaledMap):
+class AffineMap(ElementwiseMap):
     """Affine coupling, ``y = (x + t) ⊙ s(g)``; ``log|det| = Σ log s(g)`` (Nagar et al., eq. 4; Glow, table 1).
 
     Args:
@@ -99,17 +120,17 @@ class AffineMap(_ScaledMap):
     num_maps = 2
 
     def __init__(self, scale: str = "tanh") -> None:
-        super().__init__(scale)
+        self.scale = _Scale(scale)
 
-    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+    def elementwise(self, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
         """Shift, then scale; or the reverse."""
-        shift, log_scale = maps[0], self.log_scale(maps[1])
+        shift, log_scale = maps[0], self.scale.log_scale(maps[1])
         if inverse:
-            return x * (-log_scale).exp() - shift, -_sum(log_scale)
-        return (x + shift) * log_scale.exp(), _sum(log_scale)
+            return x * (-log_scale).exp() - shift, -log_scale
+        return (x + shift) * log_scale.exp(), log_scale
 
 
-class GaussianMap(CouplingMap):
+class GaussianMap(ElementwiseMap):
     """Standardisation by a normal, ``y = (x − μ) e^{−log σ}``; ``log|det| = −Σ log σ``; the maps are ``μ, log σ``.
 
     ``log σ`` is bounded softly: ``2 tanh(g/2)`` above zero and ``6 tanh(g/6)`` below (slope 1 at zero on both sides).
@@ -119,13 +140,39 @@ class GaussianMap(CouplingMap):
 
     num_maps = 2
 
-    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+    def elementwise(self, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
         """Standardise; or the reverse."""
         mean, g = maps[0], maps[1]
         log_sd = 2.0 * torch.tanh(g.clamp(min=0) / 2.0) + 6.0 * torch.tanh(g.clamp(max=0) / 6.0)
         if inverse:
-            return x * log_sd.exp() + mean, _sum(log_sd)
-        return (x - mean) * (-log_sd).exp(), -_sum(log_sd)
+            return x * log_sd.exp() + mean, log_sd
+        return (x - mean) * (-log_sd).exp(), -log_sd
+
+
+class SplineMap(ElementwiseMap):
+    """Monotone rational-quadratic spline on ``[−B, B]``, the identity outside (Durkan et al. 2019, section 3.1).
+
+    The maps are ``num_bins`` widths, ``num_bins`` heights and ``num_bins − 1`` slopes before their softmax and
+    softplus, see :func:`~vi_flows.transforms.rational_quadratic.rational_quadratic`.
+
+    Args:
+        num_bins: ``K``.
+        bound: ``B``.
+
+    Raises:
+        ValueError: there is less than one bin, or the bound is not positive.
+    """
+
+    def __init__(self, num_bins: int = 8, bound: float = 5.0) -> None:
+        if num_bins < 1 or not bound > 0:
+            raise ValueError(f"num_bins must be at least 1 and bound positive, got {num_bins} and {bound}")
+        self.num_bins, self.bound = num_bins, bound
+        self.num_maps = 3 * num_bins - 1
+
+    def elementwise(self, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
+        """The spline, or its inverse in closed form."""
+        sizes = (self.num_bins, self.num_bins, self.num_bins - 1)
+        return rational_quadratic(x, *torch.stack(tuple(maps), -1).split(sizes, -1), self.bound, inverse)
 
 
 class ConvMap(CouplingMap):
@@ -145,7 +192,9 @@ class ConvMap(CouplingMap):
     def __init__(self, filter: str = "cepstrum", bound: float = 2.0) -> None:
         self.filter = make_filter(filter, 2, bound)
 
-    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False, event_dim: int = 3
+    ) -> tuple[Tensor, Tensor]:
         """Convolve and shift; or the reverse."""
         v, shift = maps[:2]
         if inverse:
@@ -154,7 +203,7 @@ class ConvMap(CouplingMap):
         return y + shift, ladj
 
 
-class MConvMap(_ScaledMap):
+class MConvMap(CouplingMap):
     """MCONV, ``y = s(g) ⊙ (w ⊛ x + b) + t`` (Karami et al., eq. 7, inverse eq. 9); the maps are ``v, b, g, t``.
 
     ``b`` is redundant given ``t``; it is kept as in the paper, where it lets the shift scale with ``s``.
@@ -172,22 +221,25 @@ class MConvMap(_ScaledMap):
     spatial = True
 
     def __init__(self, scale: str = "tanh", filter: str = "cepstrum", bound: float = 2.0) -> None:
-        super().__init__(scale)
+        self.scale = _Scale(scale)
         self.conv = ConvMap(filter, bound)
 
-    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False, event_dim: int = 3
+    ) -> tuple[Tensor, Tensor]:
         """Convolve, shift, scale, shift; or the reverse."""
-        log_scale, shift = self.log_scale(maps[2]), maps[3]
+        log_scale, shift = self.scale.log_scale(maps[2]), maps[3]
         if inverse:
             x, ladj = self.conv((x - shift) * (-log_scale).exp(), maps, inverse=True)
-            return x, ladj - _sum(log_scale)
+            return x, ladj - sum_event_dims(log_scale, event_dim)
         y, ladj = self.conv(x, maps)
-        return y * log_scale.exp() + shift, ladj + _sum(log_scale)
+        return y * log_scale.exp() + shift, ladj + sum_event_dims(log_scale, event_dim)
 
 
 COUPLING_MAPS: dict[str, Callable[..., CouplingMap]] = {
     "additive": AdditiveMap,
     "affine": AffineMap,
+    "spline": SplineMap,
     "conv": ConvMap,
     "mconv": MConvMap,
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from vi_flows.flows import conditional_conv_flow, conv_flow
+import tyro
+
+from vi_flows.flows import FLOWS, VectorFlow
 from vi_flows.nn.mlp import ACTIVATIONS
 from vi_flows.settings import NonNegative, OneOf, Positive, check_settings
-from vi_flows.transforms import Bijection, ConditionalBijection
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel
 from vi_flows.vae.vae import VAE
@@ -21,10 +22,26 @@ ARCHITECTURES: dict[str, tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]] = 
 }
 """Latent sizes from the top down, and the widths of the network below each, of the ConvFlow paper's G1 and G2."""
 
+if TYPE_CHECKING:
+    FlowChoice = VectorFlow | None
+else:
+    # One of the registry: its name and its settings end the command line (`… planar --num-layers 16`).
+    FlowChoice = Union[  # noqa: UP007
+        tuple(
+            Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)]
+            for name, kind in [*FLOWS.items(), ("none", None)]
+        )
+    ]
+
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """A VAE and its flow posterior."""
+    """A VAE and its flow posterior.
+
+    Raises:
+        ValueError: a setting is of another type, out of its bounds, or without use: ``amortized`` where there is no
+            flow, or a flow's setting for contexts where it has none.
+    """
 
     architecture: Literal["g1", "g2"] = "g1"
     """One (g1) or two (g2) stochastic layers."""
@@ -38,27 +55,36 @@ class VAEConfig:
     """Batch normalisation before each activation."""
     num_extra_layers: NonNegative = 0
     """More deterministic encoder layers before each head (the paper's VAE+)."""
-    flow: Literal["none", "global", "amortized"] = "none"
-    """ConvFlow on each latent: none, parameters shared by all rows, or parameters from the encoder."""
-    num_blocks: Positive = 1
-    """ConvBlocks K of each flow."""
-    kernel_size: Positive = 5
-    """Taps of each ConvFlow layer."""
-    dilations: tuple[Positive, ...] | None = None
-    """Of the layers of a block; default: powers of two up to the latent's size."""
-    flow_activation: Literal["leaky_relu", "tanh", "sigmoid", "softplus", "elu"] = "leaky_relu"
-    """ConvFlow's h."""
-    flow_rank: Positive | None = 32
-    """Size of the code between the encoder and amortised flow parameters."""
-    amortize_weight: bool = False
-    """Let the encoder change the kernels too, not only the gains and biases."""
-
-    OF_THE_FLOW: ClassVar[tuple[str, ...]] = (
-        "num_blocks", "kernel_size", "dilations", "flow_activation", "flow_rank", "amortize_weight",
-    )  # fmt: skip
+    flow: FlowChoice = None
+    """Flow after the Gaussian on each latent, with its settings at the end of the line."""
+    amortized: bool = True
+    """The flow's parameters come from the encoder; otherwise all rows share them."""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.amortized:
+            return
+        if self.flow is None:
+            raise ValueError("amortized says where a flow's parameters come from, and there is no flow")
+        self.flow.check_without_context()
+
+    @property
+    def name(self) -> str:
+        """For file names: ``g1-plus1-conv_flow-amortized-k8-tanh``."""
+        parts = [self.architecture]
+        if self.num_extra_layers:
+            parts.append(f"plus{self.num_extra_layers}")
+        if self.flow is not None:
+            parts += [self.flow.name, "amortized" if self.amortized else "global", self.flow.key]
+        return "-".join(parts)
+
+    @property
+    def label(self) -> str:
+        """For tables: ``VAE + ConvFlow (K = 8), amortized``."""
+        name = f"VAE+ ({self.num_extra_layers} layers)" if self.num_extra_layers else "VAE"
+        if self.flow is None:
+            return name
+        return f"{name} + {self.flow.label()}, {'amortized' if self.amortized else 'global'}"
 
 
 def build_vae(config: VAEConfig, data_dim: int) -> VAE:
@@ -78,23 +104,12 @@ def build_vae(config: VAEConfig, data_dim: int) -> VAE:
         raise ValueError(f"{config.architecture} has {len(default_latents)} latents, got latent_dims={latents}")
     model = GenerativeModel(data_dim, latents, hidden, config.activation, config.batch_norm)
 
-    def make_flow(dim: int, widths: tuple[int, ...]) -> Bijection | ConditionalBijection | None:
-        kernel = dict(
-            num_blocks=config.num_blocks,
-            kernel_size=config.kernel_size,
-            dilations=config.dilations,
-            activation=config.flow_activation,
-        )
-        if config.flow == "none":
-            return None
-        if config.flow == "global":
-            return conv_flow(dim, **kernel)
-        context_dim = dim if config.num_extra_layers else widths[0]
-        return conditional_conv_flow(
-            dim, context_dim, **kernel, rank=config.flow_rank, amortize_weight=config.amortize_weight
-        )
-
-    flows = [make_flow(dim, widths) for dim, widths in zip(latents, hidden, strict=True)]
+    # The guide's context is its network's last hidden layer.
+    contexts = [dim if config.num_extra_layers else widths[0] for dim, widths in zip(latents, hidden, strict=True)]
+    flows = [
+        None if config.flow is None else config.flow.build(dim, context if config.amortized else None)
+        for dim, context in zip(latents, contexts, strict=True)
+    ]
     guide = AmortizedGuide(
         data_dim, latents, hidden, flows, config.activation, config.batch_norm, config.num_extra_layers
     )

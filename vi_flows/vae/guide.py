@@ -62,16 +62,16 @@ class AmortizedGuide(nn.Module):
         self.heads = nn.ModuleList(
             GaussianHead(network.output_dim, dim) for network, dim in zip(self.networks, latent_dims, strict=True)
         )
-        self.flows = nn.ModuleList(nn.Identity() if flow is None else flow for flow in flows)
+        # By the latent's index: a latent without a flow has no entry.
+        self.flows = nn.ModuleDict({str(index): flow for index, flow in enumerate(flows) if flow is not None})
 
     def posterior(self, index: int, below: Tensor, validate_args: bool | None = None) -> FlowNormal:
         """``q(z_index | below)``, where ``below`` is the next latent, or ``x`` for the last one."""
         features = self.networks[index](below)
         loc, log_scale = self.heads[index](features)
-        flow = self.flows[index]
-        if isinstance(flow, ConditionalBijection):
-            flow = flow.condition(features)
-        return FlowNormal(loc, log_scale, flow if isinstance(flow, Bijection) else None, validate_args)
+        key = str(index)
+        flow = self.flows[key].condition(features) if key in self.flows else None
+        return FlowNormal(loc, log_scale, flow, validate_args)
 
     def forward(
         self, x: Tensor | None = None, *, size: int | None = None, dataset_size: int | None = None

@@ -117,14 +117,22 @@ class VAETrainConfig(TrainConfig):
     @property
     def name(self) -> str:
         """Such as ``g1-conv_flow-amortized-k4-iwae50``."""
-        name = self.vae.architecture
-        if self.vae.num_extra_layers:
-            name += f"-plus{self.vae.num_extra_layers}"
-        if self.vae.flow != "none":
-            name += f"-conv_flow-{self.vae.flow}-k{self.vae.num_blocks}"
-            name += "" if self.vae.flow_activation == "leaky_relu" else f"-{self.vae.flow_activation}"
-        particles = self.particles_schedule[-1] if self.particles_schedule else self.num_particles
-        return f"{name}-{self.objective}{particles}" if (self.objective, particles) != ("elbo", 1) else name
+        return self.vae.name + ("" if self._is_plain else f"-{self.objective}{self.final_particles}")
+
+    @property
+    def label(self) -> str:
+        """Such as ``VAE + ConvFlow (K = 4), amortized, IW = 50``."""
+        words = {"elbo": "draws = ", "iwae": "IW = "}.get(self.objective, f"{self.objective}, draws = ")
+        return self.vae.label + ("" if self._is_plain else f", {words}{self.final_particles}")
+
+    @property
+    def final_particles(self) -> int:
+        """Draws a row in the last epoch."""
+        return self.particles_schedule[-1] if self.particles_schedule else self.num_particles
+
+    @property
+    def _is_plain(self) -> bool:
+        return (self.objective, self.final_particles) == ("elbo", 1)
 
     @property
     def model_settings(self) -> VAEConfig:
@@ -135,18 +143,6 @@ class VAETrainConfig(TrainConfig):
     def captured(self) -> bool:
         """Whether the training step is to be recorded on a GPU and replayed."""
         return self.cuda_graph
-
-    def check_all_used(self) -> None:
-        """Refuse settings of a flow that is not there.
-
-        Raises:
-            ValueError: one differs from its default.
-        """
-        if self.vae.flow != "none":
-            return
-        for name in VAEConfig.OF_THE_FLOW:
-            if getattr(self.vae, name) != getattr(VAEConfig(), name):
-                raise ValueError(f"{name} needs a flow (vae.flow: --flow global or amortized)")
 
     def kl_weight_at(self, epoch: float) -> float:
         """Weight of the KL term after ``epoch`` epochs, counted in fractions."""

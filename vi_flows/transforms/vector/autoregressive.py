@@ -1,0 +1,106 @@
+r"""Autoregressive layers: each entry is changed by an elementwise map whose parameters see the entries before it.
+
+``y_i = g(x_i; net(x_1 … x_{i−1}))``, ``log|det| = Σ_i log ∂y_i/∂x_i``. The forward pass is one pass of the network; the
+inverse finds the entries in order, with ``d`` passes. With the affine map it is the inverse autoregressive flow
+(Kingma et al. 2016), whose inverse is the masked autoregressive flow (Papamakarios, Pavlakou & Murray 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from vi_flows.nn.autoregressive_mlp import AutoregressiveMLP
+from vi_flows.transforms.base import Bijection, ConditionalBijection
+from vi_flows.transforms.coupling_maps import ElementwiseMap
+
+__all__ = ["Autoregressive", "ConditionalAutoregressive"]
+
+
+def _check(change: ElementwiseMap, network: AutoregressiveMLP) -> None:
+    if network.num_params != change.num_maps:
+        raise ValueError(f"the map has {change.num_maps} parameters an entry, the network gives {network.num_params}")
+
+
+class Autoregressive(Bijection):
+    """The layer, with a network that sees no context.
+
+    Args:
+        change: the map of one entry.
+        network: gives its parameters.
+
+    Raises:
+        ValueError: the network gives another number of parameters.
+    """
+
+    def __init__(self, change: ElementwiseMap, network: AutoregressiveMLP) -> None:
+        super().__init__(event_dim=1)
+        _check(change, network)
+        self.change, self.network = change, network
+        self.shifts: Sequence[Tensor] = ()
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.network(x, self.shifts).unbind(-1)
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass of the network."""
+        self._check_last_dim(x, self.network.input_dim)
+        return self.change(x, self._maps(x), event_dim=1)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """``d`` passes of the network, one an entry."""
+        self._check_last_dim(y, self.network.input_dim)
+        batch = torch.broadcast_shapes(y.shape[:-1], *(shift.shape[:-1] for shift in self.shifts))
+        y = y.expand(*batch, y.shape[-1])
+        x = torch.zeros_like(y)
+        done: list[Tensor] = []
+        slopes: list[Tensor] = []
+        for index in range(y.shape[-1]):
+            maps = [m[..., index] for m in self._maps(x)]
+            entry, log_slope = self.change.elementwise(y[..., index], maps, inverse=True)
+            done.append(entry)
+            slopes.append(log_slope)
+            x = torch.cat([torch.stack(done, -1), torch.zeros_like(y[..., index + 1 :])], -1)
+        return x, torch.stack(slopes, -1).sum(-1)
+
+
+class _ConditionedAutoregressive(Autoregressive):
+    """The layer for each row of a context."""
+
+    def __init__(self, change: ElementwiseMap, network: AutoregressiveMLP, shifts: Sequence[Tensor]) -> None:
+        super().__init__(change, network)
+        self.shifts = tuple(shifts)
+
+    def _state_tensors(self) -> Iterable[Tensor]:
+        yield from super()._state_tensors()
+        yield from self.shifts
+
+
+class ConditionalAutoregressive(ConditionalBijection):
+    """The layer, with a network that also sees a context.
+
+    Args:
+        change: the map of one entry.
+        network: gives its parameters; made with a ``context_dim``.
+
+    Raises:
+        ValueError: the network takes no context, or gives another number of parameters; on conditioning, the context
+            has another length.
+    """
+
+    def __init__(self, change: ElementwiseMap, network: AutoregressiveMLP) -> None:
+        super().__init__()
+        _check(change, network)
+        if not network.context_dim:
+            raise ValueError("the network was made without a context_dim; an unconditional layer is Autoregressive")
+        self.change, self.network = change, network
+
+    def condition(self, context: Tensor) -> Bijection:
+        """The layer for each row of ``context``, shape ``batch_shape + (context_dim,)``."""
+        if context.dim() < 1 or context.shape[-1] != self.network.context_dim:
+            raise ValueError(
+                f"expected a context of {self.network.context_dim} entries a row, got {tuple(context.shape)}"
+            )
+        return _ConditionedAutoregressive(self.change, self.network, self.network.shifts(context)).train(self.training)
