@@ -16,9 +16,19 @@ from torch.distributions import constraints
 
 from vi_flows.autoregressive.outputs import Output
 
-__all__ = ["Autoregressive", "AutoregressiveDistribution"]
+__all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout"]
 
 SCALAR = torch.Size()
+
+
+def check_dropout(dropout: float) -> None:
+    """Refuse a share that is none.
+
+    Raises:
+        ValueError: it is not in [0, 1).
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
 
 
 class Autoregressive(nn.Module, ABC):
@@ -56,6 +66,19 @@ class Autoregressive(nn.Module, ABC):
     @abstractmethod
     def generation_order(self) -> Tensor:
         """Flat indices of the entries of an event, each after all those that it depends on."""
+
+    def training_params(self, x: Tensor, context: Tensor) -> Tensor:
+        """What a training step scores rows with: :meth:`params`, where a family doesn't train otherwise."""
+        return self.params(x, context)
+
+    def judged_log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+        """The log-density that a trained model is judged by, nats ``(N,)``: that of :meth:`params`, or a mixture's.
+
+        Args:
+            x: ``(N, *event_shape)``.
+            context: ``(N, context_dim)``.
+        """
+        return self.output.log_prob(self.params(x, context), x).flatten(1).sum(1)
 
     def condition(self, context: Tensor) -> AutoregressiveDistribution:
         """``p(· | context)``.

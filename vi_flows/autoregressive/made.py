@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vi_flows.autoregressive.base import Autoregressive
+from vi_flows.autoregressive.base import Autoregressive, check_dropout
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.nn.masked import ContextBias, MaskedLinear
 from vi_flows.nn.mlp import ACTIVATIONS
@@ -25,9 +25,10 @@ __all__ = ["MADE"]
 class MADE(Autoregressive):
     """Masked autoencoder over the flattened entries.
 
-    It starts in the natural order with evenly spread hidden degrees. For order- and connectivity-agnostic training
-    call :meth:`resample_masks` with a seed before each step, going round a list of seeds; :meth:`ensemble_log_prob`
-    then averages over the same seeds.
+    With one mask the order is the natural one and the hidden degrees are evenly spread. With more, the orders and
+    degrees are drawn from the seeds 0, 1, …, and training is order- and connectivity-agnostic: :meth:`training_params`
+    goes round the masks, a step each, and :meth:`judged_log_prob` is the density of their equal mixture (paper,
+    sections 4.1 and 4.2). The density that the module itself stands for is that of the current mask, at first seed 0's.
 
     Args:
         event_shape: of one ``x``; its entries are flattened.
@@ -36,12 +37,17 @@ class MADE(Autoregressive):
         activation: name, see :class:`~vi_flows.nn.MLP`.
         direct: whether inputs are connected to outputs directly too.
         context_dim: see :class:`Autoregressive`; the context reaches every layer, so that the first entry sees it.
+        num_masks: masks to train with.
+        dropout: share of each hidden layer's units that a training step leaves out.
 
     Raises:
-        ValueError: the activation is unknown, a width is less than 1, or there is no layer at all.
+        ValueError: the activation is unknown, a width or ``num_masks`` is less than 1, there is no layer at all, or
+            ``dropout`` is not in [0, 1).
     """
 
     order: Tensor
+    orders: Tensor
+    turn: Tensor
 
     def __init__(
         self,
@@ -51,8 +57,13 @@ class MADE(Autoregressive):
         activation: str = "relu",
         direct: bool = False,
         context_dim: int = 0,
+        num_masks: int = 1,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(event_shape, output, context_dim)
+        check_dropout(dropout)
+        if num_masks < 1:
+            raise ValueError(f"num_masks must be at least 1, got {num_masks}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
         if any(width < 1 for width in hidden_dims):
@@ -69,9 +80,27 @@ class MADE(Autoregressive):
         self.direct = nn.ModuleList([MaskedLinear(size, num_outputs, bias=not hidden_dims)] if direct else [])
         self.last_context = ContextBias(context_dim, num_outputs)
         self.activation = ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
         self.register_buffer("order", torch.arange(size))
         top = max(1, size - 1)
-        self._set_masks(self.order, [torch.arange(width) % top + 1 for width in hidden_dims])
+        natural = self.order, [torch.arange(width) % top + 1 for width in hidden_dims]
+        members = [natural] if num_masks == 1 else [self._draw(seed) for seed in range(num_masks)]
+        # All masks' orders and degrees lie on the device: a training step makes its masks there.
+        self.register_buffer("orders", torch.stack([order for order, _ in members]), persistent=False)
+        for layer, degrees in enumerate(zip(*(degrees for _, degrees in members), strict=True)):
+            self.register_buffer(f"degrees_{layer}", torch.stack(degrees), persistent=False)
+        self.register_buffer("turn", torch.zeros(1, dtype=torch.long))
+        self._set_masks(*self._member(self.turn))
+
+    @property
+    def num_masks(self) -> int:
+        """Masks to train with."""
+        return len(self.orders)
+
+    def _member(self, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Order and hidden degrees of the mask ``index``, a tensor of one element so that nothing is read back."""
+        degrees = [self.get_buffer(f"degrees_{layer}") for layer in range(len(self.hidden_dims))]
+        return self.orders.index_select(0, index)[0], [degree.index_select(0, index)[0] for degree in degrees]
 
     def _layers(self) -> list[MaskedLinear]:
         """In the order of :meth:`_masks`."""
@@ -114,7 +143,7 @@ class MADE(Autoregressive):
         layers = list(zip(self._layers(), masks, strict=True))
         h = inputs
         for (layer, mask), bias in zip(layers, self.hidden_context, strict=False):
-            h = self.activation(bias(layer.under(mask, h), context))
+            h = self.dropout(self.activation(bias(layer.under(mask, h), context)))
         # The hidden layers are done; what is left are the outputs' terms: from the top, and directly.
         sources = [h for _ in self.last] + [inputs for _ in self.direct]
         terms = [layer.under(mask, h) for (layer, mask), h in zip(layers[len(self.hidden) :], sources, strict=True)]
@@ -124,6 +153,21 @@ class MADE(Autoregressive):
     def params(self, x: Tensor, context: Tensor) -> Tensor:
         """See :meth:`Autoregressive.params`; under the current masks."""
         return self._params_under([layer.mask for layer in self._layers()], x, context)
+
+    def training_params(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.training_params`; under the next of the masks, if there are several."""
+        if self.num_masks == 1:
+            return self.params(x, context)
+        params = self._params_under(self._masks(*self._member(self.turn)), x, context)
+        self.turn.add_(1).remainder_(self.num_masks)
+        return params
+
+    def judged_log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.judged_log_prob`; of the equal mixture over all masks, if there are several."""
+        if self.num_masks == 1:
+            return super().judged_log_prob(x, context)
+        members = (torch.tensor([index], device=self.turn.device) for index in range(self.num_masks))
+        return self._mixture_log_prob(map(self._member, members), x, context)
 
     def generation_order(self) -> Tensor:
         """The current order."""
@@ -148,8 +192,10 @@ class MADE(Autoregressive):
         batch = x.shape[: x.ndim - ndim]
         rows = x.to(next(self.parameters()).dtype).reshape(batch.numel(), *self.event_shape)
         context = rows.new_zeros(len(rows), 0)
-        scores = []
-        for seed in seeds:
-            params = self._params_under(self._masks(*self._draw(seed)), rows, context)
-            scores.append(self.output.log_prob(params, rows).flatten(1).sum(1))
-        return (torch.stack(scores).logsumexp(0) - math.log(len(seeds))).reshape(batch)
+        return self._mixture_log_prob(map(self._draw, seeds), rows, context).reshape(batch)
+
+    def _mixture_log_prob(self, members: Iterable[tuple[Tensor, list[Tensor]]], x: Tensor, context: Tensor) -> Tensor:
+        """``log (1/S) Σ_s p_s(x)``, ``(N,)``, over orders and hidden degrees."""
+        params = (self._params_under(self._masks(*member), x, context) for member in members)
+        scores = [self.output.log_prob(one, x).flatten(1).sum(1) for one in params]
+        return torch.stack(scores).logsumexp(0) - math.log(len(scores))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vi_flows.autoregressive.base import Autoregressive
+from vi_flows.autoregressive.base import Autoregressive, check_dropout
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.nn.masked import ContextBias, MaskedConv2d
 
@@ -69,20 +69,22 @@ class ResidualBlock(nn.Module):
         kernel_size: odd.
         data_channels: see :class:`~vi_flows.nn.MaskedConv2d`.
         context_dim: size of the context.
+        dropout: share of the inner features that a training step leaves out.
     """
 
-    def __init__(self, width: int, kernel_size: int, data_channels: int, context_dim: int) -> None:
+    def __init__(self, width: int, kernel_size: int, data_channels: int, context_dim: int, dropout: float) -> None:
         super().__init__()
         half = width // 2
         self.down = MaskedConv2d(width, half, (1, 1), "B", data_channels)
         self.conv = MaskedConv2d(half, half, (kernel_size, kernel_size), "B", data_channels)
         self.up = MaskedConv2d(half, width, (1, 1), "B", data_channels)
         self.context = ContextBias(context_dim, half)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, context: Tensor) -> Tensor:
         """``(N, width, H, W)`` to the same shape."""
         inner = self.context(self.conv(F.relu(self.down(F.relu(h)))), context)
-        return h + self.up(F.relu(inner))
+        return h + self.up(self.dropout(F.relu(inner)))
 
 
 class PixelCNN(RasterModel):
@@ -99,10 +101,11 @@ class PixelCNN(RasterModel):
         first_kernel: side of the first kernel, odd (7 in the paper).
         kernel_size: side of the others, odd (3 in the paper).
         context_dim: see :class:`Autoregressive`; the context reaches every layer's features.
+        dropout: share of each block's inner features that a training step leaves out.
 
     Raises:
         ValueError: see :class:`RasterModel` and :class:`~vi_flows.nn.MaskedConv2d`; or ``width`` is no multiple of
-            ``2 C``, or ``num_blocks`` is negative.
+            ``2 C``, ``num_blocks`` is negative, or ``dropout`` is not in [0, 1).
     """
 
     def __init__(
@@ -114,8 +117,10 @@ class PixelCNN(RasterModel):
         first_kernel: int = 7,
         kernel_size: int = 3,
         context_dim: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(event_shape, output, width, context_dim)
+        check_dropout(dropout)
         channels = self.event_shape[0]
         if width % (2 * channels):
             raise ValueError(f"width must be a multiple of twice the {channels} channels, got {width}")
@@ -123,7 +128,9 @@ class PixelCNN(RasterModel):
             raise ValueError(f"num_blocks must not be negative, got {num_blocks}")
         self.first = MaskedConv2d(channels, width, (first_kernel, first_kernel), "A", channels)
         self.first_context = ContextBias(context_dim, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width, kernel_size, channels, context_dim) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(width, kernel_size, channels, context_dim, dropout) for _ in range(num_blocks)
+        )
 
     def features(self, x: Tensor, context: Tensor) -> Tensor:
         """See :meth:`RasterModel.features`."""
@@ -148,6 +155,7 @@ class GatedLayer(nn.Module):
         data_channels: see :class:`~vi_flows.nn.MaskedConv2d`.
         context_dim: size of the context.
         last: whether nothing uses the vertical output, which then has no context of its own to learn.
+        dropout: share of the horizontal stack's gated features that a training step leaves out.
     """
 
     def __init__(
@@ -159,6 +167,7 @@ class GatedLayer(nn.Module):
         data_channels: int,
         context_dim: int,
         last: bool,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.residual, self.data_channels = mask_type == "B", data_channels
@@ -169,6 +178,7 @@ class GatedLayer(nn.Module):
         self.mix = MaskedConv2d(width, width, (1, 1), "B", data_channels)
         self.vertical_context = ContextBias(0 if last else context_dim, both)
         self.horizontal_context = ContextBias(context_dim, both)
+        self.dropout = nn.Dropout(dropout)
 
     def _gate(self, h: Tensor) -> Tensor:
         # Split within each group, so that a gate belongs to the same image channel as what it gates.
@@ -179,7 +189,7 @@ class GatedLayer(nn.Module):
         """The vertical and horizontal features, ``(N, in_channels, H, W)`` each to ``(N, width, H, W)`` each."""
         seen = self.vertical(v)
         inner = self.horizontal_context(self.horizontal(h) + self.across(seen), context)
-        out = self.mix(self._gate(inner))
+        out = self.mix(self.dropout(self._gate(inner)))
         return self._gate(self.vertical_context(seen, context)), h + out if self.residual else out
 
 
@@ -197,9 +207,11 @@ class GatedPixelCNN(RasterModel):
         first_kernel: side of the first kernel, odd and at least 3.
         kernel_size: side of the others, odd.
         context_dim: see :class:`Autoregressive`; the context reaches both stacks in every layer (paper, eq. 4).
+        dropout: share of each layer's horizontal features that a training step leaves out.
 
     Raises:
-        ValueError: see :class:`RasterModel` and :class:`~vi_flows.nn.MaskedConv2d`; or ``num_layers`` is negative.
+        ValueError: see :class:`RasterModel` and :class:`~vi_flows.nn.MaskedConv2d`; or ``num_layers`` is negative, or
+            ``dropout`` is not in [0, 1).
     """
 
     def __init__(
@@ -211,15 +223,17 @@ class GatedPixelCNN(RasterModel):
         first_kernel: int = 7,
         kernel_size: int = 3,
         context_dim: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(event_shape, output, width, context_dim)
+        check_dropout(dropout)
         if num_layers < 0:
             raise ValueError(f"num_layers must not be negative, got {num_layers}")
         channels = self.event_shape[0]
         # Of each layer: input features, kernel, mask type.
         plan = [(channels, first_kernel, "A"), *[(width, kernel_size, "B")] * num_layers]
         self.layers = nn.ModuleList(
-            GatedLayer(features, width, kernel, mask_type, channels, context_dim, last=index == num_layers)
+            GatedLayer(features, width, kernel, mask_type, channels, context_dim, index == num_layers, dropout)
             for index, (features, kernel, mask_type) in enumerate(plan)
         )
 

@@ -130,10 +130,20 @@ class MaskedConv2d(nn.Conv2d):
             distance = group_out[:, None] - group_in
             mask[:, :, height // 2, width // 2] = distance > 0 if mask_type == "A" else distance >= 0
         self.register_buffer("mask", mask, persistent=False)
+        live = mask.any(0).any(0)
+        self.live_rows = 1 + max((i for i in range(height) if live[i].any()), default=0)
+        self.live_columns = 1 + max((i for i in range(width) if live[:, i].any()), default=0)
+
+    def live_weight(self) -> Tensor:
+        """The masked kernel without the rows below and the columns to the right of all that it sees."""
+        box = (..., slice(self.live_rows), slice(self.live_columns))
+        return self.weight[box].masked_fill(~self.mask[box], 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``."""
-        return F.conv2d(x, self.weight.masked_fill(~self.mask, 0.0), self.bias, padding=self.padding)
+        # A smaller kernel under the same padding: the first rows and columns are the whole kernel's, the rest is cut.
+        out = F.conv2d(x, self.live_weight(), self.bias, padding=self.padding)
+        return out[..., : x.shape[-2], : x.shape[-1]]
 
 
 class CausalConv1d(nn.Conv1d):

@@ -4,9 +4,10 @@ from vi_flows.training.config import TrainConfig
 from vi_flows.training.loop import Trainer, TrainingDivergedError, TrainingInterrupted
 from vi_flows.training.run import Run, RunError, RunUnusableError
 from vi_flows.training.tasks.image import ImageTrainConfig
+from vi_flows.training.tasks.pixel import PixelTrainConfig
 from vi_flows.training.tasks.vae import VAETrainConfig
 
 __all__ = [
-    "ImageTrainConfig", "Run", "RunError", "RunUnusableError", "TrainConfig", "Trainer", "TrainingDivergedError",
-    "TrainingInterrupted", "VAETrainConfig",
+    "ImageTrainConfig", "PixelTrainConfig", "Run", "RunError", "RunUnusableError", "TrainConfig", "Trainer",
+    "TrainingDivergedError", "TrainingInterrupted", "VAETrainConfig",
 ]  # fmt: skip

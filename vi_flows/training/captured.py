@@ -31,7 +31,7 @@ class CapturedTrainer(Trainer):
     On the CPU nothing is recorded; the same function runs on the same buffers.
 
     Args:
-        run: of a VAE.
+        run: of a kind whose step reads nothing back.
         progress: show a bar.
         tensorboard: write TensorBoard events too.
     """
