@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.autoregressive.cases import BINARY, IMAGE, MODELS, build, jacobian, past
 from vi_flows.autoregressive import MADE, Categorical, GatedPixelCNN, PixelCNN, WaveNet
@@ -91,6 +92,19 @@ def test_channel_masks_literally():
     assert spatial == [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
     rows = {t: MaskedConv2d(1, 1, (3, 3), t, region="rows").mask[0, 0].int().tolist() for t in "AB"}
     assert rows == {"A": [[1, 1, 1], [0, 0, 0], [0, 0, 0]], "B": [[1, 1, 1], [1, 1, 1], [0, 0, 0]]}
+
+
+@pytest.mark.parametrize(("kernel", "mask_type", "region", "box"), [
+    ((3, 5), "A", "raster", (2, 5)), ((3, 5), "A", "rows", (1, 5)), ((3, 5), "B", "rows", (2, 5)),
+    ((1, 5), "A", "raster", (1, 2)), ((1, 5), "B", "raster", (1, 3)), ((1, 1), "B", "raster", (1, 1)),
+])  # fmt: skip
+def test_only_the_live_part_of_a_kernel_is_computed_and_the_output_is_that_of_the_whole(kernel, mask_type, region, box):
+    torch.manual_seed(0)
+    conv = MaskedConv2d(1, 4, kernel, mask_type, region=region).double()
+    assert conv.live_weight().shape[2:] == box
+    x = torch.randn(2, 1, 4, 6, dtype=torch.float64)
+    whole = F.conv2d(x, conv.weight * conv.mask, conv.bias, padding=(kernel[0] // 2, kernel[1] // 2))
+    assert torch.allclose(conv(x), whole, atol=1e-12)
 
 
 def test_causal_convolution_by_its_formula():

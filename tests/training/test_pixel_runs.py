@@ -1,0 +1,155 @@
+"""Autoregressive image models through the same loop, evaluation, pictures and command line as the other kinds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.training.test_captured import NothingRead
+from vi_flows.autoregressive.config import PIXEL_MODELS, PixelConfig, build_pixel_model
+from vi_flows.cli import main
+from vi_flows.training import PixelTrainConfig, Run, Trainer
+from vi_flows.training.captured import trainer_for
+from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.evaluate import evaluate_run
+
+MADE = PixelConfig("made", hidden_dims=(32,), num_masks=3)
+CNN = PixelConfig("pixel_cnn", width=8, num_blocks=1, dropout=0.1)
+SMALL = PixelTrainConfig(pixel=MADE, epochs=2, batch_size=200, threads=1, ema_decay=0.9, checkpoint_seconds=1e9)
+
+
+def trained(folder, config=SMALL):
+    trainer = trainer_for(Run.create(folder, config), progress=False)
+    trainer.start()
+    trainer.fit()
+    return trainer
+
+
+@pytest.mark.parametrize("pixel", [MADE, CNN, replace(CNN, output="categorical")], ids=lambda p: p.name)
+def test_training_lowers_the_loss_and_evaluation_is_the_sum_over_pixels(tmp_path, pixel):
+    trainer = trained(tmp_path / "run", replace(SMALL, pixel=pixel, learning_rate=1e-2))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[1]["valid_loss"] < lines[0]["valid_loss"]
+    run = Run.open(tmp_path / "run")
+    task = run.build_task()
+    run.load_weights(task)
+    pixels = run.data.split("clean").test
+    found = task.evaluate(pixels, 20, None, 0, False)
+    x = run.data.binarized(pixels)[:20] if pixel.output == "bernoulli" else pixels[:20].float()
+    x = x.reshape(20, *run.data.shape)
+    model = trainer.module.eval()
+    model.load_state_dict(load_tensors(tmp_path / "run" / "best.safetensors")[0])
+    expected = model.ensemble_log_prob(x, range(3)) if pixel is MADE else model.log_prob(x)
+    assert torch.allclose(found.scores["nll"], -expected.detach(), atol=1e-3)
+    assert abs(found.figures["nll"] + expected.double().mean().item()) < 1e-4
+    with pytest.raises(ValueError, match="exact likelihood"):
+        task.evaluate(pixels, 20, 5, 0, False)
+
+
+def test_validation_chooses_and_the_record_says_what_it_needs(tmp_path):
+    trained(tmp_path / "run")
+    _, path = evaluate_run(Run.open(tmp_path / "run"), limit=30, progress=False)
+    text = path.read_text()
+    assert '"exact": true' in text
+    assert '"weights": "best"' in text
+    assert "made-h32-m3" in text
+
+
+@pytest.mark.parametrize("pixel", [MADE, CNN], ids=["made", "pixel_cnn"])
+def test_resumed_run_takes_the_same_steps(tmp_path, pixel):
+    config = replace(SMALL, pixel=pixel)
+    trained(tmp_path / "whole", config)
+    trainer = Trainer(Run.create(tmp_path / "parts", config), progress=False)
+    trainer.start()
+    trainer.module.train()
+    for batch in trainer.batches():
+        trainer.take_step(batch)
+        if trainer.state["step"] == 4:
+            break
+    trainer.save()
+    second = Trainer(Run.open(tmp_path / "parts"), progress=False)
+    second.resume()
+    second.fit()
+    whole, parts = (load_tensors(tmp_path / name / "last.safetensors")[0] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_static_buffers_change_nothing(tmp_path):
+    config = replace(SMALL, pixel=MADE, batch_size=250)
+    plain = trained(tmp_path / "plain", config)
+    recorded = trained(tmp_path / "recorded", replace(config, cuda_graph=True))
+    assert type(recorded) is not type(plain)
+    for name, tensor in plain.module.state_dict().items():
+        assert torch.allclose(tensor.double(), recorded.module.state_dict()[name].double(), atol=1e-5), name
+    assert recorded.state["best"]["valid_loss"] == pytest.approx(plain.state["best"]["valid_loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("model", PIXEL_MODELS)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_step_reads_nothing_back_and_reaches_every_parameter(tmp_path, model, precision):
+    small = {"made": MADE}.get(model, PixelConfig(model, width=8))
+    config = replace(SMALL, pixel=replace(small, dropout=0.1), precision=precision)
+    task = Run(tmp_path, config).build_task()
+    task.module.train()
+    with NothingRead():
+        result = task.step(task.train_rows[:8], 1.0, 1)
+        result.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.module.parameters())
+    exact = Run(tmp_path, replace(config, precision="float32", pixel=small)).build_task()
+    difference = abs(exact.step(task.train_rows[:8], 1.0, 1).loss.item() / result.loss.item() - 1)
+    assert difference < 0.1
+
+
+def test_masks_take_turns():
+    torch.manual_seed(0)
+    model = build_pixel_model(MADE, (1, 3, 3)).double()
+    x = torch.bernoulli(torch.full((5, 1, 3, 3), 0.5, dtype=torch.float64))
+    none = x.new_zeros(5, 0)
+    seen = [model.training_params(x, none) for _ in range(6)]
+    assert all(torch.equal(seen[i], seen[i + 3]) for i in range(3))
+    assert not torch.allclose(seen[0], seen[1])
+    for index in range(3):
+        model.resample_masks(index)
+        assert torch.equal(model.params(x, none), seen[index])
+    assert torch.allclose(model.judged_log_prob(x, none), model.ensemble_log_prob(x, range(3)), atol=1e-12)
+    assert not model.judged_log_prob(x, none).allclose(model.log_prob(x))
+
+
+def test_command_line(tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    options = ["--model", "gated_pixel_cnn", "--width", "4", "--num-layers", "1", "--first-kernel", "3"]
+    with pytest.raises(SystemExit) as done:
+        main(["train", "pixel", "--out", folder, *options, "--epochs", "1", "--batch-size", "500", "--quiet"])
+    assert done.value.code == 0
+    with pytest.raises(SystemExit) as done:
+        main(["evaluate", folder, "--limit", "10", "--quiet"])
+    assert done.value.code == 0
+    assert "nats (exact)" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as done:
+        main(["sample", folder, "--rows", "1", "--columns", "3"])
+    assert done.value.code == 0
+    for name in ("samples", "data"):
+        assert (tmp_path / "run" / f"{name}.png").stat().st_size > 0
+    for wrong in (["sample", folder, "--temperature", "0.5"], ["evaluate", folder, "--num-samples", "5"]):
+        with pytest.raises(SystemExit) as done:
+            main(wrong)
+        assert done.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (PixelConfig("made", width=8), "made has no width; it takes .*hidden_dims"),
+        (PixelConfig("pixel_cnn", num_layers=2), "pixel_cnn has no num_layers"),
+        (PixelConfig("gated_pixel_cnn", num_masks=2), "has no num_masks"),
+        (PixelConfig("pixel_cnn", dropout=1.0), "dropout must lie"),
+        (PixelConfig("gated_pixel_cnn", kernel_size=2), "odd"),
+    ],
+)
+def test_bad_settings_are_named(config, words):
+    with pytest.raises(ValueError, match=words):
+        build_pixel_model(config, (1, 8, 8))
