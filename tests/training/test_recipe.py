@@ -14,6 +14,7 @@ import torch
 from vi_flows.data import load
 from vi_flows.objectives import elbo_bound, iwae_bound
 from vi_flows.training import Run, Trainer, TrainingInterrupted, VAETrainConfig
+from vi_flows.training.captured import trainer_for
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.vae import LogWeightTerms, VAEConfig
 
@@ -209,3 +210,17 @@ def test_stopping_at_the_end_of_an_epoch_leaves_a_checkpoint_of_it(tmp_path, how
             trainer.fit()
     state = load_tensors(trainer.run.folder / "checkpoint.safetensors")[1]
     assert state["step"] == trainer.steps_per_epoch
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_the_weights_decay_by_the_learning_rate_times_the_decay(tmp_path, captured):
+    """A weight that no gradient moves: 1 (1 − 0.1 · 0.5)² after two steps at the rate 0.1."""
+    settings = {"learning_rate": 0.1, "weight_decay": 0.5, "schedule": "constant", "cuda_graph": captured}
+    trainer = trainer_for(Run.create(tmp_path / "run", replace(SMALL, **settings)), progress=False)
+    trainer.start()
+    weight = trainer.module.model.logits.weight
+    with torch.no_grad():
+        weight.fill_(1.0)
+    weight.register_hook(torch.zeros_like)
+    trainer.fit(until=2)
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, 0.95**2))

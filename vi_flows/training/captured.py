@@ -40,11 +40,9 @@ class CapturedTrainer(Trainer):
         super().__init__(run, progress, tensorboard)
         device, config = self.task.device, self.config
         self._halted = torch.zeros((), device=device)  # 1 once a step was not finite
-        rate = torch.tensor(config.learning_rate, device=device)
-        optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True, capturable=True)
+        optimizer = self.step.optimizer
         # What a gradient scaler would set: where found_inf is 1, the fused update leaves everything as it was.
         optimizer.grad_scale, optimizer.found_inf = None, self._halted
-        self.step = self.make_step(optimizer)
         self._data = self.task.train_rows.to(device)
         steps = range(self.total_steps)
         self._rates = torch.tensor([config.learning_rate_at(s, self.total_steps) for s in steps], device=device)
@@ -58,6 +56,12 @@ class CapturedTrainer(Trainer):
         self._unread = 0
         self._bound = float("nan")
         self._replays: dict[tuple[bool, int], Callable[[], None]] = {}
+
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Adam:
+        """The ordinary trainer's, with its rate and counters on the device."""
+        rate = torch.tensor(self.config.learning_rate, device=self.task.device)
+        decay = self.config.weight_decay
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True, capturable=True)
 
     @property
     def _rate(self) -> Tensor:

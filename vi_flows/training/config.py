@@ -53,6 +53,8 @@ class TrainConfig:
     """constant; cosine: down to zero; step: divided by ten at half and at three quarters of the epochs."""
     lr_warmup_steps: NonNegative = 0
     """Steps over which the learning rate rises linearly from zero."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled decay of the weights (AdamW): each step shrinks them by the learning rate times this."""
     ema_decay: Annotated[float, Bounds(above=0, below=1)] | None = None
     """Evaluate an exponential moving average of the weights with this decay a step."""
     clip_norm: PositiveFloat | None = None

@@ -69,7 +69,7 @@ class Trainer:
         self.task = run.build_task()
         self.module = self.task.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.step = self.make_step(torch.optim.Adam(self.parameters, lr=self.config.learning_rate, fused=True))
+        self.step = self.make_step(self.make_optimizer(self.parameters))
         self.ema: dict[str, Tensor] | None = None
         self.rows = len(self.task.train_rows)
         self.steps_per_epoch = math.ceil(self.rows / self.config.batch_size)
@@ -85,6 +85,11 @@ class Trainer:
     def optimizer(self) -> torch.optim.Optimizer:
         """What updates the parameters."""
         return self.step.optimizer
+
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Adam:
+        """AdamW, which is Adam where the weights don't decay."""
+        decay, rate = self.config.weight_decay, self.config.learning_rate
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
     def make_step(self, optimizer: torch.optim.Optimizer, stacked: bool = False) -> OptimizerStep:
         """The training step with this run's clipping, which stops the training at a number that is not finite."""

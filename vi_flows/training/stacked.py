@@ -62,8 +62,7 @@ class StackedTrainer(Trainer):
         self.task = copy.copy(self.members[0].task)
         self.module = self.task.module = stack_modules([member.module for member in self.members])
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate, fused=True)
-        self.step = self.make_step(optimizer, stacked=True)
+        self.step = self.make_step(self.make_optimizer(self.parameters), stacked=True)
         for n, parameter in enumerate(self.parameters):
             states = [member.optimizer.state.get(member.parameters[n]) for member in self.members]
             if all(states):
