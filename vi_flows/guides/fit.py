@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -14,12 +14,16 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.datatree import datatree
 from vi_flows.guides.given import check_model, parameters_of, preserved_generators
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.progress import Progress
 from vi_flows.guides.remaining import Remaining, remaining_kl
 from vi_flows.guides.trainer import Trainer
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
+
+if TYPE_CHECKING:
+    from xarray import DataTree
 
 __all__ = ["FitResult", "fit"]
 
@@ -49,11 +53,21 @@ class FitResult:
     skipped_steps: int
     seconds: float
     losses: list[float] = field(repr=False)
+    _fitted: tuple[Callable, Callable, tuple[Any, ...], dict[str, Any]] = field(repr=False, compare=False)
 
     @property
     def converged(self) -> bool:
         """Whether the fit ended of itself, before ``num_steps`` or an interruption."""
         return self.stopped in ("nothing left to gain", "no further gain")
+
+    def to_datatree(self, **options: Any) -> DataTree:
+        """Draws of the fitted guide in ArviZ's groups: ``az.summary(result.to_datatree())``.
+
+        See :func:`~vi_flows.guides.datatree.datatree` for the groups, the options and the errors. ArviZ before 1.0
+        wants ``az.from_datatree(result.to_datatree())``.
+        """
+        model, guide, args, kwargs = self._fitted
+        return datatree(model, guide, args, kwargs, **options)
 
 
 def fit(
@@ -141,6 +155,7 @@ def fit(
         skipped_steps=trainer.skipped,
         seconds=time.perf_counter() - began,
         losses=trainer.losses,
+        _fitted=(model, guide, args, kwargs),
     )
 
 

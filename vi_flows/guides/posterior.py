@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.resampling import resampled_indices
 from vi_flows.transforms import Bijection
 
 __all__ = ["FlowPosterior"]
@@ -109,6 +110,49 @@ class FlowPosterior:
         noise, inverse_ladj = self._built().inverse_and_ladj(latent)
         return self.get_base_dist().log_prob(noise) + inverse_ladj + ladj
 
+    def split(self, latent: Tensor) -> dict[str, Tensor]:
+        """The parts of unconstrained latent vectors by site, on the real line.
+
+        Args:
+            latent: shape ``sample shape + (d,)``.
+        """
+        pieces, position = {}, 0
+        for name, shape in self._unconstrained_shapes.items():
+            pieces[name] = latent[..., position : position + shape.numel()].reshape(latent.shape[:-1] + shape)
+            position += shape.numel()
+        return pieces
+
+    @torch.no_grad()
+    def resample(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws of the posterior of the guide's own model: those of the guide, importance-resampled.
+
+        The pool has four times as many draws, at least 4000; see
+        :func:`~vi_flows.guides.resampling.resampled_indices`.
+
+        Args:
+            num_samples: number of draws.
+            args: the model's arguments.
+            kwargs: the model's keyword arguments.
+
+        Returns:
+            By site, each of shape ``(num_samples,) + site shape``.
+
+        Raises:
+            ValueError: ``num_samples`` is not positive.
+            RuntimeError: the guide was loaded from a file and holds no model.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        log_density = self.log_density_fn(*args, **kwargs)
+        log_weights, latents = [], []
+        for _ in range(max(4, -(-4 * num_samples // 1000))):
+            noise = self.get_base_dist().sample((1000,))
+            x, ladj = self._built().forward_and_ladj(noise)
+            log_weights.append(log_density(x) + ladj - self.get_base_dist().log_prob(noise))
+            latents.append(x)
+        chosen = resampled_indices(torch.cat(log_weights), num_samples)
+        return self.constrain(torch.cat(latents)[chosen])[0]
+
     def constrain(self, latent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Map unconstrained latent vectors to the sites.
 
@@ -119,11 +163,9 @@ class FlowPosterior:
             Values by site, and ``log|det|`` of the map of shape ``sample shape``.
         """
         self._built()
-        values, total, position = {}, latent.new_zeros(latent.shape[:-1]), 0
+        values, total, pieces = {}, latent.new_zeros(latent.shape[:-1]), self.split(latent)
         for name, site in self.prototype_trace.iter_stochastic_nodes():
-            shape = self._unconstrained_shapes[name]
-            piece = latent[..., position : position + shape.numel()].reshape(latent.shape[:-1] + shape)
-            position += shape.numel()
+            piece = pieces[name]
             transform = biject_to(site["fn"].support)
             values[name] = transform(piece)
             ladj = transform.log_abs_det_jacobian(piece, values[name])
