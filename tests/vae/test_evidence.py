@@ -208,7 +208,7 @@ def test_what_is_refused() -> None:
         AISSettings(start="posterior")
     flow = random_vae("g1-flow")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(flow.guide.flows[0]), "has_inverse", False)
+        patch.setattr(type(flow.guide.flows["0"]), "has_inverse", False)
         with pytest.raises(ValueError, match="has no inverse"):
             annealed_vae(flow, x, AISSettings(start="guide"))
 
