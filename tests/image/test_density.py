@@ -25,6 +25,9 @@ SMALL = {
     "glow": {"width": 6, "num_steps": 2},
     "inv_conv3x3": {"width": 6, "num_steps": 2},
     "emerging": {"width": 6, "num_steps": 2},
+    "periodic": {"width": 6, "num_steps": 2, "kernel_size": 1},
+    "finc": {"width": 6, "num_steps": 2},
+    "flow_pp": {"width": 6, "num_steps": 2},
 }
 VARIANTS = [
     *((name, {}) for name in SMALL),
@@ -34,6 +37,9 @@ VARIANTS = [
     ("inv_conv3x3", {"coupling": "quad"}),
     ("inv_conv3x3", {"coupling": "quad_mconv", "masked": True}),
     ("emerging", {"coupling": "quad"}),
+    ("periodic", {"kernel_size": 3, "num_levels": 1}),
+    ("glow", {"coupling": "mixture", "conditioner": "gated"}),
+    ("flow_pp", {"coupling": "quad_spline"}),
     ("glow", {"coupling": "additive", "learned_prior": False}),
     ("glow", {"checkpoint": True, "conditioner_dtype": torch.bfloat16}),
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
 from vi_flows.distributions.dequantization import VariationalDequantizer
 from vi_flows.distributions.image import ImageDensity
-from vi_flows.flows.image import IMAGE_FLOWS
-from vi_flows.settings import NonNegative, Positive, PositiveFloat, check_settings
+from vi_flows.flows.image import COUPLINGS, IMAGE_FLOWS
+from vi_flows.settings import NonNegative, OneOf, Positive, PositiveFloat, check_settings
 
 __all__ = ["PRESETS", "ImageFlowConfig", "build_image_density"]
 
@@ -23,10 +23,12 @@ class ImageFlowConfig:
 
     preset: str | None = None
     """The papers' settings by name, such as `inv_conv3x3-cifar10`."""
-    flow: Literal["nice", "real_nvp", "mconv", "glow", "inv_conv3x3", "emerging"] | None = None
+    flow: Annotated[str, OneOf(tuple(IMAGE_FLOWS))] | None = None
     """The flow; default: glow."""
-    coupling: Literal["affine", "quad", "additive", "mconv", "quad_mconv"] | None = None
-    """Coupling of glow, inv_conv3x3 and emerging."""
+    coupling: Annotated[str, OneOf(tuple(COUPLINGS))] | None = None
+    """Coupling of glow and of the flows that are made like it."""
+    conditioner: Literal["conv", "gated"] | None = None
+    """Networks of glow and of the flows that are made like it."""
     num_levels: Positive | None = None
     """Levels L, each with one squeeze."""
     num_steps: Positive | None = None

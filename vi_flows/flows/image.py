@@ -1,4 +1,4 @@
-"""Image flows by name: NICE, Real NVP, MCONV, Glow, invertible 3×3 and emerging convolutions.
+"""Image flows by name: NICE, Real NVP, MCONV, Glow and its descendants with k×k convolutions, Flow++.
 
 Each factory takes the image's shape and returns a bijection from base to logits, ready for
 :class:`~vi_flows.distributions.image.ImageDensity`. Scoring an image is one pass through every network; so is sampling,
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vi_flows.nn.image import ConvConditioner, MLPConditioner, ResNetConditioner, ZeroConv2d
+from vi_flows.nn.image import ConvConditioner, GatedConditioner, MLPConditioner, ResNetConditioner, ZeroConv2d
 from vi_flows.transforms import (
     ActNorm,
     AdditiveMap,
@@ -22,17 +22,22 @@ from vi_flows.transforms import (
     Bijection,
     Chain,
     ChannelGroups,
+    ChannelPermutation,
     Checkerboard,
     Checkpointed,
     Conv1x1,
     Coupling,
     EmergingConv2d,
+    FourCornerConv2d,
     ImageBatchNorm,
     Inverse,
     MConvMap,
+    MixtureMap,
     MultiScale,
     OneSidedConv2d,
+    PeriodicConv2d,
     Scaling,
+    SplineMap,
     SplitPrior,
     Squeeze,
 )
@@ -40,7 +45,8 @@ from vi_flows.transforms.coupling import Partition
 from vi_flows.transforms.coupling_maps import CouplingMap
 
 __all__ = [
-    "IMAGE_FLOWS", "coupling_flow", "emerging", "glow", "inv_conv3x3", "mconv", "nice", "real_nvp", "step_flow",
+    "CONDITIONERS", "COUPLINGS", "IMAGE_FLOWS", "coupling_flow", "emerging", "finc", "flow_pp", "glow", "inv_conv3x3",
+    "mconv", "nice", "periodic", "real_nvp", "step_flow",
 ]  # fmt: skip
 
 Network = Callable[[int, int], nn.Module]
@@ -87,10 +93,21 @@ COUPLINGS: dict[str, tuple[Callable[[str], CouplingMap], int]] = {
     "additive": (lambda scale: AdditiveMap(), 2),
     "affine": (AffineMap, 2),
     "mconv": (MConvMap, 2),
+    "mixture": (lambda scale: MixtureMap(), 2),
+    "spline": (lambda scale: SplineMap(), 2),
     "quad": (AffineMap, 4),
     "quad_mconv": (MConvMap, 4),
+    "quad_mixture": (lambda scale: MixtureMap(), 4),
+    "quad_spline": (lambda scale: SplineMap(), 4),
 }
 """Couplings of the step flows by name: the map (given the scale's name) and the number of channel groups."""
+
+
+CONDITIONERS: dict[str, Callable[[int, int], Network]] = {
+    "conv": lambda width, num_blocks: lambda n_in, n_out: ConvConditioner(n_in, n_out, width),
+    "gated": lambda width, num_blocks: lambda n_in, n_out: GatedConditioner(n_in, n_out, width, num_blocks),
+}
+"""Networks of the step flows by name, from their width and number of blocks."""
 
 
 def step_flow(
@@ -100,6 +117,8 @@ def step_flow(
     num_levels: int = 2,
     num_steps: int = 8,
     width: int = 512,
+    conditioner: str = "conv",
+    num_blocks: int = 1,
     coupling: str = "affine",
     scale: str = "tanh",
     learned_prior: bool = True,
@@ -113,8 +132,10 @@ def step_flow(
         mixing: the bijections between actnorm and coupling, from the number of channels.
         num_levels: ``L``.
         num_steps: ``D`` steps a level.
-        width: hidden channels of the three-layer networks.
-        coupling: ``affine``, ``quad``, ``additive``, ``mconv`` or ``quad_mconv``.
+        width: hidden channels of the networks.
+        conditioner: the networks: ``conv``, the papers' three layers, or ``gated``, blocks with gates.
+        num_blocks: gated blocks.
+        coupling: one of :data:`COUPLINGS`.
         scale: of the coupling, see :data:`~vi_flows.transforms.coupling_maps.SCALES`.
         learned_prior: of each split; otherwise a standard normal.
         checkpoint: recompute each step in the backward pass, to save memory.
@@ -126,7 +147,10 @@ def step_flow(
     _check_levels(image_shape, num_levels)
     if coupling not in COUPLINGS:
         raise ValueError(f"unknown coupling {coupling!r}; choose one of {', '.join(COUPLINGS)}")
+    if conditioner not in CONDITIONERS:
+        raise ValueError(f"unknown conditioner {conditioner!r}; choose one of {', '.join(CONDITIONERS)}")
     make_map, num_groups = COUPLINGS[coupling]
+    network = CONDITIONERS[conditioner](width, num_blocks)
     channels, levels, priors = image_shape[0], [], []
     for level in range(num_levels):
         channels *= 4
@@ -136,7 +160,7 @@ def step_flow(
                 ChannelGroups(channels, num_groups),
                 channels,
                 make_map(scale),
-                lambda n_in, n_out: ConvConditioner(n_in, n_out, width),
+                network,
                 conditioner_dtype,
             )
             step = Chain([ActNorm(channels), *mixing(channels), change])
@@ -197,6 +221,59 @@ def emerging(image_shape: Sequence[int], kernel_size: int = 3, **options: Any) -
         ValueError: see :func:`step_flow`.
     """
     return step_flow(image_shape, lambda c: [Conv1x1(c), EmergingConv2d(c, kernel_size)], **options)
+
+
+@_with_options_of(step_flow)
+def periodic(image_shape: Sequence[int], kernel_size: int = 3, **options: Any) -> Inverse:
+    """Glow with a periodic k×k convolution in place of the 1×1 (Hoogeboom et al. 2019).
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        kernel_size: odd.
+        options: of :func:`step_flow`.
+
+    Raises:
+        ValueError: see :func:`step_flow`.
+    """
+    return step_flow(image_shape, lambda c: [PeriodicConv2d(c, kernel_size)], **options)
+
+
+@_with_options_of(step_flow)
+def finc(image_shape: Sequence[int], kernel_size: int = 3, **options: Any) -> Inverse:
+    """Glow with the four-corner convolution of FInC Flow after each 1×1 convolution (Kallappa et al. 2023).
+
+    Args:
+        image_shape: ``(C, H, W)``; the squeezed image needs a number of channels that is divisible by 4.
+        kernel_size: of the four convolutions.
+        options: of :func:`step_flow`.
+
+    Raises:
+        ValueError: see :func:`step_flow`.
+    """
+    return step_flow(image_shape, lambda c: [Conv1x1(c), FourCornerConv2d(c, kernel_size)], **options)
+
+
+@_with_options_of(step_flow)
+def flow_pp(
+    image_shape: Sequence[int], coupling: str = "quad_mixture", conditioner: str = "gated", **options: Any
+) -> Inverse:
+    """Mixture couplings over the pixels themselves, in the manner of *Flow++* (Ho et al. 2019): no channel is mixed.
+
+    A reversal of the channels stands where Glow has its 1×1 convolution, so what a coupling changes at the first level
+    is the grey value of one pixel, whose density has an edge at each end that a mixture follows and a sum of pixels
+    blurs.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        coupling: see :func:`step_flow`.
+        conditioner: see :func:`step_flow`.
+        options: of :func:`step_flow`.
+
+    Raises:
+        ValueError: see :func:`step_flow`.
+    """
+    options |= {"coupling": coupling, "conditioner": conditioner}
+    return step_flow(image_shape, lambda c: [ChannelPermutation(list(range(c))[::-1])], **options)
 
 
 NORMS: dict[str, Callable[[int], Bijection]] = {"act": ActNorm, "batch": ImageBatchNorm}
@@ -349,5 +426,8 @@ IMAGE_FLOWS: dict[str, Factory] = {
     "mconv": mconv,
     "inv_conv3x3": inv_conv3x3,
     "emerging": emerging,
+    "periodic": periodic,
+    "finc": finc,
+    "flow_pp": flow_pp,
 }
 """The factories by name; all take ``image_shape`` first."""

@@ -1,6 +1,6 @@
 """Networks: the conditioners of flows, encoders and decoders."""
 
-from vi_flows.nn.image import ConvConditioner, MLPConditioner, ResNetConditioner
+from vi_flows.nn.image import ConvConditioner, GatedConditioner, MLPConditioner, ResNetConditioner
 from vi_flows.nn.masked import CausalConv1d, ContextBias, MaskedConv2d, MaskedLinear
 from vi_flows.nn.mlp import MLP, BatchNorm, GaussianHead
 
@@ -10,6 +10,7 @@ __all__ = [
     "CausalConv1d",
     "ContextBias",
     "ConvConditioner",
+    "GatedConditioner",
     "GaussianHead",
     "MLPConditioner",
     "MaskedConv2d",

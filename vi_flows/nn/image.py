@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from vi_flows.nn.mlp import MLP
 
-__all__ = ["ConvConditioner", "MLPConditioner", "ResNetConditioner", "ResidualBlock", "ZeroConv2d", "squash"]
+__all__ = [
+    "ConvConditioner",
+    "GatedBlock",
+    "GatedConditioner",
+    "MLPConditioner",
+    "ResNetConditioner",
+    "ResidualBlock",
+    "ZeroConv2d",
+    "squash",
+]
 
 
 INPUT_BOUND = 8.0
@@ -122,6 +131,51 @@ class ResNetConditioner(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, width, 3, padding=1),
             *(ResidualBlock(width, norm) for _ in range(num_blocks)),
+            nn.ReLU(),
+            ZeroConv2d(width, out_channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``; bounded for every ``x``, see :func:`squash`."""
+        return super().forward(squash(x))
+
+
+class GatedBlock(nn.Module):
+    """``h + a ⊙ σ(b)`` with ``(a, b) = conv1×1(relu(conv3×3(relu(h))))``: the block of *Flow++* without attention.
+
+    Args:
+        width: channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.gate = nn.Conv2d(width, 2 * width, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``(N, width, H, W)`` to the same shape."""
+        return h + F.glu(self.gate(F.relu(self.conv(F.relu(h)))), 1)
+
+
+class GatedConditioner(nn.Sequential):
+    """A network of gated blocks (Ho et al. 2019, *Flow++*, section 3.3): 3×3, blocks, ReLU, a 1×1 starting at zero.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        width: feature maps.
+        num_blocks: gated blocks.
+
+    Raises:
+        ValueError: a size is less than 1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, width: int = 64, num_blocks: int = 2) -> None:
+        if min(in_channels, out_channels, width) < 1 or num_blocks < 0:
+            raise ValueError(f"sizes must be at least 1, got {in_channels}, {out_channels}, {width}, {num_blocks}")
+        super().__init__(
+            nn.Conv2d(in_channels, width, 3, padding=1),
+            *(GatedBlock(width) for _ in range(num_blocks)),
             nn.ReLU(),
             ZeroConv2d(width, out_channels, 1),
         )

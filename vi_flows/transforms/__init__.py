@@ -11,13 +11,17 @@ from vi_flows.transforms.base import (
 )
 from vi_flows.transforms.coupling import ChannelGroups, Checkerboard, ConditionalCoupling, Coupling
 from vi_flows.transforms.coupling_maps import AdditiveMap, AffineMap, ConvMap, MConvMap
+from vi_flows.transforms.coupling_mixture import MixtureMap
+from vi_flows.transforms.coupling_spline import SplineMap
 from vi_flows.transforms.from_pyro import FromPyro
 from vi_flows.transforms.image.act_norm import ActNorm, ImageBatchNorm, Scaling
 from vi_flows.transforms.image.circular_conv import CircularConv
 from vi_flows.transforms.image.conv1x1 import Conv1x1
+from vi_flows.transforms.image.finc_conv import FourCornerConv2d
 from vi_flows.transforms.image.inv_conv import EmergingConv2d, OneSidedConv2d
 from vi_flows.transforms.image.logit import Logit
 from vi_flows.transforms.image.multi_scale import MultiScale, SplitPrior
+from vi_flows.transforms.image.periodic_conv import PeriodicConv2d
 from vi_flows.transforms.image.squeeze import ChannelPermutation, Squeeze
 from vi_flows.transforms.recompute import Checkpointed
 from vi_flows.transforms.vector.affine import Affine
@@ -50,16 +54,20 @@ __all__ = [
     "Coupling",
     "EmergingConv2d",
     "EvaluationState",
+    "FourCornerConv2d",
     "FromPyro",
     "ImageBatchNorm",
     "Inverse",
     "Logit",
     "MConvMap",
+    "MixtureMap",
     "MultiScale",
     "OneSidedConv2d",
+    "PeriodicConv2d",
     "QuadraticTails",
     "Revert",
     "Scaling",
+    "SplineMap",
     "SplitPrior",
     "Squeeze",
     "TriangularScale",
