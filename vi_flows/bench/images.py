@@ -10,7 +10,7 @@ import torch
 
 from vi_flows.bench.measure import Measurement, compare
 from vi_flows.distributions.image import ImageDensity
-from vi_flows.flows.image import emerging, glow, inv_conv3x3
+from vi_flows.flows.image_steps import emerging, glow, inv_conv3x3
 from vi_flows.transforms import Bijection, OneSidedConv2d
 
 __all__ = ["SAMPLERS", "SamplerShape", "build_sampler", "sampler_over_glow"]
