@@ -122,7 +122,15 @@ def test_the_joint_density_is_the_pyro_models(name: str) -> None:
     trace = poutine.trace(poutine.condition(vae.model, data=values)).get_trace(x)
     trace.compute_log_prob()
     expected = sum(trace.nodes[site]["log_prob"] for site in [*vae.model.latent_names, "x"])
-    assert torch.allclose(vae.model.log_joint(x, torch.cat(latents, -1)), expected)
+    z = torch.cat(latents, -1).detach().expand(3, -1, -1).requires_grad_()
+    value = vae.model.log_joint(x, z)
+    assert torch.allclose(value, expected.expand(3, -1))
+    # What the chains follow is another value of the same gradient.
+    surrogate = vae.model.log_joint_surrogate(x, z)
+    assert not torch.allclose(value, surrogate)
+    weight = torch.tensor([[0.3], [1.0], [2.0]], dtype=torch.float64)
+    (mine,), (theirs,) = (torch.autograd.grad((weight * v).sum(), z) for v in (surrogate, value))
+    assert torch.allclose(mine, theirs)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
@@ -217,3 +218,23 @@ class BernoulliLogits(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         return torch.linalg.vecdot(value, self.logits) - F.softplus(self.logits).sum(-1)
+
+    def surrogate_log_prob(self, value: Tensor) -> Tensor:
+        """Zeros of shape ``batch_shape`` with the gradient of :meth:`log_prob` in the logits, ``value − σ(logits)``.
+
+        For samplers that follow a gradient and need the value at the end of a trajectory only: it saves the passes over
+        the pixels that the value takes, and those that its gradient takes apart from this difference.
+        """
+        return _BernoulliScore.apply(self.logits, value)
+
+
+class _BernoulliScore(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value - torch.sigmoid(logits))
+        return logits.new_zeros(logits.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.unsqueeze(-1) * ctx.saved_tensors[0], None

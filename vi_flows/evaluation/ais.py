@@ -86,10 +86,12 @@ class _Path(NamedTuple):
 
     log_start: LogDensity
     log_joint: LogDensity
+    surrogate: LogDensity
+    """Of the gradient of ``log_joint``, whatever its value."""
 
     def state(self, z: Tensor) -> _State:
         values, grads = [], []
-        for density in self:
+        for density in (self.log_start, self.log_joint):
             with torch.enable_grad():
                 point = z.detach().requires_grad_()
                 value = density(point)
@@ -106,7 +108,7 @@ class _Path(NamedTuple):
         """The gradient at ``β`` alone: inside a trajectory nothing else is needed."""
         with torch.enable_grad():
             point = z.detach().requires_grad_()
-            value = (1 - beta) * self.log_start(point) + beta * self.log_joint(point)
+            value = (1 - beta) * self.log_start(point) + beta * self.surrogate(point)
             return torch.autograd.grad(value.sum(), point)[0]
 
 
@@ -144,7 +146,7 @@ def hmc_step(z: Tensor, log_density: LogDensity, step_size: Tensor, leapfrog: in
     Returns:
         The new points and the acceptance probabilities ``(chains, B)``.
     """
-    path = _Path(log_density, log_density)
+    path = _Path(log_density, log_density, log_density)
     state, accept = _transition(path, path.state(z), z.new_ones(()), step_size, leapfrog)
     return state.z, accept
 
@@ -183,6 +185,7 @@ def pilot_step_sizes(
     stride: int = 4,
     initial: float = 0.2,
     rate: float = 0.15,
+    surrogate: LogDensity | None = None,
 ) -> Tensor:
     """Step sizes for every temperature and image, from chains that are thrown away.
 
@@ -199,6 +202,7 @@ def pilot_step_sizes(
         stride: the pilot visits every ``stride``-th temperature.
         initial: first step size.
         rate: change of the log step for an acceptance that is off by 1.
+        surrogate: anything with the gradient of ``log_joint`` that costs less; default: ``log_joint`` itself.
 
     Returns:
         ``(temperatures + 1, B)``.
@@ -207,7 +211,7 @@ def pilot_step_sizes(
         ValueError: a count is less than 1.
     """
     _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog, stride=stride)
-    path = _Path(start.log_prob, log_joint)
+    path = _Path(start.log_prob, log_joint, surrogate or log_joint)
     state = path.state(start.rsample(torch.Size([chains])))
     betas = _schedule(temperatures, state.z.device)
     step = torch.full(state.z.shape[1:-1], initial, dtype=torch.float64, device=state.z.device)
@@ -220,9 +224,7 @@ def pilot_step_sizes(
     return table
 
 
-def _anneal(
-    points: Tensor, log_joint: LogDensity, start: AISStart, step_sizes: Tensor, leapfrog: int, *, reverse: bool
-) -> AISResult:
+def _anneal(path: _Path, points: Tensor, step_sizes: Tensor, leapfrog: int, *, reverse: bool) -> AISResult:
     """Chains along the path from ``points``, exact draws of the end at which it begins.
 
     Both directions weigh by the same ``log w``: each interval of β counts at the point that enters it, and between two
@@ -230,7 +232,6 @@ def _anneal(
     """
     temperatures = len(step_sizes) - 1
     _check(temperatures=temperatures, leapfrog=leapfrog)
-    path = _Path(start.log_prob, log_joint)
     state = path.state(points)
     betas = _schedule(temperatures, points.device)
     log_w = torch.zeros_like(state.joint, dtype=torch.float64)
@@ -248,7 +249,13 @@ def _anneal(
 
 @torch.no_grad()
 def annealed_evidence(
-    log_joint: LogDensity, start: AISStart, step_sizes: Tensor, *, chains: int = 8, leapfrog: int = 8
+    log_joint: LogDensity,
+    start: AISStart,
+    step_sizes: Tensor,
+    *,
+    chains: int = 8,
+    leapfrog: int = 8,
+    surrogate: LogDensity | None = None,
 ) -> AISResult:
     r"""``log (1/C) Σ_c w_c`` with ``log w = Σ_t (β_t − β_{t−1}) (log p(x, z_{t−1}) − log s(z_{t−1}))`` (Neal 2001).
 
@@ -261,6 +268,7 @@ def annealed_evidence(
         step_sizes: ``(T + 1, B)`` from :func:`pilot_step_sizes`; ``T`` is the number of temperatures.
         chains: ``C``.
         leapfrog: steps of the integrator.
+        surrogate: as for :func:`pilot_step_sizes`.
 
     Raises:
         ValueError: a count is less than 1, or a density has the wrong shape.
@@ -268,7 +276,8 @@ def annealed_evidence(
     """
     _check(chains=chains)
     points = start.rsample(torch.Size([chains]))
-    return _anneal(points, log_joint, start, step_sizes, leapfrog, reverse=False)
+    path = _Path(start.log_prob, log_joint, surrogate or log_joint)
+    return _anneal(path, points, step_sizes, leapfrog, reverse=False)
 
 
 @torch.no_grad()
@@ -280,6 +289,7 @@ def reverse_evidence(
     *,
     chains: int = 8,
     leapfrog: int = 8,
+    surrogate: LogDensity | None = None,
 ) -> AISResult:
     r"""``−log (1/C) Σ_c 1/w_c`` along the reversed path: an upper bound in expectation (BDMC, Grosse et al. 2015).
 
@@ -293,6 +303,7 @@ def reverse_evidence(
         posterior_sample: ``(B, d)``, the latents that ``x`` was drawn from.
         chains: ``C``.
         leapfrog: steps of the integrator.
+        surrogate: as for :func:`pilot_step_sizes`.
 
     Raises:
         ValueError: a count is less than 1, or a density has the wrong shape.
@@ -300,4 +311,5 @@ def reverse_evidence(
     """
     _check(chains=chains)
     points = posterior_sample.expand(chains, *posterior_sample.shape)
-    return _anneal(points, log_joint, start, step_sizes, leapfrog, reverse=True)
+    path = _Path(start.log_prob, log_joint, surrogate or log_joint)
+    return _anneal(path, points, step_sizes, leapfrog, reverse=True)

@@ -221,8 +221,10 @@ def simulated_bounds(
         space = _space(frozen, x, settings)
         below, steps = _below(space, settings)
         exact = space.from_latents(torch.cat(latents, -1))
-        chains, leapfrog = settings.chains, settings.leapfrog
-        return below, reverse_evidence(space.log_joint, space, steps, exact, chains=chains, leapfrog=leapfrog)
+        return below, reverse_evidence(
+            space.log_joint, space, steps, exact,
+            chains=settings.chains, leapfrog=settings.leapfrog, surrogate=space.surrogate,
+        )  # fmt: skip
 
     below, above = _in_chunks(vae, size, settings, vae.model.logits.bias.device, seed, progress, work)
     return below, above
@@ -235,10 +237,14 @@ def _space(vae: VAE, x: Tensor, settings: AISSettings) -> AnnealingSpace:
 def _below(space: AnnealingSpace, settings: AISSettings) -> tuple[AISResult, Tensor]:
     """The bound from below of one batch, and the step sizes that the one from above shares."""
     steps = pilot_step_sizes(
-        space.log_joint, space, settings.temperatures, chains=min(PILOT_CHAINS, settings.chains),
-        leapfrog=settings.leapfrog, stride=max(settings.temperatures // PILOT_VISITS, 1),
+        space.log_joint, space, settings.temperatures,
+        chains=min(PILOT_CHAINS, settings.chains), leapfrog=settings.leapfrog,
+        stride=max(settings.temperatures // PILOT_VISITS, 1), surrogate=space.surrogate,
     )  # fmt: skip
-    result = annealed_evidence(space.log_joint, space, steps, chains=settings.chains, leapfrog=settings.leapfrog)
+    result = annealed_evidence(
+        space.log_joint, space, steps,
+        chains=settings.chains, leapfrog=settings.leapfrog, surrogate=space.surrogate,
+    )  # fmt: skip
     return result, steps
 
 
