@@ -1,0 +1,174 @@
+"""What holds for every flow of the registry, with parameters of its own and with parameters from a context."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from tests.transforms.case import randomise
+from tests.transforms.cases import SMALL_FLOWS
+from vi_flows.cli.main import _parse
+from vi_flows.flows import FLOWS, IAF, MAF, ConvFlow, Planar, Radial, Spline, Sylvester
+from vi_flows.training import VAETrainConfig
+from vi_flows.training.config import config_from_dict, config_to_dict
+from vi_flows.vae import VAEConfig, build_vae
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("context_dim", [None, 3])
+def test_it_starts_at_the_identity_up_to_the_order_of_the_entries(name, context_dim):
+    flow, x = FLOWS[name]().build(5, context_dim).double(), torch.randn(7, 5, dtype=torch.float64)
+    y, ladj = flow.condition(torch.randn(7, 3, dtype=torch.float64)).forward_and_ladj(x)
+    assert min((y - x).abs().max().item(), (y - x.flip(-1)).abs().max().item()) < 1e-12
+    assert ladj.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", SMALL_FLOWS)
+def test_each_row_has_the_parameters_of_its_own_context(name):
+    family = randomise(SMALL_FLOWS[name].build(4, 3).double(), 0.2)
+    x, context = torch.randn(2, 5, 4, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    whole = family.condition(context)
+    for run in (whole.forward_and_ladj, whole.inverse_and_ladj):
+        y, ladj = run(x)
+        assert ladj.shape == (2, 5)
+        for row in range(5):
+            single = family.condition(context[row])
+            alone, its_ladj = getattr(single, run.__name__)(x[:, row])
+            torch.testing.assert_close(y[:, row], alone, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(ladj[:, row], its_ladj, rtol=1e-9, atol=1e-9)
+    other = family.condition(context.roll(1, 0)).forward_and_ladj(x)[0]
+    assert (other - whole.forward_and_ladj(x)[0]).abs().amax(-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL_FLOWS if name != "conv_flow"])
+@pytest.mark.parametrize("context_dim", [None, 3])
+def test_a_step_makes_no_tensor_on_the_host_and_reads_none(name, context_dim):
+    """On the meta device both are errors, as in a CUDA graph. For ConvFlow see ``tests/training/test_captured.py``."""
+    flow = SMALL_FLOWS[name].build(4, context_dim).to("meta")
+    x = torch.empty(2, 5, 4, device="meta", requires_grad=True)
+    y, ladj = flow.condition(torch.empty(5, 3, device="meta")).forward_and_ladj(x)
+    (y.sum() + ladj.sum()).backward()
+    assert all(parameter.grad is not None for parameter in flow.parameters())
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_context_of_another_length_is_refused(name):
+    family = FLOWS[name]().build(4, 3)
+    with pytest.raises(ValueError, match="3"):
+        family.condition(torch.zeros(5, 2)).forward_and_ladj(torch.zeros(5, 4))
+    for sizes in ((0, None), (0, 3), (4, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            FLOWS[name]().build(*sizes)
+
+
+LABELS = {
+    "ConvFlow (K = 8)": ConvFlow(8),
+    "ConvFlow (K = 2, tanh)": ConvFlow(2, activation="tanh"),
+    "planar (16)": Planar(16),
+    "radial (3)": Radial(3),
+    "Sylvester (4, M = 32, H = 8)": Sylvester(4, 32, 8),
+    "IAF (2)": IAF(2),
+    "MAF (3)": MAF(3),
+    "RQ spline (2)": Spline(2),
+}
+KEYS = {
+    "k8": ConvFlow(8),
+    "k2-tanh": ConvFlow(2, activation="tanh"),
+    "k1-dilations1x4-rankNone": ConvFlow(dilations=(1, 4), rank=None),
+    "k16": Planar(16),
+    "k4-rank32-num_reflections8": Sylvester(4, 32, 8),
+    "k2-hidden_dims64x64-exp": IAF(2, (64, 64), scale="exp"),
+}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_labels(label):
+    assert LABELS[label].label() == label
+    assert VAEConfig(flow=LABELS[label]).label == f"VAE + {label}, amortized"
+    assert VAEConfig(flow=LABELS[label], amortized=False).label == f"VAE + {label}, global"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_tell_all_that_is_not_at_its_default(key):
+    flow = KEYS[key]
+    assert flow.key == key
+    assert VAEConfig(flow=flow).name == f"g1-{flow.name}-amortized-{key}"
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_it_is_on_the_command_line_and_survives_the_trip_through_json(name):
+    length = dataclasses.fields(FLOWS[name])[0].name
+    config = _parse(["train", "vae", "--out", "run", "--seed", "4", name, f"--{length.replace('_', '-')}", "3"])
+    settings = config.command.config
+    assert settings == VAETrainConfig(seed=4, vae=VAEConfig(flow=FLOWS[name](3)))
+    assert config_from_dict(VAETrainConfig, json.loads(json.dumps(config_to_dict(settings)))) == settings
+
+
+@pytest.mark.parametrize("name", SMALL_FLOWS)
+@pytest.mark.parametrize("amortized", [False, True])
+def test_a_vae_starts_like_the_plain_one_and_every_parameter_of_its_flow_learns(name, amortized):
+    config = VAEConfig(latent_dims=(4,), hidden_dims=((6,),), flow=SMALL_FLOWS[name], amortized=amortized)
+    vae, x = build_vae(config, 9), torch.bernoulli(torch.rand(5, 9))
+    posterior = vae.guide.posterior(0, x)
+    assert posterior.bijection is not None
+    torch.manual_seed(1)
+    flowed = posterior.rsample_and_log_prob((3,))[1]
+    torch.manual_seed(1)
+    plain = type(posterior)(posterior.loc, posterior.log_scale).rsample_and_log_prob((3,))[1]
+    torch.testing.assert_close(flowed, plain, rtol=1e-4, atol=1e-4)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+    before = {key: value.clone() for key, value in vae.guide.flows.state_dict().items()}
+    trainable = [(key, value.requires_grad) for key, value in vae.named_parameters()]
+    for _ in range(4):  # what is behind a zero weight moves one step later
+        optimizer.zero_grad()
+        (-vae.log_weight_terms(x, 2).log_weights()).mean().backward()
+        optimizer.step()
+    assert [(key, value.requires_grad) for key, value in vae.named_parameters()] == trainable
+    still = [k for k, p in vae.guide.flows.named_parameters() if torch.equal(p, before[k])]
+    assert still == []
+
+
+def test_a_toy_flow_is_a_file_and_an_entry(tmp_path):
+    """A flow that is registered trains a VAE by its name on the command line, and names the record."""
+    script = """
+        from dataclasses import dataclass
+        from typing import ClassVar
+        from vi_flows.flows import FLOWS, VectorFlow
+        from vi_flows.settings import Positive
+        from vi_flows.transforms import Affine, ConditionalChain, Revert
+
+        @dataclass(frozen=True)
+        class Toy(VectorFlow):
+            "A toy."
+            name: ClassVar[str] = "toy"
+            num_flips: Positive = 1
+            def make(self, input_dim): return Revert()
+            def make_conditional(self, input_dim, context_dim): return ConditionalChain([Revert()] * self.num_flips)
+            def label(self): return f"toy ({self.num_flips})"
+
+        FLOWS["toy"] = Toy
+        from vi_flows.cli import main
+        import sys
+        sizes = "--latent-dims 2 --hidden-dims 4 --epochs 1 --batch-size 500 --quiet".split()
+        try:
+            main(["train", "vae", "--out", sys.argv[1], *sizes, "toy", "--num-flips", "3"])
+        except SystemExit as stopped:
+            assert stopped.code == 0
+        main(["evaluate", sys.argv[1], "--num-samples", "5", "--limit", "5", "--quiet"])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / "run").glob("results/*.json")
+    assert json.loads(record.read_text())["label"] == "VAE + toy (3), amortized"

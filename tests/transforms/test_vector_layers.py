@@ -1,0 +1,122 @@
+"""The vector layers against numbers worked out by hand and against dense matrices."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vi_flows.transforms.rational_quadratic import MIN_SLOPE, UNIT_SLOPE, rational_quadratic
+from vi_flows.transforms.vector.parametric import Parametric, solve_tanh
+from vi_flows.transforms.vector.planar import PlanarFamily, above_minus_one
+from vi_flows.transforms.vector.radial import RadialFamily
+from vi_flows.transforms.vector.sylvester import SylvesterFamily, orthonormal_columns
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def layer(family, values):
+    flow = Parametric(family)
+    with torch.no_grad():
+        flow.params.copy_(torch.tensor(values))
+    return flow
+
+
+def test_planar_by_hand():
+    # w = (1, 0), u = (0.5, 2), b = 0.25: wᵀu = 0.5, m(0.5) = 0.999 (log(1 + (e − 1) e^0.5) − 1) = 0.34283…
+    flow = layer(PlanarFamily(2, 1), [1.0, 0.0, 0.5, 2.0, 0.25])
+    m = 0.999 * (math.log(1 + (math.e - 1) * math.exp(0.5)) - 1)
+    assert m == pytest.approx(0.3435, abs=1e-3)
+    act = math.tanh(0.75 + 0.25)
+    y, ladj = flow.forward_and_ladj(torch.tensor([0.75, -1.0]))
+    torch.testing.assert_close(y, torch.tensor([0.75 + m * act, -1.0 + 2.0 * act]))
+    assert float(ladj) == pytest.approx(math.log(1 + m * (1 - act**2)))
+    assert flow.min_slope() == 1.0
+    steep = layer(PlanarFamily(2, 1), [1.0, 0.0, -50.0, 2.0, 0.25])
+    assert steep.min_slope() == pytest.approx(1e-3)
+    assert float(above_minus_one(torch.tensor(0.0))) == pytest.approx(0.0, abs=1e-15)
+
+
+def test_radial_by_hand():
+    # c = (1, 0), α = softplus(log(e² − 1)) = 2, β = α m(0) = 0 and then 2 m(log 3).
+    free_alpha = math.log(math.e**2 - 1)
+    assert layer(RadialFamily(2, 1), [1.0, 0.0, free_alpha, 0.0]).forward_and_ladj(torch.ones(2))[1] == 0
+    flow = layer(RadialFamily(2, 1), [1.0, 0.0, free_alpha, math.log(3.0)])
+    beta = 2 * 0.999 * (math.log(1 + 3 * (math.e - 1)) - 1)
+    y, ladj = flow.forward_and_ladj(torch.tensor([1.0, 2.0]))  # r = 2
+    torch.testing.assert_close(y, torch.tensor([1.0, 2.0 + 2.0 * beta / 4.0]))
+    assert float(ladj) == pytest.approx(math.log(1 + beta / 4) + math.log(1 + 2 * beta / 16))
+
+
+def test_columns_are_those_of_the_product_of_reflections():
+    vectors = torch.randn(3, 4, 5)
+    expected = torch.eye(5).expand(3, 5, 5)
+    for v in vectors.unbind(-2):
+        v = v / v.norm(dim=-1, keepdim=True)
+        expected = expected @ (torch.eye(5) - 2 * v[..., :, None] * v[..., None, :])
+    for rank in (1, 3, 5):
+        columns = orthonormal_columns(7.0 * vectors, rank)
+        torch.testing.assert_close(columns, expected[..., :rank])
+        torch.testing.assert_close(columns.mT @ columns, torch.eye(rank).expand(3, rank, rank))
+
+
+def test_sylvester_is_the_papers_equation_with_dense_matrices():
+    family = SylvesterFamily(5, 1, 3, 4)
+    flow = Parametric(family)
+    with torch.no_grad():
+        flow.params.copy_(torch.randn_like(flow.params))
+    parts = flow.params.detach().split(family.sizes)
+    q = orthonormal_columns(parts[0].reshape(4, 5), 3)
+    matrices = []
+    for above, diagonal in ((parts[1], parts[3]), (parts[2], parts[4])):
+        matrix = torch.diag(math.sqrt(0.999) * torch.tanh(diagonal))
+        matrix[0, 1], matrix[0, 2], matrix[1, 2] = above
+        matrices.append(matrix)
+    r, other = matrices
+    x = torch.randn(5)
+    expected = x + q @ r @ torch.tanh(other @ q.T @ x + parts[5])
+    slope = 1 - torch.tanh(other @ q.T @ x + parts[5]).square()
+    jacobian = torch.eye(5) + q @ r @ torch.diag(slope) @ other @ q.T
+    y, ladj = flow.forward_and_ladj(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(ladj, torch.linalg.slogdet(jacobian)[1])
+
+
+def test_the_solver_solves_where_slopes_are_small_and_steps_are_large():
+    r = torch.tensor([-0.999, -0.999, 500.0, 0.0, 3.0])
+    scale = torch.tensor([1.0, 1.0, 2.0, 1.0, -0.3])
+    shift = torch.tensor([0.0, 2.0, -1.0, 0.3, 0.1])
+    for target in (-30.0, -0.01, 0.0, 0.4, 1000.0):
+        s = solve_tanh(r, scale, shift, torch.full((5,), target))
+        assert (s + r * torch.tanh(scale * s + shift) - target).abs().max() < 1e-12 * (1 + abs(target))
+    arguments = [value.requires_grad_() for value in (torch.tensor([0.7, -0.6]), torch.tensor([0.9, 1.1]))]
+    arguments += [torch.randn(2, requires_grad=True), torch.randn(2, requires_grad=True)]
+    assert torch.autograd.gradcheck(solve_tanh, arguments)
+
+
+def test_spline_goes_through_its_knots_with_its_slopes():
+    widths, heights, slopes = torch.randn(4), torch.randn(4), torch.randn(3)
+    places = [
+        -3.0 + 6.0 * torch.cat([torch.zeros(1), (1e-3 + 0.996 * torch.softmax(free, -1)).cumsum(0)])
+        for free in (widths, heights)
+    ]
+    knots, values = places
+    y, log_slope = rational_quadratic(knots, widths, heights, slopes, 3.0)
+    torch.testing.assert_close(y, values)
+    inner = MIN_SLOPE + torch.nn.functional.softplus(slopes + UNIT_SLOPE)
+    torch.testing.assert_close(log_slope[1:-1].exp(), inner)
+    torch.testing.assert_close(log_slope[[0, -1]], torch.zeros(2))
+    x = torch.linspace(-4, 4, 2001)
+    y, log_slope = rational_quadratic(x, widths, heights, slopes, 3.0)
+    assert (y.diff() > 0).all()
+    assert torch.equal(y[x.abs() > 3], x[x.abs() > 3])
+    back, inverse = rational_quadratic(y, widths, heights, slopes, 3.0, inverse=True)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(inverse, -log_slope)
