@@ -21,7 +21,7 @@ FLOORS = [
     {"guides", "vae"},
     {"diagnostics"},
     {"training"},
-    {"bench", "fit2d"},
+    {"bench", "fit2d", "table"},
     {"cli"},
 ]
 """From the ground up: a room imports from lower floors, and from the rooms beside it where :data:`BESIDE` says so."""

@@ -19,6 +19,7 @@ from vi_flows.cli.bench import Bench, Info
 from vi_flows.cli.data import DataCheck, DataDownload, DataList
 from vi_flows.cli.demo import Demo
 from vi_flows.cli.runs import Evaluate, Resume, Sample, Train
+from vi_flows.cli.table import Table
 from vi_flows.data import DataCorruptError, DataNotFoundError
 from vi_flows.fit2d import Fit2D
 from vi_flows.training import RunUnusableError, TrainingDivergedError, TrainingInterrupted
@@ -49,6 +50,7 @@ COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "sample": Sample,
+    "table": Table,
     "fit2d": Fit2D,
     "data": Data,
     "bench": Bench,

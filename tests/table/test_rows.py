@@ -1,0 +1,130 @@
+"""The list of rows, and what a selection makes of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vi_flows.table import RECIPES, Selection, Workplace, matching_rows, table_rows
+from vi_flows.training import VAETrainConfig
+from vi_flows.vae import VAEConfig, build_vae
+
+PUBLISHED = json.loads(
+    (Path(__file__).parents[2] / "experiments" / "published.json").read_text(encoding="utf-8")
+)["rows"]  # fmt: skip
+MODELS = {
+    "plain": "plain", "plain-iwae50": "iwae50", "plus1": "plus1", "plus4": "plus4", "plus8": "plus8",
+    "global-k1": "k1", "global-k2": "k2", "global-k4": "k4", "global-k8": "k8", "global-k8-iwae50": "k8-iwae50",
+    "amortized-k1-tanh": "k1", "amortized-k2-tanh": "k2", "amortized-k4-tanh": "k4", "amortized-k8-tanh": "k8",
+    "amortized-k8-tanh-iwae50": "k8-iwae50",
+    "planar16": None, "planar80": "nf", "iaf": None, "sylvester": None,
+}  # fmt: skip
+"""Every model of both architectures, and the row of the paper whose number stands beside it."""
+HAS_NF = ("binarized_mnist", "g2")
+"""Where the paper has a number for planar flows."""
+
+
+def test_the_list_is_every_model_on_every_data_set_under_both_protocols():
+    rows = table_rows()
+    for dataset in ("binarized_mnist", "omniglot28", "digits"):
+        for architecture in ("g1", "g2"):
+            for protocol in ("clean", "paper"):
+                for model, paper_row in MODELS.items():
+                    row = rows.pop(f"{dataset}-{architecture}-{model}-{protocol}")
+                    config = row.config
+                    assert (config.dataset, config.vae.architecture, config.protocol) == (
+                        dataset, architecture, protocol,
+                    )  # fmt: skip
+                    if dataset == "digits" or (model == "planar80" and (dataset, architecture) != HAS_NF):
+                        paper_row = None
+                    assert row.paper_row == paper_row
+                    if paper_row is not None:
+                        printed = PUBLISHED[paper_row][{"binarized_mnist": "mnist", "omniglot28": "omniglot"}[dataset]]
+                        assert 80 < printed[architecture] < 110
+    assert not rows
+
+
+def test_every_row_of_the_paper_is_there():
+    assert {row.paper_row for row in table_rows().values()} - {None} == set(PUBLISHED)
+
+
+def test_the_recipes_are_those_of_the_records():
+    standard = VAETrainConfig(
+        vae=VAEConfig(batch_norm=True), batch_size=250, learning_rate=0.004, epochs=800, kl_warmup_epochs=40.0,
+        validate_every=5, valid_particles=5,
+    )  # fmt: skip
+    assert standard.schedule == "cosine"
+    assert RECIPES["standard"] == standard
+    rows = table_rows()
+    plain = rows["binarized_mnist-g1-plain-clean"]
+    assert plain.config == replace(standard, dataset="binarized_mnist")
+    finish = rows["binarized_mnist-g1-plain-iwae50-clean"]
+    assert finish.source == plain
+    assert finish.config.vae == plain.config.vae
+    assert (finish.config.objective, finish.config.num_particles, finish.config.kl_warmup_epochs) == ("iwae", 50, 0)
+
+
+@pytest.mark.parametrize("architecture", ["g1", "g2"])
+def test_every_model_can_be_trained(architecture):
+    x = torch.bernoulli(torch.rand(3, 20))
+    sizes = {}
+    for model in MODELS:
+        vae = build_vae(table_rows()[f"digits-{architecture}-{model}-clean"].config.vae, 20)
+        terms = vae.log_weight_terms(x, 2)
+        terms.log_weights().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.guide.parameters())
+        sizes[model] = sum(p.numel() for p in vae.parameters())
+    assert sizes["plain"] < sizes["global-k1"] < sizes["global-k8"] < sizes["amortized-k8-tanh"]
+    assert sizes["planar16"] < sizes["planar80"]
+
+
+def test_patterns_choose_rows_in_the_order_of_the_tables():
+    found = [row.name for row in matching_rows(("omniglot28-g2-pl*-paper", "binarized_mnist-g1-iaf-clean"))]
+    assert found == [
+        "binarized_mnist-g1-iaf-clean", "omniglot28-g2-plain-paper", "omniglot28-g2-plain-iwae50-paper",
+        "omniglot28-g2-plus1-paper", "omniglot28-g2-plus4-paper", "omniglot28-g2-plus8-paper",
+        "omniglot28-g2-planar16-paper", "omniglot28-g2-planar80-paper",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no row matches 'g1-plain'"):
+        matching_rows(("digits-g1-plain-clean", "g1-plain"))
+
+
+def test_a_run_is_a_row_a_seed_and_a_number_of_epochs():
+    selection = Selection(rows=("digits-g1-plain-iwae50-clean", "digits-g1-iaf-clean"), seeds=(3, 1), finish_epochs=7)
+    names = [job.name for job in selection.jobs()]
+    assert names == [
+        "digits-g1-plain-clean-e800-s3", "digits-g1-plain-iwae50-clean-e800+7-s3", "digits-g1-iaf-clean-e800-s3",
+        "digits-g1-plain-clean-e800-s1", "digits-g1-plain-iwae50-clean-e800+7-s1", "digits-g1-iaf-clean-e800-s1",
+    ]  # fmt: skip
+    place = Workplace(runs=Path("here"), data_root=Path("data"))
+    source, finish = replace(selection, epochs=20).jobs()[:2]
+    assert source.name == "digits-g1-plain-clean-e20-s3"
+    config = source.config(place, "cuda", cuda_graph=True)
+    assert (config.epochs, config.seed, config.device, config.cuda_graph, config.threads) == (20, 3, "cuda", True, 1)
+    assert config.data_root == Path("data")
+    assert config.start_from is None
+    assert finish.config(place).epochs == 7
+    assert finish.config(place).start_from == Path("here/digits-g1-plain-clean-e20-s3")
+
+
+def test_shards_share_the_runs_out_and_keep_those_together_that_start_from_each_other():
+    patterns = ("digits-g1-p*-clean", "digits-g1-amortized*-clean")
+    whole = [job.name for job in Selection(rows=patterns, seeds=(0, 1)).jobs()]
+    parts = [Selection(rows=patterns, seeds=(0, 1), shard=f"{i}/3").jobs() for i in (1, 2, 3)]
+    assert sorted(whole) == sorted(job.name for part in parts for job in part)
+    assert all(len(part) >= len(whole) // 3 - 2 for part in parts)
+    for part in parts:
+        names = [job.name for job in part]
+        sources = [job.source.name for job in part if job.source is not None]
+        assert set(sources) <= set(names)
+    assert any(job.source for part in parts for job in part)
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
+def test_parts_that_are_none_are_refused(shard):
+    with pytest.raises(ValueError, match="shard must be i/n"):
+        Selection(rows=("digits-*",), shard=shard).jobs()

@@ -1,0 +1,288 @@
+"""The runner: nothing twice, nothing lost, one failure is one failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from vi_flows.cli import main
+from vi_flows.table import Job, Machine, Row, Runner, Workplace, status_of, status_table
+from vi_flows.table.claim import Claim, HeldError, is_held, last_note
+from vi_flows.table.work import work
+from vi_flows.training import Run, RunError, TrainingInterrupted, VAETrainConfig
+from vi_flows.training.captured import trainer_for
+from vi_flows.training.checkpoint import load_tensors
+from vi_flows.vae import VAEConfig
+
+TINY = VAETrainConfig(
+    vae=VAEConfig(latent_dims=(2,), hidden_dims=((4,),)), batch_size=400, validate_every=2, checkpoint_seconds=1e9
+)
+ROW = Row("tiny", "standard", TINY, "plain")
+FINISH = Row("tiny-iwae3", "finish", replace(TINY, objective="iwae", num_particles=3), source=ROW)
+FAST = Machine(num_samples=5)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Workplace(tmp_path / "runs", tmp_path / "results")
+
+
+def jobs_of(*seeds, epochs=2):
+    return [Job(ROW, seed, epochs) for seed in seeds]
+
+
+def finish_of(job, epochs=1):
+    return Job(FINISH, job.seed, epochs, job)
+
+
+def epochs_of(job, place):
+    lines = (job.folder(place) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["epoch"] for line in lines]
+
+
+def record_of(job, place):
+    return json.loads(job.record(place).read_text())
+
+
+# One run ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_trained_evaluated_and_recorded(place):
+    (job,) = jobs_of(3)
+    assert status_of(job, place).state == "new"
+    assert work(job, place, FAST)["nll"] == record_of(job, place)["nll"]
+    record = record_of(job, place)
+    assert record["num_samples"] == 5
+    assert record["settings"]["seed"] == 3
+    assert epochs_of(job, place) == [1, 2]
+    status = status_of(job, place)
+    assert (status.state, status.epoch, status.nll, status.seconds_left) == ("done", 2, record["nll"], 0.0)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(place):
+    (job,) = jobs_of(0, epochs=4)
+    whole = replace(place, runs=place.runs / "whole", results=place.results / "whole")
+    expected = work(job, whole, FAST)
+    trainer = trainer_for(Run.create(job.folder(place), job.config(place)), progress=False)
+    trainer.start()
+    trainer.fit(until=2 * trainer.steps_per_epoch)
+    status = status_of(job, place)
+    assert (status.state, status.epoch, status.epochs) == ("stopped", 2, 4)
+    assert work(job, place, FAST)["nll"] == expected["nll"]
+    assert epochs_of(job, place) == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_from_the_weights_of_its_source(place):
+    (job,) = jobs_of(1)
+    finish = finish_of(job)
+    assert status_of(finish, place).state == "waiting"
+    work(job, place, FAST)
+    assert status_of(finish, place).state == "new"
+    record = work(finish, place, FAST)
+    assert finish.name == "digits-g1-tiny-iwae3-clean-e2+1-s1"
+    assert Run.open(finish.folder(place)).started_from["run"] == job.name
+    assert record["epochs"] == 1
+
+
+def test_a_run_begun_otherwise_is_refused_by_name(place):
+    (job,) = jobs_of(0)
+    Run.create(job.folder(place), replace(job.config(place), learning_rate=0.5))
+    with pytest.raises(RunError, match=r"learning_rate=0\.5"):
+        work(job, place, FAST)
+
+
+def test_a_run_goes_on_on_its_own_kind_of_device(place):
+    (job,) = jobs_of(0)
+    Run.create(job.folder(place), job.config(place, "cuda", cuda_graph=True))
+    with pytest.raises(RunError, match="begun on cuda: go on with --device cuda"):
+        work(job, place, FAST)
+
+
+# Claims -------------------------------------------------------------------------------------------------------------
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vi_flows.table.claim import Claim
+with Claim(Path(sys.argv[1]), sys.argv[2]).held() as claim:
+    claim.note("training")
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_is_one_process_own_until_it_dies(place):
+    (job,) = jobs_of(0)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(place.runs), job.name], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert is_held(place.runs, job.name)
+        assert status_of(job, place).state == "training"
+        with pytest.raises(HeldError):
+            work(job, place, FAST)
+        outcome = Runner([job], place, FAST).run()  # it is left to its holder
+        assert (outcome.held, outcome.done, outcome.failed) == ([job.name], [], {})
+    finally:
+        holder.kill()
+        holder.wait()
+    assert last_note(place.runs, job.name)["pid"] == holder.pid
+    assert not is_held(place.runs, job.name)
+    with Claim(place.runs, job.name).held():
+        assert is_held(place.runs, job.name)
+    work(job, place, FAST)
+
+
+# Many runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_is_worked_through_once(place, capfd):
+    """A source, the run that starts from it, and one that can't be: begun with other settings, and its follower."""
+    good, bad = jobs_of(0, 1)
+    jobs = [bad, finish_of(bad), good, finish_of(good)]
+    Run.create(bad.folder(place), replace(bad.config(place), batch_size=7))
+    outcome = Runner(jobs, place, FAST, processes=2).run()
+    assert set(outcome.done) == {good.name, finish_of(good).name}
+    assert "batch_size=7" in outcome.failed[bad.name]
+    assert outcome.failed[finish_of(bad).name] == f"it starts from {bad.name}, which failed"
+    assert "batch_size=7" in status_of(bad, place).error
+    table = status_table(jobs, place).splitlines()
+    assert [line.split()[1] for line in table[1:5]] == ["failed", "waiting", "done", "done"]
+    assert table[-1] == "2 done, 1 failed, 1 waiting"
+    printed = capfd.readouterr().out
+    assert f"{good.name}: NLL" in printed
+    assert f"{bad.name}: failed" in printed
+    before = {path: path.stat().st_mtime_ns for path in place.results.iterdir()}
+    again = Runner([good, finish_of(good)], place, FAST).run()
+    assert again.done == [good.name, finish_of(good).name]
+    assert {path: path.stat().st_mtime_ns for path in place.results.iterdir()} == before
+    assert "begun" not in capfd.readouterr().out
+
+
+def test_a_record_that_came_without_its_weights_is_kept_and_its_run_made_for_those_that_need_it(place):
+    (job,) = jobs_of(0)
+    place.results.mkdir()
+    job.record(place).write_text('{"nll": 1.0}')
+    assert Runner([job], place, FAST).run().done == [job.name]
+    assert not job.folder(place).exists()
+    outcome = Runner([job, finish_of(job)], place, FAST).run()
+    assert set(outcome.done) == {job.name, finish_of(job).name}
+    assert record_of(job, place) == {"nll": 1.0}
+
+
+def begin(place, epochs="4000"):
+    """The command in a process of its own, once a run of it is in training."""
+    words = [
+        "table", "run", "--rows", "digits-g1-plain-clean", "--seeds", "0", "1", "--processes", "2", "--epochs", epochs,
+        "--num-samples", "5", "--runs", str(place.runs), "--results", str(place.results),
+    ]  # fmt: skip
+    code = "from vi_flows.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = [place.runs / f"digits-g1-plain-clean-e{epochs}-s{seed}" / "metrics.jsonl" for seed in (0, 1)]
+    while not all(path.exists() for path in metrics):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process, metrics
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_it_stops_cleanly_and_goes_on(place, number, capfd):
+    process, metrics = begin(place)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert "the same command goes on" in complaint
+    for seed, path in enumerate(metrics):
+        run = Run.open(path.parent)
+        assert last_note(place.runs, path.parent.name)["state"] == "stopped"
+        assert not is_held(place.runs, path.parent.name)
+        step = load_tensors(path.parent / "checkpoint.safetensors")[1]["step"]
+        assert step >= len(path.read_text().splitlines()) * 6  # of six minibatches an epoch: no finished one is lost
+        assert run.config.seed == seed
+    with pytest.raises(SystemExit) as ended:
+        main(["table", "status", "--rows", "digits-g1-plain-clean", "--seeds", "0", "1", "--epochs", "4000",
+              "--runs", str(place.runs), "--results", str(place.results)])  # fmt: skip
+    assert ended.value.code == 0
+    assert "2 stopped" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_processes_stop_when_their_runner_is_killed(place):
+    process, metrics = begin(place)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 120
+    while any(is_held(place.runs, path.parent.name) for path in metrics) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [last_note(place.runs, path.parent.name)["state"] for path in metrics] == ["stopped", "stopped"]
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_is_killed_is_reported(place):
+    process, metrics = begin(place)
+    os.kill(last_note(place.runs, metrics[0].parent.name)["pid"], signal.SIGKILL)
+    while is_held(place.runs, metrics[0].parent.name):
+        time.sleep(0.05)
+    assert process.poll() is None  # the other run goes on
+    process.terminate()
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert f"{metrics[0].parent.name}: failed: its process was ended by SIGKILL" in printed
+    assert not is_held(place.runs, metrics[1].parent.name)
+
+
+def test_a_stopped_list_raises_what_stopped_it(place):
+    runner = Runner(jobs_of(0), place, FAST)
+    runner._stopped = signal.SIGTERM
+    with pytest.raises(TrainingInterrupted) as stopped:
+        runner.run()
+    assert stopped.value.number == signal.SIGTERM
+    assert not place.runs.exists()
+
+
+# Status -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_left_is_that_of_the_last_twenty_epochs(place):
+    """Epochs of 10 s, then twenty of 2 s: the 60 left take 120 s. Before there are twenty, all of them count."""
+    (job,) = jobs_of(0, epochs=90)
+    folder = job.folder(place)
+    folder.mkdir(parents=True)
+    seconds = [10.0 * e for e in range(1, 11)] + [100 + 2.0 * e for e in range(1, 21)]
+    lines = [json.dumps({"epoch": e, "step": e, "seconds": s}) for e, s in enumerate(seconds, 1)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n")
+    assert status_of(job, place).seconds_left == 850
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"epoch": 31, "st')  # in the middle of a line
+    status = status_of(job, place)
+    assert (status.epoch, status.seconds_left, status.state) == (30, 120, "stopped")
+    table = status_table([job], place)
+    assert "30/90" in table
+    assert "0:02:00" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--processes", "0"], "processes must be at least 1"),
+        (["--num-samples", "0"], "num_samples must be at least 1"),
+        (["--rows", "nothing"], "no row matches 'nothing'"),
+        (["--shard", "3/2"], "--shard must be i/n"),
+    ],
+)
+def test_mistakes_in_the_command_are_named(words, named, capsys, place):
+    with pytest.raises(SystemExit) as ended:
+        main(["table", "run", "--rows", "digits-g1-plain-clean", *words, "--runs", str(place.runs)])
+    assert ended.value.code == 2
+    assert named in " ".join(capsys.readouterr().err.split())  # in a box of some width
+    assert not place.runs.exists()

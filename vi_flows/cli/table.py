@@ -1,0 +1,85 @@
+"""The command that works through the rows of the VAE tables."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+import tyro
+
+from vi_flows.settings import Positive, check_settings
+from vi_flows.table import Machine, Runner, Selection, Workplace, status_table, table_rows
+from vi_flows.training import TrainingInterrupted
+
+__all__ = ["Table", "TableRows", "TableRun", "TableStatus"]
+
+
+@dataclass(frozen=True)
+class TableRun:
+    """Train and evaluate the rows that have no record yet; runs that were stopped go on, finished ones are left alone.
+
+    Several of these commands may work on one list at once, on one machine or on a shared folder. Ctrl-C and SIGTERM
+    stop every process once it has written its checkpoint; the same command goes on from there.
+    """
+
+    selection: Annotated[Selection, tyro.conf.arg(name="")] = field(default_factory=Selection)
+    workplace: Annotated[Workplace, tyro.conf.arg(name="")] = field(default_factory=Workplace)
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+    processes: Positive = 1
+    """Runs at a time, each in a process of its own with one thread."""
+
+    def run(self) -> int:
+        """Print what is begun, done and failed; exit code 1 if something failed."""
+        check_settings(self)
+        torch.empty(0, device=self.machine.device)  # a device that is not there is named now, not by every row
+        jobs = self.selection.jobs()
+        try:
+            outcome = Runner(jobs, self.workplace, self.machine, self.processes).run()
+        except TrainingInterrupted as stopped:
+            print("vi-flows: stopped; every run has its checkpoint, the same command goes on", file=sys.stderr)
+            return 128 + stopped.number
+        print(f"{len(outcome.done)} of {len(jobs)} runs are done", end="")
+        print(f"; other processes work on {len(outcome.held)}" if outcome.held else "")
+        for name, reason in outcome.failed.items():
+            print(f"vi-flows: {name} failed: {reason}", file=sys.stderr)
+        return 1 if outcome.failed else 0
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """Show one line a run: state, epoch, best validation loss, NLL (nats), time left."""
+
+    selection: Annotated[Selection, tyro.conf.arg(name="")] = field(default_factory=Selection)
+    workplace: Annotated[Workplace, tyro.conf.arg(name="")] = field(default_factory=Workplace)
+
+    def run(self) -> int:
+        """Print the table; exit code 0."""
+        print(status_table(self.selection.jobs(), self.workplace))
+        return 0
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """List the rows by name."""
+
+    def run(self) -> int:
+        """Print the names; exit code 0."""
+        print("\n".join(table_rows()))
+        return 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Work through the rows of the VAE tables unattended, and show how far they are."""
+
+    command: (
+        Annotated[TableRun, tyro.conf.subcommand("run", prefix_name=False)]
+        | Annotated[TableStatus, tyro.conf.subcommand("status", prefix_name=False)]
+        | Annotated[TableRows, tyro.conf.subcommand("rows", prefix_name=False)]
+    )
+
+    def run(self) -> int:
+        """The chosen command's exit code."""
+        return self.command.run()

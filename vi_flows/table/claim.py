@@ -1,0 +1,95 @@
+"""Who works on a run: a lock that the system frees with its holder, and a note that outlives it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vi_flows.training.checkpoint import write_atomic
+
+__all__ = ["Claim", "HeldError", "is_held", "last_note"]
+
+
+class HeldError(RuntimeError):
+    """Another process works on the run."""
+
+
+def _path(runs: Path, name: str, kind: str) -> Path:
+    return runs / ".claims" / f"{name}.{kind}"
+
+
+def _try_lock(handle: int, operation: int) -> bool:
+    try:
+        fcntl.flock(handle, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Claim:
+    """A run that is this process's own, until it says so or dies.
+
+    Args:
+        runs: folder of the runs.
+        name: of the run.
+    """
+
+    def __init__(self, runs: Path, name: str) -> None:
+        self.runs, self.name = runs, name
+
+    @contextmanager
+    def held(self) -> Iterator[Claim]:
+        """Hold the run.
+
+        Raises:
+            HeldError: another process does.
+        """
+        path = _path(self.runs, self.name, "lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            # Whoever only looks whether the lock is held has it for an instant.
+            for _ in range(20):
+                if _try_lock(handle, fcntl.LOCK_EX):
+                    break
+                time.sleep(0.01)
+            else:
+                raise HeldError(f"another process works on {self.name}")
+            yield self
+        finally:
+            os.close(handle)
+
+    def note(self, state: str, **more: Any) -> None:
+        """Write down what is being done, or how it ended.
+
+        Args:
+            state: ``training``, ``evaluating``, ``done``, ``stopped`` or ``failed``.
+            more: JSON-ready.
+        """
+        what = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **more}
+        write_atomic(_path(self.runs, self.name, "json"), json.dumps(what) + "\n")
+
+
+def is_held(runs: Path, name: str) -> bool:
+    """Whether a living process holds the run."""
+    path = _path(runs, name, "lock")
+    if not path.exists():
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return not _try_lock(handle, fcntl.LOCK_SH)
+    finally:
+        os.close(handle)
+
+
+def last_note(runs: Path, name: str) -> dict[str, Any]:
+    """What was written down last, or ``{"state": "new"}``."""
+    path = _path(runs, name, "json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"state": "new"}

@@ -1,0 +1,116 @@
+"""Which runs are to be made: rows times seeds, with the runs that they start from, split among machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vi_flows.settings import NonNegative, Positive
+from vi_flows.table.rows import Row, matching_rows
+from vi_flows.training.tasks.vae import VAETrainConfig
+
+__all__ = ["Job", "Selection", "Workplace"]
+
+TABLES = ("binarized_mnist-*", "omniglot28-*")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where runs live and how they are computed; no part of what a run is."""
+
+    runs: Path = Path("runs/table")
+    """Folder of the runs; locks and states lie in it too."""
+    results: Path = Path("experiments/results/vae")
+    """Folder of the records: a row with a record is finished."""
+    data_root: Path | None = None
+    """Folder with the data files; default: VI_FLOWS_DATA, else the download cache."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a row.
+
+    Attributes:
+        row: what is trained.
+        seed: of everything.
+        epochs: of this run, as the recipe says or as asked for instead.
+        source: the run whose weights it starts from.
+    """
+
+    row: Row
+    seed: int
+    epochs: int
+    source: Job | None = None
+
+    @property
+    def name(self) -> str:
+        """``binarized_mnist-g1-plain-clean-e800-s0``; of a run that starts from another one, ``…-e800+100-s0``."""
+        before = "" if self.source is None else f"{self.source.epochs}+"
+        return f"{self.row.name}-e{before}{self.epochs}-s{self.seed}"
+
+    def folder(self, workplace: Workplace) -> Path:
+        """Of the run."""
+        return workplace.runs / self.name
+
+    def record(self, workplace: Workplace) -> Path:
+        """What a finished job leaves."""
+        return workplace.results / f"{self.name}.json"
+
+    def is_trained(self, workplace: Workplace) -> bool:
+        """Whether its weights are there for others to start from; a record may have come without them."""
+        return (self.folder(workplace) / "last.safetensors").exists()
+
+    def config(self, workplace: Workplace, device: str = "cpu", cuda_graph: bool = False) -> VAETrainConfig:
+        """The run's settings, with one thread on a CPU."""
+        start = None if self.source is None else self.source.folder(workplace)
+        return replace(
+            self.row.config, seed=self.seed, epochs=self.epochs, start_from=start, device=device, threads=1,
+            cuda_graph=cuda_graph, data_root=workplace.data_root,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which runs."""
+
+    rows: tuple[str, ...] = TABLES
+    """Rows by name, with a shell's wildcards: DATASET-(g1|g2)-MODEL-(clean|paper), `vi-flows table rows` lists them."""
+    seeds: tuple[NonNegative, ...] = (0,)
+    """A run each."""
+    epochs: Positive | None = None
+    """Instead of the recipe's, for runs from fresh weights; it becomes part of the run's name and record."""
+    finish_epochs: Positive | None = None
+    """Instead of the recipe's, for runs that start from another run's weights."""
+    shard: str = "1/1"
+    """`i/n`: every n-th run from the i-th, i = 1 … n, for machines that share no folder."""
+
+    def _part(self) -> tuple[int, int]:
+        number, _, count = self.shard.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise ValueError(f"--shard must be i/n with 1 <= i <= n, such as 1/2, got {self.shard!r}")
+        return int(number), int(count)
+
+    def _job(self, row: Row, seed: int) -> Job:
+        asked = self.epochs if row.source is None else self.finish_epochs
+        source = None if row.source is None else self._job(row.source, seed)
+        return Job(row, seed, row.config.epochs if asked is None else asked, source)
+
+    def jobs(self) -> list[Job]:
+        """The runs in the order of the tables, all of the first seed first; a run comes after the one it starts from.
+
+        A run and the one it starts from fall into the same shard.
+
+        Raises:
+            ValueError: a pattern matches no row, or the shard is none.
+        """
+        number, count = self._part()
+        rows = matching_rows(self.rows)
+        chains = [self._job(row, seed) for seed in self.seeds for row in rows]
+        roots: dict[str, int] = {}
+        jobs: dict[str, Job] = {}
+        for job in chains:
+            root = job if job.source is None else job.source
+            if roots.setdefault(root.name, len(roots)) % count == number - 1:
+                for each in (root, job):
+                    jobs.setdefault(each.name, each)
+        return list(jobs.values())

@@ -1,0 +1,123 @@
+"""The rows of the VAE tables as typed settings: what the ConvFlow paper printed, and ours beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from vi_flows.flows import IAF, ConvFlow, Planar, Sylvester
+from vi_flows.training.tasks.vae import VAETrainConfig
+from vi_flows.vae import VAEConfig
+
+__all__ = ["DATASETS", "RECIPES", "Row", "matching_rows", "table_rows"]
+
+DATASETS = ("binarized_mnist", "omniglot28", "digits")
+"""Static MNIST and OMNIGLOT are the tables; the digits that come with the package are there to try the runner out."""
+
+RECIPES: dict[str, VAETrainConfig] = {
+    "standard": VAETrainConfig(
+        vae=VAEConfig(batch_norm=True), batch_size=250, learning_rate=4e-3, schedule="cosine", epochs=800,
+        kl_warmup_epochs=40, validate_every=5, valid_particles=5,
+    ),
+    "finish": VAETrainConfig(
+        vae=VAEConfig(batch_norm=True), batch_size=250, learning_rate=1e-3, schedule="cosine", epochs=100,
+        objective="iwae", num_particles=50, validate_every=5, valid_particles=5,
+    ),
+}  # fmt: skip
+"""How rows are trained, by name: the data set, protocol, architecture and flow of a row are put into one of these.
+
+``standard`` trains by the ELBO from fresh weights; ``finish`` goes on from such a row's weights by IWAE with 50
+particles.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table; seeds, epochs and devices are the runner's.
+
+    Attributes:
+        model: its name within architecture, data set and protocol, such as ``amortized-k8-tanh``.
+        recipe: name of its recipe.
+        config: its settings, with seed 0, on the CPU.
+        paper_row: the row of ``experiments/published.json`` whose number stands beside it; ``None`` where the paper has
+            none.
+        source: the row whose weights it starts from, of the same seed.
+    """
+
+    model: str
+    recipe: str
+    config: VAETrainConfig
+    paper_row: str | None = None
+    source: Row | None = None
+
+    @property
+    def name(self) -> str:
+        """``binarized_mnist-g1-amortized-k8-tanh-clean``."""
+        return f"{self.config.dataset}-{self.config.vae.architecture}-{self.model}-{self.config.protocol}"
+
+
+def _models() -> Iterator[tuple[str, str | None, VAEConfig]]:
+    """Name, row of the paper, and guide of every model that is trained by the ELBO; the architecture comes later."""
+    yield "plain", "plain", VAEConfig()
+    for layers in (1, 4, 8):
+        yield f"plus{layers}", f"plus{layers}", VAEConfig(num_extra_layers=layers)
+    for blocks in (1, 2, 4, 8):
+        yield f"global-k{blocks}", f"k{blocks}", VAEConfig(flow=ConvFlow(num_blocks=blocks), amortized=False)
+    for blocks in (1, 2, 4, 8):
+        flow = ConvFlow(num_blocks=blocks, activation="tanh")
+        yield f"amortized-k{blocks}-tanh", f"k{blocks}", VAEConfig(flow=flow)
+    # Rezende and Mohamed's flow of 80 layers is the paper's VAE+NF.
+    yield "planar16", None, VAEConfig(flow=Planar(num_layers=16))
+    yield "planar80", "nf", VAEConfig(flow=Planar(num_layers=80))
+    yield "iaf", None, VAEConfig(flow=IAF())
+    yield "sylvester", None, VAEConfig(flow=Sylvester())
+
+
+FINISHED = {"plain": "iwae50", "global-k8": "k8-iwae50", "amortized-k8-tanh": "k8-iwae50"}
+"""Models that are trained on by IWAE with 50 particles, and the rows of the paper for them."""
+
+
+def _has_number(paper_row: str | None, dataset: str, architecture: str) -> bool:
+    """Whether the paper prints a number: none on the digits, and that of planar flows on MNIST's G2 alone."""
+    return dataset != "digits" and (paper_row != "nf" or (dataset, architecture) == ("binarized_mnist", "g2"))
+
+
+def _config(recipe: str, dataset: str, protocol: str, vae: VAEConfig) -> VAETrainConfig:
+    template = RECIPES[recipe]
+    return replace(template, dataset=dataset, protocol=protocol, vae=replace(vae, batch_norm=template.vae.batch_norm))
+
+
+def table_rows() -> dict[str, Row]:
+    """Every row by its name: all models on G1 and G2, each data set and both protocols."""
+    rows: list[Row] = []
+    for dataset in DATASETS:
+        for protocol in ("clean", "paper"):
+            for architecture in ("g1", "g2"):
+                for model, paper_row, vae in _models():
+                    built = replace(vae, architecture=architecture)
+                    printed = paper_row if _has_number(paper_row, dataset, architecture) else None
+                    row = Row(model, "standard", _config("standard", dataset, protocol, built), printed)
+                    rows.append(row)
+                    if model in FINISHED:
+                        config = _config("finish", dataset, protocol, built)
+                        printed = FINISHED[model] if _has_number(FINISHED[model], dataset, architecture) else None
+                        rows.append(Row(f"{model}-iwae50", "finish", config, printed, source=row))
+    return {row.name: row for row in rows}
+
+
+def matching_rows(patterns: tuple[str, ...]) -> list[Row]:
+    """The rows whose names match one of the patterns, in the tables' order.
+
+    Args:
+        patterns: names with the wildcards of a shell, such as ``binarized_mnist-g1-*-clean``.
+
+    Raises:
+        ValueError: a pattern matches no row.
+    """
+    rows = table_rows()
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in rows):
+            some = ", ".join(list(rows)[:3])
+            raise ValueError(f"no row matches {pattern!r}; there are {len(rows)}, such as {some}")
+    return [row for name, row in rows.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -1,0 +1,167 @@
+"""Works through a list of runs with several processes, beside other runners on the same list."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from types import FrameType
+
+from vi_flows.table.claim import is_held, last_note
+from vi_flows.table.plan import Job, Workplace
+from vi_flows.table.work import DONE, HELD, Machine, run_in_process
+from vi_flows.training import TrainingInterrupted
+
+__all__ = ["Outcome", "Runner"]
+
+POLL_SECONDS = 5.0
+
+# A fork of this process would inherit the state of OpenMP's threads, of autograd and of the GPU. The server has
+# imported all that the runs need and used nothing of it, so that its forks begin at once.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["__main__", "vi_flows.table.work"])
+
+
+class Outcome:
+    """What became of the jobs.
+
+    Attributes:
+        done: names of the jobs that have a record, made now or before.
+        failed: what was wrong, by name.
+        held: names of the jobs that other processes work on, and of those that wait for them.
+    """
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.held: list[str] = []
+
+
+class Runner:
+    """Runs jobs in processes of their own, so that a crash of one ends no other.
+
+    Jobs with a record are never repeated; jobs that another runner's process holds are left to it, and a job that
+    starts from another one's weights waits for them. A job that fails is reported, and the others go on.
+
+    Args:
+        jobs: in the order of :meth:`~vi_flows.table.plan.Selection.jobs`.
+        workplace: where runs and records are.
+        machine: what computes.
+        processes: jobs at a time.
+
+    Raises:
+        ValueError: ``processes`` is less than 1.
+    """
+
+    def __init__(self, jobs: Sequence[Job], workplace: Workplace, machine: Machine, processes: int = 1) -> None:
+        if processes < 1:
+            raise ValueError(f"there must be at least 1 process, got {processes}")
+        self.pending = {job.name: job for job in jobs}
+        self.workplace = workplace
+        self.machine = machine
+        self.processes = processes
+        self.outcome = Outcome()
+        self._running: dict[str, tuple[Job, ForkServerProcess]] = {}
+        self._stopped: int | None = None
+
+    def run(self) -> Outcome:
+        """Work until nothing is left that this runner can do.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM; every process has written its checkpoint.
+        """
+        with self._listening():
+            while True:
+                if self._stopped is None:
+                    self._start_what_can_be()
+                if not self._running and (self._stopped is not None or not self._waits_for_others()):
+                    break
+                wait([process.sentinel for _, process in self._running.values()], timeout=POLL_SECONDS)
+                self._collect()
+        if self._stopped is not None:
+            raise TrainingInterrupted(self._stopped)
+        self.outcome.held = list(self.pending)
+        return self.outcome
+
+    def _start_what_can_be(self) -> None:
+        # A run whose record came without its weights is trained again if another one starts from them.
+        wanted = {
+            job.source.name for job in self.pending.values() if job.source is not None and not self._has_record(job)
+        }
+        for name, job in list(self.pending.items()):
+            if self._has_record(job) and (name not in wanted or job.is_trained(self.workplace)):
+                del self.pending[name]
+                self.outcome.done.append(name)
+            elif job.source is not None and job.source.name in self.outcome.failed:
+                del self.pending[name]
+                self.outcome.failed[name] = f"it starts from {job.source.name}, which failed"
+            elif len(self._running) < self.processes and self._is_free(job):
+                del self.pending[name]
+                self._start(job)
+
+    def _has_record(self, job: Job) -> bool:
+        return job.record(self.workplace).exists()
+
+    def _is_free(self, job: Job) -> bool:
+        ready = job.source is None or job.source.is_trained(self.workplace)
+        return ready and not is_held(self.workplace.runs, job.name)
+
+    def _waits_for_others(self) -> bool:
+        """Whether a job that is left starts from a run that another process is making."""
+        return any(
+            job.source is not None and is_held(self.workplace.runs, job.source.name) for job in self.pending.values()
+        )
+
+    def _start(self, job: Job) -> None:
+        process = _CONTEXT.Process(target=run_in_process, args=(job, self.workplace, self.machine), name=job.name)
+        # Until the child listens itself, a Ctrl-C in the terminal must not reach it.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self._running[job.name] = job, process
+        print(f"{job.name}: begun", flush=True)
+
+    def _collect(self) -> None:
+        for name, (job, process) in list(self._running.items()):
+            if process.is_alive():
+                continue
+            del self._running[name]
+            code = process.exitcode
+            if code == DONE:
+                self.outcome.done.append(name)
+            elif code == HELD:  # another runner was quicker
+                self.pending[name] = job
+            elif self._stopped is None or code not in (128 + signal.SIGTERM, -signal.SIGTERM):
+                note = last_note(self.workplace.runs, name)
+                reason = note["error"] if note["state"] == "failed" else _ending(code)
+                self.outcome.failed[name] = reason
+                print(f"{name}: failed: {reason}", flush=True)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Pass SIGINT and SIGTERM on to the processes, and wait for them."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._stopped = number
+            for _, process in self._running.values():
+                process.terminate()
+
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            for _, process in self._running.values():
+                process.terminate()
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process ended with code {code}"
