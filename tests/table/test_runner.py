@@ -66,6 +66,16 @@ def test_a_run_is_trained_evaluated_and_recorded(place):
     assert (status.state, status.epoch, status.nll, status.seconds_left) == ("done", 2, record["nll"], 0.0)
 
 
+def test_images_are_annealed_where_that_is_asked_for(place, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "vi_flows.table.work.evaluate_run", lambda *_, ais, **__: (asked.append(ais and ais.images), None)
+    )
+    for machine in (FAST, replace(FAST, ais_images=12)):
+        work(jobs_of(0, epochs=1)[0], place, machine)
+    assert asked == [None, 12]
+
+
 def test_a_run_that_was_stopped_goes_on_where_it_was(place):
     (job,) = jobs_of(0, epochs=4)
     whole = replace(place, runs=place.runs / "whole", results=place.results / "whole")
@@ -155,6 +165,7 @@ def test_the_list_is_worked_through_once(place, capfd):
     assert "batch_size=7" in outcome.failed[bad.name]
     assert outcome.failed[finish_of(bad).name] == f"it starts from {bad.name}, which failed"
     assert "batch_size=7" in status_of(bad, place).error
+    assert "open_run" in last_note(place.runs, bad.name)["traceback"]
     table = status_table(jobs, place).splitlines()
     assert [line.split()[1] for line in table[1:5]] == ["failed", "waiting", "done", "done"]
     assert table[-1] == "2 done, 1 failed, 1 waiting"

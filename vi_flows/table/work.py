@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import threading
+import traceback
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from types import FrameType
@@ -13,13 +14,14 @@ from typing import Any
 
 import torch
 
-from vi_flows.settings import Positive, check_settings
+from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.table.claim import Claim, HeldError
 from vi_flows.table.plan import Job, Workplace
 from vi_flows.training import Run, RunError, TrainingInterrupted
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.side_by_side import is_finished
+from vi_flows.vae import AISSettings
 
 __all__ = ["DONE", "FAILED", "HELD", "Machine", "open_run", "run_in_process", "work"]
 
@@ -40,6 +42,8 @@ class Machine:
     """Record training steps on a GPU and replay them."""
     num_samples: Positive = 5000
     """Importance samples a test image."""
+    ais_images: NonNegative = 0
+    """Anneal the first so many test images too (AIS, with the settings of `vi-flows evaluate --ais`); 0 for none."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -92,7 +96,8 @@ def work(job: Job, workplace: Workplace, machine: Machine) -> dict[str, Any] | N
         path, record = job.record(workplace), None
         if not path.exists():
             claim.note("evaluating", device=machine.device)
-            record, _ = evaluate_run(run, machine.num_samples, record=path, progress=False)
+            ais = AISSettings(images=machine.ais_images) if machine.ais_images else None
+            record, _ = evaluate_run(run, machine.num_samples, ais=ais, record=path, progress=False)
         claim.note("done")
         return record
 
@@ -119,7 +124,8 @@ def run_in_process(job: Job, workplace: Workplace, machine: Machine) -> None:
         raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else repr(error)
-        claim.note("failed", error=first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}")
+        reason = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
+        claim.note("failed", error=reason, traceback=traceback.format_exc())
         raise SystemExit(FAILED) from error
     if record is not None:
         low, high = record["interval"]
