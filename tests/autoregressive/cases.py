@@ -4,7 +4,17 @@ import itertools
 
 import torch
 
-from vi_flows.autoregressive import MADE, Bernoulli, Categorical, GatedPixelCNN, Gaussian, PixelCNN, WaveNet
+from vi_flows.autoregressive import (
+    MADE,
+    Bernoulli,
+    Categorical,
+    DiagonalPixelRNN,
+    GatedPixelCNN,
+    Gaussian,
+    PixelCNN,
+    RowPixelRNN,
+    WaveNet,
+)
 
 BINARY = Bernoulli()
 IMAGE = (1, 3, 3)
@@ -22,6 +32,8 @@ BINARY_MODELS = {
     "made-linear": lambda c=0: MADE(IMAGE, BINARY, (), direct=True, context_dim=c),
     "pixel_cnn": lambda c=0: PixelCNN(IMAGE, BINARY, 8, 2, first_kernel=5, context_dim=c),
     "gated": lambda c=0: GatedPixelCNN(IMAGE, BINARY, 6, 2, first_kernel=3, context_dim=c),
+    "diagonal": lambda c=0: DiagonalPixelRNN(IMAGE, BINARY, 8, 2, first_kernel=3, context_dim=c),
+    "row": lambda c=0: RowPixelRNN(IMAGE, BINARY, 8, 2, first_kernel=5, context_dim=c),
     "wavenet": lambda c=0: WaveNet(9, BINARY, 6, 6, (1, 2, 4), context_dim=c),
 }
 """Binary, nine entries each: all 512 events can be listed."""
@@ -31,6 +43,8 @@ OTHER_MODELS = {
     "made-256": lambda c=0: MADE((4,), Categorical(256), (12,), context_dim=c),
     "pixel_cnn-rgb-256": lambda c=0: PixelCNN((3, 3, 3), Categorical(256), 24, 2, first_kernel=5, context_dim=c),
     "gated-rgb-256": lambda c=0: GatedPixelCNN((3, 3, 3), Categorical(256), 12, 2, first_kernel=3, context_dim=c),
+    "diagonal-rgb-256": lambda c=0: DiagonalPixelRNN((3, 3, 3), Categorical(256), 12, 1, 3, context_dim=c),
+    "row-rgb-256": lambda c=0: RowPixelRNN((3, 3, 3), Categorical(256), 24, 1, 5, context_dim=c),
     "wavenet-256": lambda c=0: WaveNet(20, Categorical(256), 6, 6, (1, 2, 4), context_dim=c),
 }
 MODELS = BINARY_MODELS | OTHER_MODELS

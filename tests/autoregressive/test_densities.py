@@ -31,7 +31,7 @@ def test_all_binary_events_sum_to_one(name):
     assert abs(log_prob.logsumexp(0).item()) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["made", "pixel_cnn", "gated", "wavenet"])
+@pytest.mark.parametrize("name", ["made", "pixel_cnn", "gated", "diagonal", "row", "wavenet"])
 def test_sums_to_one_under_every_context_and_the_context_reaches_every_entry(name):
     model = build(name, context_dim=3, scale=1.0)
     events = all_binary(model.event_shape)
@@ -44,7 +44,7 @@ def test_sums_to_one_under_every_context_and_the_context_reaches_every_entry(nam
     assert ((logits[0] - logits[1]).abs().amax(0) > 1e-6).all()
 
 
-@pytest.mark.parametrize("name", ["made-order-3", "made-deep-direct", "pixel_cnn", "gated", "wavenet"])
+@pytest.mark.parametrize("name", ["made-order-3", "made-deep-direct", "pixel_cnn", "gated", "diagonal", "wavenet"])
 def test_samples_follow_the_density(name):
     model = build(name, scale=1.0)
     events = all_binary(model.event_shape)
@@ -149,7 +149,7 @@ def test_mu_law_literally():
         mu_law_encode(torch.tensor([float("nan")]))
 
 
-@pytest.mark.parametrize("name", ["made", "pixel_cnn", "gated", "wavenet"])
+@pytest.mark.parametrize("name", ["made", "pixel_cnn", "gated", "diagonal", "row", "wavenet"])
 def test_likelihood_in_pyro(name):
     """A decoder: the latent is the context, and every parameter gets a gradient."""
     pyro.clear_param_store()

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.autoregressive.cases import BINARY, IMAGE, MODELS, build, jacobian, past
-from vi_flows.autoregressive import MADE, Categorical, GatedPixelCNN, PixelCNN, WaveNet
-from vi_flows.nn import CausalConv1d, MaskedConv2d, MaskedLinear
+from vi_flows.autoregressive import MADE, Categorical, DiagonalPixelRNN, GatedPixelCNN, PixelCNN, RowPixelRNN, WaveNet
+from vi_flows.nn import CausalConv1d, DiagonalBiLSTM, MaskedConv2d, MaskedLinear
 
 
 def random_parameters(model):
@@ -57,6 +57,52 @@ def test_the_gated_model_sees_its_whole_window_and_the_plain_one_has_a_blind_spo
     row, column = torch.arange(36) // 6, torch.arange(36) % 6
     up, right = row[:, None] - row, column - column[:, None]
     assert torch.equal(seen, before & (right <= up))
+
+
+def test_the_diagonal_model_sees_all_pixels_before_and_the_row_model_a_triangle():
+    """With one layer and a first kernel that sees the left neighbour and three pixels above alone."""
+    shape = (1, 4, 5)
+    diagonal = random_parameters(DiagonalPixelRNN(shape, BINARY, 8, 1, first_kernel=3))
+    assert torch.equal(jacobian(diagonal) > 0, past(diagonal))
+    row_model = random_parameters(RowPixelRNN((1, 4, 9), BINARY, 8, 1, first_kernel=3))
+    row, column = torch.arange(36) // 9, torch.arange(36) % 9
+    up, right = row[:, None] - row, column - column[:, None]
+    # A row costs a column at either side; the input's kernels add one up and right, and two to the left.
+    before = past(row_model)
+    expected = before & ((up == 0) & (right >= -2) | (up > 0) & (right <= up) & (right >= -up - 2))
+    seen = jacobian(row_model, 20) > 0
+    assert not (seen & ~expected).any()
+    assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 6), (6, 3), (1, 4), (4, 1), (1, 1)])
+def test_the_diagonal_lstm_is_its_recurrence(shape):
+    """Pixel by pixel, from the paper's equation 3, in both directions."""
+    torch.manual_seed(0)
+    layer = random_parameters(DiagonalBiLSTM(2, 3, 1, 2))
+    x, context = torch.randn(2, 2, *shape, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
+    expected = torch.zeros(2, 3, *shape, dtype=torch.float64)
+    for direction, columns in enumerate([range(shape[1]), range(shape[1] - 1, -1, -1)]):
+        gates = layer.input_to_state[direction](x, context)
+        zero, states, step = torch.zeros(2, 3, dtype=torch.float64), {}, (1, -1)[direction]
+        for r in range(shape[0]):
+            for c in columns:
+                (h_left, c_left), (h_above, _) = (states.get(p, (zero, zero)) for p in ((r, c - step), (r - 1, c)))
+                u_left, u_above = layer.state_to_state[direction]
+                i, f, o, g = (gates[r, c] + h_left @ u_left + h_above @ u_above).chunk(4, -1)
+                cell = f.sigmoid() * c_left + i.sigmoid() * g.tanh()
+                states[r, c] = o.sigmoid() * cell.tanh(), cell
+        for (r, c), (h, _) in states.items():
+            down = r + direction
+            if down < shape[0]:
+                expected[:, :, down, c] += h
+    assert torch.allclose(layer(x, context), expected, atol=1e-12)
+
+
+def test_the_forget_gates_start_open():
+    bias = DiagonalBiLSTM(4, 4, 2, 0).input_to_state[0].conv.bias.reshape(2, 4, 2)
+    assert (bias[:, 1] == 1).all()
+    assert (bias[:, [0, 2, 3]].abs() < 1).all()
 
 
 def test_a_gated_window_ends_where_the_docstring_says():
@@ -126,6 +172,8 @@ def test_causal_convolution_by_its_formula():
         (lambda: PixelCNN((9,), BINARY), r"\(C, H, W\)"),
         (lambda: PixelCNN((3, 3, 3), BINARY, 9), "twice the 3 channels"),
         (lambda: GatedPixelCNN((3, 3, 3), BINARY, 8), "multiple of the 3 channels"),
+        (lambda: DiagonalPixelRNN((3, 3, 3), BINARY, 9), "twice the 3 channels"),
+        (lambda: RowPixelRNN((1, 3, 3), BINARY, num_layers=-1), "num_layers"),
         (lambda: MADE((4,), BINARY, ()), "direct=True"),
         (lambda: MADE((4,), BINARY, (0,)), "hidden_dims"),
         (lambda: MADE((4,), BINARY, activation="step"), "unknown activation"),

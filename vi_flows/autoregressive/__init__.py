@@ -4,6 +4,7 @@ from vi_flows.autoregressive.base import Autoregressive, AutoregressiveDistribut
 from vi_flows.autoregressive.made import MADE
 from vi_flows.autoregressive.outputs import Bernoulli, Categorical, Gaussian, Output
 from vi_flows.autoregressive.pixel_cnn import GatedPixelCNN, PixelCNN
+from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, RowPixelRNN
 from vi_flows.autoregressive.wavenet import WaveNet, mu_law_decode, mu_law_encode
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "AutoregressiveDistribution",
     "Bernoulli",
     "Categorical",
+    "DiagonalPixelRNN",
     "GatedPixelCNN",
     "Gaussian",
     "Output",
     "PixelCNN",
+    "RowPixelRNN",
     "WaveNet",
     "mu_law_decode",
     "mu_law_encode",

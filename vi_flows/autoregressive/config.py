@@ -11,6 +11,7 @@ from vi_flows.autoregressive.base import Autoregressive
 from vi_flows.autoregressive.made import MADE
 from vi_flows.autoregressive.outputs import Bernoulli, Categorical, Output
 from vi_flows.autoregressive.pixel_cnn import GatedPixelCNN, PixelCNN
+from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, RowPixelRNN
 from vi_flows.settings import NonNegative, NonNegativeFloat, Positive, check_settings
 
 __all__ = ["OUTPUTS", "PIXEL_MODELS", "PixelConfig", "build_pixel_model"]
@@ -19,6 +20,8 @@ PIXEL_MODELS: dict[str, Callable[..., Autoregressive]] = {
     "made": MADE,
     "pixel_cnn": PixelCNN,
     "gated_pixel_cnn": GatedPixelCNN,
+    "diagonal_bilstm": DiagonalPixelRNN,
+    "row_lstm": RowPixelRNN,
 }
 """Models of images by name."""
 
@@ -33,8 +36,8 @@ OUTPUTS: dict[str, Callable[[int], Output]] = {
 class PixelConfig:
     """An autoregressive model of images. What is not given comes from the model's own defaults."""
 
-    model: Literal["made", "pixel_cnn", "gated_pixel_cnn"] = "gated_pixel_cnn"
-    """The model."""
+    model: Literal["made", "pixel_cnn", "gated_pixel_cnn", "diagonal_bilstm", "row_lstm"] = "gated_pixel_cnn"
+    """The model; diagonal_bilstm and row_lstm are the two PixelRNNs."""
     output: Literal["bernoulli", "categorical"] = "bernoulli"
     """bernoulli: binary pixels, in nats; categorical: a softmax over grey values."""
     hidden_dims: tuple[Positive, ...] | None = None
@@ -46,13 +49,13 @@ class PixelConfig:
     num_masks: Positive | None = None
     """Masks of made: 1, the natural order; or more, drawn, for order-agnostic training and an ensemble."""
     width: Positive | None = None
-    """Features of the convolutional models."""
+    """Features of the convolutional and recurrent models."""
     num_blocks: NonNegative | None = None
     """Residual blocks of pixel_cnn."""
     num_layers: NonNegative | None = None
-    """Layers of gated_pixel_cnn after the first."""
+    """Layers of gated_pixel_cnn after the first; recurrent layers of diagonal_bilstm and row_lstm."""
     first_kernel: Positive | None = None
-    """Side of the first kernel of the convolutional models, odd."""
+    """Side of the first kernel of the convolutional and recurrent models, odd."""
     kernel_size: Positive | None = None
     """Side of the other kernels of the convolutional models, odd."""
     dropout: NonNegativeFloat | None = None

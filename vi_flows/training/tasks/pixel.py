@@ -25,7 +25,7 @@ ROWS_SCORED = 500  # at once, without gradients
 
 @dataclass(frozen=True)
 class PixelTrainConfig(TrainConfig):
-    """Train an autoregressive model of images: MADE, PixelCNN, Gated PixelCNN (exact log-likelihood)."""
+    """Train an autoregressive model of images: MADE, PixelCNN, PixelRNN (exact log-likelihood)."""
 
     kind: ClassVar[str] = "pixel"
 

@@ -1,0 +1,120 @@
+r"""PixelRNN: recurrent layers over the image.
+
+Van den Oord et al. 2016, *Pixel Recurrent Neural Networks*, section 3.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vi_flows.autoregressive.base import check_dropout
+from vi_flows.autoregressive.outputs import Output
+from vi_flows.autoregressive.pixel_cnn import RasterModel
+from vi_flows.nn.masked import ContextBias, MaskedConv2d
+from vi_flows.nn.masked_lstm import DiagonalBiLSTM, RowLSTM
+
+__all__ = ["DiagonalPixelRNN", "RowPixelRNN"]
+
+
+class RecurrentBlock(nn.Module):
+    """A recurrent layer to half the features, 1×1 back, plus the input (paper, figure 5).
+
+    Args:
+        recurrence: from ``width`` to ``width / 2`` features.
+        width: features.
+        data_channels: see :class:`~vi_flows.nn.MaskedConv2d`.
+        dropout: share of the recurrent layer's outputs that a training step leaves out.
+    """
+
+    def __init__(self, recurrence: nn.Module, width: int, data_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.recurrence = recurrence
+        self.dropout = nn.Dropout(dropout)
+        self.up = MaskedConv2d(width // 2, width, (1, 1), "B", data_channels)
+
+    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+        """``(N, width, H, W)`` to the same shape."""
+        return h + self.up(self.dropout(self.recurrence(h, context)))
+
+
+class PixelRNN(RasterModel):
+    """A masked k×k convolution of type A, residual recurrent layers, and two 1×1 layers.
+
+    A family writes :meth:`recurrence`.
+
+    Args:
+        event_shape: ``(C, H, W)``.
+        output: family of the conditionals.
+        width: features, a multiple of ``2 C`` (the paper's ``2h``).
+        num_layers: recurrent layers (7 in the paper for binary MNIST).
+        first_kernel: side of the first kernel, odd (7 in the paper).
+        context_dim: see :class:`Autoregressive`; the context reaches the gates of every layer.
+        dropout: share of each recurrent layer's outputs that a training step leaves out.
+
+    Raises:
+        ValueError: see :class:`RasterModel` and :class:`~vi_flows.nn.MaskedConv2d`; or ``width`` is no multiple of
+            ``2 C``, ``num_layers`` is negative, or ``dropout`` is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        output: Output,
+        width: int = 64,
+        num_layers: int = 7,
+        first_kernel: int = 7,
+        context_dim: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(event_shape, output, width, context_dim)
+        check_dropout(dropout)
+        channels = self.event_shape[0]
+        if width % (2 * channels):
+            raise ValueError(f"width must be a multiple of twice the {channels} channels, got {width}")
+        if num_layers < 0:
+            raise ValueError(f"num_layers must not be negative, got {num_layers}")
+        self.first = MaskedConv2d(channels, width, (first_kernel, first_kernel), "A", channels)
+        self.first_context = ContextBias(context_dim, width)
+        self.blocks = nn.ModuleList(
+            RecurrentBlock(self.recurrence(width, width // 2, channels, context_dim), width, channels, dropout)
+            for _ in range(num_layers)
+        )
+
+    @abstractmethod
+    def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> nn.Module:
+        """A recurrent layer, ``(N, in_channels, H, W)`` and context to ``(N, hidden, H, W)``."""
+
+    def features(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`RasterModel.features`."""
+        h = self.first_context(self.first(x), context)
+        for block in self.blocks:
+            h = block(h, context)
+        return h
+
+
+class DiagonalPixelRNN(PixelRNN):
+    """PixelRNN with diagonal BiLSTMs: every pixel sees all pixels before it. Arguments and errors as above.
+
+    The features of a pixel never see the pixel itself, so those of a whole row don't see the row's last one. A column
+    of zeros right of the image does; the direction from the right begins there.
+    """
+
+    def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> nn.Module:
+        """See :meth:`PixelRNN.recurrence`."""
+        return DiagonalBiLSTM(in_channels, hidden, data_channels, context_dim)
+
+    def features(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`RasterModel.features`."""
+        return super().features(F.pad(x, (0, 1)), context)[..., :-1]
+
+
+class RowPixelRNN(PixelRNN):
+    """PixelRNN with Row LSTMs: a pixel sees a triangle above it. Arguments and errors as above."""
+
+    def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> nn.Module:
+        """See :meth:`PixelRNN.recurrence`."""
+        return RowLSTM(in_channels, hidden, data_channels, context_dim)
