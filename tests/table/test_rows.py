@@ -66,6 +66,7 @@ def test_the_recipes_are_those_of_the_records():
     assert finish.source == plain
     assert finish.config.vae == plain.config.vae
     assert (finish.config.objective, finish.config.num_particles, finish.config.kl_warmup_epochs) == ("iwae", 50, 0)
+    assert finish.config.valid_particles == 50
 
 
 @pytest.mark.parametrize("architecture", ["g1", "g2"])

@@ -74,6 +74,23 @@ def test_the_kl_weight_multiplies_the_prior_and_the_posterior():
     assert iwae_bound(terms, 0.25).item() == pytest.approx(math.log((math.exp(-10.5) + math.exp(-9)) / 2), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("objective", "bound"), [("elbo", -3.0), ("stl", -3.0), ("iwae", math.log(0.15)), ("dreg", math.log(0.15))]
+)
+def test_runs_are_validated_by_the_bound_that_they_train(tmp_path, objective, bound):
+    """Weights 0.1 and 0.2 of each image: their mean is 0.15; with −1 and −5 the mean logarithm is −3."""
+    trainer = started(tmp_path, objective=objective, valid_particles=2)
+    log_w = [-1.0, -5.0] if bound == -3.0 else [math.log(0.1), math.log(0.2)]
+
+    def terms(x, num_particles):
+        assert num_particles == 2
+        zeros = torch.zeros(2, len(x))
+        return LogWeightTerms(torch.tensor(log_w)[:, None] + zeros, zeros, zeros)
+
+    trainer.module.log_weight_terms = terms
+    assert trainer.task.validate() == pytest.approx(-bound, rel=1e-6)
+
+
 def test_the_kl_weight_of_a_step_is_that_of_its_fraction_of_an_epoch(tmp_path):
     trainer = started(tmp_path, kl_warmup_epochs=2.0)
     calls = spied(trainer)

@@ -22,7 +22,7 @@ RECIPES: dict[str, VAETrainConfig] = {
     ),
     "finish": VAETrainConfig(
         vae=VAEConfig(batch_norm=True), batch_size=250, learning_rate=1e-3, schedule="cosine", epochs=100,
-        objective="iwae", num_particles=50, validate_every=5, valid_particles=5,
+        objective="iwae", num_particles=50, validate_every=5, valid_particles=50,
     ),
 }  # fmt: skip
 """How rows are trained, by name: the data set, protocol, architecture and flow of a row are put into one of these.

@@ -10,7 +10,7 @@ import tyro
 from torch import Tensor, nn
 
 from vi_flows.data import ImageData, binarize
-from vi_flows.objectives import DIRECT_OBJECTIVES, elbo_bound
+from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.settings import NonNegativeFloat, Positive
 from vi_flows.training.config import TrainConfig
 from vi_flows.vae import AISSettings, VAEConfig, build_vae, evaluate_vae
@@ -97,7 +97,7 @@ class VAETrainConfig(TrainConfig):
     output_bias: bool = True
     """Start the decoder's output bias at the logit of the mean training image."""
     valid_particles: Positive = 1
-    """Draws an image of the validation bound (ELBO)."""
+    """Draws an image of the validation bound: the objective's own, of these many draws."""
     cuda_graph: bool = False
     """Record the training step on a GPU once and replay it (elsewhere without effect on speed)."""
 
@@ -224,13 +224,16 @@ class VAETask:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Mean negative ELBO over the validation rows, in nats."""
+        """Mean negative bound over the validation rows, in nats: the ELBO, or IWAE's where that is trained.
+
+        Training by IWAE lowers the ELBO in the end, which would choose the weights of its beginning.
+        """
         if self.valid_rows is None:
             return None
         total = 0.0
         for rows in self.valid_rows.split(1000):
             terms = self.module.log_weight_terms(rows, self.config.valid_particles)
-            total -= elbo_bound(terms).double().sum().item()
+            total -= self.objective.bound(terms, 1.0).double().sum().item()
         return total / len(self.valid_rows)
 
     def evaluate(
