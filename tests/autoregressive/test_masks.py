@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from tests.autoregressive.cases import BINARY, IMAGE, MODELS, build, jacobian, past
 from vi_flows.autoregressive import MADE, Categorical, DiagonalPixelRNN, GatedPixelCNN, PixelCNN, RowPixelRNN, WaveNet
 from vi_flows.nn import CausalConv1d, DiagonalBiLSTM, MaskedConv2d, MaskedLinear
+from vi_flows.nn.masked_lstm import diagonals
 
 
 def random_parameters(model):
@@ -97,6 +98,14 @@ def test_the_diagonal_lstm_is_its_recurrence(shape):
             if down < shape[0]:
                 expected[:, :, down, c] += h
     assert torch.allclose(layer(x, context), expected, atol=1e-12)
+
+
+def test_the_diagonals_of_an_image_are_made_once():
+    found = diagonals(2, 3, torch.device("cpu"))
+    assert found.order.tolist() == [0, 1, 3, 2, 4, 5]
+    assert found.order[found.places].tolist() == list(range(6))
+    assert found.ranges == [(0, 1), (0, 2), (0, 2), (1, 2)]
+    assert diagonals(2, 3, torch.device("cpu")) is found
 
 
 def test_the_forget_gates_start_open():

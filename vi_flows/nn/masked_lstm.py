@@ -6,7 +6,9 @@ one a diagonal or one a row, for the whole batch.
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +16,30 @@ from torch import Tensor, nn
 
 from vi_flows.nn.masked import ContextBias, MaskedConv2d
 
-__all__ = ["DiagonalBiLSTM", "RowLSTM", "diagonal_order"]
+__all__ = ["DiagonalBiLSTM", "Diagonals", "RowLSTM", "diagonals"]
 
 GATES = 4  # input, forget and output gate, candidate
 
 
-def diagonal_order(height: int, width: int) -> tuple[Tensor, list[tuple[int, int]]]:
-    """The pixels by their diagonals ``t = row + column``, top row first.
+class Diagonals(NamedTuple):
+    """The pixels of an image by their diagonals ``t = row + column``, top row first.
 
-    Args:
-        height: ``H``.
-        width: ``W``.
-
-    Returns:
-        Flat indices ``(H·W,)``, and of every diagonal ``t = 0 … H+W−2`` its first row and the row after its last.
+    ``order``: their flat indices ``(H·W,)``; ``places``: where each pixel stands in it; ``ranges``: of every diagonal
+    ``t = 0 … H+W−2`` its first row and the row after its last.
     """
+
+    order: Tensor
+    places: Tensor
+    ranges: list[tuple[int, int]]
+
+
+@functools.lru_cache(maxsize=64)
+def diagonals(height: int, width: int, device: torch.device) -> Diagonals:
+    """The diagonals of an ``H × W`` image, with their indices on a device."""
+    # Kept, so that a step that is being recorded on a GPU finds them there and copies nothing.
     ranges = [(max(0, t - width + 1), min(height, t + 1)) for t in range(height + width - 1)]
-    return torch.tensor([r * width + t - r for t, (low, high) in enumerate(ranges) for r in range(low, high)]), ranges
+    order = torch.tensor([r * width + t - r for t, (low, high) in enumerate(ranges) for r in range(low, high)])
+    return Diagonals(order.to(device), order.argsort().to(device), ranges)
 
 
 def lstm_update(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,8 +111,7 @@ class DiagonalBiLSTM(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, h, H, W)``."""
         rows, _, height, width = x.shape
-        order, ranges = diagonal_order(height, width)
-        order = order.to(x.device)
+        order, places, ranges = diagonals(height, width, x.device)
         left, right = (gates(x, context) for gates in self.input_to_state)
         gates = torch.stack([left, right.flip(1)]).flatten(1, 2).index_select(1, order)
         state = cell = gates.new_zeros(2, 0, rows, self.hidden)
@@ -119,8 +127,6 @@ class DiagonalBiLSTM(nn.Module):
             state, cell = lstm_update(total.unflatten(1, (high - low, rows)), cell[:, own])
             outputs.append(state)
             before = low
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order), device=x.device)
         left, right = torch.cat(outputs, 1).index_select(1, places).unflatten(1, (height, width))
         right = F.pad(right.flip(1), (0, 0, 0, 0, 0, 0, 1, 0))[:height]
         return (left + right).permute(2, 3, 0, 1)
