@@ -27,7 +27,7 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 
 from vi_flows.guides import AmortizedFlowGuide, AutoConvFlow
-from vi_flows.training.records import provenance, write_record
+from vi_flows.records import Clock, Record, provenance, row_key
 
 HERE = Path(__file__).parent
 SIZES = (100, 250, 150)
@@ -134,6 +134,7 @@ def exact_posterior(x: Tensor, points: int = 400) -> Moments:
 def main(options: Options) -> dict[str, Any]:
     """Simulate, fit by minibatches of changing size, compare with the exact posterior, write the record."""
     torch.set_num_threads(1)
+    clock = Clock()
     pyro.clear_param_store()
     pyro.set_rng_seed(options.seed)
     x = 2.0 + 1.5 * torch.randn(options.num_groups, 1) + torch.randn(options.num_groups, 5)
@@ -160,11 +161,15 @@ def main(options: Options) -> dict[str, Any]:
         "guide": {name: [float(stacked[name].mean()), float(stacked[name].std())] for name in ("mu", "tau")},
     }
     settings = {name: value for name, value in asdict(options).items() if name != "record"}
-    record = {
-        "experiment": "amortized_hierarchical", **result, "seconds": round(seconds, 1), "settings": settings,
-        "batch_sizes": list(SIZES), **provenance(),
-    }  # fmt: skip
-    write_record(options.record, record, overwrite=True)
+    settings["batch_sizes"] = list(SIZES)
+    Record(
+        kind="amortized_hierarchical",
+        key=row_key("amortized_hierarchical", settings),
+        label="both guides in one model",
+        settings=settings,
+        figures={**result, "seconds": round(seconds, 1)},
+        provenance=provenance(clock=clock),
+    ).write(options.record, overwrite=True)
     print(json.dumps(result, indent=1))
     return result
 

@@ -10,7 +10,6 @@ attribute in standard deviations per unit of the edit, and how often a classifie
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from torch import Tensor
 
 from vi_flows.diagnostics.attributes import DIGIT_ATTRIBUTES, attribute_directions, edit, measure_digits
 from vi_flows.distributions import ImageDensity
+from vi_flows.records import Record, provenance, row_key
 from vi_flows.training import Run
-from vi_flows.training.run import git_revision
 
 HERE = Path(__file__).parent
 
@@ -146,20 +145,25 @@ def main(options: Options) -> None:
     indicator = (fit[1] == options.added_class).double()[:, None]
     added = attribute_directions(latents, torch.cat([indicator, measured], 1))[0]
     record = {
-        "experiment": "attribute_edit",
         "attributes": list(DIGIT_ATTRIBUTES),
         "effects": {name: effects(density, test[0], d, deviation) for name, d in both.items()},
         "class_edit": class_effect(density, options, fit, test, added),
         "correlations": np.corrcoef(measured.numpy().T).round(3).tolist(),
         "num_fit": len(fit[0]),
         "num_test": len(test[0]),
-        "flow": run.config.image.name,
+        "flow": run.config.name,
         "epochs": trained["epoch"],
-        "data_sha256": data.sha256,
-        "revision": git_revision(),
     }
-    options.record.parent.mkdir(parents=True, exist_ok=True)
-    options.record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    chosen = ("added_class", "class_amount", "num_fit", "num_test")
+    settings = {"run": run.config.key, **{name: getattr(options, name) for name in chosen}}
+    Record(
+        kind="attribute_edit",
+        key=row_key("attribute_edit", settings),
+        label=f"attributes edited in the latents of {run.config.name}",
+        settings=settings,
+        figures=record,
+        provenance=provenance(data_sha256=data.sha256, trained_at_revision=run.trained_at),
+    ).write(options.record, overwrite=True)
     directions = dict(zip(DIGIT_ATTRIBUTES, both["partial"], strict=True))
     draw(density, options, test[0], test[1], {**directions, f"class {options.added_class}": added})
     print("change in standard deviations of", *DIGIT_ATTRIBUTES)

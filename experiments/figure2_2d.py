@@ -15,8 +15,7 @@ trials.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ import tyro
 from vi_flows.distributions.energies import target_2d
 from vi_flows.fit2d import Fit2D
 from vi_flows.fit2d.plotting import INNER, plot_panels_2d
-from vi_flows.training.checkpoint import write_atomic
+from vi_flows.records import Clock, Record, provenance, row_key
 
 HERE = Path(__file__).parent
 FIGURE_2 = [
@@ -71,7 +70,8 @@ def main(options: Options) -> None:
     """Fit every flow, write the record after each, draw."""
     torch.set_num_threads(1)
     rows, name = (TARGETS, "fit2d-targets") if options.all_targets else (FIGURE_2, "fit2d-wave")
-    panels, records = [], []
+    panels, rows_found, clock = [], [], Clock()
+    settings = {key: value for key, value in asdict(options).items() if key not in ("results", "figures")}
     for target, flow_name, blocks, dilations in rows:
         job = Fit2D(
             target, flow_name, blocks, dilations, "tanh",
@@ -79,7 +79,7 @@ def main(options: Options) -> None:
             options.finalists,
         )  # fmt: skip
         flow, result, trials = job.fit()
-        records.append(job.record(result, trials))
+        rows_found.append(job.record(result, trials).to_dict())
         label = f"{flow_name} {blocks} × {len(dilations)}" if flow_name == "conv_flow" else flow_name
         title = f"{label}, {result.num_parameters} par.\nKL {result.kl:.3f}"
         view = VIEWS.get(target, INNER)
@@ -87,8 +87,14 @@ def main(options: Options) -> None:
             panels.append((f"target {target}", target_2d(target), view))
         panels.append((title, flow, view))
         print(target, title.replace("\n", "  "), f"± {result.kl_se:.4f}  {result.seconds:.0f} s", trials[0], flush=True)
-        options.results.mkdir(parents=True, exist_ok=True)
-        write_atomic(options.results / f"{name}.json", json.dumps(records, indent=1) + "\n")
+        Record(
+            kind="fit2d_table",
+            key=row_key(name, settings),
+            label=name,
+            settings=settings,
+            figures={"rows": rows_found},
+            provenance=provenance(clock=clock),
+        ).write(options.results / f"{name}.json", overwrite=True)
     plot_panels_2d(panels, options.figures / f"{name}.png", columns=4 if options.all_targets else 5)
 
 

@@ -8,7 +8,6 @@ repeated estimates, and the squared norm of its mean.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import tyro
 from experiments.gallery.kidscore import load, model
 from vi_flows.guides import AutoConvFlow, fit
 from vi_flows.objectives import ELBO, IWAE, DReG, StickingTheLanding
-from vi_flows.training.records import provenance, write_record
+from vi_flows.records import Clock, Record, provenance, row_key
 
 HERE = Path(__file__).parent
 ESTIMATORS = {"ELBO": ELBO, "STL": StickingTheLanding, "IWAE-8": IWAE, "DReG-8": DReG}
@@ -63,7 +62,7 @@ def main(options: Options) -> None:
     from matplotlib.figure import Figure
 
     torch.set_num_threads(1)
-    began = time.perf_counter()
+    clock = Clock()
     args, _ = load()
     pyro.set_rng_seed(options.seed)
     guide = AutoConvFlow(model, prototype_args=args)
@@ -74,12 +73,18 @@ def main(options: Options) -> None:
             step = until
         rows.append({"step": step, **measure(guide, args, options)})
         print(step, {k: f"{v['variance']:.3g}" for k, v in rows[-1].items() if k != "step"}, flush=True)
-    settings = {"num_particles": options.num_particles, "repeats": options.repeats, "seed": options.seed}
-    record = {
-        "experiment": "gradient_variance", "model": "kidiq-kidscore_momhsiq", "settings": settings, "rows": rows,
-        "seconds": round(time.perf_counter() - began, 1), **provenance(),
+    settings = {
+        "model": "kidiq-kidscore_momhsiq", "num_particles": options.num_particles, "repeats": options.repeats,
+        "seed": options.seed,
     }  # fmt: skip
-    write_record(options.results, record, overwrite=True)
+    Record(
+        kind="gradient_variance",
+        key=row_key("gradient_variance", settings),
+        label="variance of gradient estimators along a fit",
+        settings=settings,
+        figures={"rows": rows},
+        provenance=provenance(clock=clock),
+    ).write(options.results, overwrite=True)
     figure = Figure(figsize=(5.6, 3.2), layout="constrained")
     axis = figure.subplots()
     for name in ESTIMATORS:

@@ -32,10 +32,10 @@ import tyro
 
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
 from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.records import Record, provenance, row_key
 from vi_flows.training import ImageTrainConfig, Run, TrainingDivergedError, TrainingInterrupted
 from vi_flows.training.budget import BudgetTrainer
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
-from vi_flows.training.records import provenance, write_record
 
 RESULTS = Path(__file__).parent / "results" / "image_benchmark"
 DATASET = "mnist"
@@ -205,14 +205,14 @@ def complete(folder: Path) -> bool:
     path = folder / "record.json"
     if not path.exists():
         return False
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = Record.read(path).figures
     return record["num_images"] == record["num_test_images"]
 
 
 def state_of(folder: Path) -> str:
     """One line on a run."""
     if (folder / "record.json").exists():
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        record = Record.read(folder / "record.json").figures
         return (
             f"{record['bits_per_dim']:.4f} bits/dim of {record['num_images']} test images; "
             f"{100 * record['budget_used']:.0f} % of the budget, {record['steps']} steps"
@@ -317,9 +317,9 @@ class One:
         samples = check_samples(density, self.num_samples)
         _, state = load_tensors(folder / "checkpoint.safetensors")
         half = 1.96 * (scores.double().std() / math.sqrt(len(scores))).item()
-        record = {
-            "kind": "image-benchmark",
-            "version": 1,
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"] | {"data_root": None}
+        settings |= {"budget_seconds": self.budget_seconds, "num_draws": NUM_DRAWS}
+        figures = {
             "row": self.name.rpartition("-s")[0],
             "seed": run.config.seed,
             "bits_per_dim": scores.double().mean().item(),
@@ -340,12 +340,16 @@ class One:
             "round_trip_error": round_trip_error(density, data.images(test[:100])),
             "samples": samples._asdict(),
             "curve": [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()],
-            "data_sha256": data.sha256,
-            "settings": json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
-            | {"data_root": None},
-            **provenance(),
         }
-        write_record(folder / "record.json", record, overwrite=True)
+        Record(
+            kind="image_benchmark",
+            key=row_key(self.name, {"run": run.key, "budget_seconds": self.budget_seconds}),
+            label=figures["row"],
+            settings=settings,
+            figures=figures,
+            scores={"bits_per_dim": scores.numpy()},
+            provenance=provenance(data_sha256=data.sha256, trained_at_revision=run.trained_at),
+        ).write(folder / "record.json", overwrite=True)
 
 
 # Student's t quantile at 97.5 % for the interval over n seeds.
@@ -400,8 +404,8 @@ class Render(Common):
     def run(self) -> int:
         """Render what is there."""
         for path in sorted(self.out.glob("*/record.json")):
-            write_record(self.results / f"{path.parent.name}.json", json.loads(path.read_text("utf-8")), overwrite=True)
-        records = [json.loads(path.read_text("utf-8")) for path in sorted(self.results.glob("*.json"))]
+            Record.read(path).write(self.results / f"{path.parent.name}.json", overwrite=True)
+        records = [Record.read(path).figures for path in sorted(self.results.glob("*.json"))]
         if not records:
             raise SystemExit(f"no record in {self.out} or {self.results}; see `run`")
         table = markdown_table(records)

@@ -12,7 +12,6 @@ chosen so that the numbers of parameters are close (but for NICE, whose fully co
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +21,7 @@ import tyro
 from torch import Tensor
 
 from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.records import Record
 from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
 
@@ -122,13 +122,18 @@ class RunRow:
         if self.budget == "paper":
             config = replace(config, image=replace(config.image, checkpoint=True), protocol="paper")
         folder = self.runs / f"{self.row}-{self.budget}-seed{self.seed}"
-        known = (folder / "config.json").exists()
-        trainer = Trainer(Run.open(folder, self.data_root) if known else Run.create(folder, config))
-        trainer.resume() if known else trainer.start()
+        trainer = Trainer(Run.open_or_create(folder, config))
+        trainer.resume()
         trainer.fit()
         target = self.results / f"image-{self.row}-{self.budget}-seed{self.seed}.json"
-        record, path = evaluate_run(Run.open(folder, self.data_root), self.num_draws, record=target, overwrite=True)
-        print(f"{self.row}: {record['bits_per_dim']:.4f} bits/dim; {path}")
+        record, path = evaluate_run(
+            trainer.run,
+            self.num_draws,
+            record=target,
+            overwrite=True,
+            paper_row=self.row if self.row in PUBLISHED else None,
+        )
+        print(f"{self.row}: {record.figures['bits_per_dim']:.4f} bits/dim; {path}")
 
 
 def markdown_table(results: Path, dataset: str) -> str:
@@ -142,16 +147,17 @@ def markdown_table(results: Path, dataset: str) -> str:
         "| row | budget | bits/dim | 95 % interval | paper | parameters | epochs, steps |",
         "|---|---|---|---|---|---|---|",
     ]
-    records: dict[str, tuple[str, dict[str, Any]]] = {}
+    records: dict[str, tuple[str, Record]] = {}
     for budget in BUDGETS:  # from the smallest to the largest
         for path in results.glob(f"image-{dataset}-*-{budget}-seed*.json"):
             row = path.stem.removeprefix("image-").rpartition(f"-{budget}-")[0]
-            records[row] = budget, json.loads(path.read_text(encoding="utf-8"))
-    for row, (budget, record) in sorted(records.items(), key=lambda item: item[1][1]["bits_per_dim"]):
-        low, high = record["interval"]
+            records[row] = budget, Record.read(path)
+    for row, (budget, record) in sorted(records.items(), key=lambda item: item[1][1].figures["bits_per_dim"]):
+        figures, epochs = record.figures, record.settings["epochs"]
+        low, high = figures["interval"]
         lines.append(
-            f"| {row} | {budget} | {record['bits_per_dim']:.4f} | {low:.4f} – {high:.4f} | {PUBLISHED.get(row, '–')} "
-            f"| {record['parameters']:,} | {record['epochs']}, {record['steps']} |"
+            f"| {row} | {budget} | {figures['bits_per_dim']:.4f} | {low:.4f} – {high:.4f} "
+            f"| {PUBLISHED.get(record.paper_row, '–')} | {figures['parameters']:,} | {epochs}, {figures['steps']} |"
         )
     return "\n".join(lines)
 

@@ -20,8 +20,7 @@ import tyro
 
 from vi_flows.distributions import ImageDensity
 from vi_flows.flows.image import mconv, real_nvp
-from vi_flows.training.records import describe_device
-from vi_flows.training.run import git_revision
+from vi_flows.records import Record, provenance, row_key
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,21 @@ def main(options: Options) -> None:
             if repetition > 0:
                 seconds[name].append(time.process_time() - begun)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    record = {
-        "experiment": "mconv_throughput",
+    settings = {name: value for name, value in asdict(options).items() if name != "out"}
+    figures = {
         "cpu_seconds_per_step": {name: round(value, 5) for name, value in medians.items()},
         "ratio_to_affine": {name: round(value / medians["affine"], 4) for name, value in medians.items()},
         "parameters": {name: sum(p.numel() for p in density.parameters()) for name, density in models.items()},
-        "settings": {**asdict(options), "out": None},
-        "device": describe_device("cpu"),
-        "torch": torch.__version__,
-        "revision": git_revision(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record["ratio_to_affine"]), options.out)
+    Record(
+        kind="mconv_throughput",
+        key=row_key("mconv_throughput", settings),
+        label="a training step, MCONV beside affine couplings",
+        settings=settings,
+        figures=figures,
+        provenance=provenance(),
+    ).write(options.out, overwrite=True)
+    print(json.dumps(figures["ratio_to_affine"]), options.out)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from typing import Any
 import tyro
 from image_rows import markdown_table
 
+from vi_flows.records import Record
+
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 DATASETS = {"binarized_mnist": "mnist", "omniglot28": "omniglot", "chardata": "omniglot"}
@@ -24,32 +26,16 @@ IMAGE_SETS = {
 }
 
 
-def published_key(record: dict[str, Any]) -> str | None:
-    """The row of the ConvFlow paper's tables; it has no other flows."""
-    vae, settings = record["settings"]["vae"], record["settings"]
-    key = "plain"
-    if vae["num_extra_layers"]:
-        key = f"plus{vae['num_extra_layers']}"
-    elif vae["flow"] is not None:
-        if vae["flow"]["type"] != "ConvFlow":
-            return None
-        key = f"k{vae['flow']['num_blocks']}"
-    if settings["objective"] == "iwae":
-        bound = f"iwae{settings['num_particles']}"
-        key = bound if key == "plain" else f"{key}-{bound}"
-    return key
-
-
-def sort_key(record: dict[str, Any]) -> tuple:
+def sort_key(record: Record) -> tuple:
     """Plain models, then ConvFlow, then other flows."""
-    vae, settings = record["settings"]["vae"], record["settings"]
+    vae, settings = record.settings["vae"], record.settings
     flow = vae["flow"] or {"type": ""}
     family = {"": "0", "ConvFlow": "1"}.get(flow["type"], flow["type"])
     length = next((value for value in flow.values() if isinstance(value, int)), 0)
-    return settings["objective"], vae["num_extra_layers"], family, vae["amortized"], length, record["epochs"]
+    return settings["objective"], vae["num_extra_layers"], family, vae["amortized"], length, settings["epochs"]
 
 
-def vae_table(records: list[dict[str, Any]], published: dict[str, Any], dataset: str, architecture: str) -> list[str]:
+def vae_table(records: list[Record], published: dict[str, Any], dataset: str, architecture: str) -> list[str]:
     paper = DATASETS[dataset]
     lines = [
         f"**{dataset}, {architecture.upper()}** (test NLL in nats, lower is better)",
@@ -58,26 +44,25 @@ def vae_table(records: list[dict[str, Any]], published: dict[str, Any], dataset:
         "|---|---|---|---|---|---|---|",
     ]
     for record in sorted(records, key=sort_key):
-        row = published["rows"].get(published_key(record))
-        theirs = f"{row[paper][architecture]:.2f}" if row else "–"
-        low, high = record["interval"]
+        theirs = "–" if record.paper_row is None else f"{published['rows'][record.paper_row][paper][architecture]:.2f}"
+        figures, settings = record.figures, record.settings
+        low, high = figures["interval"]
         lines.append(
-            f"| {record['label']} | {theirs} | {record['nll']:.2f} | {low:.2f} – {high:.2f} | {-record['elbo']:.2f} "
-            f"| {100 * record['share_k_hat_above_0.7']:.0f} % | {record['protocol']}, {record['epochs']}, "
-            f"{record['steps']} |"
+            f"| {record.label} | {theirs} | {figures['nll']:.2f} | {low:.2f} – {high:.2f} | {-figures['elbo']:.2f} "
+            f"| {100 * figures['share_k_hat_above_0.7']:.0f} % | {settings['protocol']}, {settings['epochs']}, "
+            f"{figures['steps']} |"
         )
     return lines
 
 
 def render_vae() -> str:
     published = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
-    records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((HERE / "results" / "vae").glob("*.json"))]
+    records = [Record.read(path) for path in sorted((HERE / "results" / "vae").glob("*.json"))]
     blocks: list[str] = []
     for dataset in DATASETS:
         for architecture in ("g1", "g2"):
-            mine = [
-                r for r in records if (r["dataset"], r["settings"]["vae"]["architecture"]) == (dataset, architecture)
-            ]
+            asked = (dataset, architecture)
+            mine = [r for r in records if (r.settings["dataset"], r.settings["vae"]["architecture"]) == asked]
             if mine:
                 blocks.append("\n".join(vae_table(mine, published, dataset, architecture)))
     return "\n\n".join(blocks) if blocks else "No records yet."
@@ -92,17 +77,17 @@ def flow_2d_label(settings: dict[str, Any]) -> str:
 
 
 def render_fit2d() -> str:
-    rows = json.loads((HERE / "results" / "fit2d-wave.json").read_text(encoding="utf-8"))
+    rows = Record.read(HERE / "results" / "fit2d-wave.json").figures["rows"]
     lines = [
         "| flow | parameters | KL(q‖p) in nats | by quadrature | learning rate | seconds |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        result = row["result"]
+        result, trials = row["figures"]["result"], row["figures"]["trials"]
         exact = "–" if result["kl_quadrature"] is None else f"{result['kl_quadrature']:.4f}"
         lines.append(
             f"| {flow_2d_label(row['settings'])} | {result['num_parameters']} "
-            f"| {result['kl']:.4f} ± {result['kl_se']:.4f} | {exact} | {row['trials'][0]['learning_rate']} "
+            f"| {result['kl']:.4f} ± {result['kl_se']:.4f} | {exact} | {trials[0]['learning_rate']} "
             f"| {result['seconds']:.0f} |"
         )
     return "\n".join(lines)
@@ -112,10 +97,10 @@ def render_fit2d_targets() -> str:
     path = HERE / "results" / "fit2d-targets.json"
     if not path.exists():
         return "No record yet."
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = Record.read(path).figures["rows"]
     targets = list(dict.fromkeys(row["settings"]["target"] for row in rows))
     flows = list(dict.fromkeys(flow_2d_label(row["settings"]) for row in rows))
-    found = {(row["settings"]["target"], flow_2d_label(row["settings"])): row["result"] for row in rows}
+    found = {(row["settings"]["target"], flow_2d_label(row["settings"])): row["figures"]["result"] for row in rows}
     lines = ["| target | log Z | " + " | ".join(flows) + " |", "|---|---|" + "---|" * len(flows)]
     for target in targets:
         results = [found.get((target, flow)) for flow in flows]
@@ -133,14 +118,14 @@ def render_gallery() -> str:
         "eight_schools_noncentred", "eight_schools_centred", "kidscore", "logistic", "nile", "rats", "bnn",
     ]  # fmt: skip
     paths = [HERE / "results" / f"gallery-{name}.json" for name in names]
-    for record in (json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()):
-        truth = record["reference"]
+    for record in (Record.read(path) for path in paths if path.exists()):
+        truth = record.figures["reference"]
         seconds = "–" if truth["seconds"] is None else f"{truth['seconds']:.0f}"
         lines.append(
-            f"| **{record['title']}** | {truth['source']}: R̂ ≤ {truth['max_r_hat']:.3f}, ESS ≥ {truth['min_ess']:.0f} "
+            f"| **{record.label}** | {truth['source']}: R̂ ≤ {truth['max_r_hat']:.3f}, ESS ≥ {truth['min_ess']:.0f} "
             f"| | | | | | {seconds} |"
         )
-        for row in record["rows"]:
+        for row in record.figures["rows"]:
             if row["verdict"] == "diverged":
                 lines.append(f"| | {row['guide']} | – | – | – | – | diverged | – |")
                 continue
@@ -154,9 +139,8 @@ def render_gallery() -> str:
 
 def render_bench() -> str:
     latest = max((HERE / "results" / "bench").glob("*.json"))
-    record = json.loads(latest.read_text(encoding="utf-8"))
     lines = ["| ratio of CPU times, one thread | measured | floor | goal |", "|---|---|---|---|"]
-    for row in record["rows"]:
+    for row in Record.read(latest).figures["rows"]:
         if row.get("goal_number") and row.get("ratio") is not None:
             sign = "≤" if row["goal"] < row["floor"] else "≥"
             missed = ", **missed**" if row["verdict"] == "below" else ""

@@ -9,7 +9,6 @@ rounds. Weights are random (the time does not depend on them), with actnorms ini
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,8 +21,7 @@ import tyro
 from vi_flows.bench.images import SAMPLERS, SamplerShape, build_sampler
 from vi_flows.bench.measure import one_thread, seconds_in_turn
 from vi_flows.distributions.image import ImageDensity
-from vi_flows.training.records import describe_device
-from vi_flows.training.run import git_revision
+from vi_flows.records import Record, provenance, row_key
 from vi_flows.transforms import OneSidedConv2d
 from vi_flows.transforms.image.inv_conv import solve_by_pixels
 
@@ -94,21 +92,23 @@ def main(options: Options) -> None:
         }
         for name, times in seconds.items()
     ]
-    with one_thread():
-        device = describe_device("cpu")
-    record = {
-        "experiment": "sampling_time",
+    settings = {name: value for name, value in asdict(options).items() if name != "out"}
+    figures = {
         "rows": rows,
         "one_convolution": inverse_times(options),
-        "settings": {**asdict(options), "out": None},
-        "device": device,
-        "torch": torch.__version__,
-        "revision": git_revision(),
         "paper_seconds": {"glow (GPU)": 0.58, "emerging (1 core)": 18.4, "3x3 (1 core)": 9.3, "quad (1 core)": 10.8},
         "paper_setting": "CIFAR-10, L=3, D=32, 100 images",
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with one_thread():
+        made = provenance()
+    Record(
+        kind="sampling_time",
+        key=row_key("sampling_time", settings),
+        label="seconds a draw",
+        settings=settings,
+        figures=figures,
+        provenance=made,
+    ).write(options.out, overwrite=True)
     for row in rows:
         print(f"{row['model']:20s} {row['cpu_seconds']:8.3f} s  {row['ratio_to_glow']:6.3f} × Glow")
     print(options.out)

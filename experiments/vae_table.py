@@ -145,11 +145,7 @@ class VAETable:
 
     def open(self, folder: Path, config: VAETrainConfig) -> Run:
         """The run in a folder, new or as it was stopped."""
-        if not (folder / "config.json").exists():
-            return Run.create(folder, config)
-        run = Run.open(folder, self.data_root)
-        run.check_same_settings(replace(config, threads=None))
-        return run
+        return Run.open_or_create(folder, config)
 
     def trained(self, job: tuple, states: list[dict[str, Any]]) -> None:
         """Say which runs are ready."""
@@ -159,9 +155,10 @@ class VAETable:
 
 def evaluate(folder: Path, data_root: Path | None, num_samples: int, record: Path, progress: bool) -> str:
     """Write a run's record; the figures for people."""
-    result, path = evaluate_run(Run.open(folder, data_root), num_samples, record=record, progress=progress)
-    low, high = result["interval"]
-    return f"{folder.name}: NLL {result['nll']:.3f} [{low:.3f}, {high:.3f}], ELBO {result['elbo']:.3f}: {path}"
+    written, path = evaluate_run(Run.open(folder, data_root), num_samples, record=record, progress=progress)
+    figures = written.figures
+    low, high = figures["interval"]
+    return f"{folder.name}: NLL {figures['nll']:.3f} [{low:.3f}, {high:.3f}], ELBO {figures['elbo']:.3f}: {path}"
 
 
 if __name__ == "__main__":

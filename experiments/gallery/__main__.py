@@ -7,10 +7,9 @@ python -m experiments.gallery nile --guides AutoConvFlow --keep     # one guide'
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Annotated
 
@@ -20,7 +19,7 @@ import tyro
 from experiments.gallery import bnn, eight_schools, kidscore, logistic, nile, rats
 from experiments.gallery.common import GUIDES, Budget, Posterior, describe, run_guide
 from experiments.gallery.reference import Reference
-from vi_flows.training.records import provenance, write_record
+from vi_flows.records import Record, provenance, row_key
 
 POSTERIORS: dict[str, Callable[[], Posterior]] = {
     "eight_schools_noncentred": partial(eight_schools.posterior, eight_schools.noncentred),
@@ -61,14 +60,11 @@ class Gallery:
     def run_posterior(self, posterior: Posterior) -> None:
         """One posterior's record."""
         if self.keep and posterior.path.exists():
-            record = json.loads(posterior.path.read_text(encoding="utf-8"))
+            record = Record.read(posterior.path).figures
             reference = Reference(**{k: v for k, v in record["reference"].items() if k in Reference.__annotations__})
         else:
             reference = posterior.reference()
-            record = {
-                "name": posterior.name, "title": posterior.title,
-                "reference": {**reference.to_dict(), **provenance()}, "rows": [],
-            }  # fmt: skip
+            record = {"reference": {**reference.to_dict(), **provenance()}, "rows": []}
         print(
             f"{posterior.name}: {reference.source}, {reference.num_draws} draws, R-hat ≤ {reference.max_r_hat:.3f}, "
             f"ESS ≥ {reference.min_ess:.0f}",
@@ -79,7 +75,15 @@ class Gallery:
             print(describe(row), flush=True)
             rows = [row, *(other for other in record["rows"] if other["guide"] != guide)]
             record["rows"] = sorted(rows, key=lambda r: list(GUIDES).index(r["guide"]))
-            write_record(posterior.path, record, overwrite=True)
+            settings = {"posterior": posterior.name, **asdict(self.budget)}
+            Record(
+                kind="gallery",
+                key=row_key(f"gallery-{posterior.name}", settings),
+                label=posterior.title,
+                settings=settings,
+                figures=record,
+                provenance=provenance(),
+            ).write(posterior.path, overwrite=True)
 
 
 if __name__ == "__main__":

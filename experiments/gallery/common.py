@@ -17,7 +17,7 @@ from torch import Tensor
 from experiments.gallery.reference import Quantities, Reference
 from vi_flows.diagnostics import diagnose
 from vi_flows.guides import AutoConvFlow, FitResult, fit
-from vi_flows.training.records import provenance
+from vi_flows.records import provenance
 
 RESULTS = Path(__file__).parents[1] / "results"
 

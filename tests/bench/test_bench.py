@@ -12,6 +12,7 @@ from vi_flows.bench import GOALS, compare, images, kernels, measure, rows, table
 from vi_flows.bench.images import SamplerShape
 from vi_flows.cli.bench import Bench, Info
 from vi_flows.kernels import active_kernel
+from vi_flows.records import Record
 from vi_flows.vae import VAEConfig
 
 
@@ -138,17 +139,17 @@ def test_the_command_prints_and_keeps_a_record(tmp_path, capsys, monkeypatch):
     assert "inverse / forward" in printed
     assert "100 images of 1x8x8, L=2, D=1, width 4" in printed
     (path,) = (tmp_path / "bench").iterdir()
-    record = json.loads(path.read_text())
+    record = Record.read(path)
     assert str(path) in printed
-    assert [row["name"] for row in record["rows"]] == ["3a", "3b", "4"]
-    assert record["threads"] == 1
-    assert record["kernel"] == active_kernel()
-    first = record["rows"][0]
+    assert [row["name"] for row in record.figures["rows"]] == ["3a", "3b", "4"]
+    assert record.provenance["threads"] == 1
+    assert record.provenance["kernel"] == active_kernel()
+    first = record.figures["rows"][0]
     assert first["ratio"] > 0
     assert first["floor"] == 1.5
     assert first["verdict"] in ("goal", "floor", "below")
     assert Bench(goals=(4,), rounds=1, json=True).run() == 0
-    assert json.loads(capsys.readouterr().out)["rows"][0]["goal_number"] == 4
+    assert json.loads(capsys.readouterr().out)["figures"]["rows"][0]["goal_number"] == 4
 
 
 def test_check_turns_a_missed_floor_into_an_exit_code(monkeypatch, capsys):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,6 +12,7 @@ from experiments.gallery import bnn, common, logistic, nile, rats
 from experiments.gallery.__main__ import Gallery
 from experiments.gallery.common import Budget, Posterior, errors
 from experiments.gallery.reference import Coordinates, Reference, nuts, summarise
+from vi_flows.records import Record
 
 
 def correlated(scale):
@@ -85,16 +84,18 @@ def test_record_says_all_of_its_making(tmp_path, monkeypatch, capsys):
     posterior = Posterior("toy", "a toy", correlated, (SCALE,), quantities, exact)
     budget = Budget(num_steps=4, num_particles=250, num_draws=50)
     Gallery(guides=("AutoConvFlow", "AutoNormal"), budget=budget).run_posterior(posterior)
-    record = json.loads(posterior.path.read_text())
+    written = Record.read(posterior.path)
+    record = written.figures
+    assert (written.kind, written.label) == ("gallery", "a toy")
     assert [row["guide"] for row in record["rows"]] == ["AutoNormal", "AutoConvFlow"]
     for row in record["rows"]:
         assert {"revision", "torch", "device", "settings", "seconds", "verdict", "k_hat", "elbo"} <= set(row)
         assert row["settings"]["seed"] == 0
     assert len(record["rows"][0]["elbo_by_learning_rate"]) == 2
     record["reference"]["mean"]["a"] = -1e6
-    posterior.path.write_text(json.dumps(record))
+    written.write(posterior.path, overwrite=True)
     Gallery(guides=("AutoConvFlow",), keep=True, budget=budget).run_posterior(posterior)
-    again = json.loads(posterior.path.read_text())
+    again = Record.read(posterior.path).figures
     assert again["rows"][0] == record["rows"][0]
     assert again["rows"][1]["max_mean_error_sd"] > 1e3  # the kept truth was used
     assert "AutoConvFlow" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from vi_flows.evaluation import estimate_nll
+from vi_flows.records import Record
 from vi_flows.training import Run
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
@@ -51,9 +51,9 @@ def test_the_record_of_a_hundred_images_comes_out_again(folder: Path, tmp_path: 
     if not root:
         pytest.skip("VI_FLOWS_DATA does not name a folder with the public files")
     (path,) = folder.glob("results/*-first100.json")
-    expected = json.loads(path.read_text(encoding="utf-8"))
+    expected = Record.read(path)
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
     found, _ = evaluate_run(Run.open(tmp_path / "run", Path(root)), limit=100, progress=False)
-    assert found["data_sha256"] == expected["data_sha256"]
-    assert found["nll"] == pytest.approx(expected["nll"], abs=1e-3)
-    assert found["elbo"] == pytest.approx(expected["elbo"], abs=1e-3)
+    assert found.provenance["data_sha256"] == expected.provenance["data_sha256"]
+    assert found.figures["nll"] == pytest.approx(expected.figures["nll"], abs=1e-3)
+    assert found.figures["elbo"] == pytest.approx(expected.figures["elbo"], abs=1e-3)

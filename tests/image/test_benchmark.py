@@ -12,6 +12,7 @@ from tests.image.test_experiments import script
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
 from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density
+from vi_flows.records import Record
 from vi_flows.training import ImageTrainConfig, Run
 from vi_flows.training.budget import BudgetTrainer
 from vi_flows.training.checkpoint import load_tensors
@@ -122,11 +123,11 @@ def test_a_row_from_start_to_table(tmp_path, capsys, monkeypatch):
     assert one("run", wall=0.0) == 124  # stopped at once: no record yet, but a checkpoint
     assert not (out / "glow-s0" / "record.json").exists()
     assert one("run") == 0
-    record = json.loads((out / "glow-s0" / "record.json").read_text())
+    record = Record.read(out / "glow-s0" / "record.json").figures
     assert record["num_images"] == 20 < record["num_test_images"]
     assert record["budget_used"] == 1.0
     assert one("evaluate", evaluate=math.inf) == 0
-    whole = json.loads((out / "glow-s0" / "record.json").read_text())
+    whole = Record.read(out / "glow-s0" / "record.json").figures
     assert whole["num_images"] == whole["num_test_images"]
     assert whole["steps"] == record["steps"]
     with module.claimed(out / "glow-s0.lock") as mine:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from vi_flows.distributions.image_config import build_image_density
+from vi_flows.records import Record
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 
@@ -26,7 +26,7 @@ def test_sampling_time(tmp_path, capsys):
     module = script("sampling_time")
     out = tmp_path / "record.json"
     module.main(module.Options((1, 8, 8), num_levels=2, num_steps=1, width=4, out=out, num_images=3, repetitions=1))
-    record = json.loads(out.read_text())
+    record = Record.read(out).figures
     assert [line["shape"] for line in record["one_convolution"]] == [[4, 4, 4], [8, 2, 2]]
     rows = record["rows"]
     assert [row["model"] for row in rows] == list(module.SAMPLERS)
@@ -38,7 +38,7 @@ def test_mconv_throughput(tmp_path):
     module = script("mconv_throughput")
     out = tmp_path / "record.json"
     module.main(module.Options(out, width=4, num_blocks=1, num_couplings=1, batch_size=2, repetitions=1))
-    assert set(json.loads(out.read_text())["ratio_to_affine"]) == {"affine", "mconv", "mconv-cosine"}
+    assert set(Record.read(out).figures["ratio_to_affine"]) == {"affine", "mconv", "mconv-cosine"}
 
 
 def test_rows_and_table(tmp_path, capsys, monkeypatch):

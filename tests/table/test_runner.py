@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from vi_flows.cli import main
+from vi_flows.records import Record
 from vi_flows.table import Job, Machine, Row, Runner, Workplace, status_of, status_table
 from vi_flows.table.claim import Claim, HeldError, is_held, last_note
 from vi_flows.table.work import work
@@ -48,7 +49,7 @@ def epochs_of(job, place):
 
 
 def record_of(job, place):
-    return json.loads(job.record(place).read_text())
+    return Record.read(job.record(place))
 
 
 # One run ------------------------------------------------------------------------------------------------------------
@@ -57,13 +58,13 @@ def record_of(job, place):
 def test_a_run_is_trained_evaluated_and_recorded(place):
     (job,) = jobs_of(3)
     assert status_of(job, place).state == "new"
-    assert work(job, place, FAST)["nll"] == record_of(job, place)["nll"]
+    assert work(job, place, FAST).figures["nll"] == record_of(job, place).figures["nll"]
     record = record_of(job, place)
-    assert record["num_samples"] == 5
-    assert record["settings"]["seed"] == 3
+    assert record.figures["num_samples"] == 5
+    assert record.settings["seed"] == 3
     assert epochs_of(job, place) == [1, 2]
     status = status_of(job, place)
-    assert (status.state, status.epoch, status.nll, status.seconds_left) == ("done", 2, record["nll"], 0.0)
+    assert (status.state, status.epoch, status.nll, status.seconds_left) == ("done", 2, record.figures["nll"], 0.0)
 
 
 def test_images_are_annealed_where_that_is_asked_for(place, monkeypatch):
@@ -85,7 +86,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(place):
     trainer.fit(until=2 * trainer.steps_per_epoch)
     status = status_of(job, place)
     assert (status.state, status.epoch, status.epochs) == ("stopped", 2, 4)
-    assert work(job, place, FAST)["nll"] == expected["nll"]
+    assert work(job, place, FAST).figures["nll"] == expected.figures["nll"]
     assert epochs_of(job, place) == [1, 2, 3, 4]
 
 
@@ -98,7 +99,7 @@ def test_a_run_goes_on_from_the_weights_of_its_source(place):
     record = work(finish, place, FAST)
     assert finish.name == "digits-g1-tiny-iwae3-clean-e2+1-s1"
     assert Run.open(finish.folder(place)).started_from["run"] == job.name
-    assert record["epochs"] == 1
+    assert record.settings["epochs"] == 1
 
 
 def test_a_run_begun_otherwise_is_refused_by_name(place):
@@ -182,12 +183,12 @@ def test_the_list_is_worked_through_once(place, capfd):
 def test_a_record_that_came_without_its_weights_is_kept_and_its_run_made_for_those_that_need_it(place):
     (job,) = jobs_of(0)
     place.results.mkdir()
-    job.record(place).write_text('{"nll": 1.0}')
+    Record("vae", "a", "a", {}, {"nll": 1.0}, {}).write(job.record(place))
     assert Runner([job], place, FAST).run().done == [job.name]
     assert not job.folder(place).exists()
     outcome = Runner([job, finish_of(job)], place, FAST).run()
     assert set(outcome.done) == {job.name, finish_of(job).name}
-    assert record_of(job, place) == {"nll": 1.0}
+    assert record_of(job, place).figures == {"nll": 1.0}
 
 
 def begin(place, epochs="4000"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from tests.test_cli import run
 from vi_flows.data import load
+from vi_flows.records import Record
 from vi_flows.training import TrainConfig
 from vi_flows.training.kinds import KINDS
 from vi_flows.vae import AISSettings
@@ -33,7 +33,10 @@ def test_evaluate_anneals_and_says_so(folder: Path, tmp_path: Path, capsys: pyte
     assert "on the first 12 images" in shown
     assert "3 chains of 30 temperatures from the gaussian" in shown
     assert "BDMC on 5 images" in shown
-    record = json.loads(path.read_text())
+    written = Record.read(path)
+    record = written.figures
+    assert written.scores["ais_nll"].shape == (12,)
+    assert written.settings["evaluation"]["ais"]["chains"] == 3
     ais = record["ais"]
     assert (record["num_rows"], ais["num_rows"], ais["bdmc"]["num_rows"], ais["leapfrog"]) == (30, 12, 5, 2)
     # A posterior of 4 numbers after one epoch is almost the encoder's Gaussian: both estimates are near the truth.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 import tyro
 
 from tests.image.test_experiments import script
+from vi_flows.records import Record
 from vi_flows.training import ImageTrainConfig, Run, Trainer, VAETrainConfig
 from vi_flows.training.side_by_side import is_finished, run_jobs, stacks_of, train_stack
 from vi_flows.vae import VAEConfig
@@ -76,7 +76,7 @@ def options(folder, *more):
 
 
 def records_of(folder):
-    return {path.stem: json.loads(path.read_text()) for path in (folder / "results").iterdir()}
+    return {path.stem: Record.read(path) for path in (folder / "results").glob("*.json")}
 
 
 def test_the_table_script_stacks_seeds(tmp_path, capsys):
@@ -86,10 +86,10 @@ def test_the_table_script_stacks_seeds(tmp_path, capsys):
         assert capsys.readouterr().out.count("is there already") == 3 * attempt
     records = records_of(tmp_path)
     assert set(records) == {f"digits-g1-plain-clean-e1-s{seed}" for seed in range(3)}
-    assert len({record["nll"] for record in records.values()}) == 3
+    assert len({record.figures["nll"] for record in records.values()}) == 3
     tyro.cli(module.VAETable, args=options(tmp_path / "alone", "--seed", "1")).run()
     ((name, alone),) = records_of(tmp_path / "alone").items()
-    assert records[name]["nll"] == pytest.approx(alone["nll"], rel=1e-4)
+    assert records[name].figures["nll"] == pytest.approx(alone.figures["nll"], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -102,5 +102,5 @@ def test_the_table_script_trains_side_by_side(tmp_path):
     assert done.returncode == 0, done.stderr
     records = records_of(tmp_path)
     assert set(records) == {f"digits-g1-plain{rate}-clean-e1-s{seed}" for rate in ("", "-lr0.001") for seed in range(3)}
-    assert len({record["nll"] for record in records.values()}) == 6
-    assert {record["settings"]["threads"] for record in records.values()} == {1}
+    assert len({record.figures["nll"] for record in records.values()}) == 6
+    assert {record.settings["threads"] for record in records.values()} == {1}

@@ -74,8 +74,8 @@ def test_a_stacked_run_is_the_run_alone(tmp_path, kind):
     for mine, theirs in zip(stacked, single, strict=True):
         assert_close(mine, theirs)
         records = [evaluate_run(Run.open(run.folder), 20, limit=30, progress=False)[0] for run in (mine, theirs)]
-        assert records[0]["nll"] == pytest.approx(records[1]["nll"], rel=1e-3)
-        assert records[0]["seed"] == mine.config.seed
+        assert records[0].figures["nll"] == pytest.approx(records[1].figures["nll"], rel=1e-3)
+        assert records[0].settings["seed"] == mine.config.seed
     first, second = (load_tensors(run.folder / "last.safetensors")[0] for run in stacked[:2])
     assert not any(torch.allclose(first[n], second[n]) for n in first if n.endswith("weight") and first[n].dim() == 2)
 

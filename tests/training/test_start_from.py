@@ -59,7 +59,7 @@ def test_the_record_says_where_its_weights_came_from(source, tmp_path):
     trainer = trained(tmp_path / "second", start_from=source, objective="dreg", num_particles=2)
     third = trained(tmp_path / "third", start_from=trainer.run.folder)
     record, _ = evaluate_run(third.run, 10, limit=5, progress=False)
-    last = record["started_from"]
+    last = record.provenance["started_from"]
     assert (last["run"], last["model"], last["seed"]) == ("second", "g1-dreg2", 0)
     first = last["started_from"]
     assert first["run"] == "elbo"
@@ -67,7 +67,7 @@ def test_the_record_says_where_its_weights_came_from(source, tmp_path):
     assert first["epoch"] == Run.open(source).load_weights(Run.open(source).build_task())["epoch"]
     assert first["steps"] == first["epoch"] * third.steps_per_epoch
     assert first["started_from"] is None
-    assert record["settings"]["start_from"] is None  # a path of this machine
+    assert record.settings["start_from"] is None  # a path of this machine
 
 
 @pytest.mark.parametrize(

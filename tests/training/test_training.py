@@ -16,6 +16,7 @@ import torch
 
 from vi_flows.data import load
 from vi_flows.flows import ConvFlow
+from vi_flows.records import Record, RecordExistsError
 from vi_flows.training import Run, RunError, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
 from vi_flows.training.evaluate import evaluate_run
@@ -177,27 +178,34 @@ def test_protocols(tmp_path):
     trainer.fit()
     assert not (tmp_path / "paper" / "best.safetensors").exists()
     record, _ = evaluate_run(Run.open(tmp_path / "paper"), 20, limit=10, progress=False)
-    assert record["weights"] == "last"
-    assert record["protocol"] == "paper"
+    assert record.settings["evaluation"]["weights"] == "last"
+    assert record.settings["protocol"] == "paper"
     with pytest.raises(RunError, match="no valid images"):
         evaluate_run(Run.open(tmp_path / "paper"), 20, split="valid", progress=False)
 
 
 def test_evaluation_writes_a_complete_record_and_repeats_to_the_bit(finished):
     run = Run.open(finished)
-    record, path = evaluate_run(run, 200, progress=False)
-    needed = (
-        "model dataset protocol settings seed data_sha256 revision epochs steps device seconds nll interval num_samples"
-    )
-    assert set(needed.split()) <= set(record)
-    assert json.loads(path.read_text()) == json.loads(json.dumps(record))
-    assert record["num_rows"] == 300
-    assert record["interval"][0] < record["nll"] < record["interval"][1]
-    assert record["nll"] < -record["elbo"]
-    with pytest.raises(RunError, match="--overwrite"):
+    record, path = evaluate_run(run, 200, progress=False, paper_row="k4")
+    assert (record.kind, record.key, record.paper_row) == ("vae", run.config.key, "k4")
+    assert set(["dataset", "protocol", "vae", "seed", "epochs", "evaluation"]) <= set(record.settings)
+    needed = "revision trained_at_revision data_sha256 torch device threads date seconds cpu_seconds training_seconds"
+    assert set(needed.split()) <= set(record.provenance)
+    figures = record.figures
+    assert figures["num_rows"] == 300
+    assert figures["interval"][0] < figures["nll"] < figures["interval"][1]
+    assert figures["nll"] < -figures["elbo"]
+    assert figures["steps"] == figures["epoch_of_weights"] * math.ceil(len(load("digits").train) / 200)
+    read = Record.read(path)
+    assert read.to_dict() == json.loads(json.dumps(record.to_dict()))
+    assert read.scores["nll"].shape == (300,)
+    assert read.scores["nll"].mean() == pytest.approx(figures["nll"], rel=1e-5)
+    assert read.scores["elbo"].mean() == pytest.approx(figures["elbo"], rel=1e-5)
+    with pytest.raises(RecordExistsError, match="--overwrite"):
         evaluate_run(run, 200, progress=False)
     again, _ = evaluate_run(run, 200, overwrite=True, progress=False)
-    assert again["nll"] == record["nll"]
+    assert again.figures["nll"] == figures["nll"]
+    assert (again.scores["nll"] == read.scores["nll"]).all()
 
 
 def test_runs_are_not_overwritten_nor_changed(finished):

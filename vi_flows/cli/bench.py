@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import platform
 import sys
@@ -19,8 +18,7 @@ from vi_flows.bench import images, kernels, table, vae
 from vi_flows.bench.measure import Measurement
 from vi_flows.bench.rows import GOALS, Row, format_table, measure_row
 from vi_flows.kernels import active_kernel, kernel_reason, native
-from vi_flows.training.checkpoint import write_atomic
-from vi_flows.training.run import git_revision
+from vi_flows.records import Clock, Record, git_revision, provenance, row_key
 
 __all__ = ["Bench", "Info"]
 
@@ -91,17 +89,16 @@ class Bench:
             raise ValueError(f"there is no goal {min(unknown)}; choose among 1 to 8")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
-        rows = []
+        clock, rows = Clock(), []
         for name, title, measure in self._plan():
             if not self.json and sys.stderr.isatty():
                 print(f"{title} …", end="\r", file=sys.stderr, flush=True)
             rows.append(measure_row(name, title, measure))
-        record = self._record(rows)
-        print(json.dumps(record, indent=2) if self.json else format_table(rows))
+        record = self._record(rows, clock)
+        print(json.dumps(record.to_dict(), indent=2) if self.json else format_table(rows))
         if self.history is not None:
-            path = self.history / f"{record['date'].replace(':', '')}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(record, indent=2) + "\n")
+            path = self.history / f"{record.provenance['date'].replace(':', '')}.json"
+            record.write(path)
             if not self.json:
                 print(f"record: {path}")
         return int(self.check and any(row.verdict == "below" for row in rows))
@@ -143,12 +140,16 @@ class Bench:
                 title = f"training pass, N={size}: {peer} / ConvFlow K=8"
                 yield f"{peer} {size}", title, lambda p=peer, n=size: kernels.peer_over_fused(p, n, r)
 
-    def _record(self, rows: list[Row]) -> dict[str, Any]:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return {
-            "date": now.replace("+00:00", "Z"),
-            "measured": "process CPU time, one thread, medians of interleaved runs",
-            **environment(),
-            "threads": 1,
-            "rows": [row.record() for row in rows],
-        }
+    def _record(self, rows: list[Row], clock: Clock) -> Record:
+        settings = {"goals": list(self.goals), "rounds": self.rounds, "extra": self.extra}
+        return Record(
+            kind="bench",
+            key=row_key("bench", settings),
+            label="ratios of CPU times, one thread",
+            settings=settings,
+            figures={
+                "measured": "process CPU time, one thread, medians of interleaved runs",
+                "rows": [row.record() for row in rows],
+            },
+            provenance=provenance(clock=clock, **(environment() | {"threads": 1})),
+        )

@@ -60,15 +60,16 @@ class Demo:
             trainer.start()
             state = trainer.fit()
             record, _ = evaluate_run(run, self.num_samples, progress=not self.quiet)
-            low, high = record["interval"]
+            figures = record.figures
+            low, high = figures["interval"]
             print(
-                f"{name:30}  {-record['elbo']:7.3f}  {record['nll']:7.3f}  [{low:6.3f}, {high:6.3f}]"
-                f"  {record['median_k_hat']:5.2f}  {state['seconds']:7.1f}",
+                f"{name:30}  {-figures['elbo']:7.3f}  {figures['nll']:7.3f}  [{low:6.3f}, {high:6.3f}]"
+                f"  {figures['median_k_hat']:5.2f}  {state['seconds']:7.1f}",
                 flush=True,
             )
             draw_pictures(Sample(run.folder, rows=8, columns=16))
         print(
-            f"nats an image; {record['num_rows']} test images of 8x8 pixels, binarised once; "
+            f"nats an image; {figures['num_rows']} test images of 8x8 pixels, binarised once; "
             f"{self.num_samples} samples.\nThe intervals are over images, which all models share: "
             "differences between models are surer than they look."
         )

@@ -134,6 +134,8 @@ class Evaluate:
     """Where to evaluate; default: where the run was trained."""
     record: Path | None = None
     """Record to write: a .json file, or a folder; default: `results` in the run's folder."""
+    paper_row: str | None = None
+    """Row of the papers' numbers that belongs beside it; see experiments/published.json."""
     overwrite: bool = False
     """Replace an existing record."""
     data_root: Path | None = None
@@ -164,9 +166,11 @@ class Evaluate:
             record=self.record,
             overwrite=self.overwrite,
             progress=not self.quiet,
+            paper_row=self.paper_row,
         )
-        print(f"{record['model']} on {record['dataset']} ({record['protocol']}), {record['num_rows']} images:")
-        for line in run.build_task().report(record):
+        config, figures = run.config, record.figures
+        print(f"{record.label} on {config.dataset} ({config.protocol}), {figures['num_rows']} images:")
+        for line in run.build_task().report(figures):
             print(f"  {line}")
         print(f"record: {path}")
         return 0

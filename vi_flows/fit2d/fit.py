@@ -19,7 +19,7 @@ from vi_flows import flows
 from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
 from vi_flows.objectives.step import OptimizerStep
-from vi_flows.training.records import provenance, write_record
+from vi_flows.records import Record, provenance, row_key
 from vi_flows.transforms import Bijection
 
 __all__ = ["Fit2D", "Fit2DResult", "fit_flow_2d", "flow_log_density", "make_flow_2d", "train_flow_2d"]
@@ -275,7 +275,7 @@ class Fit2D:
             from vi_flows.fit2d.plotting import plot_fits_2d
 
             stem = f"{self.target}-{self.flow}-{self.num_blocks}"
-            write_record(self.out / f"{stem}.json", self.record(result, trials), overwrite=True)
+            self.record(result, trials).write(self.out / f"{stem}.json", overwrite=True)
             title = f"{self.flow}, KL {result.kl:.3f}"
             plot_fits_2d(TARGETS_2D[self.target], [(title, flow)], self.out / f"{stem}.png")
             print(f"{self.out / stem}.png, .json")
@@ -326,7 +326,15 @@ class Fit2D:
     def _make(self, seed: int) -> Bijection:
         return make_flow_2d(self.flow, self.num_blocks, self.activation, seed, self.dilations)
 
-    def record(self, result: Fit2DResult, trials: list[dict[str, float | int | None]]) -> dict[str, Any]:
-        """Settings, trials, result and provenance, ready for JSON."""
+    def record(self, result: Fit2DResult, trials: list[dict[str, float | int | None]]) -> Record:
+        """Settings, trials, result and provenance."""
         settings = {name: value for name, value in asdict(self).items() if name != "out"}
-        return {"settings": settings, "trials": trials, "result": asdict(result), **provenance()}
+        label = f"{self.flow} K = {self.num_blocks}" if self.flow == "conv_flow" else self.flow
+        return Record(
+            kind="fit2d",
+            key=row_key(f"{self.target}-{self.flow}-k{self.num_blocks}-s{self.seed}", settings),
+            label=f"{self.target}: {label}",
+            settings=settings,
+            figures={"trials": trials, "result": asdict(result)},
+            provenance=provenance(),
+        )

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vi_flows.training.checkpoint import write_atomic
+from vi_flows.records import write_atomic
 
 __all__ = ["Claim", "HeldError", "is_held", "last_note"]
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from vi_flows.records import Record
 from vi_flows.table.claim import is_held, last_note
 from vi_flows.table.plan import Job, Workplace
 
@@ -74,7 +75,7 @@ def status_of(job: Job, workplace: Workplace) -> JobStatus:
     best = min((e["valid_loss"] for e in epochs if "valid_loss" in e), default=math.nan)
     record = job.record(workplace)
     if record.exists():
-        nll = json.loads(record.read_text(encoding="utf-8"))["nll"]
+        nll = Record.read(record).figures["nll"]
         return JobStatus(job.name, "done", job.epochs, job.epochs, best, nll, 0.0)
     note = last_note(workplace.runs, job.name)
     error = ""

@@ -10,10 +10,10 @@ import traceback
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from types import FrameType
-from typing import Any
 
 import torch
 
+from vi_flows.records import Record
 from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.table.claim import Claim, HeldError
 from vi_flows.table.plan import Job, Workplace
@@ -70,7 +70,7 @@ def open_run(job: Job, workplace: Workplace, machine: Machine) -> Run:
     return Run(folder, dataclasses.replace(run.config, device=machine.device, cuda_graph=planned.cuda_graph))
 
 
-def work(job: Job, workplace: Workplace, machine: Machine) -> dict[str, Any] | None:
+def work(job: Job, workplace: Workplace, machine: Machine) -> Record | None:
     """Train what is not trained, evaluate what has no record.
 
     Args:
@@ -97,7 +97,9 @@ def work(job: Job, workplace: Workplace, machine: Machine) -> dict[str, Any] | N
         if not path.exists():
             claim.note("evaluating", device=machine.device)
             ais = AISSettings(images=machine.ais_images) if machine.ais_images else None
-            record, _ = evaluate_run(run, machine.num_samples, ais=ais, record=path, progress=False)
+            record, _ = evaluate_run(
+                run, machine.num_samples, ais=ais, record=path, progress=False, paper_row=job.row.paper_row
+            )
         claim.note("done")
         return record
 
@@ -128,8 +130,9 @@ def run_in_process(job: Job, workplace: Workplace, machine: Machine) -> None:
         claim.note("failed", error=reason, traceback=traceback.format_exc())
         raise SystemExit(FAILED) from error
     if record is not None:
-        low, high = record["interval"]
-        print(f"{job.name}: NLL {record['nll']:.3f} [{low:.3f}, {high:.3f}], ELBO {record['elbo']:.3f}", flush=True)
+        figures = record.figures
+        low, high = figures["interval"]
+        print(f"{job.name}: NLL {figures['nll']:.3f} [{low:.3f}, {high:.3f}], ELBO {figures['elbo']:.3f}", flush=True)
     raise SystemExit(DONE)
 
 

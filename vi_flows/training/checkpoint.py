@@ -15,28 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 __all__ = [
-    "CheckpointError",
-    "first_not_finite",
-    "flatten_optimizer",
-    "load_tensors",
-    "restore_optimizer",
-    "save_tensors",
-    "write_atomic",
-]
+    "CheckpointError", "first_not_finite", "flatten_optimizer", "load_tensors", "restore_optimizer", "save_tensors",
+]  # fmt: skip
 
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or of another model."""
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a text file in one step: readers see the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

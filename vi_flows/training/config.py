@@ -18,6 +18,7 @@ import cattrs
 import tyro
 
 from vi_flows.data import ImageData, load
+from vi_flows.records import row_key
 from vi_flows.settings import Bounds, NonNegative, NonNegativeFloat, Positive, PositiveFloat, check_settings
 
 __all__ = ["TrainConfig", "config_from_dict", "config_to_dict"]
@@ -32,10 +33,15 @@ class TrainConfig:
     Attributes:
         kind: the kind's name in :data:`vi_flows.training.kinds.KINDS`, in ``config.json`` and on the command line.
         stackable: whether runs that differ in their seeds alone can be trained as one stacked model.
+        of_the_machine: settings that don't distinguish a run from another one: where and on what it is made, and the
+            path to another run.
     """
 
     kind: ClassVar[str]
     stackable: ClassVar[bool] = False
+    of_the_machine: ClassVar[tuple[str, ...]] = (
+        "data_root", "start_from", "checkpoint_seconds", "device", "threads",
+    )  # fmt: skip
 
     dataset: str = "digits"
     """Data set by name; `vi-flows data list` shows them."""
@@ -89,6 +95,17 @@ class TrainConfig:
     def label(self) -> str:
         """The model's name in a table for people."""
         return self.name
+
+    @property
+    def slug(self) -> str:
+        """What people call the run: ``binarized_mnist-g1-clean-e800-s0``."""
+        return f"{self.dataset}-{self.name}-{self.protocol}-e{self.epochs}-s{self.seed}"
+
+    @property
+    def key(self) -> str:
+        """The slug and a digest of all settings but those of the machine and the run that it starts from."""
+        settings = {name: value for name, value in config_to_dict(self).items() if name not in self.of_the_machine}
+        return row_key(self.slug, {"kind": self.kind, **settings})
 
     @property
     def captured(self) -> bool:

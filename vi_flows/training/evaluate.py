@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from vi_flows.training.records import make_record, provenance, write_record
+from vi_flows.records import Clock, Record, provenance
+from vi_flows.training.config import config_to_dict
 from vi_flows.training.run import Run, RunError
 from vi_flows.vae import AISSettings
 
@@ -29,7 +29,8 @@ def evaluate_run(
     record: Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
-) -> tuple[dict[str, Any], Path]:
+    paper_row: str | None = None,
+) -> tuple[Record, Path]:
     """Estimate ``−log p(x)`` of the test images (bits/dim for image flows) and write the record.
 
     Args:
@@ -41,35 +42,63 @@ def evaluate_run(
         seed: of the importance samples.
         ais: settings of annealed importance sampling, beside the importance samples of a VAE; ``None`` for none.
         device: where to evaluate; default: where the run was trained.
-        record: file to write, or a folder for a file named after the model; default: the run's ``results`` folder.
+        record: file to write, or a folder for a file named by the run's key; default: the run's ``results`` folder.
         overwrite: replace an existing record.
         progress: show a bar.
+        paper_row: the row of ``experiments/published.json`` whose number belongs beside the run's.
 
     Returns:
-        The record and where it was written.
+        The record and where it was written; the scores of the single images lie beside it.
 
     Raises:
-        RunError: there are no such weights or rows, or the record exists.
+        RunUnusableError: there are no such weights.
+        RunError: there are no such images.
+        RecordExistsError: the record is there already.
         ValueError: annealed importance sampling is asked of a run that is no VAE.
     """
     folder = run.folder / "results" if record is None else record
-    parts = [run.config.dataset, run.config.name, run.config.protocol, f"seed{run.config.seed}"]
+    parts = [run.key]
     parts += [] if split == "test" else [split]
     parts += [] if limit is None else [f"first{limit}"]
     path = folder if folder.suffix == ".json" else folder / ("-".join(parts) + ".json")
-    if path.exists() and not overwrite:  # before the minutes of work, not after
-        raise RunError(f"{path} exists; give --overwrite to replace it, or another --record")
+    Record.refuse_to_replace(path, overwrite)  # before the minutes of work, not after
     device = run.config.device if device is None else device
     torch.empty(0, device=device)  # a device that is not there is named before anything is loaded
-    task = Run(run.folder, replace(run.config, device=device)).build_task()
+    here = Run(run.folder, replace(run.config, device=device))
+    here.data = run.data
+    task = here.build_task()
     trained = run.load_weights(task, weights)
     splits = run.data.split(run.config.protocol)
     pixels = {"test": splits.test, "valid": splits.valid}[split]
     if len(pixels) == 0:
         raise RunError(f"there are no {split} images under the {run.config.protocol} protocol")
-    begun = time.monotonic()
+    clock = Clock()
     found = task.evaluate(pixels, limit, num_samples, seed, progress, ais)
-    figures = found.figures | {"split": split, "evaluation_seconds": round(time.monotonic() - begun, 1)}
-    made = make_record(run, trained, figures) | provenance(device)
-    write_record(path, made, overwrite)
+    settings = {
+        **config_to_dict(run.config),
+        "data_root": None,
+        "start_from": None,
+        "evaluation": {
+            "num_samples": num_samples, "split": split, "weights": trained["weights"], "limit": limit, "seed": seed,
+            "ais": None if ais is None else asdict(ais),
+        },
+    }  # fmt: skip
+    made = Record(
+        kind=run.config.kind,
+        key=run.key,
+        label=run.config.label,
+        paper_row=paper_row,
+        settings=settings,
+        figures={**found.figures, "epoch_of_weights": trained["epoch"], "steps": trained["steps"]},
+        scores={name: values.numpy() for name, values in found.scores.items()},
+        provenance=provenance(
+            device,
+            clock,
+            data_sha256=run.data.sha256,
+            trained_at_revision=run.trained_at,
+            started_from=run.started_from,
+            training_seconds=round(trained["seconds"], 1),
+        ),
+    )
+    made.write(path, overwrite)
     return made, path

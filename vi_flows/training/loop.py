@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vi_flows.objectives.step import OptimizerStep
+from vi_flows.records import write_atomic
 from vi_flows.training.checkpoint import (
     CheckpointError,
     first_not_finite,
@@ -23,7 +24,6 @@ from vi_flows.training.checkpoint import (
     load_tensors,
     restore_optimizer,
     save_tensors,
-    write_atomic,
 )
 from vi_flows.training.run import Run
 

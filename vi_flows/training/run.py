@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import subprocess
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +18,13 @@ import torch
 from torch import Tensor
 
 from vi_flows.data import ImageData
-from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors, write_atomic
+from vi_flows.records import git_revision, row_key, write_atomic
+from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors
 from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.tasks.vae import Task
 
-__all__ = ["Run", "RunError", "RunUnusableError", "describe_start", "git_revision"]
+__all__ = ["Run", "RunError", "RunUnusableError", "describe_start"]
 
 
 class RunError(ValueError):
@@ -33,30 +33,6 @@ class RunError(ValueError):
 
 class RunUnusableError(RunError):
     """A run's folder is missing, damaged, or in the hands of another process."""
-
-
-def git_revision() -> str | None:
-    """Commit of the source tree, with ``-dirty`` where tracked files were changed; ``None`` outside a repository.
-
-    The environment variable ``VI_FLOWS_REVISION`` says it for copies of the tree without their repository.
-    """
-    stated = os.environ.get("VI_FLOWS_REVISION")
-    if stated:
-        return stated
-    folder = Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        # Results and figures are outputs: only changed code makes a revision dirty.
-        scripts = ":(top,glob)experiments/**/*.py"
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", str(folder.parent), scripts],
-            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("-dirty" if status else "")
 
 
 class Run:
@@ -149,6 +125,26 @@ class Run:
             raise RunUnusableError(f"{path} can't be read: {error}") from error
         return cls(folder, config if data_root is None else replace(config, data_root=data_root))
 
+    @classmethod
+    def open_or_create(cls, folder: Path, config: TrainConfig) -> Run:
+        """The run in a folder as it was stopped, or a new one.
+
+        Args:
+            folder: where it lives.
+            config: its settings. Where and on what it runs may differ from what it was started with.
+
+        Raises:
+            RunError: the run in the folder has other settings.
+        """
+        if not (folder / "config.json").exists():
+            return cls.create(folder, config)
+        run = cls.open(folder, config.data_root)
+        source = None if config.start_from is None else describe_start(config)
+        weights = [None if start is None else start["sha256"] for start in (run.started_from, source)]
+        if run.config.key != config.key or weights[0] != weights[1]:
+            raise RunError(f"{folder} holds a run with other settings ({run.key}, not {config.key})")
+        return run
+
     @cached_property
     def data(self) -> ImageData:
         """The run's data set."""
@@ -169,6 +165,14 @@ class Run:
     def started_from(self) -> dict[str, Any] | None:
         """The run whose weights this one started from, see :func:`describe_start`; ``None`` for fresh weights."""
         return self._written().get("started_from")
+
+    @property
+    def key(self) -> str:
+        """What distinguishes the run from every other one: its settings, and the weights that it started from."""
+        source = self.started_from
+        if source is None:
+            return self.config.key
+        return row_key(f"{self.config.slug}-from", {"run": self.config.key, "weights": source["sha256"]})
 
     def _written(self) -> dict[str, Any]:
         return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))

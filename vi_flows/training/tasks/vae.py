@@ -80,6 +80,7 @@ class VAETrainConfig(TrainConfig):
 
     kind: ClassVar[str] = "vae"
     stackable: ClassVar[bool] = True
+    of_the_machine: ClassVar[tuple[str, ...]] = (*TrainConfig.of_the_machine, "cuda_graph")
 
     vae: Annotated[VAEConfig, tyro.conf.arg(name="")] = field(default_factory=VAEConfig)
     """The VAE and its guide."""

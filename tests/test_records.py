@@ -1,0 +1,155 @@
+"""Records: written once, read as written, and named by all that distinguishes them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vi_flows import records
+from vi_flows.records import Clock, Record, RecordError, RecordExistsError, git_revision, provenance, row_key
+from vi_flows.training import ImageTrainConfig, Run, RunError, VAETrainConfig
+from vi_flows.vae import VAEConfig
+
+RECORD = Record(
+    kind="toy",
+    key="toy-1",
+    label="a toy",
+    settings={"seed": 3},
+    figures={"nll": 2.5, "interval": [2.0, 3.0]},
+    provenance={"revision": None},
+    paper_row="k4",
+    scores={"nll": np.array([1.5, 3.5], np.float32), "ais": np.array([1.0], np.float32)},
+    note="nothing to add",
+)
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    path = tmp_path / "new" / "record.json"
+    RECORD.write(path)
+    found = Record.read(path)
+    assert {n: v for n, v in vars(found).items() if n != "scores"} == {
+        n: v for n, v in vars(RECORD).items() if n != "scores"
+    }
+    assert {name: values.tolist() for name, values in found.scores.items()} == {"nll": [1.5, 3.5], "ais": [1.0]}
+    assert found.scores["nll"].dtype == np.float32
+    content = json.loads(path.read_text())
+    assert content["schema"] == 1
+    assert content["scores"]["file"] == "record.npz"
+    assert set(content) == {item.name for item in fields(Record)} | {"schema"}
+
+
+def test_a_record_is_replaced_only_if_asked_for(tmp_path):
+    path = tmp_path / "record.json"
+    RECORD.write(path)
+    with pytest.raises(RecordExistsError, match="--overwrite"):
+        RECORD.write(path)
+    replace(RECORD, scores={}, label="another").write(path, overwrite=True)
+    assert Record.read(path).label == "another"
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_scores_are_float32_vectors(tmp_path):
+    for wrong in (np.zeros(3), np.zeros((3, 1), np.float32)):
+        with pytest.raises(ValueError, match="nll is float"):
+            replace(RECORD, scores={"nll": wrong}).write(tmp_path / "record.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "there is no record"),
+        (lambda path: path.write_text("{"), "is no record"),
+        (lambda path: path.write_text("[]"), "names no schema"),
+        (lambda path: path.write_text('{"nll": 3}'), "names no schema"),
+        (lambda path: path.write_text('{"schema": 1}'), "missing"),
+        (lambda path: path.write_text(path.read_text().replace('"schema": 1', '"schema": 2')), "another schema"),
+        (lambda path: path.write_text(path.read_text().replace('"label"', '"lable"')), "lable"),
+        (lambda path: path.write_text(path.read_text().replace('"a toy"', "3")), "label is 3"),
+        (lambda path: path.with_suffix(".npz").unlink(), "scores .* are missing"),
+        (lambda path: path.with_suffix(".npz").write_bytes(b"PK"), "not those"),
+    ],
+)
+def test_damaged_records_are_refused(damage, words, tmp_path):
+    path = tmp_path / "record.json"
+    RECORD.write(path)
+    damage(path)
+    with pytest.raises(RecordError, match=words):
+        Record.read(path)
+
+
+PLAIN = VAETrainConfig()
+DIFFERENT = {
+    "latent sizes": replace(PLAIN, vae=VAEConfig(latent_dims=(4,))),
+    "batch norm": replace(PLAIN, vae=VAEConfig(batch_norm=True)),
+    "hidden layers": replace(PLAIN, vae=VAEConfig(hidden_dims=((10,),))),
+    "batch size": replace(PLAIN, batch_size=250),
+    "rate": replace(PLAIN, learning_rate=2e-3),
+    "seed": replace(PLAIN, seed=1),
+    "objective": replace(PLAIN, objective="iwae"),
+    "particles": replace(PLAIN, num_particles=2),
+    "data": replace(PLAIN, dataset="mnist"),
+    "kind": ImageTrainConfig(),
+}
+
+
+def test_runs_share_a_key_only_if_all_their_settings_are_equal(tmp_path):
+    keys = {name: config.key for name, config in DIFFERENT.items()} | {"plain": PLAIN.key}
+    assert len(set(keys.values())) == len(keys)
+    elsewhere = replace(PLAIN, data_root=tmp_path, device="cuda", threads=2, checkpoint_seconds=1.0, cuda_graph=True)
+    assert elsewhere.key == PLAIN.key
+    assert PLAIN.key.startswith("digits-g1-clean-e100-s0-")
+
+
+def test_the_key_is_a_digest_of_the_settings():
+    # printf '{"a": 1, "b": [2, null]}' | sha256sum
+    assert row_key("toy", {"b": [2, None], "a": 1}) == "toy-c8caf5ad"
+
+
+def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
+    folder = tmp_path / "run"
+    assert Run.open_or_create(folder, PLAIN).config == PLAIN
+    assert Run.open_or_create(folder, replace(PLAIN, threads=3)).config.threads is None
+    with pytest.raises(RunError, match="other settings"):
+        Run.open_or_create(folder, replace(PLAIN, batch_size=7))
+
+
+def test_the_revision_is_gits_or_the_environments(tmp_path, monkeypatch):
+    package = tmp_path / "vi_flows"
+    package.mkdir()
+    file = package / "records.py"
+    file.touch()
+    monkeypatch.setenv("VI_FLOWS_REVISION", "abc")
+    monkeypatch.setattr(records, "__file__", str(file))
+    assert git_revision() == "abc"
+
+    def git(*words):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    git("init")
+    (tmp_path / "other").touch()
+    git("add", "other")
+    git("commit", "-m", "of another project")
+    assert git_revision() == "abc"  # a repository around an installed copy is not its own
+    git("add", "vi_flows")
+    git("commit", "-m", "ours")
+    head = git("rev-parse", "HEAD").stdout.strip()
+    assert git_revision() == head
+    file.write_text("changed")
+    assert git_revision() == head + "-dirty"
+    monkeypatch.delenv("VI_FLOWS_REVISION")
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "nowhere" / "records.py"))
+    assert git_revision() is None
+
+
+def test_provenance_says_what_made_it():
+    found = provenance(clock=Clock(), data_sha256="x")
+    assert {"revision", "torch", "vi_flows", "device", "threads", "date", "seconds", "cpu_seconds"} <= set(found)
+    assert found["data_sha256"] == "x"
+    assert Path(records.__file__).exists()
