@@ -6,7 +6,7 @@
     python experiments/image_benchmark.py render --out runs/image_benchmark
 
 A run is one row and one seed, trained by one process with one thread until its steps have used up the budget; the
-learning rate follows the used share. All rows see the same images in the same order, in batches of 64. Validation
+learning rate follows the used share. All rows see the same images in the same order, in batches of 32. Validation
 images choose the weights; the test images are scored once, 8 draws of the noise each. ``run`` does what is missing and
 can be stopped and started at any time, on several machines over one folder too: whoever works on a run holds its lock.
 """
@@ -41,25 +41,33 @@ RESULTS = Path(__file__).parent / "results" / "image_benchmark"
 DATASET = "mnist"
 MAX_PARAMETERS = 100_000
 BUDGET_SECONDS = 1200.0
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 NUM_DRAWS = 8
 CHUNK = 250  # test images scored between two saves
 TAKEN = 75  # exit code of a process that found its run in other hands
 
-STEPS: dict[str, Any] = {"num_levels": 2, "num_steps": 4, "width": 32}
-MASKED: dict[str, Any] = {"num_levels": 2, "num_couplings": 2, "width": 16, "num_blocks": 1}
+STEPS: dict[str, Any] = {"num_levels": 2, "num_steps": 6, "width": 52}
+MASKED: dict[str, Any] = {"num_levels": 2, "num_couplings": 2, "width": 24, "num_blocks": 1}
+OURS: dict[str, Any] = {"flow": "flow_pp", "num_levels": 2, "num_steps": 2, "conditioner": "gated"}
 ROWS: dict[str, tuple[dict[str, Any], float]] = {
     "nice": ({"flow": "nice", "num_couplings": 4, "hidden_dims": (14, 14), "base": "logistic"}, 2e-3),
-    "real_nvp": ({"flow": "real_nvp", "num_final": 0, **MASKED}, 3e-3),
-    "mconv-cepstrum": ({"flow": "mconv", "filter": "cepstrum", **MASKED}, 3e-3),
-    "mconv-kernel": ({"flow": "mconv", "filter": "kernel", **MASKED}, 3e-3),
-    "mconv-cosine": ({"flow": "mconv", "filter": "cosine", **MASKED}, 3e-3),
-    "glow": ({"flow": "glow", **STEPS}, 3e-3),
-    "inv3x3-masked": ({"flow": "inv_conv3x3", "masked": True, **STEPS}, 3e-3),
-    "inv3x3-block": ({"flow": "inv_conv3x3", **STEPS}, 3e-3),
-    "inv3x3-quad": ({"flow": "inv_conv3x3", "coupling": "quad", **STEPS, "width": 18}, 3e-3),
-    "emerging": ({"flow": "emerging", **STEPS}, 3e-3),
-}
+    "real_nvp": ({"flow": "real_nvp", "num_final": 0, **MASKED}, 5e-3),
+    "mconv-cepstrum": ({"flow": "mconv", "filter": "cepstrum", **MASKED}, 5e-3),
+    "mconv-kernel": ({"flow": "mconv", "filter": "kernel", **MASKED}, 5e-3),
+    "mconv-cosine": ({"flow": "mconv", "filter": "cosine", **MASKED}, 5e-3),
+    "glow": ({"flow": "glow", **STEPS}, 5e-3),
+    "inv3x3-masked": ({"flow": "inv_conv3x3", "masked": True, **STEPS}, 5e-3),
+    "inv3x3-block": ({"flow": "inv_conv3x3", **STEPS}, 5e-3),
+    "inv3x3-quad": ({"flow": "inv_conv3x3", "coupling": "quad", **STEPS, "width": 28}, 5e-3),
+    "emerging": ({"flow": "emerging", **STEPS}, 5e-3),
+    "periodic": ({"flow": "periodic", **STEPS}, 5e-3),
+    "finc": ({"flow": "finc", **STEPS}, 5e-3),
+    "flow_pp-mixture": ({**OURS, "coupling": "quad_mixture", "width": 25}, 4e-3),
+    "flow_pp-spline": ({**OURS, "coupling": "quad_spline", "width": 24}, 4e-3),
+    "flow_pp-spline-vardeq": (
+        {**OURS, "coupling": "quad_spline", "width": 22, "dequantization": "variational"}, 4e-3,
+    ),
+}  # fmt: skip
 """Rows by name: the flow, and the peak of Adam's learning rate."""
 
 
@@ -68,8 +76,8 @@ def run_config(row: str, seed: int, data_root: Path | None) -> ImageTrainConfig:
     flow, learning_rate = ROWS[row]
     return ImageTrainConfig(
         dataset=DATASET, data_root=data_root, protocol="clean", image=ImageFlowConfig(**flow), seed=seed, threads=1,
-        epochs=1000, batch_size=BATCH_SIZE, learning_rate=learning_rate, schedule="cosine", lr_warmup_steps=100,
-        ema_decay=0.998, clip_norm=100.0, valid_images=1000,
+        epochs=1000, batch_size=BATCH_SIZE, learning_rate=learning_rate, schedule="cosine", lr_warmup_steps=200,
+        ema_decay=0.999, clip_norm=100.0, valid_images=1000,
     )  # fmt: skip
 
 
