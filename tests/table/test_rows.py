@@ -21,6 +21,7 @@ MODELS = {
     "global-k1": "k1", "global-k2": "k2", "global-k4": "k4", "global-k8": "k8", "global-k8-iwae50": "k8-iwae50",
     "amortized-k1-tanh": "k1", "amortized-k2-tanh": "k2", "amortized-k4-tanh": "k4", "amortized-k8-tanh": "k8",
     "amortized-k8-tanh-iwae50": "k8-iwae50",
+    "amortized-k8-tanh-dreg5": None, "amortized-k8-tanh-dreg5-iwae50": None,
     "planar16": None, "planar80": "nf", "iaf": None, "sylvester": None,
 }  # fmt: skip
 """Every model of both architectures, and the row of the paper whose number stands beside it."""
@@ -54,7 +55,7 @@ def test_every_row_of_the_paper_is_there():
 
 def test_the_recipes_are_those_of_the_records():
     standard = VAETrainConfig(
-        vae=VAEConfig(batch_norm=True), batch_size=250, learning_rate=0.004, epochs=800, kl_warmup_epochs=40.0,
+        vae=VAEConfig(batch_norm=True), batch_size=500, learning_rate=0.006, epochs=1000, kl_warmup_epochs=40.0,
         validate_every=5, valid_particles=5,
     )  # fmt: skip
     assert standard.schedule == "cosine"
@@ -66,7 +67,12 @@ def test_the_recipes_are_those_of_the_records():
     assert finish.source == plain
     assert finish.config.vae == plain.config.vae
     assert (finish.config.objective, finish.config.num_particles, finish.config.kl_warmup_epochs) == ("iwae", 50, 0)
+    direct = rows["binarized_mnist-g1-amortized-k8-tanh-dreg5-clean"].config
+    assert replace(direct, objective="elbo", num_particles=1, valid_particles=5, vae=plain.config.vae) == plain.config
+    assert (direct.objective, direct.num_particles, direct.valid_particles) == ("dreg", 5, 50)
+    # chosen by a bound as tight as the one that is trained
     assert finish.config.valid_particles == 50
+    assert rows["binarized_mnist-g1-amortized-k8-tanh-dreg5-iwae50-clean"].source.config == direct
 
 
 @pytest.mark.parametrize("architecture", ["g1", "g2"])
@@ -98,8 +104,8 @@ def test_a_run_is_a_row_a_seed_and_a_number_of_epochs():
     selection = Selection(rows=("digits-g1-plain-iwae50-clean", "digits-g1-iaf-clean"), seeds=(3, 1), finish_epochs=7)
     names = [job.name for job in selection.jobs()]
     assert names == [
-        "digits-g1-plain-clean-e800-s3", "digits-g1-plain-iwae50-clean-e800+7-s3", "digits-g1-iaf-clean-e800-s3",
-        "digits-g1-plain-clean-e800-s1", "digits-g1-plain-iwae50-clean-e800+7-s1", "digits-g1-iaf-clean-e800-s1",
+        "digits-g1-plain-clean-e1000-s3", "digits-g1-plain-iwae50-clean-e1000+7-s3", "digits-g1-iaf-clean-e1000-s3",
+        "digits-g1-plain-clean-e1000-s1", "digits-g1-plain-iwae50-clean-e1000+7-s1", "digits-g1-iaf-clean-e1000-s1",
     ]  # fmt: skip
     place = Workplace(runs=Path("here"), data_root=Path("data"))
     source, finish = replace(selection, epochs=20).jobs()[:2]

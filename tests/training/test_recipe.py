@@ -241,3 +241,16 @@ def test_the_weights_decay_by_the_learning_rate_times_the_decay(tmp_path, captur
     weight.register_hook(torch.zeros_like)
     trainer.fit(until=2)
     torch.testing.assert_close(weight.detach(), torch.full_like(weight, 0.95**2))
+
+
+@pytest.mark.parametrize(("objective", "bound"), [("elbo", elbo_bound), ("stl", elbo_bound), ("iwae", iwae_bound)])
+def test_validation_is_by_the_bound_that_is_trained(tmp_path, objective, bound):
+    """Weights trained by IWAE would never be chosen by the ELBO, which falls while the likelihood rises."""
+    trainer = started(tmp_path, objective=objective, valid_particles=7)
+    trainer.module.eval()
+    torch.manual_seed(3)
+    found = trainer.task.validate()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        parts = [bound(trainer.module.log_weight_terms(rows, 7)) for rows in trainer.task.valid_rows.split(1000)]
+    assert found == pytest.approx(-float(torch.cat(parts).double().mean()), rel=1e-6)
