@@ -113,21 +113,22 @@ def test_other_shapes_and_supports_are_refused(model, before, now):
             call(model, guide, *now)
 
 
-def mixture():
-    w = pyro.sample("w", dist.Beta(1.0, 1.0))
-    with pyro.plate("d", 20):
-        z = pyro.sample("z", dist.Bernoulli(w))
-        pyro.sample("y", dist.Normal(z, 0.5), obs=Y)
+def latent(subsampled=True):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("d", 20, subsample_size=5 if subsampled else None):
+        z = pyro.sample("z", dist.Normal(a, 1.0))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=torch.zeros(5) if subsampled else Y)
 
 
-def test_hidden_sites_are_refused():
-    hidden = poutine.block(mixture, hide=["z"])
-    guide = AutoConvFlow(hidden, num_blocks=1, warm_start=False)
+@pytest.mark.parametrize("subsampled", [True, False])
+def test_hidden_sites_are_refused(subsampled):
+    hidden = poutine.block(latent, hide=["z"])
+    guide = AutoConvFlow(hidden, num_blocks=1, warm_start=False, prototype_args=(subsampled,))
     for call in (fit, diagnose):
-        with pytest.raises(ValueError, match=r"'z' .discrete"):
-            call(mixture, guide)
-        with pytest.raises(ValueError, match="hidden"):
-            call(hidden, guide)
+        with pytest.raises(ValueError, match=r"continuous latent sites 'z'"):
+            call(latent, guide, subsampled)
+        with pytest.raises(ValueError, match=r"'y'.*hidden"):
+            call(hidden, guide, subsampled)
 
 
 def test_generators_are_left_alone():

@@ -6,19 +6,21 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous
-from pyro.infer.autoguide.initialization import init_to_median
-from pyro.poutine.util import prune_subsample_sites
+from pyro.infer.autoguide.guides import prototype_hide_fn
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor, nn
 from torch.distributions import Transform, transform_to
 
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.posterior import FlowPosterior
+from vi_flows.guides.sites import latent_sites, left_to_the_model
 from vi_flows.guides.start.pathfinder import pathfinder
 from vi_flows.guides.supports import DependentSupportError, sites_with_dependent_support
 from vi_flows.guides.whitened_affine import WhitenedAffine
@@ -73,7 +75,8 @@ class AutoFlow(FlowPosterior, AutoContinuous):
     at the first call, as in Pyro.
 
     Args:
-        model: a Pyro program of static structure.
+        model: a Pyro program of static structure. Its discrete latents are summed out where Pyro can enumerate them
+            (:class:`~vi_flows.guides.enumeration.SummedOut`), and ``Delta`` sites are left to it.
         flow_factory: called with the latent dimension ``d``, gives a transform of vectors of length ``d``: any factory
             of :mod:`vi_flows.flows`, or of Pyro.
         affine: ``full`` (Cholesky), ``low_rank``, ``diagonal``, or ``auto``: full up to 200 dimensions, else low rank.
@@ -115,17 +118,24 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             raise ValueError(f"affine must be 'auto', 'full', 'low_rank' or 'diagonal', got {affine!r}")
         if init_scale is not None and not init_scale > 0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
-        super().__init__(model, init_loc_fn=init_loc_fn or init_to_median_or_origin)
+        init = init_loc_fn or init_to_median_or_origin
+        super().__init__(model, partial(_initial_value, init))
+        self._init = partial(_initial_value, init)
         self.create_plates = create_plates
         self._user_model = (model,)
         self._set_up = (flow_factory, affine, rank, 0.1 if init_scale is None else init_scale)
         self._has_init_loc_fn = init_loc_fn is not None
         self._wants_warm_start = warm_start if warm_start is not None else init_loc_fn is None and init_scale is None
+        self._start_is_due = self._wants_warm_start
         self.transform: Bijection | None = None
         if prototype_args is not None or prototype_kwargs is not None or _takes_no_arguments(model):
             self.set_up(*(prototype_args or ()), **(prototype_kwargs or {}))
 
     # Building.
+
+    @staticmethod
+    def _prototype_hide_fn(site: dict[str, Any]) -> bool:
+        return prototype_hide_fn(site) or left_to_the_model(site["fn"])
 
     def set_up(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Build the parameters for the model's arguments, unless they exist; return the guide itself."""
@@ -138,14 +148,19 @@ class AutoFlow(FlowPosterior, AutoContinuous):
     def set_up_for(self, model: Callable, *args: Any, **kwargs: Any) -> AutoFlow:
         """Like :meth:`set_up`; parameters that don't exist yet are built for ``model`` where it observes more sites.
 
-        A model with latent sites that this guide's own model hides does not replace it.
+        A model with latent sites that this guide's own model hides replaces it only where they can be summed out. A
+        start that the own model did not allow (hidden sites) is made up for, unless the guide has been trained.
         """
-        if self.prototype_trace is None and model is not self._user_model[0]:
+        if model is not self._user_model[0] and (self.prototype_trace is None or self._start_is_due):
             with pyro.poutine.block(), torch.no_grad():
                 own = pyro.poutine.trace(self._user_model[0]).get_trace(*args, **kwargs)
                 given = pyro.poutine.trace(model).get_trace(*args, **kwargs)
-            if _latent_names(given) <= _latent_names(own):
-                self._user_model = self._model = (model,)
+            names, known = _latent_names(given), _latent_names(own)
+            if self.prototype_trace is None and names <= known:
+                self._user_model, self._model = (model,), (InitMessenger(self._init)(model),)
+            elif self.prototype_trace is not None and names == known and not bool(self.transform[-1].loc.any()):
+                self._user_model = (model,)
+                self.warm_start(*args, **kwargs)
         return self.set_up(*args, **kwargs)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -240,6 +255,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         # The flow's own spread at its start is not quite one: its tails are those of no Gaussian.
         variance = self._quasi_random_draws(flow=self.transform[0]).var(0).mean().double().cpu()
         self.transform[-1].set_gaussian(start.loc, start.covariance / variance)
+        self._start_is_due = False
         return True
 
     # Pyro's interface.
@@ -293,14 +309,14 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             vars(parameter).pop("unconstrained", None)
         state = dict(self.__dict__)
         # A program can't be written to a file, and the live guide must not lose its own.
-        state.update(_model=None, _user_model=None, master=None, create_plates=None, _set_up=())
+        state.update(_model=None, _user_model=None, master=None, create_plates=None, _set_up=(), _init=None)
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoFlow:
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        for name in ("_model", "_user_model", "create_plates", "_set_up"):
+        for name in ("_model", "_user_model", "create_plates", "_set_up", "_init"):
             object.__setattr__(new, name, getattr(self, name))
         return new
 
@@ -315,7 +331,11 @@ class AutoFlow(FlowPosterior, AutoContinuous):
 
 
 def _latent_names(trace: pyro.poutine.Trace) -> set[str]:
-    return set(prune_subsample_sites(trace).stochastic_nodes)
+    return {name for name, site in latent_sites(trace) if not left_to_the_model(site["fn"])}
+
+
+def _initial_value(init: Callable, site: dict[str, Any]) -> Tensor:
+    return site["fn"]() if left_to_the_model(site["fn"]) else init(site)
 
 
 def _takes_no_arguments(model: Callable) -> bool:

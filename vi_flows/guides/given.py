@@ -11,12 +11,12 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.sites import innermost, is_discrete, is_fixed, latent_sites
 from vi_flows.guides.supports import same_support
 
 __all__ = ["check_model", "parameters_of", "preserved_generators"]
@@ -68,20 +68,21 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
             if site["is_observed"]:
                 _check_observation(name, site)
         trace.compute_log_prob()
-        subsampled = any(
-            frame.full_size is not None and frame.full_size != frame.size
-            for _, site in _sample_sites(trace)
-            for frame in site["cond_indep_stack"]
-        )
-        if not subsampled:
-            again = poutine.trace(poutine.replay(model, trace=replayed)).get_trace(*args, **kwargs)
+        # Once more with the same values of all that can be seen: subsampled indices and discrete sites, too.
+        again = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
+        again.compute_log_prob()
+        for name, site in _sample_sites(trace):
             if not torch.allclose(
-                torch.as_tensor(trace.log_prob_sum()), torch.as_tensor(again.log_prob_sum()), rtol=1e-5, equal_nan=True
+                torch.as_tensor(site["unscaled_log_prob"]),
+                torch.as_tensor(again.nodes[name]["unscaled_log_prob"]),
+                rtol=1e-5,
+                equal_nan=True,
             ):
                 raise ValueError(
-                    "the model's log density is random at fixed values of the guide's sites: it draws sites that are "
-                    "hidden from the guide (poutine.block). Sum discrete ones out in the model (for instance "
-                    "dist.MixtureSameFamily) and leave continuous ones to the guide."
+                    f"the density of site {name!r} is random at fixed values of the guide's sites: the model draws "
+                    "sites that are hidden from the guide (poutine.block), or has layers such as dropout. Pass the "
+                    "model itself, whose discrete sites are summed out, leave continuous ones to the guide, and switch "
+                    "such layers to evaluation."
                 )
     return parameters_of(model, trace)
 
@@ -108,14 +109,14 @@ def _sample_sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _check_latents(prototype: Trace, trace: Trace) -> None:
     mine = dict(prototype.iter_stochastic_nodes())
-    given = dict(prune_subsample_sites(trace).iter_stochastic_nodes())
+    given = {name: site for name, site in latent_sites(trace) if name in mine or not is_fixed(site["fn"])}
+    # Discrete ones are summed out, or refused, by the log joint density.
+    given = {name: site for name, site in given.items() if name in mine or not is_discrete(site["fn"])}
     extra = [name for name in given if name not in mine]
     if extra:
-        kinds = [f"{n!r} ({'discrete' if given[n]['fn'].has_enumerate_support else 'continuous'})" for n in extra]
         raise ValueError(
-            f"the model's latent sites {', '.join(kinds)} are not in the guide and would be drawn from the prior: sum "
-            "discrete ones out in the model (for instance dist.MixtureSameFamily), and build the guide for the model "
-            "with its continuous ones"
+            f"the model's continuous latent sites {', '.join(map(repr, extra))} are not in the guide and would be "
+            "drawn from the prior: build the guide for the model with them"
         )
     lost = [name for name in mine if name not in given]
     if lost:
@@ -146,8 +147,7 @@ def _check_latents(prototype: Trace, trace: Trace) -> None:
 
 
 def _check_distribution(name: str, fn: Any) -> None:
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = innermost(fn)
     if isinstance(fn, torch.distributions.VonMises | dist.VonMises3D | dist.SineBivariateVonMises):
         raise ValueError(
             f"latent site {name!r} is circular, which no map from the real line covers once: sample a vector of two "

@@ -9,9 +9,16 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 
-__all__ = ["LogJoint"]
+from vi_flows.guides.enumeration import SummedOut
+from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
+
+__all__ = ["LogJoint", "over_draws"]
+
+NUM_CHECKS = 4
+"""How many random values of the discrete sites a sum over them is compared at."""
 
 
 class LogJoint:
@@ -19,7 +26,8 @@ class LogJoint:
 
     The whole batch is one pass through the model where :func:`torch.func.vmap` can take it, which needs no plate, no
     batch dimension and no care on the model's side; otherwise the model runs once per value. Scales (subsampling,
-    ``poutine.scale``) and masks count as they do in Pyro's ELBO.
+    ``poutine.scale``) and masks count as they do in Pyro's ELBO. Discrete latents without a value are summed out
+    (:class:`~vi_flows.guides.enumeration.SummedOut`).
 
     Args:
         model: a Pyro program.
@@ -28,6 +36,10 @@ class LogJoint:
         vectorize: whether to try ``vmap``.
         dtype: floating-point type that the arguments, and what the model makes with PyTorch's default type, are
             turned into; ``None`` leaves all as it is. Tensors that the model holds itself stay as they are.
+
+    Raises:
+        ValueError: when called: the model's sites are not those that have values.
+        EnumerationError: when called: a discrete latent can't be summed out.
     """
 
     def __init__(
@@ -43,6 +55,10 @@ class LogJoint:
         self.kwargs = {key: _cast(value, dtype) for key, value in (kwargs or {}).items()}
         self.dtype = dtype
         self.vectorized = vectorize
+        self._values: dict[str, Tensor] = {}
+        self._given = poutine.condition(model, data=self._values)
+        self._summed_out: SummedOut | None = None
+        self._seen = False
 
     def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
         """The log joint density of each value.
@@ -56,26 +72,75 @@ class LogJoint:
         values = dict(values)
         # Handlers around the caller must not see these evaluations; validation asks questions vmap can't answer.
         with poutine.block(), pyro.validation_enabled(False), _default_dtype(self.dtype):
-            if self.vectorized:
-                try:
-                    return torch.func.vmap(self._single, randomness="same")(values)
-                except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
-                    # The model does something vmap can't follow (`.item()`, a branch on data, in-place writes). If it
-                    # is simply broken, the loop below raises its own error.
-                    result = self._loop(values)
-                    self.vectorized = False
-                    return result
-            return self._loop(values)
+            if not self._seen:
+                self._look(values)
+            result, self.vectorized = over_draws(self._single, values, self.vectorized)
+        self._values.clear()
+        return result
 
-    def _loop(self, values: Mapping[str, Tensor]) -> Tensor:
-        size = next(iter(values.values())).shape[0]
-        return torch.stack([self._single({name: value[i] for name, value in values.items()}) for i in range(size)])
+    def _look(self, values: Mapping[str, Tensor]) -> None:
+        """Run the model once, to find the discrete sites among its latents."""
+        with torch.no_grad():
+            trace = self._run({name: value[0] for name, value in values.items()})
+            if any(is_discrete(site["fn"]) for _, site in latent_sites(trace)):
+                self._summed_out = SummedOut(self._given, self.args, self.kwargs, trace)
+                for index in range(1, NUM_CHECKS):
+                    # Single values of the discrete sites may agree by chance.
+                    some = {name: value[index % len(value)] for name, value in values.items()}
+                    self._summed_out.check(self._run(some))
+        self._seen = True
 
-    def _single(self, values: dict[str, Tensor]) -> Tensor:
-        trace = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*self.args, **self.kwargs)
-        total = trace.log_prob_sum()
+    def _run(self, values: Mapping[str, Tensor]) -> Trace:
+        self._values.clear()
+        self._values.update(values)
+        return poutine.trace(self._given).get_trace(*self.args, **self.kwargs)
+
+    def _single(self, values: Mapping[str, Tensor]) -> Tensor:
+        if self._summed_out is None:
+            trace = self._run(values)
+            total = trace.log_prob_sum()
+        else:
+            self._values.update(values)
+            trace = self._summed_out.trace()
+            total = self._summed_out.of(trace)
+        _check_names(values, trace)
         # A model whose every site is masked out gives a plain zero.
         return total if isinstance(total, Tensor) else next(iter(values.values())).new_tensor(total)
+
+
+def over_draws(fn: Callable[[dict[str, Tensor]], Any], values: Mapping[str, Tensor], at_once: bool) -> tuple[Any, bool]:
+    """``fn`` of each draw: in one pass of :func:`torch.func.vmap` if it can be, else one after another.
+
+    Args:
+        fn: gives a tensor, or a tuple or dictionary of tensors, from one value of each site.
+        values: by site, draws along the first dimension.
+        at_once: whether to try one pass.
+
+    Returns:
+        The results, draws along the first dimension, and whether one pass was enough.
+    """
+    values = dict(values)
+    if at_once:
+        try:
+            return torch.func.vmap(fn, randomness="same")(values), True
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, AssertionError):
+            # The model does something vmap can't follow (`.item()`, a branch on data, in-place writes). If it is
+            # simply broken, the loop below raises its own error.
+            pass
+    size = next(iter(values.values())).shape[0]
+    results = [fn({name: value[i] for name, value in values.items()}) for i in range(size)]
+    return torch.utils._pytree.tree_map(lambda *parts: torch.stack(parts), *results), False
+
+
+def _check_names(values: Mapping[str, Tensor], trace: Trace) -> None:
+    lost = [name for name in values if name not in trace.nodes]
+    extra = [n for n, s in latent_sites(trace) if not is_fixed(s["fn"]) and s["infer"].get("_enumerate_dim") is None]
+    if lost or extra:
+        raise ValueError(
+            f"the model's latent sites change from run to run: {lost + extra} are not in every one of them. A guide "
+            "needs the same sites whatever their values: sample all of them always, and choose between their values "
+            "with torch.where"
+        )
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

@@ -1,0 +1,61 @@
+"""What a sample site of a Pyro program is: its innermost distribution, whether it is discrete, whether it is fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+
+__all__ = ["can_be_enumerated", "innermost", "is_discrete", "is_fixed", "latent_sites", "left_to_the_model"]
+
+_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution within ``to_event``, ``mask`` and ``expand``."""
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    return fn
+
+
+def is_fixed(fn: Any) -> bool:
+    """Whether the model itself gives the value: a ``Delta``."""
+    return isinstance(innermost(fn), dist.Delta)
+
+
+def is_discrete(fn: Any) -> bool:
+    """Whether the values are isolated points, be they enumerable or not."""
+    if fn.has_enumerate_support:
+        return True
+    try:
+        return bool(fn.support.is_discrete)
+    except NotImplementedError:
+        return False
+
+
+def can_be_enumerated(fn: Any) -> bool:
+    """Whether all values can be listed, one dimension of the batch at a time, as Pyro does."""
+    if not fn.has_enumerate_support:
+        return False
+    try:
+        fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def left_to_the_model(fn: Any) -> bool:
+    """Whether a guide of continuous latents leaves the site alone: a ``Delta``, or one that is to be summed out."""
+    return is_fixed(fn) or is_discrete(fn)
+
+
+def latent_sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sites that are sampled and not observed, without the indices of subsampled plates."""
+    return (
+        (name, site)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    )
