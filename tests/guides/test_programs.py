@@ -63,7 +63,7 @@ def test_parameters_of_the_model_are_trained():
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     fit(model, AutoConvFlow(model, num_blocks=1), Y, num_steps=700)
-    assert float(pyro.param("s")) == pytest.approx(float(Y.square().mean() - 1) ** 0.5, rel=0.05)
+    assert pyro.param("s").item() == pytest.approx(float(Y.square().mean() - 1) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize(
