@@ -175,6 +175,11 @@ def test_images_in_chunks_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(annealed_vae(vae, x, settings).log_evidence, result.log_evidence)
     assert not torch.equal(annealed_vae(vae, x, settings, seed=1).log_evidence, result.log_evidence)
     assert all(parameter.requires_grad for parameter in vae.parameters())
+    assert annealed_vae(vae, x[:1], settings).log_evidence.shape == (1,)
+    with torch.no_grad():
+        vae.guide.heads[0].linear.bias[0] = math.nan
+    with pytest.raises(FloatingPointError, match="row 0 have no finite covariance"):
+        annealed_vae(vae, x, settings)
 
 
 def test_the_summary_by_hand() -> None:

@@ -71,6 +71,7 @@ class AnnealingSpace:
 
     Raises:
         ValueError: the start is ``guide`` and a flow of the guide has no inverse.
+        FloatingPointError: the guide's draws are not finite.
     """
 
     def __init__(self, vae: VAE, x: Tensor, name: StartName, draws_at_once: int = MOMENT_DRAWS) -> None:
@@ -124,13 +125,18 @@ def _moments(guide: AmortizedGuide, x: Tensor, at_once: int) -> tuple[Tensor, Te
         return torch.cat(guide.sample_and_log_prob(x, size)[0], -1)
 
     shift = draw(at_once).mean(0)
-    first, second = 0.0, 0.0
+    first = torch.zeros_like(shift, dtype=torch.float64)
+    second = torch.zeros_like(first).diag_embed()
     for done in range(0, MOMENT_DRAWS, at_once):
         centred = (draw(min(at_once, MOMENT_DRAWS - done)) - shift).transpose(0, 1)
         first = first + centred.double().sum(1)
         second = second + (centred.mT @ centred).double()
     first = first / MOMENT_DRAWS
     covariance = second / MOMENT_DRAWS - first.unsqueeze(-1) * first.unsqueeze(-2)
+    finite = covariance.isfinite().all(-1).all(-1)
+    if not finite.all():
+        bad = int((~finite).nonzero()[0])
+        raise FloatingPointError(f"the guide's draws for row {bad} have no finite covariance: the guide has diverged")
     # A dimension that hardly varies, or rounding, must not end the factorisation.
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     variances.add_(1e-6 * variances.mean(-1, keepdim=True) + 1e-12)
