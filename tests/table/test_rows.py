@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ HAS_NF = ("binarized_mnist", "g2")
 
 
 def test_the_list_is_every_model_on_every_data_set_under_both_protocols():
-    rows = table_rows()
+    rows = {name: row for name, row in table_rows().items() if not row.change}
     for dataset in ("binarized_mnist", "omniglot28", "digits"):
         for architecture in ("g1", "g2"):
             for protocol in ("clean", "paper"):
@@ -87,6 +87,28 @@ def test_every_model_can_be_trained(architecture):
         sizes[model] = sum(p.numel() for p in vae.parameters())
     assert sizes["plain"] < sizes["global-k1"] < sizes["global-k8"] < sizes["amortized-k8-tanh"]
     assert sizes["planar16"] < sizes["planar80"]
+
+
+def test_ablations_change_one_thing_and_see_the_validation_images_alone():
+    rows = table_rows()
+    found = {name: row for name, row in rows.items() if row.change}
+    assert all(name.startswith("ablation-binarized_mnist-g1-") for name in found)
+    for model in ("plain", "amortized-k4-tanh"):
+        base = rows[f"binarized_mnist-g1-{model}-clean"]
+        finish = replace(rows["binarized_mnist-g1-plain-iwae50-clean"].config, vae=base.config.vae)
+        for change, row in [(r.change, r) for r in found.values() if r.model == model]:
+            assert (row.split, row.paper_row, row.config.protocol) == ("valid", None, "clean")
+            assert row.source == (base if change.startswith("finish") else None)
+            before = base.config if row.source is None else finish
+            names = [f.name for f in fields(before) if getattr(before, f.name) != getattr(row.config, f.name)]
+            if change in ("standard", "finish"):
+                assert names == []
+            elif change not in ("paper", "no-batch-norm", "iwae-1-5-50"):
+                assert len(names) == 1, change
+    assert len({row.change for row in found.values()}) * 2 == len(found)
+    job = Selection(rows=("ablation-*-plain-ema",)).jobs()[0]
+    assert job.record(Workplace(results=Path("there"))) == Path("there/ablation") / f"{job.name}.json"
+    assert rows["digits-g1-plain-clean"].split == "test"
 
 
 def test_patterns_choose_rows_in_the_order_of_the_tables():

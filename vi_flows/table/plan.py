@@ -53,8 +53,9 @@ class Job:
         return workplace.runs / self.name
 
     def record(self, workplace: Workplace) -> Path:
-        """What a finished job leaves."""
-        return workplace.results / f"{self.name}.json"
+        """What a finished job leaves; ablations in a folder of their own."""
+        folder = workplace.results / "ablation" if self.row.change else workplace.results
+        return folder / f"{self.name}.json"
 
     def is_trained(self, workplace: Workplace) -> bool:
         """Whether its weights are there for others to start from; a record may have come without them."""
@@ -74,7 +75,8 @@ class Selection:
     """Which runs."""
 
     rows: tuple[str, ...] = TABLES
-    """Rows by name, with a shell's wildcards: DATASET-(g1|g2)-MODEL-(clean|paper), `vi-flows table rows` lists them."""
+    """Rows by name, with a shell's wildcards: DATASET-(g1|g2)-MODEL-(clean|paper), or ablation-DATASET-g1-MODEL-CHANGE,
+    evaluated on the validation images; `vi-flows table rows` lists them."""
     seeds: tuple[NonNegative, ...] = (0,)
     """A run each."""
     epochs: Positive | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 from vi_flows.flows import IAF, ConvFlow, Planar, Sylvester
 from vi_flows.training.tasks.vae import VAETrainConfig
@@ -47,6 +48,8 @@ class Row:
         paper_row: the row of ``experiments/published.json`` whose number stands beside it; ``None`` where the paper has
             none.
         source: the row whose weights it starts from, of the same seed.
+        change: what an ablation changes in the recipe; empty for the rows of the tables. Ablations see the validation
+            images alone.
     """
 
     model: str
@@ -54,11 +57,18 @@ class Row:
     config: VAETrainConfig
     paper_row: str | None = None
     source: Row | None = None
+    change: str = ""
 
     @property
     def name(self) -> str:
-        """``binarized_mnist-g1-amortized-k8-tanh-clean``."""
-        return f"{self.config.dataset}-{self.config.vae.architecture}-{self.model}-{self.config.protocol}"
+        """``binarized_mnist-g1-amortized-k8-tanh-clean``; of an ablation, ``ablation-binarized_mnist-g1-plain-ema``."""
+        place = f"{self.config.dataset}-{self.config.vae.architecture}-{self.model}"
+        return f"ablation-{place}-{self.change}" if self.change else f"{place}-{self.config.protocol}"
+
+    @property
+    def split(self) -> Literal["test", "valid"]:
+        """The images that it is evaluated on."""
+        return "valid" if self.change else "test"
 
 
 def _models() -> Iterator[tuple[str, str | None, VAEConfig]]:
@@ -96,7 +106,7 @@ def _config(recipe: str, dataset: str, protocol: str, vae: VAEConfig) -> VAETrai
 
 
 def table_rows() -> dict[str, Row]:
-    """Every row by its name: all models on G1 and G2, each data set and both protocols."""
+    """Every row by its name: all models on G1 and G2, each data set and both protocols; then the ablations."""
     rows: list[Row] = []
     for dataset in DATASETS:
         for protocol in ("clean", "paper"):
@@ -114,7 +124,57 @@ def table_rows() -> dict[str, Row]:
                         config = _config("finish", dataset, protocol, built)
                         printed = FINISHED[model] if _has_number(FINISHED[model], dataset, architecture) else None
                         rows.append(Row(f"{model}-iwae50", "finish", config, printed, source=row))
-    return {row.name: row for row in rows}
+    plain, flow = (f"binarized_mnist-g1-{model}-clean" for model in ("plain", "amortized-k4-tanh"))
+    named = {row.name: row for row in rows}
+    ablations = [row for name in (plain, flow) for row in ablations_of(named[name])]
+    return named | {row.name: row for row in ablations}
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "paper": dict(batch_size=100, learning_rate=5e-4, schedule="constant", kl_warmup_epochs=0),
+    "rate-1e-3": dict(learning_rate=1e-3),
+    "rate-2e-3": dict(learning_rate=2e-3),
+    "rate-8e-3": dict(learning_rate=8e-3),
+    "batch-100": dict(batch_size=100),
+    "batch-500": dict(batch_size=500),
+    "epochs-400": dict(epochs=400),
+    "epochs-1600": dict(epochs=1600),
+    "no-warmup": dict(kl_warmup_epochs=0),
+    "warmup-200": dict(kl_warmup_epochs=200),
+    "ema": dict(ema_decay=0.999),
+    "decay-0.01": dict(weight_decay=0.01),
+    "decay-0.1": dict(weight_decay=0.1),
+    "stl": dict(objective="stl"),
+    "iwae-1-5-50": dict(
+        objective="iwae", particles_schedule=(1, 5, 50), particles_epochs=(700, 780), valid_particles=50
+    ),
+}
+"""What the ablations change in ``standard``, one thing at a time but for ``paper``, the ConvFlow paper's own recipe."""
+
+FINISH_CHANGES: dict[str, dict[str, Any]] = {
+    "finish": {},
+    "finish-dreg": dict(objective="dreg"),
+    "finish-5": dict(num_particles=5),
+    "finish-rate-3e-4": dict(learning_rate=3e-4),
+    "finish-rate-3e-3": dict(learning_rate=3e-3),
+    "finish-30": dict(epochs=30),
+}
+"""What they change in ``finish``."""
+
+
+def ablations_of(row: Row) -> Iterator[Row]:
+    """One row a change of the recipe, beside ``row`` itself; none has a number of the paper.
+
+    Args:
+        row: of the recipe ``standard``.
+    """
+    for change, settings in {"standard": {}, **CHANGES}.items():
+        yield replace(row, config=replace(row.config, **settings), paper_row=None, change=change)
+    no_norm = replace(row.config, vae=replace(row.config.vae, batch_norm=False), learning_rate=1e-3)
+    yield replace(row, config=no_norm, paper_row=None, change="no-batch-norm")
+    finish = _config("finish", row.config.dataset, row.config.protocol, row.config.vae)
+    for change, settings in FINISH_CHANGES.items():
+        yield Row(row.model, "finish", replace(finish, **settings), source=row, change=change)
 
 
 def matching_rows(patterns: tuple[str, ...]) -> list[Row]:
