@@ -67,6 +67,15 @@ def test_a_run_is_trained_evaluated_and_recorded(place):
     assert (status.state, status.epoch, status.nll, status.seconds_left) == ("done", 2, record.figures["nll"], 0.0)
 
 
+def test_an_ablation_is_evaluated_on_the_validation_images(place):
+    job = Job(replace(ROW, change="ema", paper_row=None), 0, 1)
+    record = work(job, place, FAST)
+    assert record.settings["evaluation"]["split"] == "valid"
+    assert job.record(place) == place.results / "ablation" / "ablation-digits-g1-tiny-ema-e1-s0.json"
+    assert status_of(job, place).nll == record.figures["nll"]
+    assert work(jobs_of(0, epochs=1)[0], place, FAST).settings["evaluation"]["split"] == "test"
+
+
 def test_images_are_annealed_where_that_is_asked_for(place, monkeypatch):
     asked = []
     monkeypatch.setattr(

@@ -28,9 +28,6 @@ __all__ = ["DONE", "FAILED", "HELD", "Machine", "open_run", "run_in_process", "w
 DONE, FAILED, HELD = 0, 1, 3
 """Exit codes of a job's process; stopped ones have 128 plus the signal's number."""
 
-OF_THE_PLACE = ("device", "cuda_graph", "threads", "data_root", "start_from")
-"""Settings that say where a run is computed, not what it is."""
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -62,7 +59,7 @@ def open_run(job: Job, workplace: Workplace, machine: Machine) -> Run:
     run = Run.open(folder, workplace.data_root)
     for item in dataclasses.fields(planned):
         mine, asked = getattr(run.config, item.name), getattr(planned, item.name)
-        if item.name not in OF_THE_PLACE and mine != asked:
+        if item.name not in planned.of_the_machine and mine != asked:
             raise RunError(f"{folder} was begun with {item.name}={mine!r}, and the row has {asked!r}")
     begun_on = run.config.device.partition(":")[0]
     if begun_on != machine.device.partition(":")[0] and not is_finished(run):
@@ -98,7 +95,13 @@ def work(job: Job, workplace: Workplace, machine: Machine) -> Record | None:
             claim.note("evaluating", device=machine.device)
             ais = AISSettings(images=machine.ais_images) if machine.ais_images else None
             record, _ = evaluate_run(
-                run, machine.num_samples, ais=ais, record=path, progress=False, paper_row=job.row.paper_row
+                run,
+                machine.num_samples,
+                split=job.row.split,
+                ais=ais,
+                record=path,
+                progress=False,
+                paper_row=job.row.paper_row,
             )
         claim.note("done")
         return record
