@@ -16,12 +16,14 @@ from typing import Annotated, Any
 import tyro
 
 from vi_flows.cli.bench import Bench, Info
+from vi_flows.cli.compare import Compare
 from vi_flows.cli.data import DataCheck, DataDownload, DataList
 from vi_flows.cli.demo import Demo
 from vi_flows.cli.runs import Evaluate, Resume, Sample, Train
 from vi_flows.cli.table import Table
 from vi_flows.data import DataCorruptError, DataNotFoundError
 from vi_flows.fit2d import Fit2D
+from vi_flows.records import RecordError
 from vi_flows.training import RunUnusableError, TrainingDivergedError, TrainingInterrupted
 from vi_flows.training.checkpoint import CheckpointError
 
@@ -49,6 +51,7 @@ COMMANDS = {
     "demo": Demo,
     "train": Train,
     "evaluate": Evaluate,
+    "compare": Compare,
     "sample": Sample,
     "table": Table,
     "fit2d": Fit2D,
@@ -63,7 +66,7 @@ DESCRIPTION = """Variational inference with normalizing flows: train, evaluate a
 --debug anywhere in the line shows the traceback of a failure."""
 
 # Something is damaged, missing or broken. Other ValueErrors are mistakes of input: one line says what to mend.
-FAILURES = (RunUnusableError, CheckpointError, DataNotFoundError, DataCorruptError, OSError)
+FAILURES = (RunUnusableError, RecordError, CheckpointError, DataNotFoundError, DataCorruptError, OSError)
 
 
 def main(args: Sequence[str] | None = None) -> None:

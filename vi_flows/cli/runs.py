@@ -17,13 +17,14 @@ from vi_flows.training.config import TrainConfig
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.loop import Trainer
-from vi_flows.training.run import Run
+from vi_flows.training.run import Run, RunUnusableError
 from vi_flows.vae import AISSettings
 from vi_flows.vae.annealing import StartName
 
 __all__ = ["Evaluate", "Resume", "Sample", "Train"]
 
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN")]
+PRETRAINED = Path(__file__).parents[2] / "experiments" / "pretrained"
 
 
 C = TypeVar("C", bound=TrainConfig)
@@ -104,8 +105,10 @@ def _train(run: Run, tensorboard: bool, quiet: bool, begin: Callable[[Trainer], 
 class Evaluate:
     """Estimate the negative log-likelihood (VAE) or the bits/dim (image flow) of a run and write its record."""
 
-    folder: tyro.conf.Positional[RunFolder]
+    folder: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[RUN]")]] = None
     """Folder of the run."""
+    pretrained: str | None = None
+    """Evaluate one of the trained runs in the source repository's experiments/pretrained instead."""
     num_samples: int | None = None
     """Importance samples an image, default 5000; draws of the noise for an image flow, default 8."""
     split: Literal["test", "valid"] = "test"
@@ -133,7 +136,8 @@ class Evaluate:
     device: str | None = None
     """Where to evaluate; default: where the run was trained."""
     record: Path | None = None
-    """Record to write: a .json file, or a folder; default: `results` in the run's folder."""
+    """Record to write: a .json file, or a folder; default: `results` in the run's folder, for --pretrained the folder
+    runs/pretrained."""
     paper_row: str | None = None
     """Row of the papers' numbers that belongs beside it; see experiments/published.json."""
     overwrite: bool = False
@@ -153,7 +157,7 @@ class Evaluate:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        run = Run.open(self.folder, self.data_root)
+        run = Run.open(self._run_folder(), self.data_root)
         record, path = evaluate_run(
             run,
             self.num_samples,
@@ -163,7 +167,7 @@ class Evaluate:
             seed=self.seed,
             ais=self.annealing(),
             device=self.device,
-            record=self.record,
+            record=Path("runs/pretrained") if self.pretrained and self.record is None else self.record,
             overwrite=self.overwrite,
             progress=not self.quiet,
             paper_row=self.paper_row,
@@ -174,6 +178,11 @@ class Evaluate:
             print(f"  {line}")
         print(f"record: {path}")
         return 0
+
+    def _run_folder(self) -> Path:
+        if (self.folder is None) == (self.pretrained is None):
+            raise ValueError("evaluate takes the folder of a run, or --pretrained NAME")
+        return self.folder if self.pretrained is None else pretrained_run(self.pretrained)
 
     def annealing(self) -> AISSettings | None:
         """Settings of the annealing, or ``None`` where it is not asked for.
@@ -191,6 +200,27 @@ class Evaluate:
             if value != getattr(AISSettings, name):
                 raise ValueError(f"--ais-{name.replace('_', '-')} needs --ais beside it")
         return None
+
+
+def pretrained_run(name: str) -> Path:
+    """The folder of a trained run that comes with the source repository.
+
+    Args:
+        name: of a folder in ``experiments/pretrained``.
+
+    Raises:
+        RunUnusableError: this installation has none of them.
+        ValueError: there is none of that name.
+    """
+    if not PRETRAINED.is_dir():
+        raise RunUnusableError(
+            "trained runs are no part of the installed package: they lie in experiments/pretrained of the source "
+            "repository; clone it and give the folder, vi-flows evaluate CLONE/experiments/pretrained/NAME"
+        )
+    names = sorted(path.parent.name for path in PRETRAINED.glob("*/config.json"))
+    if name not in names:
+        raise ValueError(f"there is no pretrained run {name!r}; choose among {', '.join(names)}")
+    return PRETRAINED / name
 
 
 @dataclass(frozen=True)

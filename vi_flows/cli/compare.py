@@ -1,0 +1,116 @@
+"""The command ``vi-flows compare``: two models on the same images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from tabulate import tabulate
+
+from vi_flows.evaluation import paired_bootstrap
+from vi_flows.records import Record, RecordError
+from vi_flows.settings import NonNegative, Positive, check_settings
+
+__all__ = ["Compare", "find_record"]
+
+RunOrRecord = Annotated[Path, tyro.conf.arg(metavar="RUN_OR_RECORD")]
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Say how much two evaluated models differ on the same images, by a paired bootstrap of their scores."""
+
+    first: tyro.conf.Positional[RunOrRecord]
+    """A record (.json), or the folder of a run with one record in its `results`."""
+    second: tyro.conf.Positional[RunOrRecord]
+    """Another one, of the same images."""
+    score: str | None = None
+    """Score to compare, such as nll, elbo or ais_nll; default: the first that both have."""
+    resamples: Positive = 2000
+    """Bootstrap samples."""
+    seed: NonNegative = 0
+    """Of the resampling."""
+
+    def run(self) -> int:
+        """Print both means, and their difference with its 95 % interval; exit code 0.
+
+        Raises:
+            RecordError: a record is missing or damaged, or has no scores of single images.
+            ValueError: the records are not of the same images, or lack the score, or an option is out of its bounds.
+        """
+        check_settings(self)
+        paths = find_record(self.first), find_record(self.second)
+        records = Record.read(paths[0]), Record.read(paths[1])
+        name = common_score(paths, records, self.score)
+        first, second = (torch.from_numpy(record.scores[name]) for record in records)
+        found = paired_bootstrap(first, second, resamples=self.resamples, seed=self.seed)
+        rows = [
+            (letter, record.label, f"{scores.double().mean():.4f}", path)
+            for letter, record, scores, path in zip("AB", records, (first, second), paths, strict=True)
+        ]
+        print(tabulate(rows, ("", "model", f"mean {name}", "record"), disable_numparse=True))
+        low, high = found.interval
+        verdict = "the interval leaves 0 out" if found.distinct else "the interval holds 0"
+        print(
+            f"\nA − B: {found.difference:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}] over {found.num_rows} images: "
+            f"{verdict}"
+        )
+        return 0
+
+
+def find_record(path: Path) -> Path:
+    """The record that a path means: itself, or the one in the ``results`` of a run's folder.
+
+    Raises:
+        RecordError: there is none.
+        ValueError: there are several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted((path / "results").glob("*.json"))
+    if not found:
+        raise RecordError(f"{path} has no record in its results: make one by vi-flows evaluate {path}")
+    if len(found) > 1:
+        raise ValueError(f"{path} has {len(found)} records, name one: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def common_score(paths: tuple[Path, Path], records: tuple[Record, Record], asked: str | None) -> str:
+    """The score that two records are compared by.
+
+    Args:
+        paths: of the records, to name them.
+        records: both.
+        asked: its name; ``None`` for the first that both have.
+
+    Raises:
+        RecordError: a record has no scores of single images.
+        ValueError: there is no such score, or the records are not of the same images.
+    """
+    for path, record in zip(paths, records, strict=True):
+        if not record.scores:
+            raise RecordError(f"{path} has no scores of single images; evaluate the run again")
+    first, second = records
+    both = [name for name in first.scores if name in second.scores]
+    if not both or (asked is not None and asked not in both):
+        wanted = "a score" if asked is None else asked
+        raise ValueError(f"the records don't both have {wanted}; both have: {', '.join(both) or 'none'}")
+    name = both[0] if asked is None else asked
+    images = [_images(record, name) for record in records]
+    for what, mine in images[0].items():
+        if mine != images[1][what]:
+            raise ValueError(f"not the same images: {what} is {mine} in {paths[0]} and {images[1][what]} in {paths[1]}")
+    return name
+
+
+def _images(record: Record, score: str) -> dict[str, object]:
+    """What says which images were scored."""
+    return {
+        "the data set": record.settings.get("dataset"),
+        "the hash of the data": record.provenance.get("data_sha256"),
+        "the split": record.settings.get("evaluation", {}).get("split"),
+        "the number of images": len(record.scores[score]),
+    }
