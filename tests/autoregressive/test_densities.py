@@ -12,7 +12,6 @@ from pyro.optim import Adam
 from tests.autoregressive.cases import BINARY_MODELS, MODELS, all_binary, build
 from vi_flows.autoregressive import (
     MADE,
-    Autoregressive,
     Bernoulli,
     Categorical,
     Gaussian,
@@ -116,26 +115,6 @@ def test_256_way_conditionals(name):
     assert torch.allclose(model.log_prob(x), expected, atol=1e-10)
     with pytest.raises(ValueError, match="support"):
         model.log_prob(x + 256)
-
-
-@pytest.mark.parametrize("name", ["wavenet", "wavenet-256"])
-@pytest.mark.parametrize("context_dim", [0, 2])
-def test_ring_buffers_equal_naive_generation(name, context_dim):
-    model = build(name, context_dim, scale=0.6)
-    context = torch.randn(3, context_dim, dtype=torch.float64)
-    seen = []
-    draw = model.output.sample
-    model.output = type(
-        "Spy", (), {"encode": model.output.encode, "sample": lambda _, p: (seen.append(p), draw(p))[1]}
-    )()
-    with torch.no_grad():
-        torch.manual_seed(5)
-        fast = model.generate(context)
-        torch.manual_seed(5)
-        slow = Autoregressive.generate(model, context)
-    assert torch.equal(fast, slow)
-    steps = model.event_shape[0]
-    assert torch.allclose(torch.stack(seen[:steps]), torch.stack(seen[steps:]), atol=1e-10)
 
 
 def test_mu_law_literally():

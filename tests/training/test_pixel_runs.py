@@ -132,12 +132,23 @@ def test_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         main(["sample", folder, "--rows", "1", "--columns", "3"])
     assert done.value.code == 0
-    for name in ("samples", "data"):
+    for name in ("samples", "data", "completions"):
         assert (tmp_path / "run" / f"{name}.png").stat().st_size > 0
     for wrong in (["sample", folder, "--temperature", "0.5"], ["evaluate", folder, "--num-samples", "5"]):
         with pytest.raises(SystemExit) as done:
             main(wrong)
         assert done.value.code == 2
+
+
+def test_completions_begin_with_the_image_and_keep_its_upper_half(tmp_path):
+    task = Run(tmp_path, replace(SMALL, pixel=replace(CNN, dropout=0.0))).build_task()
+    torch.manual_seed(0)
+    grid = task.pictures(2, 3, True, 1.0)["completions"].reshape(2, 3, 8, 8)
+    assert torch.equal(grid[:, 0], task.data.binarized("test")[:2].reshape(2, 8, 8))
+    assert (grid[:, 1:, :4] == grid[:, :1, :4]).all()
+    assert (grid[:, 1:, 4:] != grid[:, :1, 4:]).any()
+    drawn_order = Run(tmp_path, SMALL).build_task()
+    assert "completions" not in drawn_order.pictures(2, 3, True, 1.0)
 
 
 @pytest.mark.parametrize(

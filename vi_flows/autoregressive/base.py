@@ -13,6 +13,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
+from tqdm import tqdm
 
 from vi_flows.autoregressive.outputs import Output
 
@@ -34,7 +35,7 @@ def check_dropout(dropout: float) -> None:
 class Autoregressive(nn.Module, ABC):
     """A network that gives the parameters of every entry's conditional in one pass.
 
-    A family writes :meth:`params` and :meth:`generation_order`, and may write a faster :meth:`generate`.
+    A family writes :meth:`params` and :meth:`generation_order`, and may write a faster :meth:`extend`.
 
     Args:
         event_shape: of one ``x``.
@@ -115,13 +116,29 @@ class Autoregressive(nn.Module, ABC):
         """See :meth:`AutoregressiveDistribution.conditional_logits`; for a model without context."""
         return self.distribution().conditional_logits(x)
 
-    def generate(self, context: Tensor) -> Tensor:
-        """Draws ``(N, *event_shape)``, one for each row of ``context``, with a pass of the network for each entry."""
-        x = context.new_zeros(len(context), self.event_shape.numel())
-        for index in self.generation_order().tolist():
-            params = self.params(x.reshape(-1, *self.event_shape), context)
-            x[:, index] = self.output.sample(params.flatten(1, -2)[:, index])
-        return x.reshape(-1, *self.event_shape)
+    def generate(self, context: Tensor, progress: bool = False) -> Tensor:
+        """Draws ``(N, *event_shape)``, one for each row of ``context``."""
+        return self.extend(context.new_zeros(len(context), *self.event_shape), 0, context, progress)
+
+    def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
+        """Draws the entries after the first ``num_known`` given those, with a pass of the network for each entry.
+
+        Args:
+            x: ``(N, *event_shape)``; what is to be drawn is not looked at.
+            num_known: entries to keep, in :meth:`generation_order`.
+            context: ``(N, context_dim)``.
+            progress: show a bar.
+
+        Returns:
+            ``(N, *event_shape)``.
+        """
+        order = self.generation_order()
+        flat = x.flatten(1).clone()
+        flat[:, order[num_known:]] = 0
+        for index in tqdm(order[num_known:].tolist(), unit="entry", disable=not progress):
+            params = self.params(flat.reshape(-1, *self.event_shape), context)
+            flat[:, index] = self.output.sample(params.flatten(1, -2)[:, index])
+        return flat.reshape(-1, *self.event_shape)
 
 
 class AutoregressiveDistribution(TorchDistribution):
@@ -162,17 +179,21 @@ class AutoregressiveDistribution(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def _params(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` in the model's type and the parameters, both over the batch shape of ``x`` and context together."""
+    def _flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` in the model's type over the batch shape of ``x`` and context together, and the context's rows."""
         ndim = len(self.event_shape)
         if x.shape[x.ndim - ndim :] != self.event_shape or x.ndim < ndim:
             raise ValueError(f"x must have shape (…, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
         batch = torch.broadcast_shapes(x.shape[: x.ndim - ndim], self.batch_shape)
         x = x.to(self.context.dtype).expand(*batch, *self.event_shape)
         # Sizes are spelled out: with a context of size 0, reshape can't infer one.
-        context = self.context.expand(*batch, self.model.context_dim).reshape(batch.numel(), self.model.context_dim)
-        params = self.model.params(x.reshape(batch.numel(), *self.event_shape), context)
-        return x, params.reshape(*batch, *params.shape[1:])
+        return x, self.context.expand(*batch, self.model.context_dim).reshape(batch.numel(), self.model.context_dim)
+
+    def _params(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` in the model's type and the parameters, both over the batch shape of ``x`` and context together."""
+        x, context = self._flat(x)
+        params = self.model.params(x.reshape(len(context), *self.event_shape), context)
+        return x, params.reshape(*x.shape[: x.ndim - len(self.event_shape)], *params.shape[1:])
 
     def conditional_logits(self, x: Tensor) -> Tensor:
         """Parameters of every entry's conditional, given the entries of ``x`` before it; ``x`` is not validated.
@@ -209,3 +230,24 @@ class AutoregressiveDistribution(TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         context = self.context.expand(*shape, self.model.context_dim).reshape(shape.numel(), self.model.context_dim)
         return self.model.generate(context).reshape(*shape, *self.event_shape)
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, num_known: int, progress: bool = False) -> Tensor:
+        """Draws the rest of events from their beginnings, such as the lower halves of images.
+
+        Args:
+            x: ``(…, *event_shape)``; what is to be drawn is not looked at.
+            num_known: entries to keep, the first in the model's :meth:`~Autoregressive.generation_order`.
+            progress: show a bar.
+
+        Returns:
+            Events over the batch shape of ``x`` and the context together.
+
+        Raises:
+            ValueError: ``x`` has another event shape, or ``num_known`` is not between 0 and the event's size.
+        """
+        if not 0 <= num_known <= self.event_shape.numel():
+            raise ValueError(f"num_known must lie between 0 and {self.event_shape.numel()}, got {num_known}")
+        x, context = self._flat(x)
+        rows = x.reshape(len(context), *self.event_shape)
+        return self.model.extend(rows, num_known, context, progress).reshape(x.shape)

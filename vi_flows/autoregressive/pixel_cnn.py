@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from vi_flows.autoregressive.base import Autoregressive, check_dropout
 from vi_flows.autoregressive.outputs import Output
+from vi_flows.autoregressive.stepping import ConvWindow, PixelLinear, Stepper, head_linears
 from vi_flows.nn.masked import ContextBias, MaskedConv2d
 
 __all__ = ["GatedPixelCNN", "PixelCNN"]
@@ -50,6 +53,33 @@ class RasterModel(Autoregressive):
     @abstractmethod
     def features(self, x: Tensor, context: Tensor) -> Tensor:
         """``(N, width, H, W)`` in ``C`` groups; a group sees earlier pixels, and earlier channels of its own."""
+
+    @abstractmethod
+    def stepper(self, context: Tensor) -> Stepper:
+        """What goes through images pixel by pixel and remembers, for a batch of the context's rows."""
+
+    def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.extend`; with features remembered, so that a pixel costs one pixel's products."""
+        x = x.clone()
+        channels, height, width = self.event_shape
+        stepper, head = self.stepper(context), head_linears(self.head)
+        bar = tqdm(total=height * width, unit="pixel", disable=not progress)
+        entry = 0
+        for row in range(height):
+            stepper.begin_row(row)
+            for column in range(width):
+                for channel in range(channels):
+                    if entry >= num_known:
+                        h = stepper.at(row, column, self.output.encode(x[:, :, row, column]))
+                        for linear in head:
+                            h = linear(h.relu())
+                        params = h.unflatten(1, (channels, -1))[:, channel]
+                        x[:, channel, row, column] = self.output.sample(params)
+                    entry += 1
+                stepper.at(row, column, self.output.encode(x[:, :, row, column]))
+                bar.update()
+        bar.close()
+        return x
 
     def params(self, x: Tensor, context: Tensor) -> Tensor:
         """See :meth:`Autoregressive.params`."""
@@ -139,6 +169,32 @@ class PixelCNN(RasterModel):
             h = block(h, context)
         return h
 
+    def stepper(self, context: Tensor) -> Stepper:
+        """See :meth:`RasterModel.stepper`."""
+        return _PixelCNNStepper(self, context)
+
+
+class _PixelCNNStepper:
+    def __init__(self, model: PixelCNN, context: Tensor) -> None:
+        self.model, self.context = model, context
+        size = len(context), *model.event_shape[1:]
+        self.first = ConvWindow(model.first, *size)
+        self.blocks = [
+            (block, PixelLinear(block.down), ConvWindow(block.conv, *size), PixelLinear(block.up))
+            for block in cast(list[ResidualBlock], list(model.blocks))
+        ]
+
+    def begin_row(self, row: int) -> None:
+        pass
+
+    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+        self.first.write(row, column, pixel)
+        h = self.model.first_context(self.first.at(row, column), self.context)
+        for block, down, conv, up in self.blocks:
+            conv.write(row, column, down(h.relu()).relu())
+            h = h + up(block.context(conv.at(row, column), self.context).relu())
+        return h
+
 
 class GatedLayer(nn.Module):
     r"""One layer of both stacks: ``tanh(a) · σ(b)`` of masked convolutions.
@@ -180,7 +236,8 @@ class GatedLayer(nn.Module):
         self.horizontal_context = ContextBias(context_dim, both)
         self.dropout = nn.Dropout(dropout)
 
-    def _gate(self, h: Tensor) -> Tensor:
+    def gate(self, h: Tensor) -> Tensor:
+        """``tanh(a) · σ(b)``, ``(N, 2 width, …)`` to ``(N, width, …)``."""
         # Split within each group, so that a gate belongs to the same image channel as what it gates.
         a, b = h.unflatten(1, (self.data_channels, 2, -1)).unbind(2)
         return (a.tanh() * b.sigmoid()).flatten(1, 2)
@@ -189,8 +246,8 @@ class GatedLayer(nn.Module):
         """The vertical and horizontal features, ``(N, in_channels, H, W)`` each to ``(N, width, H, W)`` each."""
         seen = self.vertical(v)
         inner = self.horizontal_context(self.horizontal(h) + self.across(seen), context)
-        out = self.mix(self.dropout(self._gate(inner)))
-        return self._gate(self.vertical_context(seen, context)), h + out if self.residual else out
+        out = self.mix(self.dropout(self.gate(inner)))
+        return self.gate(self.vertical_context(seen, context)), h + out if self.residual else out
 
 
 class GatedPixelCNN(RasterModel):
@@ -242,4 +299,40 @@ class GatedPixelCNN(RasterModel):
         v = h = x
         for layer in self.layers:
             v, h = layer(v, h, context)
+        return h
+
+    def stepper(self, context: Tensor) -> Stepper:
+        """See :meth:`RasterModel.stepper`."""
+        return _GatedStepper(self, context)
+
+
+class _GatedStepper:
+    """The vertical stack goes a row at a time, when all rows above are there; the horizontal one pixel by pixel."""
+
+    def __init__(self, model: GatedPixelCNN, context: Tensor) -> None:
+        self.context = context
+        size = len(context), *model.event_shape[1:]
+        self.layers = [
+            (layer, ConvWindow(layer.vertical, *size), ConvWindow(layer.horizontal, *size), PixelLinear(layer.mix))
+            for layer in cast(list[GatedLayer], list(model.layers))
+        ]
+
+    def begin_row(self, row: int) -> None:
+        self.across = []
+        v = None
+        for layer, vertical, _, _ in self.layers:
+            if v is not None:  # the first layer's input is the image, entered pixel by pixel
+                vertical.write_row(row, v)
+            seen = vertical.row(row)
+            self.across.append(layer.across(seen)[:, :, 0])
+            v = layer.gate(layer.vertical_context(seen, self.context))
+
+    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+        self.layers[0][1].write(row, column, pixel)
+        h = pixel
+        for (layer, _, horizontal, mix), across in zip(self.layers, self.across, strict=True):
+            horizontal.write(row, column, h)
+            inner = layer.horizontal_context(horizontal.at(row, column) + across[..., column], self.context)
+            out = mix(layer.gate(inner))
+            h = h + out if layer.residual else out
         return h

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vi_flows.autoregressive.base import check_dropout
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.autoregressive.pixel_cnn import RasterModel
+from vi_flows.autoregressive.stepping import ConvWindow, DiagonalState, PixelLinear, RowState, Stepper
 from vi_flows.nn.masked import ContextBias, MaskedConv2d
 from vi_flows.nn.masked_lstm import DiagonalBiLSTM, RowLSTM
 
@@ -111,6 +112,36 @@ class DiagonalPixelRNN(PixelRNN):
         """See :meth:`RasterModel.features`."""
         return super().features(F.pad(x, (0, 1)), context)[..., :-1]
 
+    def stepper(self, context: Tensor) -> Stepper:
+        """See :meth:`RasterModel.stepper`."""
+        return _DiagonalStepper(self, context)
+
+
+class _DiagonalStepper:
+    def __init__(self, model: DiagonalPixelRNN, context: Tensor) -> None:
+        self.model, self.context = model, context
+        channels, height, self.width = model.event_shape
+        self.nothing = context.new_zeros(len(context), channels)
+        self.first = ConvWindow(model.first, len(context), height, self.width + 1)
+        self.blocks = [
+            (DiagonalState(block.recurrence, len(context), self.width + 1, context), PixelLinear(block.up))
+            for block in model.blocks
+        ]
+
+    def begin_row(self, row: int) -> None:
+        if row == 0:
+            return
+        self.at(row - 1, self.width, self.nothing)  # the column right of the image
+        for state, _ in self.blocks:
+            state.end_row()
+
+    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+        self.first.write(row, column, pixel)
+        h = self.model.first_context(self.first.at(row, column), self.context)
+        for state, up in self.blocks:
+            h = h + up(state.at(column, h))
+        return h
+
 
 class RowPixelRNN(PixelRNN):
     """PixelRNN with Row LSTMs: a pixel sees a triangle above it. Arguments and errors as above."""
@@ -118,3 +149,26 @@ class RowPixelRNN(PixelRNN):
     def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> nn.Module:
         """See :meth:`PixelRNN.recurrence`."""
         return RowLSTM(in_channels, hidden, data_channels, context_dim)
+
+    def stepper(self, context: Tensor) -> Stepper:
+        """See :meth:`RasterModel.stepper`."""
+        return _RowStepper(self, context)
+
+
+class _RowStepper:
+    def __init__(self, model: RowPixelRNN, context: Tensor) -> None:
+        self.model, self.context = model, context
+        size = len(context), *model.event_shape[1:]
+        self.first = ConvWindow(model.first, *size)
+        self.blocks = [(RowState(b.recurrence, *size, context), PixelLinear(b.up)) for b in model.blocks]
+
+    def begin_row(self, row: int) -> None:
+        for state, _ in self.blocks:
+            state.begin_row()
+
+    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+        self.first.write(row, column, pixel)
+        h = self.model.first_context(self.first.at(row, column), self.context)
+        for state, up in self.blocks:
+            h = h + up(state.at(row, column, h))
+        return h

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from vi_flows.autoregressive.base import Autoregressive
 from vi_flows.autoregressive.outputs import Output
@@ -168,19 +169,19 @@ class WaveNet(Autoregressive):
             skips.append(skip)
         return self.head(torch.stack(skips).sum(0)).movedim(1, -1)
 
-    def generate(self, context: Tensor) -> Tensor:
-        """See :meth:`Autoregressive.generate`; with ring buffers, O(layers) for each entry."""
-        x = context.new_zeros(len(context), *self.event_shape)
+    def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.extend`; with ring buffers, O(layers) for each entry."""
+        x = x.clone()
         first = History(self.first, len(context))
         layers = [(layer, History(layer.conv, len(context))) for layer in self._layers()]
         previous = context.new_zeros(len(context), 1)
-        for time in range(self.event_shape[0]):
+        for time in tqdm(range(self.event_shape[0]), unit="step", disable=not progress):
             h = first.step(previous, time)
             skips = []
             for layer, history in layers:
                 h, skip = layer.join(h, history.step(h[..., 0], time), context)
                 skips.append(skip)
-            params = self.head(torch.stack(skips).sum(0))[..., 0]
-            x[:, time] = self.output.sample(params)
+            if time >= num_known:
+                x[:, time] = self.output.sample(self.head(torch.stack(skips).sum(0))[..., 0])
             previous = self.output.encode(x[:, time])[:, None]
         return x

@@ -80,6 +80,11 @@ class InputToState(nn.Module):
         # The mask's groups come first in the convolution's features, the gates first in the recurrence's.
         return out.unflatten(1, (self.data_channels, GATES, -1)).permute(4, 5, 0, 2, 1, 3).flatten(3)
 
+    def arranged(self, convolved: Tensor, context: Tensor) -> Tensor:
+        """The gates ``(N, 4 h)`` at one pixel, from the convolution's output ``(N, 4 h)`` there."""
+        out = self.context(convolved, context)
+        return out.unflatten(1, (self.data_channels, GATES, -1)).transpose(1, 2).flatten(1)
+
 
 class DiagonalBiLSTM(nn.Module):
     r"""LSTMs from both upper corners along the diagonals: together a pixel sees itself and all pixels before it.

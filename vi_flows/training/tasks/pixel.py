@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -182,7 +183,9 @@ class PixelTask:
 
     @torch.no_grad()
     def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
-        """Samples and training images.
+        """Samples, training images, and rows of a test image with lower halves drawn to its upper one.
+
+        The latter are left out for an order in which the upper half doesn't come first.
 
         Args:
             rows: rows of the grids.
@@ -199,5 +202,15 @@ class PixelTask:
         chosen = self.splits.train[torch.randperm(len(self.splits.train))[:count]]
         top = 1 if self.binary else self.data.levels - 1
         shown = self.data.binarized(chosen) if binary and self.binary else self.data.means(chosen)
-        samples = self.module.generate(self._no_context(count)).float().cpu() / top
-        return {"samples": samples, "data": shown.reshape(-1, *self.data.shape)}
+        samples = self.module.generate(self._no_context(count), progress=sys.stderr.isatty())
+        grids = {"samples": samples.float().cpu() / top, "data": shown.reshape(-1, *self.data.shape)}
+        channels, height, width = self.data.shape
+        known, upper = channels * width * (height // 2), torch.zeros(self.data.shape, dtype=torch.bool)
+        upper[:, : height // 2] = True
+        if columns > 1 and upper.flatten()[self.module.generation_order()[:known].cpu()].all():
+            given = self._fixed(self.splits.test)[:rows]
+            starts = given.repeat_interleave(columns - 1, 0)
+            ends = self.module.extend(starts, known, self._no_context(len(starts)), progress=sys.stderr.isatty())
+            lines = torch.cat([given[:, None], ends.unflatten(0, (len(given), columns - 1))], 1)
+            grids["completions"] = lines.flatten(0, 1).float().cpu() / top
+        return grids

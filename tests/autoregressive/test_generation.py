@@ -1,0 +1,83 @@
+"""Generation with memory is the naive one, logit by logit and draw for draw; completions keep what they got."""
+
+import pytest
+import torch
+
+from tests.autoregressive.cases import MODELS, build
+from vi_flows.autoregressive import Autoregressive, Bernoulli, GatedPixelCNN
+
+REMEMBERING = [name for name in MODELS if type(build(name)).extend is not Autoregressive.extend]
+
+
+class Watching:
+    """An output family that notes the parameters of every draw."""
+
+    def __init__(self, output):
+        self.output, self.seen = output, []
+
+    def __getattr__(self, name):
+        return getattr(self.output, name)
+
+    def sample(self, params):
+        self.seen.append(params.clone())
+        return self.output.sample(params)
+
+
+def drawn(model, extend, *args):
+    model.output = Watching(model.output)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        x = extend(model, *args)
+    seen, model.output = torch.stack(model.output.seen), model.output.output
+    return x, seen
+
+
+@pytest.mark.parametrize("known", [0, 5])
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_the_same_logits_at_every_step_and_the_same_draws(name, known):
+    model = build(name, context_dim=2, scale=0.5)
+    torch.manual_seed(0)
+    context = torch.randn(3, 2, dtype=torch.float64)
+    start = model.output.sample(torch.randn(3, *model.event_shape, model.output.num_params, dtype=torch.float64))
+    naive, logits = drawn(model, Autoregressive.extend, start, known, context)
+    fast, fast_logits = drawn(model, type(model).extend, start, known, context)
+    assert len(logits) == model.event_shape.numel() - known
+    assert logits.std() > 0.02
+    assert (logits - fast_logits).abs().max() < 1e-10
+    assert torch.equal(naive, fast)
+
+
+def test_the_models_that_remember():
+    assert {name.split("-")[0] for name in REMEMBERING} == {"pixel_cnn", "gated", "diagonal", "row", "wavenet"}
+
+
+@pytest.mark.parametrize("name", ["made-order-3", "gated", "pixel_cnn-rgb-256", "wavenet"])
+def test_completions_keep_the_beginning_and_ignore_the_rest(name):
+    model = build(name)
+    p, order = model.distribution(), model.generation_order()
+    torch.manual_seed(0)
+    x = p.sample((2, 3))
+    torch.manual_seed(1)
+    first = p.complete(x, 4)
+    assert first.shape == x.shape
+    assert torch.equal(first.flatten(2)[..., order[:4]], x.flatten(2)[..., order[:4]])
+    other = x.clone().flatten(2)
+    other[..., order[4:]] = 1 - other[..., order[4:]].clamp(max=1)
+    torch.manual_seed(1)
+    assert torch.equal(p.complete(other.reshape(x.shape), 4), first)
+    assert torch.equal(p.complete(x, model.event_shape.numel()), x)
+    with pytest.raises(ValueError, match="num_known"):
+        p.complete(x, 28)
+
+
+def test_completions_follow_the_conditional_distribution():
+    """Over the last three of nine pixels, against the enumerated conditional."""
+    model = GatedPixelCNN((1, 3, 3), Bernoulli(), 6, 1, first_kernel=3).double()
+    x = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 0], dtype=torch.float64).reshape(1, 3, 3)
+    torch.manual_seed(0)
+    draws = model.distribution().complete(x.expand(4000, 1, 3, 3), 6).reshape(4000, 9)
+    code = (draws[:, 6:] @ torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)).long()
+    ends = torch.tensor([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=torch.float64)
+    events = torch.cat([x.reshape(1, 9)[:, :6].expand(8, 6), ends], 1).reshape(8, 1, 3, 3)
+    expected = model.log_prob(events).softmax(0).detach()
+    assert (torch.bincount(code, minlength=8) / 4000 - expected).abs().max() < 0.035
