@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from vi_flows.flows.base import VectorFlow, chain, conditional_chain
 from vi_flows.nn.autoregressive_mlp import AutoregressiveMLP
 from vi_flows.nn.mlp import ACTIVATIONS
-from vi_flows.settings import OneOf, Positive, PositiveFloat
+from vi_flows.settings import Bounds, OneOf, Positive, PositiveFloat
 from vi_flows.transforms import (
     AffineMap,
     Bijection,
@@ -18,8 +18,9 @@ from vi_flows.transforms import (
     ConditionalChain,
     ConditionalInverse,
     Inverse,
+    SplineMap,
 )
-from vi_flows.transforms.coupling_maps import ElementwiseMap, SplineMap
+from vi_flows.transforms.coupling_maps import ElementwiseMap
 from vi_flows.transforms.vector.autoregressive import Autoregressive, ConditionalAutoregressive
 
 __all__ = ["IAF", "MAF", "Spline"]
@@ -107,7 +108,7 @@ class Spline(_AutoregressiveFlow):
 
     name: ClassVar[str] = "spline"
 
-    num_bins: Positive = 8
+    num_bins: Annotated[int, Bounds(least=2)] = 8
     """Bins of each spline."""
     bound: PositiveFloat = 5.0
     """The splines act within ± this."""

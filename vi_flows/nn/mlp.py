@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "BatchNorm", "GaussianHead"]
+__all__ = ["MLP", "BatchNorm", "GaussianHead", "ZeroMLP"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -55,6 +55,31 @@ class MLP(nn.Sequential):
             width = hidden
         super().__init__(*layers)
         self.output_dim = width
+
+
+class ZeroMLP(nn.Module):
+    """An :class:`MLP` with a linear layer that starts at zero: the network of a vector coupling.
+
+    Args:
+        input_dim: features.
+        output_dim: outputs.
+        hidden_dims: widths of the hidden layers.
+        activation: of the hidden layers.
+
+    Raises:
+        ValueError: the activation is unknown.
+    """
+
+    def __init__(self, input_dim: int, output_dim: int, hidden_dims: Sequence[int], activation: str = "tanh") -> None:
+        super().__init__()
+        self.hidden = MLP(input_dim, hidden_dims, activation)
+        self.last = nn.Linear(self.hidden.output_dim, output_dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(…, input_dim)`` to ``(…, output_dim)``."""
+        return self.last(self.hidden(x))
 
 
 class GaussianHead(nn.Module):

@@ -9,7 +9,7 @@ from vi_flows.transforms.base import (
     EvaluationState,
     Inverse,
 )
-from vi_flows.transforms.coupling import ChannelGroups, Checkerboard, ConditionalCoupling, Coupling
+from vi_flows.transforms.coupling import ChannelGroups, Checkerboard, ConditionalCoupling, Coupling, VectorGroups
 from vi_flows.transforms.coupling_maps import AdditiveMap, AffineMap, ConvMap, MConvMap
 from vi_flows.transforms.coupling_mixture import MixtureMap
 from vi_flows.transforms.coupling_spline import SplineMap
@@ -71,4 +71,5 @@ __all__ = [
     "SplitPrior",
     "Squeeze",
     "TriangularScale",
+    "VectorGroups",
 ]

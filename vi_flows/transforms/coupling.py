@@ -1,4 +1,4 @@
-r"""Coupling layers: how an image is divided, how a part is changed, and the one template that joins the two.
+r"""Coupling layers: how an event is divided, how a part is changed, and the one template that joins the two.
 
 A coupling divides the input into groups ``x_1 … x_G`` and changes each but the first by an invertible map whose
 parameters are computed from the groups before it:
@@ -14,37 +14,46 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from vi_flows.transforms.base import Bijection, ConditionalBijection
 from vi_flows.transforms.coupling_maps import CouplingMap
-from vi_flows.transforms.image.base import ImageBijection, fold_batch
+from vi_flows.transforms.image.base import fold_batch
 
-__all__ = ["ChannelGroups", "Checkerboard", "ConditionalCoupling", "Coupling", "Partition"]
+__all__ = ["ChannelGroups", "Checkerboard", "ConditionalCoupling", "Coupling", "Partition", "VectorGroups"]
 
 
 class Partition(ABC):
-    """How an image is divided into groups, and put together again.
+    """How an event is divided into groups, and put together again.
 
     Attributes:
         num_groups: ``G``.
+        event_dim: rightmost dimensions of one event: 3 for images ``(C, H, W)``, 1 for vectors. The first of them is
+            the one of the channels, which are the entries for vectors.
     """
 
     num_groups: int
+    event_dim: int = 3
+
+    def check(self, shape: torch.Size) -> None:
+        """Raise ``ValueError`` if tensors of ``shape`` are no such events."""
+        if len(shape) < self.event_dim:
+            raise ValueError(f"Coupling acts on (…, C, H, W) images, got a tensor of {tuple(shape)}")
 
     @abstractmethod
     def split(self, x: Tensor) -> list[Tensor]:
-        """The groups of ``x`` in the order in which they are computed, each with three event dimensions."""
+        """The groups of ``x`` in the order in which they are computed, each with all event dimensions."""
 
     @abstractmethod
     def merge(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        """Inverse of :meth:`split` for an image of ``shape``."""
+        """Inverse of :meth:`split` for an event of ``shape``."""
 
     @abstractmethod
     def known(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        """What the network of group ``len(groups)`` sees: an image with ``known_channels``, made of earlier groups."""
+        """What the network of group ``len(groups)`` sees: an event with ``known_channels``, made of earlier groups."""
 
     @abstractmethod
     def select(self, maps: Tensor, index: int) -> Tensor:
@@ -91,16 +100,16 @@ class ChannelGroups(Partition):
     def split(self, x: Tensor) -> list[Tensor]:
         """Slices of the channels."""
         if self.swap:
-            return list(x.split(self.sizes[::-1], -3))[::-1]
-        return list(x.split(self.sizes, -3))
+            return list(x.split(self.sizes[::-1], -self.event_dim))[::-1]
+        return list(x.split(self.sizes, -self.event_dim))
 
     def merge(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
         """Concatenate."""
-        return torch.cat(list(groups)[::-1] if self.swap else list(groups), -3)
+        return torch.cat(list(groups)[::-1] if self.swap else list(groups), -self.event_dim)
 
     def known(self, groups: Sequence[Tensor], shape: torch.Size) -> Tensor:
         """The earlier groups, concatenated."""
-        return groups[0] if len(groups) == 1 else torch.cat(list(groups), -3)
+        return groups[0] if len(groups) == 1 else torch.cat(list(groups), -self.event_dim)
 
     def select(self, maps: Tensor, index: int) -> Tensor:
         """As they are."""
@@ -113,6 +122,31 @@ class ChannelGroups(Partition):
     def group_channels(self, channels: int, index: int) -> int:
         """Channels of the group."""
         return self.sizes[index]
+
+
+class VectorGroups(ChannelGroups):
+    """Consecutive entries of a vector: the first half and the second, or the reverse.
+
+    Args:
+        input_dim: ``d``.
+        swap: the last half stays unchanged, not the first.
+
+    Raises:
+        ValueError: there are fewer than two entries; on use, the vectors have another length.
+    """
+
+    event_dim = 1
+
+    def __init__(self, input_dim: int, swap: bool = False) -> None:
+        if input_dim < 2:
+            raise ValueError(f"a coupling of vectors needs input_dim at least 2, got {input_dim}")
+        super().__init__(input_dim, 2, swap)
+        self.input_dim = input_dim
+
+    def check(self, shape: torch.Size) -> None:
+        """Raise ``ValueError`` if tensors of ``shape`` are no such vectors."""
+        if len(shape) < 1 or shape[-1] != self.input_dim:
+            raise ValueError(f"Coupling acts on vectors of {self.input_dim} dimensions, got a tensor of {tuple(shape)}")
 
 
 class Checkerboard(Partition):
@@ -181,13 +215,14 @@ class Checkerboard(Partition):
             raise ValueError(f"a checkerboard of {shape[-2]} × {shape[-1]} pixels has no rectangular half to convolve")
 
 
-class Coupling(ImageBijection):
+class Coupling(Bijection):
     r"""The coupling layer: a partition, one network a changed group, and the map whose parameters they compute.
 
     Args:
-        partition: how the image is divided, see :class:`Partition`.
+        partition: how the event is divided, see :class:`Partition`.
         conditioners: ``G − 1`` networks; the m-th maps the known channels, ``(N, K_m, H, W)``, to the map's parameters,
-            ``(N, P · C_m, H, W)`` with ``P = coupling_map.num_maps`` and ``C_m`` channels in group ``m``.
+            ``(N, P · C_m, H, W)`` with ``P = coupling_map.num_maps`` and ``C_m`` channels in group ``m``. For vectors
+            the same without ``H, W``.
         coupling_map: how a group is changed, see :mod:`vi_flows.transforms.coupling_maps`.
         conditioner_dtype: type in which the networks run under autocast (``torch.bfloat16`` saves time and memory); the
             bijection itself and its log-determinant keep the input's type.
@@ -203,7 +238,7 @@ class Coupling(ImageBijection):
         coupling_map: CouplingMap,
         conditioner_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(partition.event_dim)
         if len(conditioners) != partition.num_groups - 1:
             raise ValueError(f"{partition.num_groups} groups need {partition.num_groups - 1} conditioners")
         self.partition = partition
@@ -220,37 +255,41 @@ class Coupling(ImageBijection):
         return self._evaluate(y, inverse=True)
 
     def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        self._check_image(value)
+        self.partition.check(value.shape)
         if self.coupling_map.spatial:
             self.partition.check_rectangular(value.shape)
         given = self.partition.split(value)
         groups = [given[0]]
         inputs = [given[0]]  # of the forward map, in both directions
-        ladj = value.new_zeros(value.shape[:-3])
+        ladj = value.new_zeros(value.shape[: -self.event_dim])
         for index in range(1, self.partition.num_groups):
             maps = self._maps(inputs, index, value)
-            changed, part = self.coupling_map(given[index], maps, inverse)
+            changed, part = self.coupling_map(given[index], maps, inverse, self.event_dim)
             ladj = ladj + part
             groups.append(changed)
             inputs.append(changed if inverse else given[index])
         return self.partition.merge(groups, value.shape), ladj
 
+    def _precision(self, device_type: str) -> AbstractContextManager[object]:
+        return nullcontext() if self.conditioner_dtype is None else torch.autocast(device_type, self.conditioner_dtype)
+
     def _run(self, conditioner: nn.Module, known: Tensor) -> Tensor:
-        return fold_batch(conditioner, known)
+        return fold_batch(conditioner, known, self.event_dim)
 
     def _maps(self, inputs: Sequence[Tensor], index: int, value: Tensor) -> list[Tensor]:
         known = self.partition.known(inputs, value.shape)
         conditioner = self.conditioners[index - 1]
-        with torch.autocast(value.device.type, self.conditioner_dtype, enabled=self.conditioner_dtype is not None):
+        with self._precision(value.device.type):
             maps = self._run(conditioner, known)
         count = self.coupling_map.num_maps
-        expected = count * self.partition.group_channels(value.shape[-3], index)
-        if maps.shape[-3] != expected or maps.shape[-2:] != value.shape[-2:]:
+        channels, *places = value.shape[-self.event_dim :]
+        expected = (count * self.partition.group_channels(channels, index), *places)
+        if maps.shape[-self.event_dim :] != expected:
             raise ValueError(
-                f"conditioner {index} gave maps of {tuple(maps.shape[-3:])}, "
-                f"expected {(expected, *value.shape[-2:])} ({count} for each channel)"
+                f"conditioner {index} gave maps of {tuple(maps.shape[-self.event_dim :])}, "
+                f"expected {expected} ({count} for each channel)"
             )
-        return [self.partition.select(part, index) for part in maps.to(value.dtype).chunk(count, -3)]
+        return [self.partition.select(part, index) for part in maps.to(value.dtype).chunk(count, -self.event_dim)]
 
 
 class _ConditionedCoupling(Coupling):
@@ -265,23 +304,26 @@ class _ConditionedCoupling(Coupling):
         self.register_buffer("context", context, persistent=False)
 
     def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        self._check_image(value)
-        batch = torch.broadcast_shapes(value.shape[:-3], self.context.shape[:-3])
-        return super()._evaluate(value.expand(*batch, *value.shape[-3:]), inverse)
+        self.partition.check(value.shape)
+        dim = self.event_dim
+        batch = torch.broadcast_shapes(value.shape[:-dim], self.context.shape[:-dim])
+        return super()._evaluate(value.expand(*batch, *value.shape[-dim:]), inverse)
 
     def _run(self, conditioner: nn.Module, known: Tensor) -> Tensor:
-        context = self.context.expand(*known.shape[:-3], *self.context.shape[-3:])
-        return super()._run(conditioner, torch.cat([context, known], -3))
+        dim = self.event_dim
+        context = self.context.expand(*known.shape[:-dim], *self.context.shape[-dim:])
+        return super()._run(conditioner, torch.cat([context, known], -dim))
 
 
 class ConditionalCoupling(ConditionalBijection):
-    """A coupling whose networks also see a context image: ``condition(context)`` gives the coupling for each row.
+    """A coupling whose networks also see a context: ``condition(context)`` gives the coupling for each row.
 
     Args:
         partition: see :class:`Coupling`.
         conditioners: see :class:`Coupling`; they take the context's channels in front of the known ones.
         coupling_map: see :class:`Coupling`.
-        context_channels: number of channels of the context, which has the image's height and width.
+        context_channels: number of channels of the context, which has the image's height and width; for vectors, its
+            length.
 
     Raises:
         ValueError: see :class:`Coupling`; on conditioning, the context has another number of channels.
@@ -295,7 +337,8 @@ class ConditionalCoupling(ConditionalBijection):
         self.context_channels = context_channels
 
     def condition(self, context: Tensor) -> Bijection:
-        """The coupling for each row of ``context``, shape ``(…, context_channels, H, W)``."""
-        if context.dim() < 3 or context.shape[-3] != self.context_channels:
+        """The coupling for each row of ``context``, ``(…, context_channels, H, W)`` or ``(…, context_channels)``."""
+        dim = self.coupling.event_dim
+        if context.dim() < dim or context.shape[-dim] != self.context_channels:
             raise ValueError(f"expected a context of {self.context_channels} channels, got {tuple(context.shape)}")
         return _ConditionedCoupling(self.coupling, context).train(self.training)

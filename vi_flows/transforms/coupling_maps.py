@@ -1,4 +1,4 @@
-"""How a coupling changes a group of the input: additive, affine, spline, convolution and MCONV maps.
+"""How a coupling changes a group of the input: additive, affine, convolution and MCONV maps.
 
 Each takes the group and its parameter maps (arrays of the group's own shape, computed by a network from other groups)
 and returns the changed group with the log-determinant, in either direction. Zero maps give the identity, except for
@@ -15,11 +15,10 @@ from torch import Tensor
 
 from vi_flows.transforms.base import sum_event_dims
 from vi_flows.transforms.image.circular_conv import make_filter
-from vi_flows.transforms.rational_quadratic import rational_quadratic
 
 __all__ = [
     "COUPLING_MAPS", "SCALES", "AdditiveMap", "AffineMap", "ConvMap", "CouplingMap", "ElementwiseMap", "GaussianMap",
-    "MConvMap", "SplineMap",
+    "MConvMap",
 ]  # fmt: skip
 
 SIGMOID_FLOOR = 0.05
@@ -149,32 +148,6 @@ class GaussianMap(ElementwiseMap):
         return (x - mean) * (-log_sd).exp(), -log_sd
 
 
-class SplineMap(ElementwiseMap):
-    """Monotone rational-quadratic spline on ``[−B, B]``, the identity outside (Durkan et al. 2019, section 3.1).
-
-    The maps are ``num_bins`` widths, ``num_bins`` heights and ``num_bins − 1`` slopes before their softmax and
-    softplus, see :func:`~vi_flows.transforms.rational_quadratic.rational_quadratic`.
-
-    Args:
-        num_bins: ``K``.
-        bound: ``B``.
-
-    Raises:
-        ValueError: there is less than one bin, or the bound is not positive.
-    """
-
-    def __init__(self, num_bins: int = 8, bound: float = 5.0) -> None:
-        if num_bins < 1 or not bound > 0:
-            raise ValueError(f"num_bins must be at least 1 and bound positive, got {num_bins} and {bound}")
-        self.num_bins, self.bound = num_bins, bound
-        self.num_maps = 3 * num_bins - 1
-
-    def elementwise(self, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
-        """The spline, or its inverse in closed form."""
-        sizes = (self.num_bins, self.num_bins, self.num_bins - 1)
-        return rational_quadratic(x, *torch.stack(tuple(maps), -1).split(sizes, -1), self.bound, inverse)
-
-
 class ConvMap(CouplingMap):
     """Convolution coupling, ``y = w ⊛ x + b`` (Karami et al., eq. 3, inverse eq. 6).
 
@@ -239,7 +212,6 @@ class MConvMap(CouplingMap):
 COUPLING_MAPS: dict[str, Callable[..., CouplingMap]] = {
     "additive": AdditiveMap,
     "affine": AffineMap,
-    "spline": SplineMap,
     "conv": ConvMap,
     "mconv": MConvMap,
 }

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vi_flows.transforms.coupling_maps import CouplingMap
+from vi_flows.transforms.coupling_maps import ElementwiseMap
 
 __all__ = ["MixtureMap"]
 
 
-class MixtureMap(CouplingMap):
+class MixtureMap(ElementwiseMap):
     r"""A shifted and scaled mixture-of-logistics CDF in logit space (Ho et al. 2019, *Flow++*, section 3.2).
 
     ``y = (h(x) + t) eᵃ`` with ``h(x) = (1−ε) logit Σ_k π_k σ((x − μ_k) e^{−s_k}) + ε x`` and
@@ -43,7 +43,7 @@ class MixtureMap(CouplingMap):
         self.num_components = num_components
         self.num_maps = 2 + 3 * num_components
 
-    def __call__(self, x: Tensor, maps: Sequence[Tensor], inverse: bool = False) -> tuple[Tensor, Tensor]:
+    def elementwise(self, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
         """Bend, shift, scale; or the reverse."""
         shift, log_scale = maps[0], 2.0 * torch.tanh(maps[1] / 2.0)
         log_weight, mean, log_width = self._components(torch.stack(list(maps[2:])))
@@ -51,9 +51,9 @@ class MixtureMap(CouplingMap):
             target = x * (-log_scale).exp() - shift
             x = self._solve(target, log_weight, mean, log_width)
             _, log_slope = self._bend(x, log_weight, mean, log_width)
-            return x, -(log_slope + log_scale).flatten(-3).sum(-1)
+            return x, -(log_slope + log_scale)
         bent, log_slope = self._bend(x, log_weight, mean, log_width)
-        return (bent + shift) * log_scale.exp(), (log_slope + log_scale).flatten(-3).sum(-1)
+        return (bent + shift) * log_scale.exp(), log_slope + log_scale
 
     def _components(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``log π``, ``μ`` and ``s``, each with the components in front."""

@@ -1,8 +1,6 @@
-r"""Monotone rational-quadratic splines of single entries (Durkan, Bekasov, Murray & Papamakarios 2019, section 3.1)."""
+"""Monotone rational-quadratic splines of single entries."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -10,72 +8,71 @@ from torch import Tensor
 
 __all__ = ["rational_quadratic"]
 
-MIN_BIN, MIN_SLOPE = 1e-3, 1e-3
-"""Smallest width and height of a bin as a share of all, and smallest slope at a knot (the paper's implementation)."""
-UNIT_SLOPE = math.log(math.expm1(1.0 - MIN_SLOPE))  # a free slope of zero stands for a slope of one
+LEAST_SHARE = 0.1
+"""Least width and height of a bin, as a share of an equal one."""
+SLOPE_BOUND = 3.0
+"""Largest log slope at a knot, of either sign."""
 
 
 def _knots(free: Tensor, bound: float) -> Tensor:
-    """Places of the ``K + 1`` knots from ``K`` free sizes."""
-    count = free.shape[-1]
-    sizes = MIN_BIN + (1.0 - MIN_BIN * count) * torch.softmax(free, -1)
-    inner = 2.0 * bound * torch.cumsum(sizes, -1)[..., :-1] - bound
-    edge = torch.full_like(free[..., :1], bound)
-    return torch.cat([-edge, inner, edge], -1)
+    shares = LEAST_SHARE / len(free) + (1 - LEAST_SHARE) * F.softmax(free, 0)
+    inner = 2 * bound * shares.cumsum(0)[:-1] - bound
+    edge = torch.full_like(free[:1], bound)
+    return torch.cat([-edge, inner, edge])
 
 
 def rational_quadratic(
-    x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, bound: float, inverse: bool = False
+    value: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, bound: float, inverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    r"""A spline through ``K + 1`` knots on ``[−B, B]``, the identity with slope one outside.
+    r"""An increasing function through ``K + 1`` knots on ``[−B, B]``, the identity outside.
 
-    In a bin of width ``w``, height ``h``, chord ``s = h/w`` and slopes ``δ₀, δ₁`` at its ends, with ``ξ`` the place
-    within the bin,
+    In bin ``k``, with ``ξ = (x − x_k)/w_k`` and ``s_k = h_k/w_k``,
 
-        ``y = y₀ + h (s ξ² + δ₀ ξ(1−ξ)) / (s + (δ₀ + δ₁ − 2s) ξ(1−ξ))``   (eq. 4),
+        ``f = y_k + h_k (s_k ξ² + δ_k ξ(1−ξ)) / (s_k + (δ_{k+1} + δ_k − 2 s_k) ξ(1−ξ))``
 
-    and the inverse solves a quadratic in its stable form (eq. 6–8). Free parameters of zero give the identity.
+    (Durkan, Bekasov, Murray & Papamakarios 2019, *Neural spline flows*, eq. 4), and ``δ_0 = δ_K = 1``. Each bin keeps
+    at least a tenth of its equal share of both axes and each slope lies in ``[e⁻³, e³]``, so that no parameters make a
+    step or a plateau of it. The inverse is the root of a quadratic equation (eq. 6–8). Free parameters of zero give the
+    identity.
 
     Args:
-        x: entries of any shape.
-        widths: free widths of the bins, ``(…, K)``, broadcastable to ``x.shape + (K,)``.
+        value: entries of any shape.
+        widths: free widths of the bins, ``(K,) + value.shape``.
         heights: free heights, the same.
-        slopes: free slopes at the inner knots, ``(…, K − 1)``.
+        slopes: free slopes at the inner knots, ``(K − 1,) + value.shape``.
         bound: ``B``.
-        inverse: map ``y`` to ``x``.
+        inverse: map ``f(x)`` to ``x``.
 
     Returns:
-        The mapped entries, and the log of the slope of what was done, both of the broadcast shape.
+        The mapped entries and ``log f′`` at the point on the x-axis (in both directions), of the shape of ``value``.
     """
     xs, ys = _knots(widths, bound), _knots(heights, bound)
-    ends = torch.ones_like(widths[..., :1])
-    deltas = torch.cat([ends, MIN_SLOPE + F.softplus(slopes + UNIT_SLOPE), ends], -1)
-    inside = (x >= -bound) & (x <= bound)
-    value = x.clamp(-bound, bound)
-    edges = ys if inverse else xs
-    # The bin is the number of inner knots that the value has passed.
-    index = (value.unsqueeze(-1) >= edges[..., 1:-1]).sum(-1, keepdim=True)
+    ends = torch.zeros_like(widths[:1])
+    deltas = torch.cat([ends, SLOPE_BOUND * torch.tanh(slopes / SLOPE_BOUND), ends]).exp()
+    inside = value.abs() < bound
+    held = torch.where(inside, value, torch.zeros_like(value))
+    index = (held >= (ys if inverse else xs)[1:-1]).sum(0, keepdim=True)
 
-    def pick(table: Tensor, shift: int = 0) -> Tensor:
-        table = table.expand(*index.shape[:-1], table.shape[-1])
-        return table.gather(-1, index + shift).squeeze(-1)
+    def at(array: Tensor, offset: int = 0) -> Tensor:
+        return array.gather(0, index + offset).squeeze(0)
 
-    x0, y0, d0, d1 = pick(xs), pick(ys), pick(deltas), pick(deltas, 1)
-    width, height = pick(xs, 1) - x0, pick(ys, 1) - y0
-    chord = height / width
-    bend = d0 + d1 - 2.0 * chord
+    x0, x1, y0, y1, d0, d1 = at(xs), at(xs, 1), at(ys), at(ys, 1), at(deltas), at(deltas, 1)
+    width, height = x1 - x0, y1 - y0
+    s = height / width
+    bend = d0 + d1 - 2 * s
     if inverse:
-        rise = value - y0
-        a = height * (chord - d0) + rise * bend
+        rise = held - y0
+        a = height * (s - d0) + rise * bend
         b = height * d0 - rise * bend
-        root = (b.square() + 4.0 * a * chord * rise).clamp(min=0.0)
-        # 2c / (−b − √…) with c = −s·rise; the denominator is zero for no parameters, since b > 0 at rise = 0.
-        xi = 2.0 * chord * rise / (b + root.sqrt())
+        c = -s * rise
+        root = (b * b - 4 * a * c).clamp(min=0).sqrt()  # rounding may take a double root below zero
+        xi = (2 * c / (-b - root)).clamp(0, 1)
+        moved = x0 + xi * width
     else:
-        xi = (value - x0) / width
-    mix = xi * (1.0 - xi)
-    below = chord + bend * mix
-    slope = chord.square() * (d1 * xi.square() + 2.0 * chord * mix + d0 * (1.0 - xi).square()) / below.square()
-    mapped = x0 + xi * width if inverse else y0 + height * (chord * xi.square() + d0 * mix) / below
-    log_slope = -slope.log() if inverse else slope.log()
-    return torch.where(inside, mapped, x), torch.where(inside, log_slope, torch.zeros_like(log_slope))
+        xi = (held - x0) / width
+    cross = xi * (1 - xi)
+    denominator = s + bend * cross
+    if not inverse:
+        moved = y0 + height * (s * xi * xi + d0 * cross) / denominator
+    log_slope = 2 * (s / denominator).log() + (d1 * xi * xi + 2 * s * cross + d0 * (1 - xi) ** 2).log()
+    return torch.where(inside, moved, value), torch.where(inside, log_slope, torch.zeros_like(log_slope))

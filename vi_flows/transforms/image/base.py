@@ -11,12 +11,13 @@ from vi_flows.transforms.base import Bijection
 __all__ = ["ImageBijection", "fold_batch"]
 
 
-def fold_batch(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a map of ``(N, C, H, W)`` batches to an image tensor with any number of leading dimensions."""
-    if x.dim() == 4:
+def fold_batch(function: Callable[[Tensor], Tensor], x: Tensor, event_dim: int = 3) -> Tensor:
+    """Apply a map of batches, ``(N, C, H, W)`` or ``(N, d)``, to a tensor with any number of leading dimensions."""
+    if x.dim() == event_dim + 1:
         return function(x)
-    y = function(x.reshape(-1, *x.shape[-3:]))
-    return y.reshape(*x.shape[:-3], *y.shape[1:])
+    batch, event = x.shape[: x.dim() - event_dim], x.shape[x.dim() - event_dim :]
+    y = function(x.reshape(batch.numel(), *event))
+    return y.reshape(*batch, *y.shape[1:])
 
 
 class ImageBijection(Bijection):
