@@ -51,7 +51,7 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
         The model's own parameters, unconstrained.
 
     Raises:
-        ValueError: the latent sites are not the guide's in name, shape or support; a latent is masked, circular or
+        ValueError: the latent sites are not the guide's in name, shape or support; a latent is circular or
             declares too wide a support; an observation lies outside its support.
     """
     with poutine.block(), torch.no_grad(), pyro.validation_enabled(True):
@@ -136,12 +136,6 @@ def _check_latents(prototype: Trace, trace: Trace) -> None:
             raise ValueError(
                 f"the support of latent site {name!r} is not the one that the guide was built for: build a new guide "
                 "with these arguments"
-            )
-        mask = site["mask"]
-        if isinstance(mask, Tensor) and not bool(mask.all()):
-            raise ValueError(
-                f"latent site {name!r} is masked in part, which leaves it without a density there: observe only the "
-                "rows that are known, y[observed], in place of a mask"
             )
         _check_distribution(name, site["fn"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,6 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from vi_flows.guides.enumeration import SummedOut
+from vi_flows.guides.masks import MaskedLatents, has_masked_latents
 from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
 
 __all__ = ["LogJoint", "over_draws"]
@@ -26,8 +28,9 @@ class LogJoint:
 
     The whole batch is one pass through the model where :func:`torch.func.vmap` can take it, which needs no plate, no
     batch dimension and no care on the model's side; otherwise the model runs once per value. Scales (subsampling,
-    ``poutine.scale``) and masks count as they do in Pyro's ELBO. Discrete latents without a value are summed out
-    (:class:`~vi_flows.guides.enumeration.SummedOut`).
+    ``poutine.scale``) and masks count as they do in Pyro's ELBO, but for masked latent coordinates that the rest of the
+    model does not use: they get their prior (:class:`~vi_flows.guides.masks.MaskedLatents`). Discrete latents without a
+    value are summed out (:class:`~vi_flows.guides.enumeration.SummedOut`).
 
     Args:
         model: a Pyro program.
@@ -58,6 +61,7 @@ class LogJoint:
         self._values: dict[str, Tensor] = {}
         self._given = poutine.condition(model, data=self._values)
         self._summed_out: SummedOut | None = None
+        self._masked: MaskedLatents | None = None
         self._seen = False
 
     def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -79,7 +83,7 @@ class LogJoint:
         return result
 
     def _look(self, values: Mapping[str, Tensor]) -> None:
-        """Run the model once, to find the discrete sites among its latents."""
+        """Run the model once, to find the discrete and the masked sites among its latents."""
         with torch.no_grad():
             trace = self._run({name: value[0] for name, value in values.items()})
             if any(is_discrete(site["fn"]) for _, site in latent_sites(trace)):
@@ -89,6 +93,9 @@ class LogJoint:
                     some = {name: value[index % len(value)] for name, value in values.items()}
                     self._summed_out.check(self._run(some))
         self._seen = True
+        if has_masked_latents(trace, values):
+            density = partial(over_draws, self._single, at_once=self.vectorized)
+            self._masked = MaskedLatents(lambda draws: density(draws)[0], self._run, values)
 
     def _run(self, values: Mapping[str, Tensor]) -> Trace:
         self._values.clear()
@@ -104,6 +111,8 @@ class LogJoint:
             trace = self._summed_out.trace()
             total = self._summed_out.of(trace)
         _check_names(values, trace)
+        if self._masked is not None:
+            total = total + self._masked.log_prob(trace)
         # A model whose every site is masked out gives a plain zero.
         return total if isinstance(total, Tensor) else next(iter(values.values())).new_tensor(total)
 

@@ -9,14 +9,15 @@ import pyro.distributions as dist
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 
-__all__ = ["can_be_enumerated", "innermost", "is_discrete", "is_fixed", "latent_sites", "left_to_the_model"]
+__all__ = ["WRAPPERS", "can_be_enumerated", "innermost", "is_discrete", "is_fixed", "latent_sites", "left_to_the_model"]
 
-_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+"""What ``to_event``, ``mask`` and ``expand`` make."""
 
 
 def innermost(fn: Any) -> Any:
     """The distribution within ``to_event``, ``mask`` and ``expand``."""
-    while isinstance(fn, _WRAPPERS):
+    while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn
 

@@ -1,0 +1,113 @@
+"""Masked latent coordinates get their prior: evidence and posterior are those of the model without them."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from vi_flows.diagnostics import diagnose
+from vi_flows.guides import AutoConvFlow, LogJoint, fit
+
+Y = torch.tensor([4.0, 5.5, 6.0, 99.0, 4.5])
+SEEN = torch.tensor([True, True, True, False, True])
+
+
+def evidence(y, prior_sd=10.0):
+    """log N(y; 0, prior_sd² 11ᵀ + I) with one mean for all of y."""
+    cov = prior_sd**2 * torch.ones(len(y), len(y), dtype=torch.float64) + torch.eye(len(y), dtype=torch.float64)
+    return float(torch.distributions.MultivariateNormal(torch.zeros(len(y)).double(), cov).log_prob(y.double()))
+
+
+def missing():
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("d", 5):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=Y, obs_mask=SEEN)
+
+
+def outer():
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("d", 5), poutine.mask(mask=SEEN):
+        z = pyro.sample("z", dist.Normal(mu, 0.6))
+        pyro.sample("y", dist.Normal(z, 0.8), obs=Y)
+
+
+def inner():
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    z = pyro.sample("z", dist.Normal(mu, 0.6).expand([5]).mask(SEEN).to_event(1))
+    pyro.sample("y", dist.Normal(z, 0.8).mask(SEEN).to_event(1), obs=Y)
+
+
+@pytest.mark.parametrize(("model", "site"), [(missing, "y_unobserved"), (outer, "z"), (inner, "z")])
+def test_evidence_and_posterior_are_those_of_what_is_seen(model, site):
+    guide = AutoConvFlow(model, num_blocks=1)
+    result = fit(model, guide, num_steps=600)
+    report = diagnose(model, guide)
+    want = evidence(Y[SEEN])
+    assert report.log_evidence == pytest.approx(want, abs=0.02)
+    assert want - 0.05 < result.elbo < want + 0.01
+    draws = guide.sample_posterior(8000)
+    mean, sd = 20.0 / 4.01, 4.01**-0.5
+    assert float(draws["mu"].mean()) == pytest.approx(mean, abs=0.1 * sd)
+    assert float(draws["mu"].std()) == pytest.approx(sd, rel=0.06)
+    # The row that is not seen follows the posterior predictive of a row.
+    spread = (sd**2 + (1.0 if site == "y_unobserved" else 0.36)) ** 0.5
+    assert float(draws[site][:, 3].mean()) == pytest.approx(mean, abs=0.1 * spread)
+    assert float(draws[site][:, 3].std()) == pytest.approx(spread, rel=0.08)
+
+
+def test_a_walk_that_ends_early_goes_on_by_its_prior():
+    lengths = torch.tensor([3, 1])
+
+    def model():
+        x = torch.zeros(2)
+        with pyro.plate("series", 2):
+            for t in range(3):
+                with poutine.mask(mask=t < lengths):
+                    x = pyro.sample(f"x{t}", dist.Normal(x, 1.0))
+                    pyro.sample(f"y{t}", dist.Normal(x, 1.0), obs=torch.tensor([1.0, -1.0]))
+
+    values = {f"x{t}": torch.tensor([[0.5 * t, 1.0 + t], [1.0, -2.0 * t]]) for t in range(3)}
+
+    def normal(x, loc):
+        return -0.5 * (x - loc) ** 2 - 0.5 * math.log(2 * math.pi)
+
+    want = torch.zeros(2)
+    for series, length in enumerate((3, 1)):
+        before = torch.zeros(2)
+        for t in range(3):
+            x = values[f"x{t}"][:, series]
+            want = want + normal(x, before) + (normal((1.0, -1.0)[series], x) if t < length else 0.0)
+            before = x
+    torch.testing.assert_close(LogJoint(model)(values), want)
+
+
+def test_a_masked_site_that_the_model_uses_stays_flat():
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 10.0).to_event(1).mask(False))
+        pyro.factor("target", -x.square().sum(-1))
+
+    values = torch.tensor([[1.0, 2.0], [0.5, -1.0]])
+    torch.testing.assert_close(LogJoint(model)({"x": values}), -values.square().sum(-1))
+
+
+def test_what_has_no_density_is_refused():
+    def steps():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).mask(False))
+        pyro.sample("y", dist.Normal((z > 0).float(), 0.1), obs=torch.tensor(1.0))
+
+    def nowhere():
+        pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()).mask(False))
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+
+    def in_part():
+        z = pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), torch.eye(2)).mask(False))
+        pyro.factor("target", -z[..., 0].square())
+
+    for model in (steps, nowhere, in_part):
+        guide = AutoConvFlow(model, num_blocks=1, warm_start=False)
+        for call in (fit, diagnose):
+            with pytest.raises(ValueError, match=r"'z'.*masked"):
+                call(model, guide)
