@@ -188,8 +188,8 @@ class RunAll(Pool):
     """Train and score what is missing."""
 
     def run(self) -> int:
-        """Start the runs that have no record of a whole training yet."""
-        return self.work("run", [name for name in self.mine() if not trained_to_the_end(self.out / name)])
+        """Start the runs that have no record yet."""
+        return self.work("run", [name for name in self.mine() if not (self.out / name / "record.json").exists()])
 
 
 @dataclass(frozen=True)
@@ -206,15 +206,6 @@ class Evaluate(Pool):
             if (self.out / name / "best.safetensors").exists() and not complete(self.out / name)
         ]  # fmt: skip
         return self.work("evaluate", left)
-
-
-def trained_to_the_end(folder: Path) -> bool:
-    """Whether there is a record of a run that used its budget, or whose training diverged."""
-    path = folder / "record.json"
-    if not path.exists():
-        return False
-    figures = Record.read(path).figures
-    return figures["budget_used"] >= 1 or figures["diverged"]
 
 
 def complete(folder: Path) -> bool:
@@ -301,9 +292,6 @@ class One:
         if size > MAX_PARAMETERS:
             raise SystemExit(f"{row} has {size} parameters; the class allows {MAX_PARAMETERS}")
         trainer.resume() if known else trainer.start()
-        if not trainer.state["finished"]:  # scores of weights that are about to change
-            for name in ("scores.safetensors", "record.json"):
-                (folder / name).unlink(missing_ok=True)
         try:
             trainer.fit()
         except TrainingInterrupted as stopped:

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
 Draws = Mapping[str, Tensor]
@@ -47,9 +48,21 @@ class Program:
         return result
 
 
+class Flat(dist.ImproperUniform):
+    """An improper uniform density that can be sampled, which Pyro's own guides and NUTS do once before they start.
+
+    The draws are images of normal ones; nothing depends on their law.
+    """
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Points of the support."""
+        transform = biject_to(self.support)
+        return transform(torch.randn(transform.inverse_shape(self.shape(torch.Size(sample_shape)))))
+
+
 def flat(name: str, support: Constraint, *shape: int) -> Tensor:
     """A parameter that a Stan program declares without a distribution."""
-    return pyro.sample(name, dist.ImproperUniform(support, (), shape))
+    return pyro.sample(name, Flat(support, (), shape))
 
 
 def tensor(values: Any) -> Tensor:
