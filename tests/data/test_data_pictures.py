@@ -207,8 +207,23 @@ def test_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("stored", "shape"),
+    [((12, 8, 8, 3), (3, 8, 8)), ((12, 6, 5, 1), (1, 6, 5)), ((12, 5, 5, 5), (5, 5, 5)), ((12, 3, 3, 3), (3, 3, 3)),
+     ((12, 3, 8, 5), (3, 8, 5)), ((12, 1, 4, 4), (1, 4, 4))],
+)  # fmt: skip
+def test_channels_last_is_told_by_the_sizes(tmp_path: Path, stored: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, stored, dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", train=array, test=array)
+    data = load("own.npz", tmp_path)
+    assert data.shape == shape
+    expected = array if stored[1:] == shape else np.moveaxis(array, -1, 1)
+    assert np.array_equal(data.images("test").numpy(), expected)
+
+
+@pytest.mark.parametrize(
     ("arrays", "message"),
     [
+        ({"train": np.zeros((12, 3, 8, 3), np.uint8), "test": COLOUR}, r"train of shape .* may be \(N, C, H, W\) or"),
         ({"train": np.zeros((3, 4, 5)), "test": COLOUR}, "train must be uint8 or bool"),
         ({"train": COLOUR.reshape(12, -1), "test": COLOUR}, "train must be uint8 or bool"),
         ({"train": COLOUR[:, :, 1:], "test": COLOUR}, "differ in the shape"),

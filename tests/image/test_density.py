@@ -306,6 +306,35 @@ def test_logit_keeps_the_top_grey_value_finite():
     assert ladj.isfinite().all()
 
 
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("value", [0, 255])
+def test_one_constant_image_at_either_end_trains(name, value):
+    """The start has one image without any spread to learn from, at the edge of the logit map."""
+    density = ImageDensity(small_flow(name), (1, 8, 8))
+    x = torch.full((1, 1, 8, 8), value, dtype=torch.uint8)
+    density.initialize(x)
+    optimizer = torch.optim.Adam(density.parameters(), lr=1e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = density(x).mean()
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad.isfinite().all() for p in density.parameters())
+        optimizer.step()
+    density.eval()
+    assert torch.equal(density.decode(density.encode(x)), x)
+
+
+def test_odd_sizes_are_right_or_refused():
+    density = ImageDensity(small_flow("nice", (1, 7, 5)), (1, 7, 5))
+    x = images(4, 1, 7, 5)
+    randomise(density, 0.05)
+    assert torch.equal(density.decode(density.encode(x)), x)
+    for name in set(SMALL) - {"nice"}:
+        with pytest.raises(ValueError, match="does not divide 7 × 5; use fewer levels or pad"):
+            small_flow(name, (1, 7, 5))
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -19,6 +19,7 @@ from vi_flows.data.base import DataCorruptError, DataNotFoundError, ImageData
 from vi_flows.data.dataset import Arrays, hold_out, image_data
 
 _SPLITS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
@@ -27,7 +28,7 @@ def load_path(path: Path) -> ImageData:
 
     Args:
         path: of the folder or file. All images must be of one size; those in grey values are kept in one channel if all
-            are, else all become RGB. Arrays are uint8 or bool, (N, H, W) or (N, C, H, W).
+            are, else all become RGB. Arrays are uint8 or bool, (N, H, W), (N, C, H, W) or (N, H, W, C).
 
     Returns:
         The images under the name of the file: 256 levels, to be binarised dynamically if at all; or, if there are only
@@ -83,9 +84,29 @@ def _from_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
         array = stored[split]
         if array.dtype not in (np.uint8, np.bool_) or array.ndim not in (3, 4):
             found = f"{array.dtype} {array.shape}"
-            raise DataCorruptError(f"{path}: {split} must be uint8 or bool, (N, H, W) or (N, C, H, W), not {found}")
-        arrays[split] = (array if array.ndim == 4 else array[:, None]).astype(np.uint8)
+            layouts = "(N, H, W), (N, C, H, W) or (N, H, W, C)"
+            raise DataCorruptError(f"{path}: {split} must be uint8 or bool, {layouts}, not {found}")
+        arrays[split] = (_channels_first(array, f"{path}: {split}") if array.ndim == 4 else array[:, None]).astype(
+            np.uint8
+        )
     return arrays, {split: stored[f"labels_{split}"] for split in arrays if f"labels_{split}" in stored}
+
+
+def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
+    """(N, C, H, W) of an array in that order or in (N, H, W, C), which its sizes tell apart.
+
+    Raises:
+        DataCorruptError: they don't.
+    """
+    _, second, height, last = array.shape
+    if height == last or last not in _CHANNELS:
+        return array
+    if second in _CHANNELS:
+        raise DataCorruptError(
+            f"{name} of shape {array.shape} may be (N, C, H, W) or (N, H, W, C); store grey images as (N, H, W), "
+            "colour ones as (N, C, H, W) with sides that are not 1, 3 or 4"
+        )
+    return array.transpose(0, 3, 1, 2)
 
 
 Files = Iterator[tuple[PurePosixPath, Callable[[], bytes]]]
