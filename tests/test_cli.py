@@ -30,7 +30,7 @@ def test_train_evaluate_sample(folder, capsys):
     assert run("evaluate", folder, "--num-samples", 50, "--quiet") == 0
     out = capsys.readouterr().out
     assert "NLL" in out
-    assert "g1-conv_flow-global-k2" in out
+    assert "g1-z4-conv_flow-global-k2" in out
     assert run("evaluate", folder, "--num-samples", 50, "--quiet") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert run("sample", folder, "--rows", 3, "--columns", 5) == 0

@@ -104,6 +104,8 @@ def test_runs_share_a_key_only_if_all_their_settings_are_equal(tmp_path):
     elsewhere = replace(PLAIN, data_root=tmp_path, device="cuda", threads=2, checkpoint_seconds=1.0, cuda_graph=True)
     assert elsewhere.key == PLAIN.key
     assert PLAIN.key.startswith("digits-g1-clean-e100-s0-")
+    vae = VAEConfig(latent_dims=(4,), hidden_dims=((10, 20),), batch_norm=True, activation="relu")
+    assert replace(PLAIN, vae=vae).slug == "digits-g1-z4-h10x20-relu-bn-clean-e100-s0"
 
 
 def test_the_key_is_a_digest_of_the_settings():

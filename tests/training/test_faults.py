@@ -176,3 +176,16 @@ def test_a_second_process_is_refused_until_the_first_is_dead(folder):
     other.stdout.close()
     assert resume(folder).fit()["finished"]
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2
+
+
+def test_cpu_seconds_add_up_over_stops_and_stay_unknown_where_they_were_not_counted(tmp_path):
+    trainer = started(tmp_path / "run")
+    before = trainer.fit(until=2)["cpu_seconds"]
+    assert before > 0
+    again = resume(tmp_path / "run")
+    assert again.fit(until=4)["cpu_seconds"] > before
+    rewrite(tmp_path / "run", lambda tensors, state: state.pop("cpu_seconds"))
+    old = resume(tmp_path / "run")
+    assert old.fit()["cpu_seconds"] is None
+    record, _ = evaluate_run(old.run, 5, limit=5, progress=False)
+    assert record.provenance["training_cpu_seconds"] is None

@@ -60,7 +60,7 @@ def test_the_record_says_where_its_weights_came_from(source, tmp_path):
     third = trained(tmp_path / "third", start_from=trainer.run.folder)
     record, _ = evaluate_run(third.run, 10, limit=5, progress=False)
     last = record.provenance["started_from"]
-    assert (last["run"], last["model"], last["seed"]) == ("second", "g1-dreg2", 0)
+    assert (last["run"], last["model"], last["seed"]) == ("second", "g1-z2-h4-bn-dreg2", 0)
     first = last["started_from"]
     assert first["run"] == "elbo"
     assert first["sha256"] == hashlib.sha256((source / "best.safetensors").read_bytes()).hexdigest()

@@ -98,6 +98,7 @@ def evaluate_run(
             trained_at_revision=run.trained_at,
             started_from=run.started_from,
             training_seconds=round(trained["seconds"], 1),
+            training_cpu_seconds=trained.get("cpu_seconds"),
         ),
     )
     made.write(path, overwrite)

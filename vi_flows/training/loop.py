@@ -76,7 +76,8 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * self.config.epochs
         # All that a resumed run needs besides tensors; sums are over the images of the unfinished epoch.
         self.state: dict[str, Any] = {
-            "step": 0, "seconds": 0.0, "bound_sum": 0.0, "images": 0, "best": None, "finished": False
+            "step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "bound_sum": 0.0, "images": 0, "best": None,
+            "finished": False,
         }  # fmt: skip
         self.writer = _tensorboard_writer(run) if tensorboard else None
         self._last_save = time.monotonic()
@@ -125,7 +126,7 @@ class Trainer:
             return self.start()
         tensors, state = load_tensors(path)
         self._check_state(path, tensors, state)
-        self.state = state
+        self.state = {"cpu_seconds": None, **state}  # not counted by the version that wrote the checkpoint
         groups = {prefix: _strip(tensors, prefix) for prefix in PREFIXES}
         try:
             self.module.load_state_dict(groups["model."])
@@ -141,7 +142,7 @@ class Trainer:
 
     def _check_state(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Refuse a checkpoint that this run can't have written."""
-        missing = [name for name in self.state if name not in state]
+        missing = [name for name in self.state if name not in state and name != "cpu_seconds"]
         generators = {"rng.cpu", f"rng.{self.task.device.type}"} & {"rng.cpu", "rng.cuda"}
         missing += sorted(generators - tensors.keys())
         if missing:
@@ -190,6 +191,7 @@ class Trainer:
 
     def _fit(self, until: int | None) -> dict[str, Any]:
         begun, before = time.monotonic(), self.state["seconds"]
+        cpu_begun, cpu_before = time.process_time(), self.state["cpu_seconds"]
         until = self.total_steps if until is None else min(until, self.total_steps)
         bar = tqdm(
             total=self.total_steps * self.config.batch_size,
@@ -202,6 +204,8 @@ class Trainer:
                 for batch in self.batches():
                     bound = self.take_step(batch)
                     self.state["seconds"] = before + time.monotonic() - begun
+                    if cpu_before is not None:
+                        self.state["cpu_seconds"] = cpu_before + time.process_time() - cpu_begun
                     bar.update(self.config.batch_size)
                     if self.state["step"] % 20 == 0:
                         bar.set_postfix_str(f"bound {bound:.2f} {self.task.unit}", refresh=False)
@@ -357,7 +361,8 @@ class Trainer:
             self.save()
 
     def _save_weights(self, name: str, epoch: int) -> None:
-        state = {"epoch": epoch, "steps": self.state["step"], "seconds": self.state["seconds"]}
+        state = {"epoch": epoch, "steps": self.state["step"]}
+        state |= {figure: self.state[figure] for figure in ("seconds", "cpu_seconds")}
         if name == "best":
             state["valid_loss"] = self.state["best"]["valid_loss"]
         save_tensors(self.run.folder / f"{name}.safetensors", self.module.state_dict(), state)

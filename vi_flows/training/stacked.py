@@ -128,7 +128,7 @@ class StackedTrainer(Trainer):
         self._share_optimizer()
         for m, member in enumerate(self.members):
             with self._as_alone(m):
-                member.state["seconds"] = self.state["seconds"]
+                member.state |= {figure: self.state[figure] for figure in ("seconds", "cpu_seconds")}
                 member.save()
         self._last_save = time.monotonic()
 
@@ -170,6 +170,6 @@ class StackedTrainer(Trainer):
         for m, member in enumerate(self.members):
             with self._as_alone(m):
                 member.set_learning_rate(self.state["step"] - 1)
-                member.state["seconds"] = self.state["seconds"]
+                member.state |= {figure: self.state[figure] for figure in ("seconds", "cpu_seconds")}
                 member.end_epoch(bar)
         self._last_save = time.monotonic()

@@ -70,8 +70,14 @@ class VAEConfig:
 
     @property
     def name(self) -> str:
-        """For file names: ``g1-plus1-conv_flow-amortized-k8-tanh``."""
+        """For file names, what is not at its default: ``g1-z40-bn-conv_flow-amortized-k8-tanh``."""
         parts = [self.architecture]
+        if self.latent_dims is not None:
+            parts.append("z" + "x".join(map(str, self.latent_dims)))
+        if self.hidden_dims is not None:
+            parts.append("h" + "_".join("x".join(map(str, widths)) for widths in self.hidden_dims))
+        parts += [] if self.activation == "tanh" else [self.activation]
+        parts += ["bn"] if self.batch_norm else []
         if self.num_extra_layers:
             parts.append(f"plus{self.num_extra_layers}")
         if self.flow is not None:
