@@ -43,6 +43,11 @@ def finish_of(job, epochs=1):
     return Job(FINISH, job.seed, epochs, job)
 
 
+def make(job, place, machine):
+    """The new record of a job, if there is one."""
+    return work([job], place, machine).get(job.name)
+
+
 def epochs_of(job, place):
     lines = (job.folder(place) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["epoch"] for line in lines]
@@ -58,7 +63,7 @@ def record_of(job, place):
 def test_a_run_is_trained_evaluated_and_recorded(place):
     (job,) = jobs_of(3)
     assert status_of(job, place).state == "new"
-    assert work(job, place, FAST).figures["nll"] == record_of(job, place).figures["nll"]
+    assert make(job, place, FAST).figures["nll"] == record_of(job, place).figures["nll"]
     record = record_of(job, place)
     assert record.figures["num_samples"] == 5
     assert record.settings["seed"] == 3
@@ -69,11 +74,11 @@ def test_a_run_is_trained_evaluated_and_recorded(place):
 
 def test_an_ablation_is_evaluated_on_the_validation_images(place):
     job = Job(replace(ROW, change="ema", paper_row=None), 0, 1)
-    record = work(job, place, FAST)
+    record = make(job, place, FAST)
     assert record.settings["evaluation"]["split"] == "valid"
     assert job.record(place) == place.results / "ablation" / "ablation-digits-g1-tiny-ema-e1-s0.json"
     assert status_of(job, place).nll == record.figures["nll"]
-    assert work(jobs_of(0, epochs=1)[0], place, FAST).settings["evaluation"]["split"] == "test"
+    assert make(jobs_of(0, epochs=1)[0], place, FAST).settings["evaluation"]["split"] == "test"
 
 
 def test_images_are_annealed_where_that_is_asked_for(place, monkeypatch):
@@ -82,20 +87,20 @@ def test_images_are_annealed_where_that_is_asked_for(place, monkeypatch):
         "vi_flows.table.work.evaluate_run", lambda *_, ais, **__: (asked.append(ais and ais.images), None)
     )
     for machine in (FAST, replace(FAST, ais_images=12)):
-        work(jobs_of(0, epochs=1)[0], place, machine)
+        make(jobs_of(0, epochs=1)[0], place, machine)
     assert asked == [None, 12]
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(place):
     (job,) = jobs_of(0, epochs=4)
     whole = replace(place, runs=place.runs / "whole", results=place.results / "whole")
-    expected = work(job, whole, FAST)
+    expected = make(job, whole, FAST)
     trainer = trainer_for(Run.create(job.folder(place), job.config(place)), progress=False)
     trainer.start()
     trainer.fit(until=2 * trainer.steps_per_epoch)
     status = status_of(job, place)
     assert (status.state, status.epoch, status.epochs) == ("stopped", 2, 4)
-    assert work(job, place, FAST).figures["nll"] == expected.figures["nll"]
+    assert make(job, place, FAST).figures["nll"] == expected.figures["nll"]
     assert epochs_of(job, place) == [1, 2, 3, 4]
 
 
@@ -103,9 +108,9 @@ def test_a_run_goes_on_from_the_weights_of_its_source(place):
     (job,) = jobs_of(1)
     finish = finish_of(job)
     assert status_of(finish, place).state == "waiting"
-    work(job, place, FAST)
+    make(job, place, FAST)
     assert status_of(finish, place).state == "new"
-    record = work(finish, place, FAST)
+    record = make(finish, place, FAST)
     assert finish.name == "digits-g1-tiny-iwae3-clean-e2+1-s1"
     assert Run.open(finish.folder(place)).started_from["run"] == job.name
     assert record.settings["epochs"] == 1
@@ -115,14 +120,14 @@ def test_a_run_begun_otherwise_is_refused_by_name(place):
     (job,) = jobs_of(0)
     Run.create(job.folder(place), replace(job.config(place), learning_rate=0.5))
     with pytest.raises(RunError, match=r"learning_rate=0\.5"):
-        work(job, place, FAST)
+        make(job, place, FAST)
 
 
 def test_a_run_goes_on_on_its_own_kind_of_device(place):
     (job,) = jobs_of(0)
     Run.create(job.folder(place), job.config(place, "cuda", cuda_graph=True))
     with pytest.raises(RunError, match="begun on cuda: go on with --device cuda"):
-        work(job, place, FAST)
+        make(job, place, FAST)
 
 
 # Claims -------------------------------------------------------------------------------------------------------------
@@ -149,7 +154,7 @@ def test_a_run_is_one_process_own_until_it_dies(place):
         assert is_held(place.runs, job.name)
         assert status_of(job, place).state == "training"
         with pytest.raises(HeldError):
-            work(job, place, FAST)
+            make(job, place, FAST)
         outcome = Runner([job], place, FAST).run()  # it is left to its holder
         assert (outcome.held, outcome.done, outcome.failed) == ([job.name], [], {})
     finally:
@@ -159,7 +164,18 @@ def test_a_run_is_one_process_own_until_it_dies(place):
     assert not is_held(place.runs, job.name)
     with Claim(place.runs, job.name).held():
         assert is_held(place.runs, job.name)
-    work(job, place, FAST)
+    make(job, place, FAST)
+
+
+def test_seeds_in_a_stack_are_the_seeds_alone(place):
+    jobs, alone = jobs_of(0, 1, 2), replace(place, runs=place.runs / "alone", results=place.results / "alone")
+    with Claim(place.runs, jobs[1].name).held():  # it is left to its holder
+        records = work(jobs, place, replace(FAST, stack=3))
+    assert set(records) == {jobs[0].name, jobs[2].name}
+    for job in (jobs[0], jobs[2]):
+        assert records[job.name].figures["nll"] == pytest.approx(make(job, alone, FAST).figures["nll"], rel=1e-4)
+        assert status_of(job, place).state == "done"
+    assert jobs[1].name not in records
 
 
 # Many runs ----------------------------------------------------------------------------------------------------------
@@ -198,6 +214,28 @@ def test_a_record_that_came_without_its_weights_is_kept_and_its_run_made_for_tho
     outcome = Runner([job, finish_of(job)], place, FAST).run()
     assert set(outcome.done) == {job.name, finish_of(job).name}
     assert record_of(job, place).figures == {"nll": 1.0}
+
+
+def test_seeds_of_a_row_are_begun_together(place, monkeypatch):
+    begun = []
+    monkeypatch.setattr(
+        Runner, "_start", lambda self, jobs: begun.append([self.pending.pop(j.name).name for j in jobs])
+    )
+    longer, done = Job(ROW, 0, 3), jobs_of(5)[0]
+    Record("vae", "a", "a", {}, {"nll": 1.0}, {}).write(done.record(place))
+    jobs = [*jobs_of(0), longer, *jobs_of(1), done, *jobs_of(2, 3)]
+    outcome = Runner(jobs, place, replace(FAST, stack=3), processes=9).run()
+    assert outcome.done == [done.name]
+    assert begun == [[job.name for job in jobs_of(0, 1, 2)], [longer.name], [jobs_of(3)[0].name]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "recorded"),
+    [({}, False), ({"device": "cuda"}, True), ({"device": "cuda:1", "stack": 2}, False),
+     ({"device": "cuda", "cuda_graph": False}, False)],
+)  # fmt: skip
+def test_steps_are_recorded_on_a_gpu_and_not_of_stacks(settings, recorded):
+    assert Machine(**settings).records_steps == recorded
 
 
 def begin(place, epochs="4000"):

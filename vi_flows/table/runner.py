@@ -64,7 +64,7 @@ class Runner:
         self.machine = machine
         self.processes = processes
         self.outcome = Outcome()
-        self._running: dict[str, tuple[Job, ForkServerProcess]] = {}
+        self._running: list[tuple[list[Job], ForkServerProcess]] = []
         self._stopped: int | None = None
 
     def run(self) -> Outcome:
@@ -79,7 +79,7 @@ class Runner:
                     self._start_what_can_be()
                 if not self._running and (self._stopped is not None or not self._waits_for_others()):
                     break
-                wait([process.sentinel for _, process in self._running.values()], timeout=POLL_SECONDS)
+                wait([process.sentinel for _, process in self._running], timeout=POLL_SECONDS)
                 self._collect()
         if self._stopped is not None:
             raise TrainingInterrupted(self._stopped)
@@ -92,6 +92,8 @@ class Runner:
             job.source.name for job in self.pending.values() if job.source is not None and not self._has_record(job)
         }
         for name, job in list(self.pending.items()):
+            if name not in self.pending:  # begun with another seed
+                continue
             if self._has_record(job) and (name not in wanted or job.is_trained(self.workplace)):
                 del self.pending[name]
                 self.outcome.done.append(name)
@@ -99,8 +101,21 @@ class Runner:
                 del self.pending[name]
                 self.outcome.failed[name] = f"it starts from {job.source.name}, which failed"
             elif len(self._running) < self.processes and self._is_free(job):
-                del self.pending[name]
-                self._start(job)
+                self._start([job, *self._others_of_its_stack(job)])
+
+    def _others_of_its_stack(self, job: Job) -> list[Job]:
+        """Jobs that differ from ``job`` in their seeds and can be trained with it."""
+        if job.source is not None:
+            return []
+        same = [
+            other
+            for other in self.pending.values()
+            if (other.row, other.epochs) == (job.row, job.epochs)
+            and other is not job
+            and not self._has_record(other)
+            and self._is_free(other)
+        ]
+        return same[: self.machine.stack - 1]
 
     def _has_record(self, job: Job) -> bool:
         return job.record(self.workplace).exists()
@@ -115,32 +130,37 @@ class Runner:
             job.source is not None and is_held(self.workplace.runs, job.source.name) for job in self.pending.values()
         )
 
-    def _start(self, job: Job) -> None:
-        process = _CONTEXT.Process(target=run_in_process, args=(job, self.workplace, self.machine), name=job.name)
+    def _start(self, jobs: list[Job]) -> None:
+        process = _CONTEXT.Process(target=run_in_process, args=(jobs, self.workplace, self.machine))
         # Until the child listens itself, a Ctrl-C in the terminal must not reach it.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             process.start()
         finally:
             signal.signal(signal.SIGINT, before)
-        self._running[job.name] = job, process
-        print(f"{job.name}: begun", flush=True)
+        self._running.append((jobs, process))
+        for job in jobs:
+            del self.pending[job.name]
+            print(f"{job.name}: begun", flush=True)
 
     def _collect(self) -> None:
-        for name, (job, process) in list(self._running.items()):
-            if process.is_alive():
-                continue
-            del self._running[name]
-            code = process.exitcode
-            if code == DONE:
-                self.outcome.done.append(name)
-            elif code == HELD:  # another runner was quicker
-                self.pending[name] = job
-            elif self._stopped is None or code not in (128 + signal.SIGTERM, -signal.SIGTERM):
-                note = last_note(self.workplace.runs, name)
-                reason = note["error"] if note["state"] == "failed" else _ending(code)
-                self.outcome.failed[name] = reason
-                print(f"{name}: failed: {reason}", flush=True)
+        for pair in [pair for pair in self._running if not pair[1].is_alive()]:
+            self._running.remove(pair)
+            jobs, process = pair
+            for job in jobs:
+                self._enter(job, process.exitcode)
+
+    def _enter(self, job: Job, code: int | None) -> None:
+        name = job.name
+        if self._has_record(job) and code == DONE:
+            self.outcome.done.append(name)
+        elif code in (DONE, HELD):  # another runner was quicker
+            self.pending[name] = job
+        elif self._stopped is None or code not in (128 + signal.SIGTERM, -signal.SIGTERM):
+            note = last_note(self.workplace.runs, name)
+            reason = note["error"] if note["state"] == "failed" else _ending(code)
+            self.outcome.failed[name] = reason
+            print(f"{name}: failed: {reason}", flush=True)
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -148,7 +168,7 @@ class Runner:
 
         def note(number: int, frame: FrameType | None) -> None:
             self._stopped = number
-            for _, process in self._running.values():
+            for _, process in self._running:
                 process.terminate()
 
         previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -157,7 +177,7 @@ class Runner:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            for _, process in self._running.values():
+            for _, process in self._running:
                 process.terminate()
 
 

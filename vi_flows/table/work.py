@@ -1,4 +1,4 @@
-"""One run from its beginning, or from where it was stopped, to its record."""
+"""Runs from their beginning, or from where they were stopped, to their records."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import parent_process
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
 from vi_flows.records import Record
 from vi_flows.settings import NonNegative, Positive, check_settings
-from vi_flows.table.claim import Claim, HeldError
+from vi_flows.table.claim import Claim, HeldError, is_held
 from vi_flows.table.plan import Job, Workplace
 from vi_flows.training import Run, RunError, TrainingInterrupted
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.evaluate import evaluate_run
-from vi_flows.training.side_by_side import is_finished
+from vi_flows.training.side_by_side import is_finished, stacks_of
+from vi_flows.training.stacked import StackedTrainer
 from vi_flows.vae import AISSettings
 
 __all__ = ["DONE", "FAILED", "HELD", "Machine", "open_run", "run_in_process", "work"]
@@ -42,8 +47,16 @@ class Machine:
     ais_images: NonNegative = 0
     """Anneal the first so many test images too (AIS, with the settings of `vi-flows evaluate --ais`); 0 for none."""
 
+    stack: Positive = 1
+    """Seeds of a row that one process trains as one stacked model; it can't be recorded on a GPU."""
+
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def records_steps(self) -> bool:
+        """Whether training steps are recorded and replayed."""
+        return self.cuda_graph and self.stack == 1 and self.device.startswith("cuda")
 
 
 def open_run(job: Job, workplace: Workplace, machine: Machine) -> Run:
@@ -53,7 +66,7 @@ def open_run(job: Job, workplace: Workplace, machine: Machine) -> Run:
         RunError: it was begun with other settings, or on another kind of device, whose draws would go on differently.
     """
     folder = job.folder(workplace)
-    planned = job.config(workplace, machine.device, machine.cuda_graph and machine.device.startswith("cuda"))
+    planned = job.config(workplace, machine.device, machine.records_steps)
     if not (folder / "config.json").exists():
         return Run.create(folder, planned)
     run = Run.open(folder, workplace.data_root)
@@ -67,48 +80,73 @@ def open_run(job: Job, workplace: Workplace, machine: Machine) -> Run:
     return Run(folder, dataclasses.replace(run.config, device=machine.device, cuda_graph=planned.cuda_graph))
 
 
-def work(job: Job, workplace: Workplace, machine: Machine) -> Record | None:
+def work(jobs: Sequence[Job], workplace: Workplace, machine: Machine) -> dict[str, Record]:
     """Train what is not trained, evaluate what has no record.
 
     Args:
-        job: what.
+        jobs: one, or several that differ in their seeds and are trained as one stacked model; those that another
+            process holds are left to it.
         workplace: where.
         machine: by what.
 
     Returns:
-        The record, or ``None`` if there was one already (and only its weights were missing).
+        The new records by the jobs' names; a job whose record was there has none.
 
     Raises:
-        HeldError: another process works on the run.
+        HeldError: another process works on every one of them.
         RunError: see :func:`open_run`.
     """
-    with Claim(workplace.runs, job.name).held() as claim:
-        claim.note("training", device=machine.device)
-        run = open_run(job, workplace, machine)
-        if not is_finished(run):
-            with run.locked():
-                trainer = trainer_for(run, progress=False)
-                trainer.resume()
-                trainer.fit()
-        path, record = job.record(workplace), None
-        if not path.exists():
-            claim.note("evaluating", device=machine.device)
-            ais = AISSettings(images=machine.ais_images) if machine.ais_images else None
-            record, _ = evaluate_run(
-                run,
-                machine.num_samples,
-                split=job.row.split,
-                ais=ais,
-                record=path,
-                progress=False,
-                paper_row=job.row.paper_row,
-            )
-        claim.note("done")
-        return record
+    with ExitStack() as held:
+        mine = [job for job in jobs if _claimed(job, workplace, held)]
+        if not mine:
+            raise HeldError(f"another process works on {', '.join(job.name for job in jobs)}")
+        _note(mine, workplace, "training", device=machine.device)
+        runs = {job.name: open_run(job, workplace, machine) for job in mine}
+        for group in stacks_of(runs.values(), machine.stack):
+            _train(group)
+        records = {}
+        for job in mine:
+            path = job.record(workplace)
+            if not path.exists():
+                _note([job], workplace, "evaluating", device=machine.device)
+                records[job.name] = _evaluate(job, runs[job.name], path, machine)
+            _note([job], workplace, "done")
+        return records
 
 
-def run_in_process(job: Job, workplace: Workplace, machine: Machine) -> None:
-    """The body of a job's own process; exits with one of the codes above.
+def _claimed(job: Job, workplace: Workplace, held: ExitStack) -> bool:
+    try:
+        held.enter_context(Claim(workplace.runs, job.name).held())
+    except HeldError:
+        return False
+    return True
+
+
+def _note(jobs: Iterable[Job], workplace: Workplace, state: str, **more: Any) -> None:
+    for job in jobs:
+        Claim(workplace.runs, job.name).note(state, **more)
+
+
+def _train(runs: list[Run]) -> None:
+    with ExitStack() as locks:
+        for run in runs:
+            locks.enter_context(run.locked())
+        trainer = trainer_for(runs[0], progress=False) if len(runs) == 1 else StackedTrainer(runs, progress=False)
+        trainer.resume()
+        trainer.fit()
+
+
+def _evaluate(job: Job, run: Run, path: Path, machine: Machine) -> Record:
+    ais = AISSettings(images=machine.ais_images) if machine.ais_images else None
+    record, _ = evaluate_run(
+        run, machine.num_samples, split=job.row.split, ais=ais, record=path, progress=False,
+        paper_row=job.row.paper_row,
+    )  # fmt: skip
+    return record
+
+
+def run_in_process(jobs: Sequence[Job], workplace: Workplace, machine: Machine) -> None:
+    """The body of the jobs' own process; exits with one of the codes above.
 
     It stops, resumably, at SIGTERM and when its parent has died. A Ctrl-C in the terminal is the parent's to pass on.
     """
@@ -117,26 +155,30 @@ def run_in_process(job: Job, workplace: Workplace, machine: Machine) -> None:
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    claim = Claim(workplace.runs, job.name)
     try:
-        record = work(job, workplace, machine)
+        records = work(jobs, workplace, machine)
     except HeldError:
         raise SystemExit(HELD) from None
     except TrainingInterrupted as stopped:
-        claim.note("stopped")
+        _note(_unfinished(jobs, workplace), workplace, "stopped")
         raise SystemExit(128 + stopped.number) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else repr(error)
         reason = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
-        claim.note("failed", error=reason, traceback=traceback.format_exc())
+        _note(_unfinished(jobs, workplace), workplace, "failed", error=reason, traceback=traceback.format_exc())
         raise SystemExit(FAILED) from error
-    if record is not None:
+    for name, record in records.items():
         figures = record.figures
         low, high = figures["interval"]
-        print(f"{job.name}: NLL {figures['nll']:.3f} [{low:.3f}, {high:.3f}], ELBO {figures['elbo']:.3f}", flush=True)
+        print(f"{name}: NLL {figures['nll']:.3f} [{low:.3f}, {high:.3f}], ELBO {figures['elbo']:.3f}", flush=True)
     raise SystemExit(DONE)
+
+
+def _unfinished(jobs: Iterable[Job], workplace: Workplace) -> list[Job]:
+    """The jobs without a record that no other process works on."""
+    return [job for job in jobs if not job.record(workplace).exists() and not is_held(workplace.runs, job.name)]
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
