@@ -24,8 +24,7 @@ from vi_flows.table.plan import Job, Workplace
 from vi_flows.training import Run, RunError, TrainingInterrupted
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.evaluate import evaluate_run
-from vi_flows.training.side_by_side import is_finished, stacks_of
-from vi_flows.training.stacked import StackedTrainer
+from vi_flows.training.stacked import StackedTrainer, is_finished, stacks_of
 from vi_flows.vae import AISSettings
 
 __all__ = ["DONE", "FAILED", "HELD", "Machine", "open_run", "run_in_process", "work"]

@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
 from vi_flows.training.stacked_layers import MemberStreams, stack_modules
 
-__all__ = ["StackedTrainer"]
+__all__ = ["StackedTrainer", "is_finished", "stacks_of"]
 
 
 class StackedTrainer(Trainer):
@@ -173,3 +175,35 @@ class StackedTrainer(Trainer):
                 member.state |= {figure: self.state[figure] for figure in ("seconds", "cpu_seconds")}
                 member.end_epoch(bar)
         self._last_save = time.monotonic()
+
+
+def _saved_state(run: Run) -> dict[str, Any]:
+    path = run.folder / "checkpoint.safetensors"
+    return load_tensors(path)[1] if path.exists() else {"step": 0, "finished": False}
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run was trained to its end."""
+    return _saved_state(run)["finished"]
+
+
+def stacks_of(runs: Iterable[Run], size: int) -> list[list[Run]]:
+    """The unfinished runs in stacks: equal settings but for the seed, and stopped at the same step.
+
+    Args:
+        runs: any.
+        size: most runs of a stack.
+
+    Raises:
+        ValueError: ``size`` is less than 1.
+    """
+    if size < 1:
+        raise ValueError(f"a stack holds at least 1 run, got {size}")
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        state = _saved_state(run)
+        if not state["finished"]:
+            # what can't be stacked is a group of its own
+            key = (replace(run.config, seed=0), state["step"], None if run.config.stackable else run.folder)
+            groups.setdefault(key, []).append(run)
+    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
