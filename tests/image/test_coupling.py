@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,11 @@ from vi_flows.transforms import (
     ConditionalCoupling,
     ConvMap,
     Coupling,
+    FourCornerConv2d,
     MConvMap,
+    MixtureMap,
+    PeriodicConv2d,
+    SplineMap,
 )
 from vi_flows.transforms.image.circular_conv import make_filter
 
@@ -174,3 +180,97 @@ def test_networks_in_bfloat16_leave_the_bijection_exact():
 def test_bad_arguments_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_mixture_is_the_logit_of_the_mixtures_cdf_with_a_leak():
+    change = MixtureMap(3)
+    x = torch.randn(2, 1, 2, 2)
+    maps = [torch.randn(2, 1, 2, 2) for _ in range(change.num_maps)]
+    y, ladj = change(x, maps)
+    shift, log_scale = maps[0], 2 * torch.tanh(maps[1] / 2)
+    weights = torch.stack(maps[2:5]).softmax(0)
+    means = torch.stack([maps[5] - 0.5, maps[6], maps[7] + 0.5])  # 3 of 5 equal steps from −1 to 1
+    widths = (4 * torch.tanh(torch.stack(maps[8:]) / 4)).exp()
+    cdf = (weights * torch.sigmoid((x - means) / widths)).sum(0)
+    z = (x - means) / widths
+    pdf = (weights * torch.sigmoid(z) * torch.sigmoid(-z) / widths).sum(0)
+    bent = 0.95 * torch.logit(cdf) + 0.05 * x
+    torch.testing.assert_close(y, (bent + shift) * log_scale.exp())
+    slope = 0.95 * pdf / (cdf * (1 - cdf)) + 0.05
+    torch.testing.assert_close(ladj, (slope.log() + log_scale).sum((1, 2, 3)))
+
+
+def test_one_component_is_affine():
+    change = MixtureMap(1)
+    x = torch.linspace(-30, 30, 7).reshape(7, 1, 1, 1)
+    maps = [torch.zeros(7, 1, 1, 1) for _ in range(5)]
+    maps[3] += 2.0  # μ
+    maps[4] += 4 * math.atanh(math.log(2) / 4)  # s = log 2
+    torch.testing.assert_close(change(x, maps)[0], 0.95 * (x - 2) / 2 + 0.05 * x)
+
+
+def test_spline_by_hand_and_by_its_knots():
+    change = SplineMap(2, bound=2.0)
+    x = torch.tensor([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 5.0]).reshape(7, 1, 1, 1)
+    maps = [torch.zeros(7, 1, 1, 1) for _ in range(change.num_maps)]
+    torch.testing.assert_close(change(x, maps)[0], x)  # zero maps: the identity
+    # Heights shared 3 : 1 before the floor of 0.05: 0.05 + 0.9 · 3/4 = 0.725 of 4, so the middle knot is (0, 0.9).
+    maps[4] += math.log(3.0)
+    y, ladj = change(x, maps)
+    torch.testing.assert_close(y.flatten()[[0, 1, 3, 5, 6]], torch.tensor([-3.0, -2.0, 0.9, 2.0, 5.0]))
+    # Bin −2 … 0: w = 2, h = 2.9, s = 1.45, slopes 1 at both ends; at ξ = ½:
+    # −2 + 2.9 (1.45/4 + 1/4) / (1.45 + (2 − 2.9)/4) = −2 + 2.9 · 0.6125/1.225 = −0.55,
+    # slope 1.45² (1/4 + 1.45/2 + 1/4) / 1.225² = 1.7165.
+    assert y[2].item() == pytest.approx(-0.55)
+    assert ladj[2].item() == pytest.approx(math.log(1.45**2 * 1.225 / 1.225**2))
+
+
+@pytest.mark.parametrize("change", [MixtureMap(4), SplineMap(8)])
+@pytest.mark.parametrize("magnitude", [10.0, 1e3])
+def test_bent_maps_invert_at_extreme_parameters(change, magnitude):
+    x = 3 * torch.randn(50, 2, 3, 3)
+    maps = [magnitude * torch.randn(50, 2, 3, 3) for _ in range(change.num_maps)]
+    maps[0] /= magnitude
+    y, ladj = change(x, maps)
+    back, inverse_ladj = change(y, maps, inverse=True)
+    assert y.isfinite().all()
+    assert (back - x).abs().max() < 1e-6
+    torch.testing.assert_close(inverse_ladj, -ladj, atol=1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda: MixtureMap(0), "num_components"), (lambda: SplineMap(1), "num_bins"), (lambda: SplineMap(4, 0.0), "bound"),
+    (lambda: PeriodicConv2d(2, 2), "odd"), (lambda: PeriodicConv2d(2, bound=1.0), "bound"),
+    (lambda: PeriodicConv2d(2)(torch.zeros(2, 2, 5)), "at least that size"),
+    (lambda: FourCornerConv2d(6), "divisible by 4"),
+])  # fmt: skip
+def test_what_new_layers_refuse(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_periodic_convolution_wraps_around_and_is_never_singular():
+    layer = PeriodicConv2d(2, 3)
+    with torch.no_grad():
+        layer.taps.copy_(1e3 * torch.randn_like(layer.taps))
+    x = torch.randn(1, 2, 4, 5)
+    rolled = layer(x.roll((1, 2), (-2, -1)))
+    torch.testing.assert_close(rolled, layer(x).roll((1, 2), (-2, -1)))
+    singular = torch.linalg.svdvals(layer.spectrum(4, 5))
+    assert 0.1 <= singular.min() < singular.max() <= 1.9
+    torch.testing.assert_close(layer.inverse_and_ladj(layer(x))[0], x)
+
+
+def test_four_corners_look_four_ways():
+    layer = FourCornerConv2d(4, 2)
+    with torch.no_grad():
+        for part in layer.parts:
+            part.taps.fill_(1.0)
+    x = torch.zeros(1, 4, 3, 3)
+    x[..., 1, 1] = 1.0
+    seen = layer(x)[0] != 0
+    corners = [seen[i].nonzero().tolist() for i in range(4)]
+    assert corners == [
+        [[1, 1], [1, 2], [2, 1], [2, 2]], [[1, 0], [1, 1], [2, 0], [2, 1]],
+        [[0, 1], [0, 2], [1, 1], [1, 2]], [[0, 0], [0, 1], [1, 0], [1, 1]],
+    ]  # fmt: skip
