@@ -1,0 +1,48 @@
+"""The figure of the bounds takes its numbers from the record and its scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.two_sided_bounds import Options, Row, main
+from vi_flows.records import Record
+
+SETTINGS = {
+    "vae": {"architecture": "g1", "flow": None, "num_extra_layers": 0, "amortized": False},
+    "dataset": "digits", "objective": "elbo", "epochs": 3, "protocol": "clean",
+}  # fmt: skip
+AIS = {"nll": 90.5, "interval": [89.0, 92.0], "num_rows": 2, "gap": 0.5}
+BDMC = {"gap": 0.2, "gap_interval": [0.1, 0.3]}
+
+
+def record(**ais: object) -> Record:
+    scores = {"nll": [90.0, 92.0, 99.0], "nll_100": [91.0, 94.0, 99.0], "ais_nll": [89.5, 91.5]}
+    figures = {
+        "nll": 93.67, "interval": [90.0, 97.0], "elbo": -97.0, "share_k_hat_above_0.7": 0.5, "steps": 7,
+        **({"ais": AIS | ais} if ais else {}),
+    }  # fmt: skip
+    vectors = {name: np.array(values, np.float32) for name, values in scores.items()}
+    return Record("vae", "key", "VAE", SETTINGS, figures, {}, scores=vectors)
+
+
+def test_a_line_is_of_the_annealed_images_alone() -> None:
+    row = Row.of(record(bdmc=BDMC))
+    assert (row.coarse, row.importance, row.annealed) == (92.5, 91.0, 90.5)
+    assert row.interval == (89.0, 92.0)
+    assert row.bdmc == (0.2, (0.1, 0.3))
+    assert Row.of(record(start="prior")).bdmc is None
+
+
+def test_the_figure_is_drawn_or_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = Options(tmp_path, tmp_path / "figure.png")
+    record().write(tmp_path / "plain.json")
+    with pytest.raises(SystemExit, match="--ais"):
+        main(options)
+    record(bdmc=BDMC).write(tmp_path / "one.json")
+    record(start="prior").write(tmp_path / "two.json")
+    main(options)
+    assert capsys.readouterr().out.count("92.500 and 91.000 by samples, 90.500 by annealing") == 2
+    assert options.figure.stat().st_size > 5000
