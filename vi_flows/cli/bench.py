@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,11 @@ class Bench:
         yield "direct", "VAE step: vi-flows train / bare PyTorch", lambda: vae.direct_over_bare(r)
         for size in (100, 5000):
             title = f"training pass, N={size}: PyTorch / fallback, no compiler"
-            yield f"fallback {size}", title, lambda n=size: kernels.plain_over_fused(n, r, "torch")
+            yield f"fallback {size}", title, partial(kernels.plain_over_fused, size, r, "torch")
         for peer in list(kernels.PEERS)[2:]:
             for size in (100, 5000):
                 title = f"training pass, N={size}: {peer} / ConvFlow K=8"
-                yield f"{peer} {size}", title, lambda p=peer, n=size: kernels.peer_over_fused(p, n, r)
+                yield f"{peer} {size}", title, partial(kernels.peer_over_fused, peer, size, r)
 
     def _record(self, rows: list[Row], clock: Clock) -> Record:
         settings = {"goals": list(self.goals), "rounds": self.rounds, "extra": self.extra}

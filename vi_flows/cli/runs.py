@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar, Union
 
 import torch
 import tyro
@@ -52,12 +52,18 @@ class NewRun(Generic[C]):
         return _train(Run.create(self.out, self.config), self.tensorboard, self.quiet, Trainer.start)
 
 
-Kinds = Union[  # noqa: UP007
-    tuple(
-        Annotated[NewRun[kind.config], tyro.conf.subcommand(name, description=kind.config.__doc__, prefix_name=False)]
-        for name, kind in KINDS.items()
-    )
-]
+if TYPE_CHECKING:
+    Kinds = NewRun[TrainConfig]
+else:
+    # One subcommand a kind, from the registry.
+    Kinds = Union[  # noqa: UP007
+        tuple(
+            Annotated[
+                NewRun[kind.config], tyro.conf.subcommand(name, description=kind.config.__doc__, prefix_name=False)
+            ]
+            for name, kind in KINDS.items()
+        )
+    ]
 
 
 @dataclass(frozen=True)
@@ -180,9 +186,11 @@ class Evaluate:
         return 0
 
     def _run_folder(self) -> Path:
-        if (self.folder is None) == (self.pretrained is None):
-            raise ValueError("evaluate takes the folder of a run, or --pretrained NAME")
-        return self.folder if self.pretrained is None else pretrained_run(self.pretrained)
+        if self.pretrained is None and self.folder is not None:
+            return self.folder
+        if self.pretrained is not None and self.folder is None:
+            return pretrained_run(self.pretrained)
+        raise ValueError("evaluate takes the folder of a run, or --pretrained NAME")
 
     def annealing(self) -> AISSettings | None:
         """Settings of the annealing, or ``None`` where it is not asked for.

@@ -39,9 +39,12 @@ class Evaluation(NamedTuple):
 class Task(Protocol):
     """A module and its data. Rows travel as bytes; the task turns them into what the module sees."""
 
-    module: nn.Module
     train_rows: Tensor
     unit: str
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained, saved and loaded."""
 
     def initialise(self) -> None:
         """Data-dependent initialisation, once, before the first step."""
