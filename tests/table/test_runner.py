@@ -216,6 +216,22 @@ def test_a_record_that_came_without_its_weights_is_kept_and_its_run_made_for_tho
     assert record_of(job, place).figures == {"nll": 1.0}
 
 
+def test_a_record_of_another_recipe_is_no_record_of_the_row(place, monkeypatch):
+    monkeypatch.setattr(Runner, "_start", lambda *_: pytest.fail("begun"))
+    (job,) = jobs_of(0)
+    vae = {"hidden_dims": [[5]], "batch_norm": False, "of_another_version": 1}
+    Record("vae", "a", "a", {"batch_size": 400, "vae": vae}, {"nll": 1.0}, {}).write(job.record(place))
+    outcome = Runner([job], place, FAST).run()
+    assert "is of a run with vae.hidden_dims=[[5]], and the row has [[4]]" in outcome.failed[job.name]
+    status = status_of(job, place)
+    assert (status.state, "hidden_dims" in status.error) == ("failed", True)
+    job.record(place).write_text("[]")
+    assert "can't be read" in Runner([job], place, FAST).run().failed[job.name]
+    vae["hidden_dims"] = [[4]]
+    Record("vae", "a", "a", {"batch_size": 400, "vae": vae}, {"nll": 1.0}, {}).write(job.record(place), overwrite=True)
+    assert Runner([job], place, FAST).run().done == [job.name]
+
+
 def test_seeds_of_a_row_are_begun_together(place, monkeypatch):
     begun = []
     monkeypatch.setattr(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vi_flows.settings import NonNegative, Positive
 from vi_flows.table.rows import Row, matching_rows
+from vi_flows.training.config import config_to_dict
 from vi_flows.training.tasks.vae import VAETrainConfig
 
 __all__ = ["Job", "Selection", "Workplace"]
@@ -57,6 +60,19 @@ class Job:
         folder = workplace.results / "ablation" if self.row.change else workplace.results
         return folder / f"{self.name}.json"
 
+    def record_differs(self, workplace: Workplace) -> str:
+        """The first setting by which the record that is there is another run's: names don't say all of a recipe.
+
+        Empty where there is none. Settings that only one of the two knows are left out: records outlive versions.
+        """
+        try:
+            found = dict(json.loads(self.record(workplace).read_text(encoding="utf-8"))["settings"])
+        except (ValueError, KeyError, TypeError):
+            return "settings that can't be read"
+        config = self.config(workplace)
+        planned = {n: value for n, value in config_to_dict(config).items() if n not in config.of_the_machine}
+        return _first_difference(json.loads(json.dumps(planned)), found)
+
     def is_trained(self, workplace: Workplace) -> bool:
         """Whether its weights are there for others to start from; a record may have come without them."""
         return (self.folder(workplace) / "last.safetensors").exists()
@@ -68,6 +84,18 @@ class Job:
             self.row.config, seed=self.seed, epochs=self.epochs, start_from=start, device=device, threads=1,
             cuda_graph=cuda_graph, data_root=workplace.data_root,
         )  # fmt: skip
+
+
+def _first_difference(planned: dict[str, Any], found: dict[str, Any]) -> str:
+    for name in [name for name in planned if name in found]:
+        mine, theirs = planned[name], found[name]
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            inner = _first_difference(mine, theirs)
+            if inner:
+                return f"{name}.{inner}"
+        elif mine != theirs:
+            return f"{name}={theirs!r}, and the row has {mine!r}"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,11 @@ class Runner:
         for name, job in list(self.pending.items()):
             if name not in self.pending:  # begun with another seed
                 continue
-            if self._has_record(job) and (name not in wanted or job.is_trained(self.workplace)):
+            differs = job.record_differs(self.workplace) if self._has_record(job) else ""
+            if differs:
+                del self.pending[name]
+                self.outcome.failed[name] = f"{job.record(self.workplace)} is of a run with {differs}: move it away"
+            elif self._has_record(job) and (name not in wanted or job.is_trained(self.workplace)):
                 del self.pending[name]
                 self.outcome.done.append(name)
             elif job.source is not None and job.source.name in self.outcome.failed:

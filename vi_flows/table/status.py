@@ -75,6 +75,9 @@ def status_of(job: Job, workplace: Workplace) -> JobStatus:
     best = min((e["valid_loss"] for e in epochs if "valid_loss" in e), default=math.nan)
     record = job.record(workplace)
     if record.exists():
+        differs = job.record_differs(workplace)
+        if differs:
+            return JobStatus(job.name, "failed", 0, job.epochs, error=f"{record} is of a run with {differs}")
         nll = Record.read(record).figures["nll"]
         return JobStatus(job.name, "done", job.epochs, job.epochs, best, nll, 0.0)
     note = last_note(workplace.runs, job.name)
