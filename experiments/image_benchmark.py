@@ -31,7 +31,7 @@ import torch
 import tyro
 
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
-from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.distributions.image_config import image_config
 from vi_flows.records import Record, provenance, row_key
 from vi_flows.training import ImageTrainConfig, Run, TrainingDivergedError, TrainingInterrupted
 from vi_flows.training.budget import BudgetTrainer
@@ -75,7 +75,7 @@ def run_config(row: str, seed: int, data_root: Path | None) -> ImageTrainConfig:
     """The settings of one run."""
     flow, learning_rate = ROWS[row]
     return ImageTrainConfig(
-        dataset=DATASET, data_root=data_root, protocol="clean", image=ImageFlowConfig(**flow), seed=seed, threads=1,
+        dataset=DATASET, data_root=data_root, protocol="clean", image=image_config(**flow), seed=seed, threads=1,
         epochs=1000, batch_size=BATCH_SIZE, learning_rate=learning_rate, schedule="cosine", lr_warmup_steps=200,
         ema_decay=0.999, clip_norm=100.0, valid_images=1000,
     )  # fmt: skip

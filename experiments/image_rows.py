@@ -20,7 +20,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.distributions.image_config import ImageFlowConfig, image_config
 from vi_flows.records import Record
 from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
@@ -54,21 +54,21 @@ QUAD_WIDTH = {"probe": 28, "short": 18, "small": 74, "paper": 296}
 NICE = {"probe": (500,) * 2, "short": (500,) * 2, "small": (1000,) * 5, "paper": (1000,) * 5}
 
 
-def image_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
+def row_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
     """The flow of a row."""
     if model == "nice":
-        return ImageFlowConfig(flow="nice", num_couplings=4, hidden_dims=NICE[budget], base="logistic")
+        return image_config("nice", num_couplings=4, hidden_dims=NICE[budget], base="logistic")
     if model == "real_nvp":
-        return ImageFlowConfig(flow="real_nvp", num_final=0, **MASKED[budget])
+        return image_config("real_nvp", num_final=0, **MASKED[budget])
     flow, _, coupling = model.partition("-")
     if flow == "mconv":
-        return ImageFlowConfig(flow="mconv", filter=coupling or None, **MASKED[budget])
+        return image_config("mconv", filter=coupling or "cepstrum", **MASKED[budget])
     steps = dict(STEPS[budget])
     if cifar:
         steps |= {"num_levels": 3, "num_steps": 4}  # table 3 of Nagar et al.: D = 4
     if coupling == "quad":
         steps["width"] = QUAD_WIDTH[budget]
-    return ImageFlowConfig(flow=flow, coupling=coupling or "affine", **steps)
+    return image_config(flow, coupling=coupling or "affine", **steps)
 
 
 MODELS = (
@@ -116,7 +116,7 @@ class RunRow:
             budget["epochs"] = CIFAR_EPOCHS.get(self.budget, budget["epochs"])
         config = ImageTrainConfig(
             dataset=dataset, data_root=self.data_root, protocol="clean",
-            image=image_config(model, self.budget, dataset == CIFAR), schedule="cosine",
+            image=row_config(model, self.budget, dataset == CIFAR), schedule="cosine",
             seed=self.seed, device=self.device, threads=self.threads, **budget,
         )  # fmt: skip
         if self.budget == "paper":

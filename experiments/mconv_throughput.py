@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from vi_flows.distributions import ImageDensity
-from vi_flows.flows.image import mconv, real_nvp
+from vi_flows.flows.image import MCONV, ImageRealNVP
 from vi_flows.records import Record, provenance, row_key
 
 
@@ -48,9 +48,9 @@ def main(options: Options) -> None:
     shape = (1, 28, 28)
     sizes = {"width": options.width, "num_blocks": options.num_blocks, "num_couplings": options.num_couplings}
     models = {
-        "affine": ImageDensity(real_nvp(shape, num_final=0, **sizes), shape),
-        "mconv": ImageDensity(mconv(shape, **sizes), shape),
-        "mconv-cosine": ImageDensity(mconv(shape, filter="cosine", **sizes), shape),
+        "affine": ImageDensity(ImageRealNVP(num_final=0, **sizes).build(shape), shape),
+        "mconv": ImageDensity(MCONV(**sizes).build(shape), shape),
+        "mconv-cosine": ImageDensity(MCONV(filter="cosine", **sizes).build(shape), shape),
     }
     images = torch.randint(0, 256, (options.batch_size, *shape))
     seconds: dict[str, list[float]] = {name: [] for name in models}

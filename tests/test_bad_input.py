@@ -11,6 +11,8 @@ import pytest
 from vi_flows.cli import main
 from vi_flows.distributions.image_config import ImageFlowConfig
 from vi_flows.flows import FLOWS, IAF, ConvFlow, Spline, Sylvester
+from vi_flows.flows.image import MCONV
+from vi_flows.flows.image_steps import Glow
 from vi_flows.training import ImageTrainConfig, Run, VAETrainConfig
 from vi_flows.vae import VAEConfig
 
@@ -45,8 +47,11 @@ SETTINGS = [
     (IAF, {"scale": "softplus"}),
     (Spline, {"bound": 0.0}),
     (VAEConfig, {"num_extra_layers": -1}),
-    *[(ImageFlowConfig, {name: -1}) for name in ("num_levels", "num_steps", "num_couplings", "num_final", "width")],
-    (ImageFlowConfig, {"num_couplings": 0}),
+    *[(Glow, {name: -1}) for name in ("num_levels", "num_steps", "width")],
+    *[(MCONV, {name: -1}) for name in ("num_couplings", "num_final", "width")],
+    (MCONV, {"num_couplings": 0}),
+    (Glow, {"num_blocks": 2}),
+    (Glow, {"coupling": "foo"}),
     (ImageFlowConfig, {"flow": "foo"}),
     (ImageFlowConfig, {"alpha": math.nan}),
 ]
@@ -90,6 +95,9 @@ COMMANDS = [
     ("train image --out run --objective iwae", 2, "Unrecognized.*--objective"),
     ("train image --out run --num-particles 50", 2, "Unrecognized.*--num-particles"),
     ("train image --out run --num-extra-layers 1", 2, "Unrecognized.*--num-extra-layers"),
+    ("train image --out run nice --width 4", 2, "Unrecognized.*--width"),
+    ("train image --out run glow --num-couplings 4", 2, "Unrecognized.*--num-couplings"),
+    ("train image --out run glow-mnist9", 2, "glow-cifar10"),
     ("train vae --out run --num-levels 2", 2, "Unrecognized.*--num-levels"),
     ("train --out run", 2, "vae"),
     # … nor are those of another flow, or those of a flow where there is none.

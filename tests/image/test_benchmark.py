@@ -11,7 +11,7 @@ import torch
 from tests.image.test_experiments import script
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
-from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density
+from vi_flows.distributions.image_config import build_image_density, image_config
 from vi_flows.records import Record
 from vi_flows.training import ImageTrainConfig, Run
 from vi_flows.training.budget import BudgetTrainer
@@ -23,7 +23,7 @@ TINY = {"flow": "glow", "num_levels": 1, "num_steps": 1, "width": 4}
 
 def config(**changes):
     given = {"epochs": 1000, "batch_size": 64, "threads": 1, "ema_decay": 0.9, "valid_images": 20, **changes}
-    return ImageTrainConfig(image=ImageFlowConfig(**TINY), **given)
+    return ImageTrainConfig(image=image_config(**TINY), **given)
 
 
 def lines(folder):

@@ -41,13 +41,14 @@ VARIANTS = [
     ("glow", {"coupling": "mixture", "conditioner": "gated"}),
     ("flow_pp", {"coupling": "quad_spline"}),
     ("glow", {"coupling": "additive", "learned_prior": False}),
-    ("glow", {"checkpoint": True, "conditioner_dtype": torch.bfloat16}),
+    ("glow", {"recompute": True, "conditioner_dtype": torch.bfloat16}),
 ]
 
 
 def small_flow(name, shape=(1, 8, 8), seed=0, **options):
     torch.manual_seed(seed)
-    return IMAGE_FLOWS[name](shape, **{**SMALL[name], **options})
+    build = {key: options.pop(key) for key in ("recompute", "conditioner_dtype") if key in options}
+    return IMAGE_FLOWS[name](**{**SMALL[name], **options}).build(shape, **build)
 
 
 def images(*shape, levels=256):
@@ -197,7 +198,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients():
     x = images(4, 1, 8, 8)
     results = []
     for checkpoint in (False, True):
-        density = ImageDensity(small_flow("glow", checkpoint=checkpoint), (1, 8, 8))
+        density = ImageDensity(small_flow("glow", recompute=checkpoint), (1, 8, 8))
         torch.manual_seed(5)
         loss = density(x).mean()
         loss.backward()
@@ -338,9 +339,9 @@ def test_odd_sizes_are_right_or_refused():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: IMAGE_FLOWS["glow"]((1, 28, 28), num_levels=3), "8, which does not divide 28"),
-        (lambda: IMAGE_FLOWS["glow"]((1, 8, 8), coupling="triple"), "quad_mconv"),
-        (lambda: IMAGE_FLOWS["real_nvp"]((1, 8, 8), norm="layer"), "batch"),
+        (lambda: IMAGE_FLOWS["glow"](num_levels=3).build((1, 28, 28)), "8, which does not divide 28"),
+        (lambda: IMAGE_FLOWS["glow"](coupling="triple"), "quad_mconv"),
+        (lambda: IMAGE_FLOWS["real_nvp"](norm="layer"), "batch"),
         (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), base="cauchy"), "logistic"),
         (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), alpha=0.0), "alpha"),
         (lambda: ImageDensity(small_flow("glow"), (1, 8, 8))(images(2, 1, 8, 6)), "expected images"),

@@ -67,7 +67,7 @@ def test_rows_have_about_equal_sizes(budget):
     module = script("image_rows")
 
     def size(model):
-        density = build_image_density(module.image_config(model, budget, cifar=False), (1, 28, 28))
+        density = build_image_density(module.row_config(model, budget, cifar=False), (1, 28, 28))
         return sum(p.numel() for p in density.parameters())
 
     for family in (

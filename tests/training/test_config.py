@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 import pytest
 
-from vi_flows.distributions.image_config import ImageFlowConfig
+from vi_flows.distributions.image_config import image_config
 from vi_flows.flows import ConvFlow
 from vi_flows.settings import Positive, check_settings
 from vi_flows.training import ImageTrainConfig, Run, RunUnusableError, TrainConfig, VAETrainConfig
@@ -44,7 +44,7 @@ class ToyConfig(TrainConfig):
 CONFIGS = {
     "vae": VAETrainConfig(data_root=Path("a/b"), clip_norm=3.0, vae=VAEConfig(hidden_dims=((3, 4),))),
     "flow": VAETrainConfig(vae=VAEConfig(flow=ConvFlow(2, dilations=(1, 2), rank=None), amortized=True)),
-    "image": ImageTrainConfig(image=ImageFlowConfig(flow="nice", hidden_dims=(3, 4), alpha=0.05)),
+    "image": ImageTrainConfig(image=image_config("nice", hidden_dims=(3, 4), alpha=0.05)),
     "no class": ToyConfig(),
     "one class": ToyConfig(shape=Square(3)),
     "another class": ToyConfig(shape=Circle(3, ((1, 2), (3,)))),

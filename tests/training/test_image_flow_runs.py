@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from vi_flows.cli import main
-from vi_flows.distributions.image_config import PRESETS, ImageFlowConfig, build_image_density
+from vi_flows.cli.main import _parse
+from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density, image_config
+from vi_flows.flows.image import IMAGE_PRESETS
+from vi_flows.flows.image_steps import Glow, InvConv3x3
 from vi_flows.records import Record
 from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.config import config_from_dict, config_to_dict
 from vi_flows.training.evaluate import evaluate_run
 
-IMAGE = ImageFlowConfig(flow="inv_conv3x3", coupling="quad", num_levels=1, num_steps=2, width=8)
+IMAGE = image_config("inv_conv3x3", coupling="quad", num_levels=1, num_steps=2, width=8)
 SMALL = ImageTrainConfig(image=IMAGE, epochs=2, batch_size=200, threads=1, ema_decay=0.9, checkpoint_seconds=1e9)
 
 
@@ -66,9 +70,9 @@ def test_resumed_run_takes_the_same_steps(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     folder = str(tmp_path / "run")
-    options = ["--flow", "nice", "--hidden-dims", "16", "--base", "logistic"]
+    flow = ["nice", "--hidden-dims", "16", "--base", "logistic"]
     with pytest.raises(SystemExit) as done:
-        main(["train", "image", "--out", folder, *options, "--epochs", "1", "--batch-size", "500", "--quiet"])
+        main(["train", "image", "--out", folder, "--epochs", "1", "--batch-size", "500", "--quiet", *flow])
     assert done.value.code == 0
     with pytest.raises(SystemExit) as done:
         main(["evaluate", folder, "--num-samples", "1", "--limit", "10", "--quiet"])
@@ -82,7 +86,13 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_learned_noise_and_mixed_precision_train(tmp_path):
-    image = replace(IMAGE, coupling="affine", dequantization="variational", mixed_precision=True, checkpoint=True)
+    image = replace(
+        IMAGE,
+        flow=replace(IMAGE.flow, coupling="affine"),
+        dequantization="variational",
+        mixed_precision=True,
+        checkpoint=True,
+    )
     trainer = trained(tmp_path / "run", replace(SMALL, image=image, epochs=1))
     assert trainer.state["best"]["valid_loss"] < 8
     noise = trainer.module.dequantizer
@@ -90,25 +100,39 @@ def test_learned_noise_and_mixed_precision_train(tmp_path):
     assert any(p.detach().abs().sum() > 0 for n, p in noise.named_parameters() if n.endswith("4.weight"))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_name_settings_that_their_flow_has(preset):
+@pytest.mark.parametrize("preset", IMAGE_PRESETS)
+def test_presets_are_built_and_on_the_command_line(preset):
     """Built small: the preset's depth is cut, its other settings stay."""
-    values = PRESETS[preset]
+    flow = IMAGE_PRESETS[preset]
+    has = {item.name for item in fields(flow)}
     small = {"num_steps": 1, "num_couplings": 1, "num_blocks": 1, "width": 4, "hidden_dims": (4,)}
-    config = ImageFlowConfig(preset=preset, **{name: value for name, value in small.items() if name in values})
+    config = image_config(preset, **{name: value for name, value in small.items() if name in has})
     shape = (1, 28, 28) if "mnist" in preset else (3, 64, 64) if preset.endswith("64") else (3, 32, 32)
     density = build_image_density(config, shape)
     assert density.bits_per_dim(torch.randint(0, 256, (2, *shape))).isfinite().all()
+    command = _parse(["train", "image", "--out", "run", "--alpha", "0.1", preset]).command
+    assert command.config.image == ImageFlowConfig(flow, alpha=0.1)
+    assert config_from_dict(ImageTrainConfig, json.loads(json.dumps(config_to_dict(command.config)))) == command.config
+
+
+def test_the_default_is_glow_and_a_preset_can_be_changed():
+    def parsed(*words):
+        return _parse(["train", "image", "--out", "run", *words]).command.config.image.flow
+
+    assert parsed() == parsed("glow") == Glow()
+    changed = parsed("inv_conv3x3-cifar10", "--num-steps", "4", "--no-masked")
+    assert changed == InvConv3x3(num_levels=3, num_steps=4)
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("make", "words"),
     [
-        (ImageFlowConfig(preset="glow-mnist9"), "mconv-mnist"),
-        (ImageFlowConfig(flow="nice", width=3), "nice has no width"),
-        (ImageFlowConfig(flow="real_nvp", coupling="quad"), "has no coupling"),
+        (lambda: image_config("glow-mnist9"), "mconv-mnist"),
+        (lambda: image_config("nice", width=3), "nice has no width"),
+        (lambda: image_config("real_nvp", coupling="quad"), "has no coupling"),
+        (lambda: image_config("glow", num_blocks=2), "conditioner=gated"),
     ],
 )
-def test_bad_settings_are_named(config, words):
+def test_bad_settings_are_named(make, words):
     with pytest.raises(ValueError, match=words):
-        build_image_density(config, (1, 8, 8))
+        make()

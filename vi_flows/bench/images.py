@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from vi_flows.bench.measure import Measurement, compare
 from vi_flows.distributions.image import ImageDensity
-from vi_flows.flows.image_steps import emerging, glow, inv_conv3x3
-from vi_flows.transforms import Bijection, OneSidedConv2d
+from vi_flows.flows.image_steps import Emerging, Glow, InvConv3x3, StepFlow
+from vi_flows.transforms import OneSidedConv2d
 
 __all__ = ["SAMPLERS", "SamplerShape", "build_sampler", "sampler_over_glow"]
 
-SAMPLERS: dict[str, Callable[..., Bijection]] = {
-    "glow": glow,
-    "emerging": emerging,
-    "inv_conv3x3": inv_conv3x3,
-    "inv_conv3x3-masked": partial(inv_conv3x3, masked=True),
-    "inv_conv3x3-quad": partial(inv_conv3x3, coupling="quad"),
+SAMPLERS: dict[str, StepFlow] = {
+    "glow": Glow(),
+    "emerging": Emerging(),
+    "inv_conv3x3": InvConv3x3(),
+    "inv_conv3x3-masked": InvConv3x3(masked=True),
+    "inv_conv3x3-quad": InvConv3x3(coupling="quad"),
 }
 """Flows whose sampling Nagar et al. time (tables 3 and 4), by name."""
 
@@ -48,7 +47,8 @@ def build_sampler(name: str, shape: SamplerShape, seed: int = 0) -> ImageDensity
         seed: of the weights and of the images that initialise the actnorms.
     """
     torch.manual_seed(seed)
-    flow = SAMPLERS[name](shape.image_shape, num_levels=shape.num_levels, num_steps=shape.num_steps, width=shape.width)
+    settings = replace(SAMPLERS[name], num_levels=shape.num_levels, num_steps=shape.num_steps, width=shape.width)
+    flow = settings.build(shape.image_shape)
     density = ImageDensity(flow, shape.image_shape, alpha=0.05)
     with torch.no_grad():
         for module in density.modules():

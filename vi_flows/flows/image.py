@@ -1,32 +1,24 @@
 """Image flows by name: NICE, Real NVP, MCONV, Glow and its descendants with k×k convolutions, Flow++.
 
-Each factory takes the image's shape and returns a bijection from base to logits, ready for
+Each is a dataclass of settings; ``build(image_shape)`` gives a bijection from base to logits, ready for
 :class:`~vi_flows.distributions.image.ImageDensity`. Scoring an image is one pass through every network; so is sampling,
 but for quad-coupling, whose networks are then evaluated one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
-from vi_flows.flows.image_steps import (
-    COUPLINGS,
-    Factory,
-    check_levels,
-    emerging,
-    finc,
-    flow_pp,
-    glow,
-    inv_conv3x3,
-    make_coupling,
-    periodic,
-    with_options_of,
-)
+from vi_flows.flows.image_base import ImageFlow, ImageShape, Scale, check_levels, make_coupling
+from vi_flows.flows.image_steps import Emerging, FInC, FlowPP, Glow, InvConv3x3, Periodic
 from vi_flows.nn.image import MLPConditioner, ResNetConditioner
+from vi_flows.settings import NonNegative, Positive, PositiveFloat
 from vi_flows.transforms import (
     ActNorm,
     AdditiveMap,
@@ -46,160 +38,156 @@ from vi_flows.transforms import (
 from vi_flows.transforms.coupling import Partition
 from vi_flows.transforms.coupling_maps import CouplingMap
 
-__all__ = ["COUPLINGS", "IMAGE_FLOWS", "coupling_flow", "mconv", "nice", "real_nvp"]
+__all__ = ["IMAGE_FLOWS", "IMAGE_PRESETS", "MCONV", "ImageCouplingFlow", "ImageNICE", "ImageRealNVP"]
 
 NORMS: dict[str, Callable[[int], Bijection]] = {"act": ActNorm, "batch": ImageBatchNorm}
 """Normalisations between the couplings of Real NVP and MCONV."""
 
 
-def coupling_flow(
-    image_shape: Sequence[int],
-    change: Callable[[], CouplingMap],
-    *,
-    num_levels: int = 2,
-    num_couplings: int = 3,
-    num_final: int = 4,
-    width: int = 64,
-    num_blocks: int = 8,
-    norm: str = "act",
-    multi_scale: bool = True,
-    checkpoint: bool = False,
-    conditioner_dtype: torch.dtype | None = None,
-) -> Inverse:
-    """Checkerboard couplings, squeeze, channel couplings, split; and checkerboard couplings at the end (Real NVP).
+@dataclass(frozen=True, kw_only=True)
+class ImageCouplingFlow(ImageFlow):
+    """Checkerboard couplings, squeeze, channel couplings, split; and checkerboard couplings at the end (Real NVP)."""
 
-    Args:
-        image_shape: ``(C, H, W)``, sides divisible by ``2^num_levels``.
-        change: makes the map of a coupling.
-        num_levels: levels, each with one squeeze; half of the channels are factored out between them.
-        num_couplings: couplings with each kind of mask and level, of alternating parity.
-        num_final: checkerboard couplings at the end.
-        width: feature maps of the residual networks.
-        num_blocks: residual blocks.
-        norm: between the couplings: ``act``, or ``batch`` as in the paper of Real NVP.
-        multi_scale: factor out latents between levels.
-        checkpoint: recompute each coupling in the backward pass, to save memory.
-        conditioner_dtype: autocast type of the networks.
+    num_levels: Positive = 2
+    """Levels, each with one squeeze; half of the channels are factored out between them."""
+    num_couplings: Positive = 3
+    """Couplings with each kind of mask and level, of alternating parity."""
+    num_final: NonNegative = 4
+    """Checkerboard couplings at the end (MCONV's need an even width there)."""
+    width: Positive = 64
+    """Feature maps of the residual networks."""
+    num_blocks: Positive = 8
+    """Residual blocks of the networks."""
+    norm: Literal["act", "batch"] = "act"
+    """Between the couplings: actnorm, or batch normalisation as in the paper of Real NVP."""
+    multi_scale: bool = True
+    """Factor out latents between levels."""
+    scale: Scale = "tanh"
+    """Scale function of the couplings."""
 
-    Raises:
-        ValueError: the sides are not divisible, or a name is unknown.
-    """
-    check_levels(image_shape, num_levels)
-    if norm not in NORMS:
-        raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
+    @abstractmethod
+    def change(self) -> CouplingMap:
+        """The map of a coupling."""
 
-    def network(n_in: int, n_out: int) -> nn.Module:
-        return ResNetConditioner(n_in, n_out, width, num_blocks)
+    def build(
+        self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None
+    ) -> Inverse:
+        """See :meth:`ImageFlow.build`; the sides must be divisible by ``2^num_levels``."""
+        check_levels(image_shape, self.num_levels)
 
-    def couplings(count: int, channels: int, partition: Callable[[int], Partition]) -> list[Bijection]:
-        parts: list[Bijection] = []
-        for index in range(count):
-            layer = make_coupling(partition(index % 2), channels, change(), network, conditioner_dtype)
-            parts += [NORMS[norm](channels), Checkpointed(layer) if checkpoint else layer]
-        return parts
+        def network(n_in: int, n_out: int) -> nn.Module:
+            return ResNetConditioner(n_in, n_out, self.width, self.num_blocks)
 
-    channels, levels = image_shape[0], []
-    for level in range(num_levels):
-        parts = couplings(num_couplings, channels, Checkerboard)
-        channels *= 4
-        parts.append(Squeeze())
-        parts += couplings(num_couplings, channels, lambda swap, c=channels: ChannelGroups(c, swap=bool(swap)))
-        if level + 1 == num_levels:
-            parts += couplings(num_final, channels, Checkerboard)
-        elif multi_scale:
-            channels //= 2
-        levels.append(Chain(parts))
-    if not multi_scale:
-        levels = [Chain(levels)]
-    return Inverse(MultiScale(image_shape, levels))
+        def couplings(count: int, channels: int, partition: Callable[[int], Partition]) -> list[Bijection]:
+            parts: list[Bijection] = []
+            for index in range(count):
+                layer = make_coupling(partition(index % 2), channels, self.change(), network, conditioner_dtype)
+                parts += [NORMS[self.norm](channels), Checkpointed(layer) if recompute else layer]
+            return parts
+
+        def by_channels(channels: int) -> Callable[[int], Partition]:
+            return lambda swap: ChannelGroups(channels, swap=bool(swap))
+
+        channels = image_shape[0]
+        levels: list[Bijection] = []
+        for level in range(self.num_levels):
+            parts = couplings(self.num_couplings, channels, Checkerboard)
+            channels *= 4
+            parts.append(Squeeze())
+            parts += couplings(self.num_couplings, channels, by_channels(channels))
+            if level + 1 == self.num_levels:
+                parts += couplings(self.num_final, channels, Checkerboard)
+            elif self.multi_scale:
+                channels //= 2
+            levels.append(Chain(parts))
+        return Inverse(MultiScale(image_shape, levels if self.multi_scale else [Chain(levels)]))
 
 
-@with_options_of(coupling_flow)
-def real_nvp(image_shape: Sequence[int], scale: str = "tanh", **options: Any) -> Inverse:
-    """Real NVP (Dinh et al. 2017): affine couplings with checkerboard, then channel masks, at each level.
+@dataclass(frozen=True, kw_only=True)
+class ImageRealNVP(ImageCouplingFlow):
+    """Real NVP (Dinh et al. 2017): affine couplings with checkerboard, then channel masks, at each level."""
 
-    Args:
-        image_shape: ``(C, H, W)``.
-        scale: of the affine maps, see :data:`~vi_flows.transforms.coupling_maps.SCALES`.
-        options: of :func:`coupling_flow`.
+    name: ClassVar[str] = "real_nvp"
 
-    Raises:
-        ValueError: see :func:`coupling_flow`.
-    """
-    return coupling_flow(image_shape, lambda: AffineMap(scale), **options)
+    def change(self) -> AffineMap:
+        """``y = (x + t) s``."""
+        return AffineMap(self.scale)
 
 
-@with_options_of(coupling_flow)
-def mconv(
-    image_shape: Sequence[int],
-    num_couplings: int = 8,
-    num_final: int = 0,
-    scale: str = "tanh",
-    filter: str = "cepstrum",
-    bound: float = 2.0,
-    **options: Any,
-) -> Inverse:
-    """MCONV (Karami et al.): the structure of :func:`real_nvp` with multiplication-convolution couplings.
+@dataclass(frozen=True, kw_only=True)
+class MCONV(ImageCouplingFlow):
+    """MCONV (Karami et al.): the structure of Real NVP with multiplication-convolution couplings.
 
     The default is the paper's four stages of eight flows: checkerboard and channel masks at two levels.
-
-    Args:
-        image_shape: ``(C, H, W)``.
-        num_couplings: flows a stage.
-        num_final: checkerboard couplings at the end (they need an even width there).
-        scale: of the multiplication.
-        filter: ``cepstrum`` (bounded by construction), ``kernel`` (as the paper writes it) or ``cosine``.
-        bound: largest log magnitude of a bounded spectrum.
-        options: of :func:`coupling_flow`.
-
-    Raises:
-        ValueError: see :func:`coupling_flow`.
     """
-    options |= {"num_couplings": num_couplings, "num_final": num_final}
-    return coupling_flow(image_shape, lambda: MConvMap(scale, filter, bound), **options)
+
+    name: ClassVar[str] = "mconv"
+
+    num_couplings: Positive = 8
+    """Flows a stage."""
+    num_final: NonNegative = 0
+    """Checkerboard couplings at the end; they need an even width there."""
+    filter: Literal["cepstrum", "kernel", "cosine"] = "cepstrum"
+    """The convolution: cepstrum is bounded by construction, kernel as the paper writes it, or cosine."""
+    bound: PositiveFloat = 2.0
+    """Largest log magnitude of a bounded spectrum."""
+
+    def change(self) -> MConvMap:
+        """Convolve, shift, scale, shift."""
+        return MConvMap(self.scale, self.filter, self.bound)
 
 
-def nice(
-    image_shape: Sequence[int],
-    num_couplings: int = 4,
-    hidden_dims: Sequence[int] = (1000,) * 5,
-    checkpoint: bool = False,
-    conditioner_dtype: torch.dtype | None = None,
-) -> Inverse:
+@dataclass(frozen=True, kw_only=True)
+class ImageNICE(ImageFlow):
     """NICE (Dinh et al. 2014): additive couplings of alternating pixels with fully connected networks, then a scaling.
 
-    The paper's base on MNIST is logistic: ``ImageDensity(…, base="logistic")``.
-
-    Args:
-        image_shape: ``(C, H, W)``.
-        num_couplings: 4 in the paper.
-        hidden_dims: of each network; five of 1000 in the paper.
-        checkpoint: recompute each coupling in the backward pass.
-        conditioner_dtype: autocast type of the networks.
+    The paper's base on MNIST is logistic.
     """
-    channels = image_shape[0]
-    parts: list[Bijection] = []
-    for index in range(num_couplings):
-        layer = make_coupling(
-            Checkerboard(index % 2),
-            channels,
-            AdditiveMap(),
-            lambda n_in, n_out: MLPConditioner((n_in, *image_shape[1:]), n_out, hidden_dims),
-            conditioner_dtype,
-        )
-        parts.append(Checkpointed(layer) if checkpoint else layer)
-    return Inverse(Chain([*parts, Scaling(image_shape)]))
+
+    name: ClassVar[str] = "nice"
+
+    num_couplings: Positive = 4
+    """Couplings; 4 in the paper."""
+    hidden_dims: tuple[Positive, ...] = (1000,) * 5
+    """Widths of each network; five of 1000 in the paper."""
+
+    def build(
+        self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None
+    ) -> Inverse:
+        """See :meth:`ImageFlow.build`."""
+
+        def network(n_in: int, n_out: int) -> nn.Module:
+            return MLPConditioner((n_in, *image_shape[1:]), n_out, self.hidden_dims)
+
+        parts: list[Bijection] = []
+        for index in range(self.num_couplings):
+            layer = make_coupling(Checkerboard(index % 2), image_shape[0], AdditiveMap(), network, conditioner_dtype)
+            parts.append(Checkpointed(layer) if recompute else layer)
+        return Inverse(Chain([*parts, Scaling(image_shape)]))
 
 
-IMAGE_FLOWS: dict[str, Factory] = {
-    "nice": nice,
-    "real_nvp": real_nvp,
-    "glow": glow,
-    "mconv": mconv,
-    "inv_conv3x3": inv_conv3x3,
-    "emerging": emerging,
-    "periodic": periodic,
-    "finc": finc,
-    "flow_pp": flow_pp,
+IMAGE_FLOWS: dict[str, type[ImageFlow]] = {
+    flow.name: flow for flow in (ImageNICE, ImageRealNVP, Glow, MCONV, InvConv3x3, Emerging, Periodic, FInC, FlowPP)
 }
-"""The factories by name; all take ``image_shape`` first."""
+"""The flows by name; each is a dataclass of settings with ``build(image_shape)``."""
+
+IMAGE_PRESETS: dict[str, ImageFlow] = {
+    # Dinh et al. 2014, section 5.1: four couplings, five hidden layers of 1000, logistic base.
+    "nice-mnist": ImageNICE(num_couplings=4, hidden_dims=(1000,) * 5, base="logistic"),
+    # Dinh et al. 2017, section 4.1: CIFAR-10 with eight residual blocks of 64 maps, batch norm.
+    "real_nvp-cifar10": ImageRealNVP(num_levels=1, num_couplings=3, num_final=4, width=64, num_blocks=8, norm="batch"),
+    # Karami et al., section 5: four stages of eight flows, eight residual blocks of 64 maps.
+    "mconv-mnist": MCONV(num_levels=2, num_couplings=8, width=64, num_blocks=8),
+    "mconv-cifar10": MCONV(num_levels=2, num_couplings=8, width=64, num_blocks=8),
+    # The same skeleton with affine couplings, for a comparison at equal size.
+    "real_nvp-mnist": ImageRealNVP(num_levels=2, num_couplings=8, num_final=0, width=64, num_blocks=8),
+    # Kingma & Dhariwal 2018, table 4.
+    "glow-cifar10": Glow(num_levels=3, num_steps=32, width=512),
+    # Nagar et al., section 4.
+    "inv_conv3x3-cifar10": InvConv3x3(num_levels=3, num_steps=32, width=512, masked=True),
+    "inv_conv3x3-quad-cifar10": InvConv3x3(num_levels=3, num_steps=32, width=512, masked=True, coupling="quad"),
+    "emerging-cifar10": Emerging(num_levels=3, num_steps=32, width=512),
+    "inv_conv3x3-imagenet32": InvConv3x3(num_levels=3, num_steps=48, width=512, masked=True),
+    "inv_conv3x3-imagenet64": InvConv3x3(num_levels=4, num_steps=48, width=512, masked=True),
+}
+"""Flows of the papers by name. Their training: MCONV Adam 5e-4, batch 128; 3×3 Adam 1e-3, 500 to 1000 epochs."""

@@ -1,0 +1,98 @@
+"""What an image flow is: a small typed description that builds a bijection of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from vi_flows.settings import check_settings
+from vi_flows.transforms import Coupling, Inverse
+from vi_flows.transforms.coupling import Partition
+from vi_flows.transforms.coupling_maps import CouplingMap
+
+__all__ = ["ImageFlow", "ImageShape", "Network", "Scale", "check_levels", "make_coupling"]
+
+ImageShape = Sequence[int]
+Network = Callable[[int, int], nn.Module]
+Scale = Literal["tanh", "sigmoid", "exp"]
+LETTERS = {"num_levels": "l", "num_steps": "d", "num_couplings": "c", "num_blocks": "b", "width": "w"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlow(ABC):
+    """A flow of images. A family is one subclass and one entry of the registry.
+
+    Attributes:
+        name: in the registry, on the command line and in records.
+
+    Raises:
+        ValueError: a setting is of another type, out of its bounds, or without use.
+    """
+
+    name: ClassVar[str]
+
+    base: Literal["normal", "logistic"] = "normal"
+    """Base distribution."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @abstractmethod
+    def build(
+        self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None
+    ) -> Inverse:
+        """The flow's bijection, from base to logits.
+
+        Args:
+            image_shape: ``(C, H, W)``.
+            recompute: run each part again in the backward pass, to save memory.
+            conditioner_dtype: autocast type of the networks, for instance ``torch.bfloat16``.
+
+        Raises:
+            ValueError: the flow does not fit images of this shape.
+        """
+
+    @property
+    def key(self) -> str:
+        """The sizes, and what is not at its default: ``quad-l2-d4-w64``."""
+        words, sizes = [], []
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name in LETTERS:
+                sizes.append(f"{LETTERS[item.name]}{value}")
+            elif value != item.default:
+                text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words.append(text if isinstance(value, str) else item.name if value is True else f"{item.name}{text}")
+        return "-".join(words + sizes)
+
+
+def make_coupling(
+    partition: Partition, channels: int, change: CouplingMap, network: Network, dtype: torch.dtype | None
+) -> Coupling:
+    """The coupling of a partition, with a network for each changed group."""
+    networks = [
+        network(partition.known_channels(channels, m), change.num_maps * partition.group_channels(channels, m))
+        for m in range(1, partition.num_groups)
+    ]
+    return Coupling(partition, networks, change, dtype)
+
+
+def check_levels(image_shape: ImageShape, num_levels: int) -> None:
+    """Refuse sides that the levels' squeezes don't divide.
+
+    Raises:
+        ValueError: they don't, or there is no level.
+    """
+    _, height, width = image_shape
+    factor = 2**num_levels
+    if num_levels < 1 or height % factor or width % factor:
+        raise ValueError(
+            f"{num_levels} levels squeeze the image by {factor}, which does not divide {height} × {width}; "
+            "use fewer levels or pad the images"
+        )
