@@ -402,12 +402,74 @@ def markdown_table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
+    """Validation bits/dim of the averaged weights over CPU time, a line a row (its first seed)."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    first: dict[str, dict[str, Any]] = {}
+    for record in sorted(records, key=lambda r: r["seed"]):
+        first.setdefault(record["row"], record)
+    ordered = sorted(first.values(), key=lambda r: r["curve"][-1]["valid_loss"])
+    for index, record in enumerate(ordered):
+        curve = [line for line in record["curve"] if line["step"] > 1]
+        axes.plot(
+            [line["cpu_seconds"] for line in curve], [line["valid_loss"] for line in curve],
+            color=plt.get_cmap("tab20")(index % 20), ls=("-", "--")[index % 2], lw=1.2, label=record["row"],
+        )  # fmt: skip
+    low = ordered[0]["curve"][-1]["valid_loss"]
+    axes.set(xlabel="CPU seconds of training", ylabel="validation bits/dim", ylim=(low - 0.03, low + 0.6))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_samples(
+    out: Path, records: list[dict[str, Any]], path: Path, data_root: Path | None, columns: int = 16
+) -> None:
+    """A line of samples at temperature 1 a row (its first seed), of the rows whose weights are in ``out``."""
+    import matplotlib.pyplot as plt
+
+    names = [f"{r['row']}-s{r['seed']}" for r in sorted(records, key=lambda r: (r["seed"], r["bits_per_dim"]))]
+    chosen: dict[str, str] = {}
+    for name in names:
+        if (out / name / "best.safetensors").exists():
+            chosen.setdefault(name.rpartition("-s")[0], name)
+    if not chosen:
+        return
+    figure, axes = plt.subplots(len(chosen) + 1, 1, figsize=(0.5 * columns + 2.0, 0.5 * (len(chosen) + 1)))
+    strips: dict[str, torch.Tensor] = {}
+    for row, name in chosen.items():
+        run = Run.open(out / name, data_root)
+        task = run.build_task()
+        run.load_weights(task, "best")
+        strips.setdefault("MNIST", run.data.images("test")[:columns])
+        torch.manual_seed(0)
+        logits = task.module.sample_logits(columns)
+        # A sample that is not finite is shown in red, never as a picture.
+        images = (256 * task.module.pixels.forward_and_ladj(logits)[0]).floor().clamp(0, 255)
+        strips[row] = images.masked_fill(~logits.isfinite().flatten(1).all(1)[:, None, None, None], torch.nan)
+    palette = plt.get_cmap("gray_r").with_extremes(bad="red")
+    for axis, (row, images) in zip(axes, strips.items(), strict=True):
+        axis.imshow(torch.cat(list(images[:, 0].float()), 1).numpy(), cmap=palette, vmin=0, vmax=255)
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=7)
+    figure.subplots_adjust(left=2.0 / (0.5 * columns + 2.0), right=0.995, top=0.995, bottom=0.005, hspace=0.05)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
 @dataclass(frozen=True)
 class Render(Common):
-    """Copy the runs' records to the results and write the table."""
+    """Copy the runs' records to the results, write the table and draw the curves and samples."""
 
     results: Path = RESULTS
     """Folder of the records and of ``table.md``."""
+    figures: Path = RESULTS.parents[2] / "figures"
+    """Folder of ``image-benchmark-curves.png`` and ``image-benchmark-samples.png``."""
 
     def run(self) -> int:
         """Render what is there."""
@@ -418,6 +480,8 @@ class Render(Common):
             raise SystemExit(f"no record in {self.out} or {self.results}; see `run`")
         table = markdown_table(records)
         (self.results / "table.md").write_text(table + "\n", encoding="utf-8")
+        draw_curves(records, self.figures / "image-benchmark-curves.png")
+        draw_samples(self.out, records, self.figures / "image-benchmark-samples.png", self.data_root)
         print(table)
         return 0
 

@@ -133,7 +133,9 @@ def test_a_row_from_start_to_table(tmp_path, capsys, monkeypatch):
     with module.claimed(out / "glow-s0.lock") as mine:
         assert mine
         assert one("run") == module.TAKEN
-    module.Render(out, results=tmp_path / "results").run()
+    module.Render(out, results=tmp_path / "results", figures=tmp_path / "figures").run()
+    for name in ("curves", "samples"):
+        assert (tmp_path / "figures" / f"image-benchmark-{name}.png").stat().st_size > 1000
     table = capsys.readouterr().out
     assert f"| glow | {whole['bits_per_dim']:.4f} |" in table
     assert "†" in table
