@@ -44,7 +44,8 @@ class Row:
             float(scores["nll"][:size].mean(dtype=np.float64)),
             ais["nll"],
             tuple(ais["interval"]),
-            None if bdmc is None else (bdmc["gap"], tuple(bdmc["gap_interval"])),
+            # Of a single image there is a gap, but no interval.
+            None if bdmc is None or bdmc["gap_interval"] is None else (bdmc["gap"], tuple(bdmc["gap_interval"])),
         )
 
 

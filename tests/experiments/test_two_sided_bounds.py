@@ -34,6 +34,7 @@ def test_a_line_is_of_the_annealed_images_alone() -> None:
     assert row.interval == (89.0, 92.0)
     assert row.bdmc == (0.2, (0.1, 0.3))
     assert Row.of(record(start="prior")).bdmc is None
+    assert Row.of(record(bdmc=BDMC | {"gap_interval": None})).bdmc is None
 
 
 def test_the_figure_is_drawn_or_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
