@@ -2,6 +2,7 @@ r"""WaveNet: sequences by stacks of causal dilated convolutions. Van den Oord et
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -151,6 +152,18 @@ class WaveNet(Autoregressive):
         self.head = nn.Sequential(
             nn.ReLU(), nn.Conv1d(skip_width, skip_width, 1), nn.ReLU(), nn.Conv1d(skip_width, output.num_params, 1)
         )
+
+    def with_length(self, num_steps: int) -> WaveNet:
+        """The same network, weights and all, for events of another length.
+
+        Raises:
+            ValueError: the length is less than 1.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        other = copy.copy(self)
+        other.event_shape = torch.Size((num_steps,))
+        return other
 
     def _layers(self) -> list[WaveNetLayer]:
         return cast(list[WaveNetLayer], list(self.layers))

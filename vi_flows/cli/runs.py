@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar, Union
 import torch
 import tyro
 
-from vi_flows.plotting import save_image_grid
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.evaluate import evaluate_run
@@ -233,7 +232,8 @@ def pretrained_run(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw a grid of samples from a run next to training images, and reconstructions (VAE) or interpolations (flow)."""
+    """Draw a grid of samples from a run next to training images, and reconstructions (VAE), interpolations (flow) or
+    completions (autoregressive); WAV files from a WaveNet."""
 
     folder: tyro.conf.Positional[RunFolder]
     """Folder of the run."""
@@ -262,7 +262,7 @@ class Sample:
 
 
 def draw_pictures(options: Sample) -> list[Path]:
-    """The pictures of ``vi-flows sample``; returns their paths.
+    """The pictures or sounds of ``vi-flows sample``; returns their paths.
 
     Raises:
         ValueError: the grid has no cell.
@@ -277,6 +277,5 @@ def draw_pictures(options: Sample) -> list[Path]:
     folder = options.folder if options.out is None else options.out
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        grids = task.pictures(options.rows, options.columns, options.binary, options.temperature)
-    scale = max(1, round(56 / run.data.shape[1]))
-    return [save_image_grid(images, folder / f"{name}.png", options.columns, scale) for name, images in grids.items()]
+        draw = KINDS[run.config.kind].draw
+        return draw(task, folder, options.rows, options.columns, options.binary, options.temperature)

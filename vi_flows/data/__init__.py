@@ -11,6 +11,7 @@ from vi_flows.data.base import (
     DataCorruptError,
     DataNotFoundError,
     ImageData,
+    RunData,
     Splits,
     binarize,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "DataCorruptError",
     "DataNotFoundError",
     "ImageData",
+    "RunData",
     "Splits",
     "binarize",
     "load",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -68,6 +69,17 @@ class Splits(NamedTuple):
     train: Tensor
     valid: Tensor
     test: Tensor
+
+
+class RunData(typing.Protocol):
+    """What every kind of data offers to a run: rows in three splits, and a hash of them all."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the rows of all splits."""
+
+    def split(self, protocol: Protocol) -> Splits:
+        """The splits to train, select and report on."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 import cattrs
 import tyro
 
-from vi_flows.data import ImageData, load
+from vi_flows.data import RunData, load
 from vi_flows.records import row_key
 from vi_flows.settings import Bounds, NonNegative, NonNegativeFloat, Positive, PositiveFloat, check_settings
 
@@ -119,7 +119,7 @@ class TrainConfig:
             ValueError: there is one.
         """
 
-    def load_data(self) -> ImageData:
+    def load_data(self) -> RunData:
         """The data that the run trains on.
 
         Raises:

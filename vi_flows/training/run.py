@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vi_flows.data import ImageData
+from vi_flows.data import RunData
 from vi_flows.records import git_revision, row_key, write_atomic
 from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors
 from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict
@@ -146,7 +146,7 @@ class Run:
         return run
 
     @cached_property
-    def data(self) -> ImageData:
+    def data(self) -> RunData:
         """The run's data set."""
         return self.config.load_data()
 

@@ -73,6 +73,10 @@ class Task(Protocol):
     def report(self, record: dict[str, Any]) -> list[str]:
         """The record's figures for people, a line each."""
 
+
+class PictureTask(Task, Protocol):
+    """A task on images, which can be shown."""
+
     def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
         """Grids to draw by name, each ``(N, C, H, W)`` in [0, 1] with ``columns`` images a row."""
 

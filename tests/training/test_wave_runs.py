@@ -1,0 +1,126 @@
+"""WaveNet through the same loop, evaluation and command line as the other kinds, on short made-up recordings."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.io import wavfile
+
+from tests.data.speech_files import write_recordings
+from vi_flows.autoregressive import mu_law_decode
+from vi_flows.cli import main
+from vi_flows.training import Run, Trainer, WaveTrainConfig
+from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.tasks.wave import WaveConfig
+
+WAVE = WaveConfig(width=8, skip_width=8, num_layers=3)
+SMALL = WaveTrainConfig(wave=WAVE, epochs=2, learning_rate=1e-2, threads=1, sample_seconds=0.005)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    return write_recordings(tmp_path_factory.mktemp("speech") / "few")
+
+
+@pytest.fixture(scope="module")
+def run(recordings, tmp_path_factory):
+    config = replace(SMALL, dataset=str(recordings), epochs=4)
+    trainer = Trainer(Run.create(tmp_path_factory.mktemp("runs") / "run", config), progress=False)
+    trainer.start()
+    trainer.fit()
+    return trainer.run
+
+
+def test_training_lowers_bits_and_evaluation_scores_every_sample_of_the_recordings_alone(run):
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["valid_loss"] < lines[0]["valid_loss"] < 8.5
+    task = run.build_task()
+    run.load_weights(task)
+    found = task.evaluate(run.data.test, 4, None, 0, False)
+    assert found.figures["num_audio_samples"] == 4 * 60
+    total = 0.0
+    for i in range(4):  # each at its own length, without padding
+        levels = task.splits.test[i, :60]
+        x = torch.cat([_levels(levels), torch.zeros(0)])
+        digit = torch.nn.functional.one_hot(run.data.test[i, -1].long(), 10).float()
+        total -= task.module.with_length(60).condition(digit).log_prob(x).item() / math.log(2)
+    assert found.figures["bits_per_sample"] == pytest.approx(total / 240, abs=1e-4)
+    assert 0 < found.figures["trigram_bits_per_sample"] < 8.5
+    with pytest.raises(ValueError, match="exact"):
+        task.evaluate(run.data.test, 4, 10, 0, False)
+
+
+def _levels(samples):
+    from vi_flows.autoregressive import mu_law_encode
+
+    return mu_law_encode(samples.double() / 32768).float()
+
+
+def test_padding_changes_nothing(run):
+    task = run.build_task()
+    rows = task.train_rows[:3].clone()
+    scores, lengths = task.log_probs(rows, False)
+    for row, length in zip(rows, lengths, strict=True):
+        row[int(length) : -2] = 200
+    assert torch.equal(task.log_probs(rows, False)[0], scores)
+
+
+def test_resumed_run_takes_the_same_steps(recordings, tmp_path):
+    config = replace(SMALL, dataset=str(recordings))
+    whole = Trainer(Run.create(tmp_path / "whole", config), progress=False)
+    whole.start()
+    whole.fit()
+    trainer = Trainer(Run.create(tmp_path / "parts", config), progress=False)
+    trainer.start()
+    trainer.module.train()
+    for batch in trainer.batches():
+        trainer.take_step(batch)
+        if trainer.state["step"] == 3:
+            break
+    trainer.save()
+    second = Trainer(Run.open(tmp_path / "parts"), progress=False)
+    second.resume()
+    second.fit()
+    one, other = (load_tensors(tmp_path / name / "last.safetensors")[0] for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_sounds_can_be_read_and_continuations_keep_their_beginning(run, tmp_path):
+    task = run.build_task()
+    run.load_weights(task)
+    torch.manual_seed(0)
+    paths = task.draw(tmp_path, 1, 10, False, 1.0)
+    assert [path.name for path in paths] == ["samples.wav", "data.wav", "continuations.wav"]
+    pause, steps = 2000, 40
+    rate, sounds = wavfile.read(paths[2])
+    assert rate == 8000
+    assert len(sounds) == 10 * (steps + pause)
+    first = run.data.test[0]
+    expected = (mu_law_decode(_levels(first[:10])) * 32767).round().to(torch.int16).numpy()
+    assert (sounds[:10] == expected).all()
+    assert (sounds[steps : steps + pause] == 0).all()
+    with pytest.raises(ValueError, match="temperature"):
+        task.draw(tmp_path, 1, 1, False, 0.5)
+
+
+def test_command_line(recordings, tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    options = ["--dataset", str(recordings), "--width", "4", "--skip-width", "4", "--num-layers", "2", "--no-digit"]
+    commands = [
+        ["train", "wave", "--out", folder, *options, "--epochs", "1", "--quiet", "--sample-seconds", "0.002"],
+        ["evaluate", folder, "--quiet"],
+        ["sample", folder, "--rows", "1", "--columns", "2"],
+    ]
+    for words in commands:
+        with pytest.raises(SystemExit) as done:
+            main(words)
+        assert done.value.code == 0, words
+    assert "bits/sample (exact)" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as done:
+        main(["train", "wave", "--out", str(tmp_path / "none"), "--dataset", "no_such_recordings"])
+    assert done.value.code == 1
+    assert "no_such_recordings" in capsys.readouterr().err

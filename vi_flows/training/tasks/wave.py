@@ -1,0 +1,287 @@
+"""The training task of WaveNet: bits a sample of recorded speech."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from vi_flows.autoregressive import Categorical, WaveNet, mu_law_decode, mu_law_encode
+from vi_flows.data.speech import NUM_DIGITS, SpeechData, load_speech
+from vi_flows.evaluation.ngram import NGram
+from vi_flows.settings import Positive, PositiveFloat, check_settings
+from vi_flows.training.config import TrainConfig
+from vi_flows.training.tasks.vae import Evaluation, StepResult
+from vi_flows.vae import AISSettings
+
+__all__ = ["WaveConfig", "WaveTask", "WaveTrainConfig"]
+
+NUM_LEVELS = 256
+ROWS_SCORED = 10  # recordings at once, without gradients
+PAUSE_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class WaveConfig:
+    """A WaveNet; its dilations are 1, 2, 4, … in every stack."""
+
+    width: Positive = 32
+    """Features of the residual path."""
+    skip_width: Positive = 64
+    """Features of the skip path."""
+    num_layers: Positive = 10
+    """Layers of a stack."""
+    num_stacks: Positive = 1
+    """Stacks; each starts anew at dilation 1."""
+    kernel_size: Positive = 2
+    """Of the convolutions in time."""
+    digit: bool = True
+    """Whether the model is told which digit is spoken."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class WaveTrainConfig(TrainConfig):
+    """Train a WaveNet on recordings of spoken digits (bits/sample)."""
+
+    kind: ClassVar[str] = "wave"
+
+    dataset: str = "fsdd-jackson"
+    """Recordings: an archive or folder of DIGIT_SPEAKER_TAKE.wav files under the data root, or a path."""
+    batch_size: Positive = 4
+    """Recordings a step; a shorter last batch is used too."""
+    wave: Annotated[WaveConfig, tyro.conf.arg(name="")] = field(default_factory=WaveConfig)
+    """The model."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: the network's products of training steps and validations in bfloat16; tests are always in float32."""
+    sample_seconds: PositiveFloat = 0.5
+    """Length of what `vi-flows sample` draws."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``wavenet-w32-s64-l10``."""
+        wave = self.wave
+        name = f"wavenet-w{wave.width}-s{wave.skip_width}-l{wave.num_layers}"
+        return name + (f"x{wave.num_stacks}" if wave.num_stacks > 1 else "") + ("" if wave.digit else "-nodigit")
+
+    @property
+    def model_settings(self) -> WaveConfig:
+        """The model's."""
+        return self.wave
+
+    def load_data(self) -> SpeechData:
+        """The recordings.
+
+        Raises:
+            DataNotFoundError: they are missing.
+            DataCorruptError: one can't be read.
+        """
+        return load_speech(self.dataset, self.data_root)
+
+
+class WaveTask:
+    """A WaveNet on μ-law levels of whole recordings, every sample scored, from silence before the first.
+
+    Args:
+        config: settings of the run.
+        data: the recordings.
+    """
+
+    unit = "bits/sample"
+
+    def __init__(self, config: WaveTrainConfig, data: SpeechData) -> None:
+        self.config, self.data = config, data
+        self.device = torch.device(config.device)
+        self.splits = data.split(config.protocol)
+        self.train_rows = _in_levels(self.splits.train).to(self.device)
+        self.valid_rows = _in_levels(self.splits.valid)
+        wave = config.wave
+        dilations = [2**layer for _ in range(wave.num_stacks) for layer in range(wave.num_layers)]
+        context_dim = NUM_DIGITS if wave.digit else 0
+        self.module = WaveNet(
+            data.max_steps,
+            Categorical(NUM_LEVELS),
+            wave.width,
+            wave.skip_width,
+            dilations,
+            wave.kernel_size,
+            context_dim,
+        ).to(self.device)
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether training steps and validations take their products in bfloat16."""
+        return self.config.precision == "bf16"
+
+    def initialise(self) -> None:
+        """Nothing: no part of the initial weights depends on the data."""
+
+    def _context(self, digits: Tensor) -> Tensor:
+        if not self.config.wave.digit:
+            return torch.zeros(len(digits), 0, device=self.device)
+        return torch.nn.functional.one_hot(digits.long(), NUM_DIGITS).float().to(self.device)
+
+    def log_probs(self, rows: Tensor, low_precision: bool) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of recordings in nats and their numbers of samples, ``(N,)`` each.
+
+        Args:
+            rows: as of :class:`~vi_flows.data.speech.SpeechData`, but with levels for samples.
+            low_precision: whether products may be taken in bfloat16.
+        """
+        rows = rows.to(self.device)
+        lengths = rows[:, -2].long()
+        # Elsewhere than on the CPU, asking for the longest would make the host wait.
+        steps = int(lengths.max()) if self.device.type == "cpu" else self.data.max_steps
+        x = rows[:, :steps].float()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low_precision):
+            params = self.module.params(x, self._context(rows[:, -1]))
+        inside = torch.arange(steps, device=self.device) < lengths[:, None]
+        return (self.module.output.log_prob(params.float(), x) * inside).sum(1), lengths
+
+    def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
+        """Mean bits a sample of a minibatch; there is no KL term to weight and no particle."""
+        log_probs, lengths = self.log_probs(rows, self.low_precision)
+        loss = -log_probs.sum() / (lengths.sum() * math.log(2.0))
+        return StepResult(loss, -loss.detach())
+
+    def _scores(self, rows: Tensor, low_precision: bool, progress: bool = False) -> tuple[Tensor, Tensor]:
+        parts = tqdm(rows.split(ROWS_SCORED), unit="batch", disable=not progress)
+        scores = [self.log_probs(part, low_precision) for part in parts]
+        return torch.cat([s.double().cpu() for s, _ in scores]), torch.cat([n.double().cpu() for _, n in scores])
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """Bits a sample over the validation recordings."""
+        if not len(self.splits.valid):
+            return None
+        log_probs, lengths = self._scores(self.valid_rows, self.low_precision)
+        return (-log_probs.sum() / lengths.sum() / math.log(2.0)).item()
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        pixels: Tensor,
+        limit: int | None,
+        num_samples: int | None,
+        seed: int,
+        progress: bool,
+        ais: AISSettings | None = None,
+    ) -> Evaluation:
+        """Exact bits a sample, beside those of a trigram model that was counted on the training recordings.
+
+        Args:
+            pixels: recordings of a split.
+            limit: score only the first so many recordings.
+            num_samples: must be ``None``.
+            seed: unused: nothing is drawn.
+            progress: show a bar.
+            ais: must be ``None``.
+
+        Returns:
+            ``bits_per_sample`` with its 95 % ``interval`` (the linearised ratio over recordings), the trigram model's
+            and that of always saying the uniform distribution; the scores are ``bits_per_sample`` of each recording.
+
+        Raises:
+            ValueError: samples are asked for, or annealed importance sampling.
+        """
+        if num_samples is not None or ais is not None:
+            raise ValueError("a WaveNet has an exact likelihood: leave --num-samples and --ais out")
+        rows = _in_levels(pixels[:limit])
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+            log_probs, lengths = self._scores(rows, False, progress)
+        bits = -log_probs / math.log(2.0)
+        mean = (bits.sum() / lengths.sum()).item()
+        residual = (bits - mean * lengths) / lengths.mean()
+        half = 1.96 * (residual.std() / math.sqrt(len(bits))).item() if len(bits) > 1 else math.nan
+        baseline = NGram(3, NUM_LEVELS, [_levels(row) for row in _in_levels(self.splits.train)])
+        counted = sum(baseline.log_probs(_levels(row)).sum() for row in rows) / -math.log(2.0)
+        figures = {
+            "bits_per_sample": mean,
+            "interval": [mean - half, mean + half],
+            "trigram_bits_per_sample": counted / lengths.sum().item(),
+            "exact": True,
+            "num_rows": len(bits),
+            "num_audio_samples": int(lengths.sum()),
+            "receptive_field": self.module.receptive_field,
+            "parameters": sum(p.numel() for p in self.module.parameters()),
+        }
+        return Evaluation(figures, {"bits_per_sample": (bits / lengths).float()})
+
+    def report(self, record: dict[str, Any]) -> list[str]:
+        """Bits a sample, and the baseline's."""
+        low, high = record["interval"]
+        return [
+            f"{record['bits_per_sample']:.4f} bits/sample (exact), 95 % interval [{low:.4f}, {high:.4f}]",
+            f"trigram model: {record['trigram_bits_per_sample']:.4f} bits/sample; uniform: {math.log2(NUM_LEVELS):.0f}",
+            f"{record['num_audio_samples']} samples; {record['parameters']} parameters; "
+            f"{record['receptive_field']} samples seen",
+        ]
+
+    @torch.no_grad()
+    def draw(self, folder: Path, rows: int, columns: int, binary: bool, temperature: float) -> list[Path]:
+        """Write WAV files: ``rows × columns`` samples, digit after digit, as many recordings, and continuations.
+
+        A continuation keeps the first quarter of the length from a test recording.
+
+        Args:
+            folder: where to.
+            rows: times columns: how many.
+            columns: see ``rows``.
+            binary: must be false.
+            temperature: must be 1.
+
+        Raises:
+            ValueError: binary pixels or another temperature.
+        """
+        if binary or temperature != 1:
+            raise ValueError("a WaveNet is sampled as it is: --binary and --temperature are for images")
+        count, steps = rows * columns, max(4, round(self.config.sample_seconds * self.data.rate))
+        digits = torch.arange(count) % NUM_DIGITS
+        model = self.module.with_length(steps)
+        samples = model.generate(self._context(digits), progress=sys.stderr.isatty())
+        test = _in_levels(self.splits.test)
+        # As the samples: digit after digit, each time another take.
+        takes = [test[test[:, -1] == digit] for digit in range(NUM_DIGITS)]
+        kept = [takes[d][(i // NUM_DIGITS) % len(takes[d])] for i, d in enumerate(digits.tolist()) if len(takes[d])]
+        recordings = torch.stack(kept)
+        starts = torch.nn.functional.pad(recordings[:, :-2], (0, max(0, steps - self.data.max_steps)))[:, :steps]
+        ends = model.extend(
+            starts.float().to(self.device), steps // 4, self._context(recordings[:, -1]), progress=sys.stderr.isatty()
+        )
+        sounds = {
+            "samples": list(samples.cpu()),
+            "data": [row[: int(row[-2])].float() for row in recordings],
+            "continuations": list(ends.cpu()),
+        }
+        return [self._write(folder / f"{name}.wav", parts) for name, parts in sounds.items()]
+
+    def _write(self, path: Path, parts: list[Tensor]) -> Path:
+        """The parts one after the other, with pauses."""
+        from scipy.io import wavfile
+
+        pause = np.zeros(round(PAUSE_SECONDS * self.data.rate), dtype=np.int16)
+        pieces = [(mu_law_decode(part) * 32767).round().to(torch.int16).numpy() for part in parts]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wavfile.write(path, self.data.rate, np.concatenate([x for piece in pieces for x in (piece, pause)]))
+        return path
+
+
+def _levels(row: Tensor) -> np.ndarray:
+    """The levels of one recording."""
+    return row[: int(row[-2])].numpy()
+
+
+def _in_levels(rows: Tensor) -> Tensor:
+    """Rows of recordings with the levels of the μ-law for their samples."""
+    levels = mu_law_encode(rows[:, :-2].double() / 32768.0, NUM_LEVELS)
+    return torch.cat([levels.to(torch.int16), rows[:, -2:]], 1)
