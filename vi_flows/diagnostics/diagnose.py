@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vi_flows.diagnostics.measures import active_units, invertibility_margin
 from vi_flows.evaluation.psis import PSIS, psis
 from vi_flows.guides.auto_flow import AutoFlow
-from vi_flows.guides.given import check_model, preserved_generators
+from vi_flows.guides.given import check_model, check_program, preserved_generators
 from vi_flows.objectives import ELBO
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -146,7 +146,13 @@ class Diagnosis:
 
 
 def diagnose(
-    model: Callable, guide: Callable, *args: Any, num_samples: int = 4000, seed: int | None = 0, **kwargs: Any
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    num_samples: int = 4000,
+    seed: int | None = 0,
+    model_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> Diagnosis:
     """Weigh fresh draws of the guide by the model, and judge.
 
@@ -156,7 +162,8 @@ def diagnose(
         args: the arguments of both; the whole data, not a minibatch.
         num_samples: draws ``S``.
         seed: of the draws; the global generators are left as they were.
-        kwargs: keyword arguments of both.
+        model_kwargs: keyword arguments of both whose names this function has, too (``{"seed": 3}``).
+        kwargs: other keyword arguments of both.
 
     Raises:
         ValueError: the model subsamples its data, or is none that the guide can answer for, or fewer than
@@ -164,11 +171,13 @@ def diagnose(
     """
     if num_samples < 100:
         raise ValueError(f"a tail can't be judged from {num_samples} draws; use at least 100")
+    kwargs = {**kwargs, **(model_kwargs or {})}
     with preserved_generators(seed), torch.no_grad(), poutine.block():
         if isinstance(guide, AutoFlow):
             log_w, draws = _flow_weights(model, guide, args, kwargs, num_samples)
             rows, means = None, None
         else:
+            check_program(model, guide, args, kwargs)
             log_w, draws = _traced_weights(model, guide, args, kwargs, num_samples), None
             rows = log_w if log_w.dim() > 1 else None
             means = None if rows is None else _row_means(guide, args, kwargs, rows.shape[-1])

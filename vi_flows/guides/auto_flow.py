@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, transform_to
 
 from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.observations import check_observations
 from vi_flows.guides.posterior import FlowPosterior
 from vi_flows.guides.sites import latent_sites, left_to_the_model
 from vi_flows.guides.start.pathfinder import pathfinder
@@ -218,8 +219,15 @@ class AutoFlow(FlowPosterior, AutoContinuous):
 
         Returns:
             Whether it moved: not where the log density is no function of the latents, or nowhere finite on the paths.
+
+        Raises:
+            ValueError: an observation lies outside its support.
+            EnumerationError: a discrete latent can't be summed out.
         """
         self.set_up(*args, **kwargs)
+        with torch.no_grad(), pyro.poutine.block(), pyro.validation_enabled(False):
+            known = pyro.poutine.replay(self._user_model[0], trace=self.prototype_trace)
+            check_observations(pyro.poutine.trace(known).get_trace(*args, **kwargs))
         loc = self._init_loc()
         probe = torch.stack([loc, loc])
         log_joint = LogJoint(self._user_model[0], args, kwargs)

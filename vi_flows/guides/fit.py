@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.datatree import datatree
-from vi_flows.guides.given import check_model, parameters_of, preserved_generators
+from vi_flows.guides.given import check_model, check_program, parameters_of, preserved_generators
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.progress import Progress
 from vi_flows.guides.remaining import Remaining, remaining_kl
@@ -81,6 +81,7 @@ def fit(
     tolerance: float = 0.01,
     seed: int | None = 0,
     progress: bool = True,
+    model_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> FitResult:
     """Fit a guide to a model by maximising the ELBO.
@@ -114,7 +115,8 @@ def fit(
             has 0.01. With 0 it ends only where the ELBO stops rising.
         seed: of the draws; the global generators are left as they were. ``None`` draws from them.
         progress: whether to show a bar where the standard error is a terminal.
-        kwargs: keyword arguments of both.
+        model_kwargs: keyword arguments of both whose names this function has, too (``{"num_steps": 10}``).
+        kwargs: other keyword arguments of both.
 
     Raises:
         ValueError: an option is out of range, or the model is none that the guide can answer for
@@ -127,9 +129,10 @@ def fit(
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
     if objective not in ("stl", "elbo"):
         raise ValueError(f"objective must be 'stl' or 'elbo', got {objective!r}")
+    kwargs = {**kwargs, **(model_kwargs or {})}
     began = time.perf_counter()
     with preserved_generators(seed):
-        own = check_model(model, guide, args, kwargs) if isinstance(guide, AutoFlow) else []
+        own = _check(model, guide, args, kwargs)
         if num_particles is None:
             num_particles = 64 if _at_once(model, guide, args, kwargs) else 16
         loss_terms = _loss_terms(model, guide, args, kwargs, num_particles, objective)
@@ -140,8 +143,7 @@ def fit(
                 params, loss_terms, num_steps, learning_rate, _gains(guide), probe, bool(own), tolerance, bar
             )
             trainer.run()
-        if isinstance(guide, AutoFlow):
-            check_model(model, guide, args, kwargs)
+        _check(model, guide, args, kwargs)
         with torch.no_grad():
             final = torch.cat([loss_terms().reshape(-1) for _ in range(max(1, math.ceil(1000 / num_particles)))])
     final = final[torch.isfinite(final)]
@@ -157,6 +159,14 @@ def fit(
         losses=trainer.losses,
         _fitted=(model, guide, args, kwargs),
     )
+
+
+def _check(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    """Whether the guide can answer for the model; the model's own parameters, where they are not found by tracing."""
+    if isinstance(guide, AutoFlow):
+        return check_model(model, guide, args, kwargs)
+    check_program(model, guide, args, kwargs)
+    return []
 
 
 def _parameters(guide: Callable, loss_terms: Callable[[], Tensor], own: list[Tensor]) -> list[Tensor]:

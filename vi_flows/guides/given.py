@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.observations import PossibleWhereMasked, check_observations
 from vi_flows.guides.sites import innermost, is_discrete, is_fixed, latent_sites
 from vi_flows.guides.supports import same_support
 
-__all__ = ["check_model", "parameters_of", "preserved_generators"]
+__all__ = ["check_model", "check_program", "parameters_of", "preserved_generators"]
 
 
 @contextmanager
@@ -64,13 +65,12 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
             replayed.nodes[name] = {**prototype.nodes[name], "value": value}
         trace = poutine.trace(poutine.replay(model, trace=replayed)).get_trace(*args, **kwargs)
         _check_latents(prototype, trace)
-        for name, site in _sample_sites(trace):
-            if site["is_observed"]:
-                _check_observation(name, site)
-        trace.compute_log_prob()
+        check_observations(trace)
+        possible = PossibleWhereMasked(trace).values
+        _compute_log_prob(trace, possible)
         # Once more with the same values of all that can be seen: subsampled indices and discrete sites, too.
         again = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
-        again.compute_log_prob()
+        _compute_log_prob(again, possible)
         for name, site in _sample_sites(trace):
             if not torch.allclose(
                 torch.as_tensor(site["unscaled_log_prob"]),
@@ -85,6 +85,44 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
                     "such layers to evaluation."
                 )
     return parameters_of(model, trace)
+
+
+def check_program(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """The same for a guide that is not an :class:`~vi_flows.guides.AutoFlow`, at one draw of it, with validation.
+
+    Args:
+        model: a Pyro program.
+        guide: a guide of it.
+        args: the arguments of both.
+        kwargs: the keyword arguments of both.
+
+    Raises:
+        ValueError: the two have not the same latent sites with the same shapes; an observation lies outside its
+            support.
+    """
+    with poutine.block(), torch.no_grad(), pyro.validation_enabled(True):
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+        latents = {name: site for name, site in latent_sites(drawn) if not site["infer"].get("is_auxiliary")}
+        given = dict(latent_sites(trace))
+        for name, site in given.items():
+            if name not in latents and not is_fixed(site["fn"]) and not site["infer"].get("is_auxiliary"):
+                raise ValueError(
+                    f"the model's latent site {name!r} is not in the guide and would be drawn from the prior: sample "
+                    "it in the guide; a discrete one can be summed out in the model (dist.MixtureSameFamily), or by "
+                    "an AutoConvFlow of the whole model"
+                )
+        for name, site in latents.items():
+            if name not in given:
+                raise ValueError(f"the guide's latent site {name!r} is observed or missing in the model")
+            shape, value = given[name]["fn"].shape(), site["value"]
+            if tuple(value.shape) != tuple(shape):
+                raise ValueError(
+                    f"latent site {name!r} has shape {tuple(shape)} in the model, and {tuple(value.shape)} in the guide"
+                )
+        check_observations(trace)
+        possible = PossibleWhereMasked(trace).values
+        _compute_log_prob(trace, possible)
 
 
 def parameters_of(program: Callable, trace: Trace) -> list[Tensor]:
@@ -105,6 +143,12 @@ def parameters_of(program: Callable, trace: Trace) -> list[Tensor]:
 
 def _sample_sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+
+
+def _compute_log_prob(trace: Trace, possible: Mapping[str, Tensor]) -> None:
+    for name, value in possible.items():
+        trace.nodes[name]["value"] = value
+    trace.compute_log_prob()
 
 
 def _check_latents(prototype: Trace, trace: Trace) -> None:
@@ -161,19 +205,3 @@ def _check_distribution(name: str, fn: Any) -> None:
             f"latent site {name!r} declares the whole line as its support, but its density ends within it: sample the "
             f"untransformed site and compute {name} from it with pyro.deterministic"
         )
-
-
-def _check_observation(name: str, site: dict[str, Any]) -> None:
-    fn, value = site["fn"], site["value"]
-    mask = site["mask"]
-    try:
-        support = fn.support
-        good = support.check(value)
-    except NotImplementedError:
-        return
-    if isinstance(mask, Tensor):
-        good = good | ~mask
-    if mask is False or bool(good.all()):
-        return
-    bad = value.expand(good.shape + value.shape[value.dim() - support.event_dim :])[~good][0]
-    raise ValueError(f"observed site {name!r} has a value outside the support {support} of {fn}: {bad.tolist()}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vi_flows.guides.enumeration import SummedOut
 from vi_flows.guides.masks import MaskedLatents, has_masked_latents
+from vi_flows.guides.observations import PossibleWhereMasked
 from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
 
 __all__ = ["LogJoint", "over_draws"]
@@ -86,6 +87,10 @@ class LogJoint:
         """Run the model once, to find the discrete and the masked sites among its latents."""
         with torch.no_grad():
             trace = self._run({name: value[0] for name, value in values.items()})
+            possible = PossibleWhereMasked(trace)
+            if possible.values:
+                self._given = possible(self._given)
+                trace = self._run({name: value[0] for name, value in values.items()})
             if any(is_discrete(site["fn"]) for _, site in latent_sites(trace)):
                 self._summed_out = SummedOut(self._given, self.args, self.kwargs, trace)
                 for index in range(1, NUM_CHECKS):

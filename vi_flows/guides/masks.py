@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from vi_flows.guides.sites import WRAPPERS
+from vi_flows.guides.sites import unmasked
 
 __all__ = ["MaskedLatents", "has_masked_latents"]
 
@@ -53,7 +52,7 @@ class MaskedLatents:
             if value.requires_grad:
                 slopes = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
         for name, slope in zip(masked, slopes, strict=True):
-            base, kept = _unmasked(trace.nodes[name])
+            base, kept = unmasked(trace.nodes[name])
             used = torch.zeros_like(draws[name][0], dtype=torch.bool) if slope is None else (slope != 0).any(0)
             event = tuple(range(used.dim() - base.event_dim, used.dim()))
             anywhere, everywhere = (used.any(event), used.all(event)) if event else (used, used)
@@ -73,7 +72,7 @@ class MaskedLatents:
         total = torch.zeros(())
         for name, unused in self.unused.items():
             site = trace.nodes[name]
-            log_prob = _unmasked(site)[0].log_prob(site["value"])
+            log_prob = unmasked(site)[0].log_prob(site["value"])
             total = total + torch.where(unused, log_prob, torch.zeros_like(log_prob)).sum()
         return total
 
@@ -112,20 +111,7 @@ def has_masked_latents(trace: Trace, names: Mapping[str, Any]) -> bool:
 
 
 def _is_masked(site: Mapping[str, Any]) -> bool:
-    return not bool(_unmasked(site)[1].all())
-
-
-def _unmasked(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
-    """The innermost distribution, and which entries of its batch have a density in the model."""
-    fn, mask = site["fn"], site["mask"]
-    kept = torch.as_tensor(True if mask is None else mask)
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, dist.MaskedDistribution):
-            kept = kept & torch.as_tensor(fn._mask)
-        elif isinstance(fn, dist.Independent):
-            kept = kept.reshape(kept.shape + (1,) * fn.reinterpreted_batch_ndims)
-        fn = fn.base_dist
-    return fn, kept
+    return not bool(unmasked(site)[1].all())
 
 
 def _is_unbounded(fn: Any) -> bool:

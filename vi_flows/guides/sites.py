@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
-__all__ = ["WRAPPERS", "can_be_enumerated", "innermost", "is_discrete", "is_fixed", "latent_sites", "left_to_the_model"]
+__all__ = ["can_be_enumerated", "innermost", "is_discrete", "is_fixed", "latent_sites", "left_to_the_model", "unmasked"]
 
-WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 """What ``to_event``, ``mask`` and ``expand`` make."""
 
 
 def innermost(fn: Any) -> Any:
     """The distribution within ``to_event``, ``mask`` and ``expand``."""
-    while isinstance(fn, WRAPPERS):
+    while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return fn
 
@@ -60,3 +62,16 @@ def latent_sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     )
+
+
+def unmasked(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
+    """The innermost distribution, and which entries of its batch have a density in the model."""
+    fn, mask = site["fn"], site["mask"]
+    kept = torch.as_tensor(True if mask is None else mask)
+    while isinstance(fn, _WRAPPERS):
+        if isinstance(fn, dist.MaskedDistribution):
+            kept = kept & torch.as_tensor(fn._mask)
+        elif isinstance(fn, dist.Independent):
+            kept = kept.reshape(kept.shape + (1,) * fn.reinterpreted_batch_ndims)
+        fn = fn.base_dist
+    return fn, kept

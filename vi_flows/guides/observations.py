@@ -1,0 +1,79 @@
+"""Are the observations of a Pyro program possible ones? Said by the name of the site, before anything is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from vi_flows.guides.sites import unmasked
+
+__all__ = ["PossibleWhereMasked", "check_observations"]
+
+
+def check_observations(trace: Trace) -> None:
+    """Compare each observed site's value with its support, apart from what is masked out.
+
+    Args:
+        trace: a run of the model.
+
+    Raises:
+        ValueError: a value lies outside of its support; names the site, the support and the first such value.
+    """
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site["is_observed"]:
+            _check(name, site)
+
+
+def _check(name: str, site: dict[str, Any]) -> None:
+    kept, good = _judged(site)
+    good = good | ~kept
+    if bool(good.all()):
+        return
+    fn, value = unmasked(site)[0], site["value"]
+    bad = value.expand(good.shape + value.shape[value.dim() - fn.event_dim :])[~good][0]
+    raise ValueError(f"observed site {name!r} has a value outside the support {fn.support} of {fn}: {bad.tolist()}")
+
+
+def _judged(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Which entries count, and which are possible; of the innermost distribution, so that parts can be masked."""
+    fn, kept = unmasked(site)
+    value = site["value"]
+    try:
+        good = fn.support.check(value)
+    except NotImplementedError:
+        good = torch.ones((), dtype=torch.bool)
+    if value.is_floating_point():
+        infinite = value.isinf()
+        good = good & ~(infinite.flatten(value.dim() - fn.event_dim).any(-1) if fn.event_dim else infinite)
+    return kept.to(good.device), good
+
+
+class PossibleWhereMasked(Messenger):
+    """Puts possible values where impossible ones (NaN for what is missing) are masked out.
+
+    They count for nothing, but the gradient of a density at NaN is NaN, behind a mask, too.
+
+    Args:
+        trace: a run of the model, which is looked through for such values.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
+                kept, good = _judged(site)
+                if not bool((kept | good).all()):
+                    drawn = site["fn"].sample()
+                    good = good.reshape(good.shape + (1,) * unmasked(site)[0].event_dim)
+                    self.values[name] = torch.where(good, site["value"], drawn)
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"] and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
