@@ -11,6 +11,7 @@ from vi_flows.autoregressive import (
     DiagonalPixelRNN,
     GatedPixelCNN,
     Gaussian,
+    LogisticMixture,
     PixelCNN,
     RowPixelRNN,
     WaveNet,
@@ -45,6 +46,8 @@ OTHER_MODELS = {
     "gated-rgb-256": lambda c=0: GatedPixelCNN((3, 3, 3), Categorical(256), 12, 2, first_kernel=3, context_dim=c),
     "diagonal-rgb-256": lambda c=0: DiagonalPixelRNN((3, 3, 3), Categorical(256), 12, 1, 3, context_dim=c),
     "row-rgb-256": lambda c=0: RowPixelRNN((3, 3, 3), Categorical(256), 24, 1, 5, context_dim=c),
+    "gated-rgb-logistics": lambda c=0: GatedPixelCNN((3, 3, 3), LogisticMixture(), 12, 2, 3, context_dim=c),
+    "wavenet-logistics": lambda c=0: WaveNet(12, LogisticMixture(), 6, 6, (1, 2, 4), context_dim=c),
     "wavenet-256": lambda c=0: WaveNet(20, Categorical(256), 6, 6, (1, 2, 4), context_dim=c),
 }
 MODELS = BINARY_MODELS | OTHER_MODELS
@@ -70,7 +73,7 @@ def jacobian(model, seeds=6):
     for seed in range(seeds):
         x = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         # Categorical inputs are scaled down by about n/2: go to that scale, so that the network sees numbers near one.
-        x = x * max(1.0, model.output.num_params / 2)
+        x = x * (1.0 if model.output.encode(torch.ones(1)) == 1 else 128.0)
         weights = torch.randn(model.output.num_params, dtype=torch.float64)
 
         def params(flat, weights=weights):

@@ -28,7 +28,11 @@ def trained(folder, config=SMALL):
     return trainer
 
 
-@pytest.mark.parametrize("pixel", [MADE, CNN, replace(CNN, output="categorical")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "pixel",
+    [MADE, CNN, replace(CNN, output="categorical"), replace(CNN, output="logistic_mixture")],
+    ids=lambda p: p.name,
+)
 def test_training_lowers_the_loss_and_evaluation_is_the_sum_over_pixels(tmp_path, pixel):
     trainer = trained(tmp_path / "run", replace(SMALL, pixel=pixel, learning_rate=1e-2))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -110,6 +110,7 @@ def test_sounds_can_be_read_and_continuations_keep_their_beginning(run, tmp_path
 def test_command_line(recordings, tmp_path, capsys):
     folder = str(tmp_path / "run")
     options = ["--dataset", str(recordings), "--width", "4", "--skip-width", "4", "--num-layers", "2", "--no-digit"]
+    options += ["--output", "logistic_mixture"]
     commands = [
         ["train", "wave", "--out", folder, *options, "--epochs", "1", "--quiet", "--sample-seconds", "0.002"],
         ["evaluate", folder, "--quiet"],

@@ -2,7 +2,7 @@
 
 from vi_flows.autoregressive.base import Autoregressive, AutoregressiveDistribution
 from vi_flows.autoregressive.made import MADE
-from vi_flows.autoregressive.outputs import Bernoulli, Categorical, Gaussian, Output
+from vi_flows.autoregressive.outputs import Bernoulli, Categorical, Gaussian, LogisticMixture, Output
 from vi_flows.autoregressive.pixel_cnn import GatedPixelCNN, PixelCNN
 from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, RowPixelRNN
 from vi_flows.autoregressive.wavenet import WaveNet, mu_law_decode, mu_law_encode
@@ -16,6 +16,7 @@ __all__ = [
     "DiagonalPixelRNN",
     "GatedPixelCNN",
     "Gaussian",
+    "LogisticMixture",
     "Output",
     "PixelCNN",
     "RowPixelRNN",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vi_flows.autoregressive.base import Autoregressive
 from vi_flows.autoregressive.made import MADE
-from vi_flows.autoregressive.outputs import Bernoulli, Categorical, Output
+from vi_flows.autoregressive.outputs import Bernoulli, Categorical, LogisticMixture, Output
 from vi_flows.autoregressive.pixel_cnn import GatedPixelCNN, PixelCNN
 from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, RowPixelRNN
 from vi_flows.settings import NonNegative, NonNegativeFloat, Positive, check_settings
@@ -28,6 +28,7 @@ PIXEL_MODELS: dict[str, Callable[..., Autoregressive]] = {
 OUTPUTS: dict[str, Callable[[int], Output]] = {
     "bernoulli": lambda _: Bernoulli(),
     "categorical": Categorical,
+    "logistic_mixture": LogisticMixture,
 }
 """Families of the conditionals by name, from the number of values that a pixel can take."""
 
@@ -38,8 +39,9 @@ class PixelConfig:
 
     model: Literal["made", "pixel_cnn", "gated_pixel_cnn", "diagonal_bilstm", "row_lstm"] = "gated_pixel_cnn"
     """The model; diagonal_bilstm and row_lstm are the two PixelRNNs."""
-    output: Literal["bernoulli", "categorical"] = "bernoulli"
-    """bernoulli: binary pixels, in nats; categorical: a softmax over grey values."""
+    output: Literal["bernoulli", "categorical", "logistic_mixture"] = "bernoulli"
+    """bernoulli: binary pixels, in nats; categorical: a softmax over grey values; logistic_mixture: five
+    logistic distributions cut into the grey values' bins."""
     hidden_dims: tuple[Positive, ...] | None = None
     """Widths of the hidden layers of made."""
     activation: Literal["relu", "tanh", "elu", "softplus", "silu", "gelu"] | None = None

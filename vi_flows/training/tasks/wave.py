@@ -14,7 +14,8 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from vi_flows.autoregressive import Categorical, WaveNet, mu_law_decode, mu_law_encode
+from vi_flows.autoregressive import WaveNet, mu_law_decode, mu_law_encode
+from vi_flows.autoregressive.config import OUTPUTS
 from vi_flows.data.speech import NUM_DIGITS, SpeechData, load_speech
 from vi_flows.evaluation.ngram import NGram
 from vi_flows.settings import Positive, PositiveFloat, check_settings
@@ -43,6 +44,8 @@ class WaveConfig:
     """Stacks; each starts anew at dilation 1."""
     kernel_size: Positive = 2
     """Of the convolutions in time."""
+    output: Literal["categorical", "logistic_mixture"] = "categorical"
+    """categorical: a softmax over the levels; logistic_mixture: five logistic distributions, cut into their bins."""
     digit: bool = True
     """Whether the model is told which digit is spoken."""
 
@@ -71,8 +74,11 @@ class WaveTrainConfig(TrainConfig):
     def name(self) -> str:
         """Such as ``wavenet-w32-s64-l10``."""
         wave = self.wave
-        name = f"wavenet-w{wave.width}-s{wave.skip_width}-l{wave.num_layers}"
-        return name + (f"x{wave.num_stacks}" if wave.num_stacks > 1 else "") + ("" if wave.digit else "-nodigit")
+        parts = [f"wavenet-w{wave.width}-s{wave.skip_width}-l{wave.num_layers}"]
+        parts[0] += f"x{wave.num_stacks}" if wave.num_stacks > 1 else ""
+        parts += [] if wave.output == "categorical" else [wave.output]
+        parts += [] if wave.digit else ["nodigit"]
+        return "-".join(parts)
 
     @property
     def model_settings(self) -> WaveConfig:
@@ -110,7 +116,7 @@ class WaveTask:
         context_dim = NUM_DIGITS if wave.digit else 0
         self.module = WaveNet(
             data.max_steps,
-            Categorical(NUM_LEVELS),
+            OUTPUTS[wave.output](NUM_LEVELS),
             wave.width,
             wave.skip_width,
             dilations,
