@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,8 @@ class ZeroConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class ConvConditioner(nn.Sequential):
@@ -92,7 +93,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, norm: str = "none") -> None:
         super().__init__()
-        norms = {
+        norms: dict[str, Callable[[], nn.Module]] = {
             "none": nn.Identity,
             "batch": lambda: nn.BatchNorm2d(width),
             "group": lambda: nn.GroupNorm(math.gcd(8, width), width),

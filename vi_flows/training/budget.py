@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vi_flows.training.loop import Trainer, TrainingInterrupted, _deferred_signals
+from vi_flows.training.loop import Trainer, TrainingInterrupted, deferred_signals
 from vi_flows.training.run import Run
 
 __all__ = ["BudgetTrainer"]
@@ -59,7 +59,7 @@ class BudgetTrainer(Trainer):
         begun, before = time.monotonic(), self.state["seconds"]
         until = self.total_steps if until is None else min(until, self.total_steps)
         last = self.state["cpu_seconds"]
-        with _deferred_signals() as stop:
+        with deferred_signals() as stop:
             self.module.train()
             while not self.state["finished"]:
                 for batch in self.batches():

@@ -27,7 +27,7 @@ from vi_flows.training.checkpoint import (
 )
 from vi_flows.training.run import Run
 
-__all__ = ["Trainer", "TrainingDivergedError", "TrainingInterrupted"]
+__all__ = ["Trainer", "TrainingDivergedError", "TrainingInterrupted", "deferred_signals"]
 
 EPOCH_CHECKPOINT_SECONDS = 2.0  # a checkpoint at the end of an epoch is left out while the last one is younger
 PREFIXES = ("model.", "ema.", "optimizer.")
@@ -198,7 +198,7 @@ class Trainer:
             initial=self.state["step"] * self.config.batch_size,
             unit="img", unit_scale=True, disable=not self.progress, smoothing=0.05,
         )  # fmt: skip
-        with bar, _deferred_signals() as stop:
+        with bar, deferred_signals() as stop:
             self.module.train()
             while self.state["step"] < until:
                 for batch in self.batches():
@@ -390,7 +390,7 @@ def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
+def deferred_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of stopping in the middle of a step; a second one stops at once."""
     received: list[int] = []
 

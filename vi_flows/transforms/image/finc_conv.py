@@ -38,10 +38,10 @@ class FourCornerConv2d(ImageBijection):
         """Four padded convolutions."""
         self._check_image(x)
         done = [part.forward_and_ladj(group) for part, group in zip(self.parts, x.chunk(4, -3), strict=True)]
-        return torch.cat([y for y, _ in done], -3), sum(ladj for _, ladj in done)
+        return torch.cat([y for y, _ in done], -3), torch.stack([ladj for _, ladj in done]).sum(0)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Four exact inverses by rows."""
         self._check_image(y)
         done = [part.inverse_and_ladj(group) for part, group in zip(self.parts, y.chunk(4, -3), strict=True)]
-        return torch.cat([x for x, _ in done], -3), sum(ladj for _, ladj in done)
+        return torch.cat([x for x, _ in done], -3), torch.stack([ladj for _, ladj in done]).sum(0)
