@@ -51,14 +51,14 @@ SMALL_FLOWS: dict[str, VectorFlow] = {
     "conv_flow": ConvFlow(2, kernel_size=2, dilations=(1, 2), activation="tanh"),
     "planar": Planar(3),
     "radial": Radial(3),
-    "sylvester": Sylvester(2, rank=3, num_reflections=3),
-    "sylvester_householder": Sylvester(2, rank=4, num_reflections=2),
-    "iaf": IAF(2, (6,)),
-    "maf": MAF(2, (6,)),
-    "spline": Spline(2, (6,), num_bins=4),
-    "nice": NICE(3, (6,)),
-    "real_nvp": RealNVP(3, (6,)),
-    "nsf": NSF(3, (6,), num_bins=4),
+    "sylvester": Sylvester(2, rank=2, num_reflections=2),
+    "sylvester_householder": Sylvester(1, rank=4, num_reflections=2),
+    "iaf": IAF(2, (4,)),
+    "maf": MAF(2, (4,)),
+    "spline": Spline(1, (3,), num_bins=2),
+    "nice": NICE(2, (4,)),
+    "real_nvp": RealNVP(2, (4,)),
+    "nsf": NSF(2, (3,), num_bins=3),
 }
 """Every flow of the registry, at settings that are quick to check."""
 
