@@ -41,7 +41,7 @@ class Options:
     num_groups: int = 500
     """Rows of data."""
     num_steps: int = 8000
-    """Optimiser steps."""
+    """Optimizer steps."""
     learning_rate: float = 0.003
     """Adam's, falling to a hundredth."""
     num_draws: int = 1000

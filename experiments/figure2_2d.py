@@ -49,7 +49,7 @@ class Options:
     all_targets: bool = False
     """Every other target in place of figure 2."""
     num_steps: int = 4000
-    """Optimiser steps of each flow."""
+    """Optimizer steps of each flow."""
     batch_size: int = 512
     """Draws a step."""
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.06)

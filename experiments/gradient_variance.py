@@ -90,7 +90,7 @@ def main(options: Options) -> None:
     for name in ESTIMATORS:
         axis.semilogy([r["step"] for r in rows], [r[name]["variance"] for r in rows], "o-", label=name)
     axis.set(
-        xlabel="optimiser steps",
+        xlabel="optimizer steps",
         ylabel="gradient variance, summed",
         title=f"AutoConvFlow on kidscore, {options.num_particles} draws",
     )

@@ -4,7 +4,7 @@
     python experiments/image_rows.py table
     python experiments/image_rows.py samples mnist --budget probe
 
-A budget fixes the size of the networks, the number of epochs and the optimiser for all rows of a data set; widths are
+A budget fixes the size of the networks, the number of epochs and the optimizer for all rows of a data set; widths are
 chosen so that the numbers of parameters are close (but for NICE, whose fully connected networks have no small form).
 ``probe`` takes minutes a row on one core and only shows that the rows train; ``short`` takes about ten minutes a row;
 ``small`` takes hours; ``paper`` has the papers' sizes and is meant for a GPU.

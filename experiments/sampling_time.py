@@ -4,7 +4,7 @@
 
 The counterpart of table 4 of Nagar et al., who timed Glow on a GPU and the others on one core, with a sequential
 inverse. All models are timed in turn, round by round, by process CPU time at one thread; the ratio is the median over
-rounds. Weights are random (the time does not depend on them), with actnorms initialised from random images.
+rounds. Weights are random (the time does not depend on them), with actnorms initialized from random images.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 def quiet_unless_observed() -> Iterator[None]:
     """Within, :func:`register_module` does nothing, unless a handler outside could see parameters.
 
-    ``SVI`` collects a program's parameters by a handler around the objective. Where there is none (a PyTorch optimiser
+    ``SVI`` collects a program's parameters by a handler around the objective. Where there is none (a PyTorch optimizer
     has the parameters already), telling Pyro of every parameter at every step would cost several per cent of it.
     """
     token = _quiet.set(not am_i_wrapped())

@@ -62,7 +62,7 @@ class Budget:
     """What every guide gets alike."""
 
     num_steps: int = 2000
-    """Optimiser steps at most; the one stopping rule of ``fit`` may end earlier."""
+    """Optimizer steps at most; the one stopping rule of ``fit`` may end earlier."""
     num_particles: int = 16
     """Draws a step."""
     num_draws: int = 40_000

@@ -58,8 +58,8 @@ def stock(make: Callable[..., Any], program: Program, args: tuple, settings: Set
     """A guide of Pyro's in Pyro's own loop."""
     began = time.process_time()
     guide = make(program.model)
-    optimiser = pyro.optim.Adam({"lr": settings.svi_learning_rate})
-    svi = SVI(program.model, guide, optimiser, Trace_ELBO())
+    optimizer = pyro.optim.Adam({"lr": settings.svi_learning_rate})
+    svi = SVI(program.model, guide, optimizer, Trace_ELBO())
     for _ in range(settings.svi_steps):
         svi.step(*args)
     done = time.process_time()

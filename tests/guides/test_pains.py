@@ -74,7 +74,7 @@ def test_3_external_points_are_scored():
     torch.testing.assert_close(ours.get_posterior().log_prob(values["x"]), log_prob)
 
 
-def test_4_no_stale_answer_after_an_optimiser_step():
+def test_4_no_stale_answer_after_an_optimizer_step():
     def score_twice(guide, x):
         before = guide.get_posterior().log_prob(x)
         with torch.no_grad():
@@ -123,10 +123,10 @@ def test_5_parameters_exist_right_after_construction():
     assert not list(lazy.parameters())
     with pytest.raises(RuntimeError, match="prototype_args"):
         lazy.get_posterior()
-    optimiser = torch.optim.Adam(ours.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(ours.parameters(), lr=0.01)
     before = ours.get_posterior().log_prob(torch.zeros(3)).item()
     Trace_ELBO(num_particles=4).differentiable_loss(correlated, ours).backward()
-    optimiser.step()
+    optimizer.step()
     assert ours.get_posterior().log_prob(torch.zeros(3)).item() != before
 
 

@@ -207,7 +207,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients():
         torch.testing.assert_close(plain, saved)
 
 
-def test_initialisation_normalises_every_act_norm():
+def test_initialization_normalises_every_act_norm():
     density = ImageDensity(small_flow("glow"), (1, 8, 8)).eval()
     x = images(64, 1, 8, 8)
     density.initialize(x)

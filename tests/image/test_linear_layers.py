@@ -197,7 +197,7 @@ def test_squeeze_and_permutation_move_pixels_where_they_say():
     assert torch.equal(ChannelPermutation([1, 0])(x), x.flip(0))
 
 
-def test_act_norm_initialises_once_from_data():
+def test_act_norm_initializes_once_from_data():
     layer = ActNorm(3)
     x = 3 + 2 * torch.randn(4, 16, 3, 5, 5)
     layer.eval()

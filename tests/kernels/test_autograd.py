@@ -141,15 +141,15 @@ def test_same_losses_as_the_reference_over_a_training(engine):
     for name in (engine, "reference"):
         torch.manual_seed(0)
         flow = conv_flow(6, 2)
-        optimiser = torch.optim.Adam(flow.parameters(), lr=1e-2)
+        optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
         losses = []
         with use_engine(name):
             for _ in range(100):
                 y, ladj = flow.forward_and_ladj(torch.randn(64, 6))
                 loss = ((y - 1).square().sum(-1) - ladj).mean()
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 losses.append(loss.detach())
         curves.append(torch.stack(losses))
     assert curves[0][-1] < curves[0][0] - 1

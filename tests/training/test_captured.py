@@ -44,14 +44,14 @@ def test_a_step_reads_nothing_back(kind):
     config, bound, particles = KINDS[kind]
     vae = build_vae(config, 12)
     x = torch.bernoulli(torch.rand(7, 12))
-    optimiser = torch.optim.Adam(vae.parameters(), lr=torch.tensor(1e-3), fused=True, capturable=True)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=torch.tensor(1e-3), fused=True, capturable=True)
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with NothingRead():
             loss = -bound(vae.log_weight_terms(x, particles)).mean()
             loss.backward()
             torch.nn.utils.get_total_norm([p.grad for p in vae.parameters()])
-        optimiser.step()  # on the CPU the update itself reads its step counter
+        optimizer.step()  # on the CPU the update itself reads its step counter
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NothingRead():
         loss.item()
 

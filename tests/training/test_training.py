@@ -61,7 +61,7 @@ def test_training_improves_and_logs(finished):
 
 @pytest.mark.parametrize("stop_after", [0, 3, 7, 9])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(finished, tmp_path, stop_after):
-    """Weights, average, optimiser, best weights and metrics: all as if nothing had happened."""
+    """Weights, average, optimizer, best weights and metrics: all as if nothing had happened."""
     part = trainer_of(tmp_path / "run")
     steps = 0
 

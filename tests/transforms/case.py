@@ -36,7 +36,7 @@ class Case:
 
 
 def randomise(bijection: Bijection, scale: float) -> Bijection:
-    """Give every parameter a random value: a layer at its identity initialisation tests nothing."""
+    """Give every parameter a random value: a layer at its identity initialization tests nothing."""
     with torch.no_grad():
         for parameter in bijection.parameters():
             parameter.copy_(scale * torch.randn_like(parameter))

@@ -52,13 +52,13 @@ def test_fitting_the_same_full_batch_twice(make):
     torch.manual_seed(1)
     flow = randomise(make(), 0.3)
     data = torch.randn(50, 3)
-    optimiser = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
     losses = []
     for _ in range(20):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = -flow_distribution(flow, 3).log_prob(data).mean()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[0] > losses[-1]
     # and twice without a step in between
@@ -231,7 +231,7 @@ def test_parameter_counts_of_the_paper():
     assert conv_flow(50).spec.kernel_size == 5
 
 
-def test_identity_at_initialisation():
+def test_identity_at_initialization():
     x = torch.randn(5, 6)
     assert torch.equal(conv_flow(6, 2).forward_and_ladj(x)[0], x)  # two Reverts cancel
     assert torch.equal(conv_flow(6, 1).forward_and_ladj(x)[0], x.flip(-1))

@@ -44,7 +44,7 @@ def build_sampler(name: str, shape: SamplerShape, seed: int = 0) -> ImageDensity
     Args:
         name: which one.
         shape: its size.
-        seed: of the weights and of the images that initialise the actnorms.
+        seed: of the weights and of the images that initialize the actnorms.
     """
     torch.manual_seed(seed)
     settings = replace(SAMPLERS[name], num_levels=shape.num_levels, num_steps=shape.num_steps, width=shape.width)

@@ -42,15 +42,15 @@ def make_vae(posterior: str) -> VAE:
     return build_vae(POSTERIORS[posterior], PIXELS)
 
 
-def optimise(module: nn.Module, loss: Callable[[], Tensor]) -> Step:
+def optimize(module: nn.Module, loss: Callable[[], Tensor]) -> Step:
     """A training step with fused Adam."""
-    optimiser = torch.optim.Adam(module.parameters(), lr=5e-4, fused=True)
+    optimizer = torch.optim.Adam(module.parameters(), lr=5e-4, fused=True)
 
     def step() -> Tensor:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         value = loss()
         value.backward()
-        optimiser.step()
+        optimizer.step()
         return value
 
     return step
@@ -59,7 +59,7 @@ def optimise(module: nn.Module, loss: Callable[[], Tensor]) -> Step:
 def direct_step(vae: VAE, num_particles: int = 1, batch: int = BATCH) -> Step:
     """The step that `vi-flows train` takes."""
     x, bound = images(batch), elbo_bound if num_particles == 1 else iwae_bound
-    return optimise(vae, lambda: -bound(vae.log_weight_terms(x, num_particles)).mean())
+    return optimize(vae, lambda: -bound(vae.log_weight_terms(x, num_particles)).mean())
 
 
 def pyro_step(vae: VAE, batch: int = BATCH) -> Step:
@@ -70,7 +70,7 @@ def pyro_step(vae: VAE, batch: int = BATCH) -> Step:
         with pyro.validation_enabled(False):
             return elbo.differentiable_loss(vae.model, vae.guide, x) / batch
 
-    return optimise(vae, loss)
+    return optimize(vae, loss)
 
 
 class BareVAE(nn.Module):
@@ -100,7 +100,7 @@ def bare_step(batch: int = BATCH) -> Step:
     """A training step in bare PyTorch."""
     torch.manual_seed(0)
     module, x = BareVAE(), images(batch)
-    return optimise(module, lambda: module(x))
+    return optimize(module, lambda: module(x))
 
 
 def flow_over_plain_step(num_particles: int, rounds: int, flow: str = "global") -> tuple[Measurement, str]:

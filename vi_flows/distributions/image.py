@@ -143,7 +143,7 @@ class ImageDensity(nn.Module):
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
-        """One pass in training mode over a batch: the data-dependent initialisation of every actnorm.
+        """One pass in training mode over a batch: the data-dependent initialization of every actnorm.
 
         Args:
             images: a batch of training images, some hundred of them.

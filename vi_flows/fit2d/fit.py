@@ -36,7 +36,7 @@ class Fit2DResult:
         objective: mean loss of the last tenth of the steps: an estimate of ``KL − log Z``.
         log_z: ``log Z`` of the target by quadrature.
         num_parameters: of the flow.
-        num_steps: optimiser steps.
+        num_steps: optimizer steps.
         seconds: wall time of the training.
         losses: every hundredth loss (at β = 1, ``KL − log Z`` plus noise).
     """
@@ -74,7 +74,7 @@ def train_flow_2d(
     Args:
         target: what to fit.
         flow: from N(0, I₂); trained in place.
-        num_steps: optimiser steps.
+        num_steps: optimizer steps.
         batch_size: draws a step.
         learning_rate: at the start.
         anneal_steps: steps until β = 1; default a third of ``num_steps``.
@@ -96,9 +96,9 @@ def train_flow_2d(
     losses = torch.zeros(num_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        optimiser = torch.optim.Adam(flow.parameters(), lr=learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps)
-        take_step = OptimizerStep(optimiser, _stop, max_norm=10.0)
+        optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+        take_step = OptimizerStep(optimizer, _stop, max_norm=10.0)
         for step in range(num_steps):
             beta = min(1.0, start_beta + (1 - start_beta) * step / anneal)
             noise = base.sample((batch_size,))
@@ -137,7 +137,7 @@ def fit_flow_2d(
     Args:
         target: what to fit.
         flow: from N(0, I₂); trained in place.
-        num_steps: optimiser steps.
+        num_steps: optimizer steps.
         num_samples: draws of the final estimate.
         training: the other options of :func:`train_flow_2d`.
 
@@ -246,7 +246,7 @@ class Fit2D:
     """ConvFlow's activation. leaky_relu has the paper's slope 0.01, but its log-determinant jumps, so that the
     reparameterised gradient misses a term and the fit can diverge."""
     num_steps: int = 6000
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: int = 512
     """Draws a step."""
     learning_rates: tuple[float, ...] = (0.02,)

@@ -84,7 +84,7 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's per-parameter tensors, named ``index.key``."""
+    """The optimizer's per-parameter tensors, named ``index.key``."""
     return {
         f"{index}.{key}": torch.as_tensor(value)
         for index, entry in optimizer.state_dict()["state"].items()

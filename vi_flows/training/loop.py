@@ -102,7 +102,7 @@ class Trainer:
     def start(self) -> None:
         """Draw the initial state of a new run."""
         torch.manual_seed(self.config.seed)
-        self.task.initialise()
+        self.task.initialize()
         self.run.load_start(self.task)
         if self.config.ema_decay is not None:
             self.ema = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
@@ -155,7 +155,7 @@ class Trainer:
             raise CheckpointError(f"the checkpoint {path} holds {bad} that is NaN or infinite")
 
     def save(self) -> None:
-        """Write the checkpoint: weights, average, optimiser, generators and bookkeeping in one file.
+        """Write the checkpoint: weights, average, optimizer, generators and bookkeeping in one file.
 
         Raises:
             TrainingDivergedError: a weight is NaN or infinite; the checkpoint of before stays.

@@ -23,7 +23,7 @@ __all__ = ["StackedTrainer", "is_finished", "stacks_of"]
 
 
 class StackedTrainer(Trainer):
-    """Trains the VAEs of several runs at once: one forward and backward pass, one optimiser step for all.
+    """Trains the VAEs of several runs at once: one forward and backward pass, one optimizer step for all.
 
     Each run keeps its own folder, seed, data order, random stream, checkpoint, metrics and weights, and takes the same
     steps as if it were trained alone, up to rounding: each of them can be resumed, evaluated and sampled by itself.
@@ -60,7 +60,7 @@ class StackedTrainer(Trainer):
         self.generators: list[torch.Generator] = []
 
     def _stack(self) -> None:
-        """Share the members' weights and optimisers, once they are where they start from."""
+        """Share the members' weights and optimizers, once they are where they start from."""
         self.task = copy.copy(self.members[0].task)
         self.module = self.task.module = stack_modules([member.module for member in self.members])
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
@@ -77,7 +77,7 @@ class StackedTrainer(Trainer):
         self._share_optimizer()
 
     def _share_optimizer(self) -> None:
-        """Show the members their parts of the optimiser's state, for their checkpoints."""
+        """Show the members their parts of the optimizer's state, for their checkpoints."""
         for n, parameter in enumerate(self.parameters):
             for m, member in enumerate(self.members):
                 member.optimizer.state[member.parameters[n]] = {

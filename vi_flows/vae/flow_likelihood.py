@@ -87,7 +87,7 @@ class FlowLikelihoodVAE(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Data-dependent initialisation of the flow's actnorms, from a batch of images."""
+        """Data-dependent initialization of the flow's actnorms, from a batch of images."""
         self.density.initialize(x)
 
     @torch.no_grad()

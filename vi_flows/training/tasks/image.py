@@ -60,8 +60,8 @@ class ImageFlowTask:
         self.train_rows = self.splits.train
         self.module = build_image_density(config.image, data.shape, data.levels).to(self.device)
 
-    def initialise(self) -> None:
-        """Data-dependent initialisation of the actnorms, from 256 training images."""
+    def initialize(self) -> None:
+        """Data-dependent initialization of the actnorms, from 256 training images."""
         chosen = torch.randperm(len(self.train_rows))[:256]
         self.module.initialize(self.data.images(self.train_rows[chosen]).to(self.device))
 

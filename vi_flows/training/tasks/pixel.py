@@ -80,7 +80,7 @@ class PixelTask:
             # The layout that tensor cores read without a transposition.
             self.module.to(memory_format=torch.channels_last)
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Nothing: no part of the initial weights depends on the data."""
 
     def _fixed(self, pixels: Tensor) -> Tensor:

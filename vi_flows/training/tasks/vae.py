@@ -46,8 +46,8 @@ class Task(Protocol):
     def module(self) -> nn.Module:
         """What is trained, saved and loaded."""
 
-    def initialise(self) -> None:
-        """Data-dependent initialisation, once, before the first step."""
+    def initialize(self) -> None:
+        """Data-dependent initialization, once, before the first step."""
 
     def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
         """Loss of a minibatch of ``train_rows``, from ``num_particles`` draws a row where the task draws."""
@@ -208,7 +208,7 @@ class VAETask:
         if self.objective.path:
             self.module.guide.check_path_gradient()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Set the decoder's output bias from the mean training image."""
         if self.config.output_bias:
             self.module.model.set_output_bias(self.data.means(self.train_rows).mean(0).to(self.device))

@@ -129,7 +129,7 @@ class WaveTask:
         """Whether training steps and validations take their products in bfloat16."""
         return self.config.precision == "bf16"
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Nothing: no part of the initial weights depends on the data."""
 
     def _context(self, digits: Tensor) -> Tensor:

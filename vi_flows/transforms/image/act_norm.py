@@ -1,4 +1,4 @@
-"""Per-channel affine maps: actnorm with data-dependent initialisation, batch norm as a bijection, diagonal scaling."""
+"""Per-channel affine maps: actnorm with data-dependent initialization, batch norm as a bijection, diagonal scaling."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ActNorm(ImageBijection):
 
     Args:
         channels: ``C``.
-        data_init: whether the first training pass initialises from its batch; else the layer starts at the identity.
+        data_init: whether the first training pass initializes from its batch; else the layer starts at the identity.
 
     Raises:
         ValueError: ``channels`` is less than 1; on use, the image has another number of channels.
@@ -58,7 +58,7 @@ class ActNorm(ImageBijection):
         self._waiting = False
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(x + b) eˢ``; the first pass in training mode over a batch that is not empty initialises the parameters."""
+        """``(x + b) eˢ``; the first pass in training mode over a batch that is not empty initializes the parameters."""
         self._check_image(x)
         if self._waiting and self.training and x.numel() > 0:
             self._initialize(x)

@@ -21,7 +21,7 @@ class Affine(Bijection):
       ``log|det| = Σ log s + log det(I + UᵀU)`` (matrix determinant lemma), the inverse is Woodbury's.
     * ``diagonal``: ``M = I``.
 
-    The scale is learned through its logarithm, so that an optimiser with steps of a fixed size reaches scales of any
+    The scale is learned through its logarithm, so that an optimizer with steps of a fixed size reaches scales of any
     magnitude in few of them.
 
     Args:
@@ -29,7 +29,7 @@ class Affine(Bijection):
         init_scale: the initial scale of every dimension.
         kind: see above.
         rank: of ``U``; default: ``√d``, rounded.
-        gain: ``lower``, the parameters of a full ``M``, holds its entries divided by ``gain``, so that optimisers with
+        gain: ``lower``, the parameters of a full ``M``, holds its entries divided by ``gain``, so that optimizers with
             steps of a fixed size take smaller ones in ``M`` where it is below 1.
 
     Raises:

@@ -24,7 +24,7 @@ class TriangularScale(Bijection):
     Args:
         input_dim: ``d``.
         bound: ``c``, so that scales lie within ``e^{±c}``.
-        gain: the parameters hold ``W / gain``, so that optimisers with steps of a fixed size take smaller ones in ``W``
+        gain: the parameters hold ``W / gain``, so that optimizers with steps of a fixed size take smaller ones in ``W``
             where it is below 1.
 
     Raises:
