@@ -109,9 +109,7 @@ def main(options: Options) -> None:
         provenance=made,
     ).write(options.out, overwrite=True)
     for row in rows:
-        print(
-            f"{row['model']:16s} {row['draw_seconds']:8.3f} s a draw of {row['events']}, naive {row['ratio']} times that"
-        )
+        print(f"{row['model']:16s} {row['draw_seconds']:8.3f} s a draw of {row['events']}, naive {row['ratio']} ×")
     print(options.out)
 
 
