@@ -175,3 +175,33 @@ def test_a_toy_flow_is_a_file_and_an_entry(tmp_path):
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / "run").glob("results/*.json")
     assert json.loads(record.read_text())["label"] == "VAE + toy (3), amortized"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_cuda_graph_replays_the_eager_gradients(name):
+    flow = FLOWS[name]().build(8, 5).cuda()
+    randomise(flow, 0.05)
+    x, context = torch.randn(3, 16, 8, device="cuda"), torch.randn(16, 5, device="cuda")
+
+    def gradients():
+        flow.zero_grad(set_to_none=True)
+        y, ladj = flow.condition(context).forward_and_ladj(x)
+        (y.square().sum() - ladj.sum()).backward()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            gradients()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gradients()
+    static = [parameter.grad for parameter in flow.parameters()]
+    x.normal_()
+    graph.replay()
+    replayed = [gradient.clone() for gradient in static]
+    gradients()
+    for mine, parameter in zip(replayed, flow.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-4)
