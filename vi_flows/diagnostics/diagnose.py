@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
 from vi_flows.diagnostics.measures import active_units, invertibility_margin
 from vi_flows.evaluation.psis import PSIS, psis
 from vi_flows.guides.auto_flow import AutoFlow
@@ -22,6 +23,8 @@ __all__ = ["Diagnosis", "diagnose"]
 
 K_FINITE_VARIANCE = 0.5
 K_USABLE = 0.7
+MISSED_SHARE = 0.01
+"""A mode that no draw reached is reported from this share of the mass on."""
 ROW_SHARE = 0.05
 """At most this share of data points may exceed a threshold."""
 
@@ -50,6 +53,7 @@ class Diagnosis:
         log_weights: the raw log-weights ``(S,)`` of the joint.
         weights: normalised smoothed weights ``(S,)`` of ``draws``.
         draws: the draws by site, where they are of global latents.
+        elsewhere: what was found where no draw had come: ``nothing``, a mode in words, or ``not looked``.
     """
 
     verdict: str
@@ -70,6 +74,7 @@ class Diagnosis:
     log_weights: Tensor = field(repr=False)
     weights: Tensor = field(repr=False)
     draws: dict[str, Tensor] | None = field(repr=False)
+    elsewhere: str
 
     def __str__(self) -> str:
         lines = [
@@ -96,7 +101,13 @@ class Diagnosis:
             lines.append(f"              sd of the draws / weighted sd: {ratios.min():.2f}…{ratios.max():.2f}")
         if self.invertibility_margin is not None:
             lines.append(f"margin        smallest slope of a ConvFlow layer {self.invertibility_margin:.1e}")
-        lines.append("              (a mode that no draw reached can't be seen from here)")
+        lines.append(
+            "elsewhere     "
+            + {
+                "nothing": "paths from far outside found no other mode",
+                "not looked": "a mode that no draw reached can't be seen from here",
+            }.get(self.elsewhere, self.elsewhere)
+        )
         return "\n".join(lines)
 
     def weighted_mean(self, fn: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
@@ -150,6 +161,7 @@ def diagnose(
     guide: Callable,
     *args: Any,
     num_samples: int = 4000,
+    num_paths: int = 40,
     seed: int | None = 0,
     model_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
@@ -161,6 +173,8 @@ def diagnose(
         guide: its guide; parameters are left as they are.
         args: the arguments of both; the whole data, not a minibatch.
         num_samples: draws ``S``.
+        num_paths: paths that look for mass which no draw reached
+            (:func:`~vi_flows.diagnostics.elsewhere.missed_mass`; guides of global latents, up to 200 dimensions).
         seed: of the draws; the global generators are left as they were.
         model_kwargs: keyword arguments of both whose names this function has, too (``{"seed": 3}``).
         kwargs: other keyword arguments of both.
@@ -174,7 +188,8 @@ def diagnose(
     kwargs = {**kwargs, **(model_kwargs or {})}
     with preserved_generators(seed), torch.no_grad(), poutine.block():
         if isinstance(guide, AutoFlow):
-            log_w, draws = _flow_weights(model, guide, args, kwargs, num_samples)
+            log_w, latents = _flow_weights(model, guide, args, kwargs, num_samples)
+            draws = guide.constrain(latents)[0]
             rows, means = None, None
         else:
             check_program(model, guide, args, kwargs)
@@ -188,6 +203,13 @@ def diagnose(
     weights = joint_psis.log_weights.exp()
     shift, sd_ratio = (None, None) if draws is None else _moments(draws, weights)
     verdict, reason = _judge(joint_psis, row_psis, shift, sd_ratio, num_samples)
+    elsewhere = "not looked"
+    if isinstance(guide, AutoFlow) and verdict != "don't trust" and num_paths > 0:
+        with preserved_generators(seed), poutine.block():
+            evidence = float(joint_psis.log_mean_weight)
+            elsewhere = _elsewhere(model, guide, args, kwargs, latents, evidence, num_paths)
+        if elsewhere not in ("nothing", "not looked"):
+            verdict, reason = "don't trust", elsewhere
     # Where rows factorise, their evidences add, each from its own weights.
     evidence = joint_psis.log_mean_weight if row_psis is None else row_psis.log_mean_weight.sum()
     finite = joint[joint.isfinite()]
@@ -211,12 +233,13 @@ def diagnose(
         log_weights=joint,
         weights=weights,
         draws=draws,
+        elsewhere=elsewhere,
     )
 
 
 def _flow_weights(
     model: Callable, guide: AutoFlow, args: tuple, kwargs: dict[str, Any], num_samples: int
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Tensor]:
     check_model(model, guide, args, kwargs)
     log_density = guide.log_density_of(model, *args, **kwargs)
     log_w, latents = [], []
@@ -225,7 +248,45 @@ def _flow_weights(
         x, ladj = guide.get_transform().forward_and_ladj(noise)
         log_w.append(log_density(x) - guide.get_base_dist().log_prob(noise) + ladj)
         latents.append(x)
-    return torch.cat(log_w), guide.constrain(torch.cat(latents))[0]
+    return torch.cat(log_w), torch.cat(latents)
+
+
+def _elsewhere(
+    model: Callable,
+    guide: AutoFlow,
+    args: tuple,
+    kwargs: dict[str, Any],
+    latents: Tensor,
+    log_evidence: float,
+    num_paths: int,
+) -> str:
+    """A mode of at least one per cent of the mass that no draw reached, in words, ``nothing``, or ``not looked``."""
+    flow, base = guide.get_transform(), guide.get_base_dist()
+    if not flow.has_inverse or guide.latent_dim > MAX_DIM:
+        return "not looked"
+
+    def log_q(x: Tensor) -> Tensor:
+        z, ladj = flow.inverse_and_ladj(x)
+        return base.log_prob(z) + ladj
+
+    log_density = guide.log_density_of(model, *args, **kwargs)
+    missed = missed_mass(log_density, log_q, latents, log_evidence, num_paths)
+    return "nothing" if missed is None or missed.share < MISSED_SHARE else _in_words(missed, guide)
+
+
+def _in_words(missed: Missed, guide: AutoFlow) -> str:
+    values = guide.constrain(missed.latent.to(guide.get_transform()[-1].loc))[0]
+    place = ", ".join(f"{name} = {_short(value)}" for name, value in list(values.items())[:3])
+    return (
+        f"a path from elsewhere found a mode that no draw of the guide reached, {missed.distance:.0f} sd away and with "
+        f"about {missed.share:.0%} of the mass ({place})"
+    )
+
+
+def _short(value: Tensor) -> str:
+    numbers = [f"{number:.3g}" for number in value.flatten()[:3].tolist()]
+    text = ", ".join(numbers) + (", …" if value.numel() > 3 else "")
+    return f"[{text}]" if value.dim() else text
 
 
 def _traced_weights(model: Callable, guide: Callable, args: tuple, kwargs: dict, num_samples: int) -> Tensor:
@@ -295,7 +356,8 @@ def _judge(
         return "use importance weights", f"{where}: means and spreads are right, probabilities far in the tails are not"
     if not k <= K_USABLE:
         return "don't trust", f"{where}: the guide misses mass that no weighting of its draws brings back"
-    if k <= K_FINITE_VARIANCE and share >= 0.5 and good:
+    # Between 0.5 and 0.7 the weights' variance may be infinite, which nearly equal weights show to be far in the tail.
+    if good and (share >= 0.5 if k <= K_FINITE_VARIANCE else share >= 0.9):
         return "ok", f"{where}: the draws can be used as they are"
     return "use importance weights", f"{where}: weight the draws (`weighted_mean`), or improve the guide"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from vi_flows.guides.remaining import remaining_kl
 from vi_flows.guides.start.gaussian_vi import antithetic_normal, exact_hessian, refine_gaussian, value_and_grad
 
-__all__ = ["GaussianStart", "pathfinder"]
+__all__ = ["GaussianStart", "climb", "inverse_curvature", "pathfinder"]
 
 NEAR_KL = 0.3
 """Nats: of a Gaussian with less to gain, no other one is better by more, and looking for it is not worth its time."""
@@ -90,7 +90,7 @@ def pathfinder(
     tops: list[float] = []
     outside: list[GaussianStart] = []
     for start in starts.double().cpu():
-        path = _climb(density, start, max_iterations)
+        path = climb(density, start, max_iterations)
         if not path:
             continue
         x = torch.as_tensor(path[-1][0])
@@ -109,7 +109,7 @@ def pathfinder(
             best = _best(best, *_scores(density, visited[-max_candidates:], few))
         if len(outside) < 2 * max_refined:
             outside.append(GaussianStart(start, 0.01 * torch.eye(dim, dtype=torch.float64), -math.inf))
-            covariance = _inverse_curvature(density, start, 1e-2)
+            covariance = inverse_curvature(density, start, 1e-2)
             if covariance is not None:
                 shrink = covariance.diagonal().rsqrt().clamp(max=1.0)
                 outside.append(GaussianStart(start, covariance * shrink[:, None] * shrink, -math.inf))
@@ -195,7 +195,8 @@ def _best(*candidates: GaussianStart | None) -> GaussianStart | None:
     return max((c for c in candidates if c is not None), key=lambda c: c.elbo, default=None)
 
 
-def _climb(log_density: LogDensity, start: Tensor, max_iterations: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def climb(log_density: LogDensity, start: Tensor, max_iterations: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The points of an L-BFGS path up the log density, with the gradients of its negative; none from a bad start."""
     path: list[tuple[np.ndarray, np.ndarray]] = []
     seen: dict[bytes, np.ndarray] = {}
 
@@ -298,7 +299,7 @@ def _newton(
     halvings = 0.5 ** torch.arange(12, dtype=x.dtype)
     for _ in range(max_iterations):
         grad = value_and_grad(log_density, x[None])[1][0]
-        covariance = _inverse_curvature(log_density, x, 1e-12, visited[-1][1] if visited else None)
+        covariance = inverse_curvature(log_density, x, 1e-12, visited[-1][1] if visited else None)
         if covariance is None or not bool(torch.isfinite(grad).all()):
             break
         visited.append((x, covariance))
@@ -316,12 +317,12 @@ def _newton(
     return visited, value
 
 
-def _inverse_curvature(
+def inverse_curvature(
     log_density: LogDensity, x: Tensor, smallest: float, covariance: Tensor | None = None
 ) -> Tensor | None:
     """``|−H|⁻¹``, by the absolute eigenvalues in coordinates of unit curvature, none of them below ``smallest``."""
     hessian = exact_hessian(log_density, x)
-    if hessian is None:
+    if hessian is None or not bool(torch.isfinite(hessian).all()):
         hessian = _difference_hessian(log_density, x, covariance)
     if not bool(torch.isfinite(hessian).all()):
         return None

@@ -1,0 +1,90 @@
+"""Mass that no draw of a guide reached is found, its share is right, and nothing is found where there is nothing."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from vi_flows.diagnostics import diagnose
+from vi_flows.diagnostics.diagnose import _judge
+from vi_flows.diagnostics.elsewhere import missed_mass
+from vi_flows.evaluation.psis import PSIS
+from vi_flows.guides import AutoConvFlow, fit
+
+
+def normal(loc, scale, dim):
+    return torch.distributions.Independent(torch.distributions.Normal(torch.full((dim,), loc).double(), scale), 1)
+
+
+@pytest.mark.parametrize(
+    ("dim", "weight", "distance", "scale"),
+    [(1, 0.3, 12.0, 1.0), (1, 0.05, 12.0, 0.3), (5, 0.3, 5.0, 2.0), (20, 0.5, 6.0, 1.0)],
+)
+def test_the_share_of_a_mode_is_found(dim, weight, distance, scale):
+    here, there = normal(1.0, 1.0, dim), normal(1.0 + distance, scale, dim)
+    log_z = 3.0  # the density is not normalised
+
+    def log_p(x):
+        parts = here.log_prob(x) + math.log(1 - weight), there.log_prob(x) + math.log(weight)
+        return torch.logaddexp(*parts) + log_z
+
+    draws = here.sample((1000,))
+    missed = missed_mass(log_p, here.log_prob, draws, log_z + math.log(1 - weight))
+    assert missed.share == pytest.approx(weight, abs=0.03)
+    torch.testing.assert_close(missed.latent, there.mean, atol=0.1, rtol=0)
+    assert missed.distance == pytest.approx(distance * dim**0.5, rel=0.1)
+    # Nothing is missed by a guide that holds both, or when there is no other mode.
+    assert missed_mass(log_p, lambda x: log_p(x) - log_z, draws, log_z) is None
+    assert missed_mass(here.log_prob, here.log_prob, draws, 0.0) is None
+
+
+def two_modes():
+    x = pyro.sample("x", dist.Normal(torch.zeros(3), 10.0).to_event(1).mask(False))
+    left = dist.Normal(-6.0, 1.0).log_prob(x).sum(-1) + math.log(0.7)
+    right = dist.Normal(6.0, 1.0).log_prob(x).sum(-1) + math.log(0.3)
+    pyro.factor("target", torch.logaddexp(left, right))
+
+
+def test_two_modes_of_which_one_is_missed_are_not_ok():
+    guide = AutoConvFlow(two_modes, num_blocks=1)
+    fit(two_modes, guide, num_steps=50)
+    reached = float(guide.median()["x"][0].sign())
+    share = 0.3 if reached < 0 else 0.7
+    report = diagnose(two_modes, guide)
+    assert report.verdict == "don't trust"
+    assert f"about {share:.0%} of the mass (x = [{-6 * reached:.0f}" in report.reason
+    blind = diagnose(two_modes, guide, num_paths=0)  # what importance weights alone can say
+    assert blind.verdict == "ok"
+    assert "can't be seen" in str(blind)
+
+
+def skewed():
+    a = pyro.sample("a", dist.Gamma(3.0, 1.0))
+    b = pyro.sample("b", dist.Normal(0.0, a.sqrt()))
+    pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(0.5))
+
+
+def line():
+    x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+    pyro.sample("y", dist.Normal(x, 1e3), obs=torch.tensor(1e4))
+
+
+@pytest.mark.parametrize("model", [skewed, line])
+def test_one_mode_stays_ok(model):
+    guide = AutoConvFlow(model)
+    fit(model, guide, num_steps=400)
+    report = diagnose(model, guide)
+    assert report.verdict == "ok"
+    assert "found no other mode" in str(report)
+
+
+@pytest.mark.parametrize(("k_hat", "ess", "shift", "ratio", "verdict"), [
+    (0.6, 3990.0, 0.01, 1.01, "ok"), (0.6, 3200.0, 0.01, 1.01, "use importance weights"),
+    (0.6, 3990.0, 0.2, 1.01, "use importance weights"), (0.6, 3990.0, 0.01, 1.2, "use importance weights"),
+    (0.3, 2400.0, 0.05, 1.05, "ok"), (0.75, 3990.0, 0.01, 1.01, "use importance weights"),
+    (0.75, 3000.0, 0.01, 1.01, "don't trust")])  # fmt: skip
+def test_nearly_equal_weights_are_ok_up_to_where_smoothing_works(k_hat, ess, shift, ratio, verdict):
+    joint = PSIS(torch.zeros(4000), torch.tensor(k_hat), torch.tensor(ess), torch.tensor(0.0))
+    assert _judge(joint, None, {"x": torch.tensor(shift)}, {"x": torch.tensor(ratio)}, 4000)[0] == verdict

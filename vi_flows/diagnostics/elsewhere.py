@@ -1,0 +1,157 @@
+"""Is there mass that no draw of a guide reached? Paths to the modes from far outside of the guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from vi_flows.guides.start.gaussian_vi import value_and_grad
+from vi_flows.guides.start.pathfinder import climb, inverse_curvature
+
+__all__ = ["MAX_DIM", "Missed", "missed_mass"]
+
+LogDensity = Callable[[Tensor], Tensor]
+
+MISSED_RATIO = 10.0
+"""A place is missed where the posterior's density is this many times the guide's, or more."""
+
+FAR = (3.0, 10.0, 30.0, 100.0)
+"""How many times the guide's own spread the starts have."""
+
+MAX_MODES = 10
+"""How many ends of paths are looked at."""
+
+MAX_DIM = 200
+"""No Hessians beyond: nothing is looked for."""
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A mode that the guide does not reach.
+
+    Attributes:
+        share: of the posterior's mass that lies around it, estimated, out of all that is known.
+        distance: from the guide's mean, in the guide's standard deviations (Mahalanobis).
+        latent: the mode, unconstrained, shape ``(d,)``.
+    """
+
+    share: float
+    distance: float
+    latent: Tensor
+
+
+def missed_mass(
+    log_density: LogDensity,
+    log_q: LogDensity,
+    x: Tensor,
+    log_evidence: float,
+    num_paths: int = 40,
+    num_draws: int = 500,
+    seed: int = 0,
+) -> Missed | None:
+    r"""Climb to modes from places far outside of the guide, and weigh what lies around those that it misses.
+
+    In coordinates where the guide has mean 0 and covariance ``I``, paths set out from 3, 10, 30 and 100 times standard
+    normal draws and their mirror images, near the origin of the unconstrained space, and from the mirror image of the
+    guide's mean in that origin; they climb side by side, one pass of the model a step. Where one ends with a posterior
+    density above ten times the guide's, a multivariate t (5 degrees of freedom) with the curvature there gives draws
+    whose weights sum to the mass in places of that kind. A unimodal posterior costs the paths alone.
+
+    Args:
+        log_density: the joint density of unconstrained points ``(S, d) → (S,)``.
+        log_q: the guide's, likewise.
+        x: draws of the guide, ``(S, d)``.
+        log_evidence: as the guide's own draws have it.
+        num_paths: paths; rounded up to a multiple of ten.
+        num_draws: of each t.
+        seed: of the starts and the draws.
+
+    Returns:
+        The mode of most mass among those that are missed, or ``None``.
+    """
+    dim = x.shape[-1]
+    if dim > MAX_DIM or num_paths < 1:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    draws = x.double().cpu()
+    centre = draws.mean(0)
+    root, info = torch.linalg.cholesky_ex((draws - centre).T @ (draws - centre) / len(draws))
+    if int(info) != 0:
+        root = torch.diag(draws.std(0).clamp(min=1e-12))
+
+    def whole(fn: LogDensity, u: Tensor) -> Tensor:
+        return fn((centre + u @ root.T).to(x)).double().cpu()
+
+    def excess(u: Tensor) -> Tensor:
+        """``log`` of the posterior's density over the guide's."""
+        with torch.no_grad():
+            return (whole(log_density, u) - log_evidence - whole(log_q, u)).nan_to_num(nan=-torch.inf)
+
+    best: Missed | None = None
+    ends = _ascend(lambda u: whole(log_density, u), _starts(dim, num_paths, centre, root, generator))
+    missed = excess(ends) > torch.tensor(MISSED_RATIO).log()
+    seen: list[Tensor] = []
+    for end in ends[missed]:
+        if any(float((end - other).norm()) < 0.5 for other in seen):
+            continue
+        path = climb(lambda u: whole(log_density, u), end, 200)
+        if not path:
+            continue
+        top = torch.as_tensor(path[-1][0])
+        seen.append(end)
+        if any(float((top - other).norm()) < 0.1 for other in seen[:-1]) or len(seen) > MAX_MODES:
+            continue
+        seen.append(top)
+        covariance = inverse_curvature(lambda u: whole(log_density, u), top, 1e-10)
+        tril, info = torch.linalg.cholesky_ex(covariance) if covariance is not None else (None, 1)
+        if tril is None or int(info) != 0:
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            around = dist.MultivariateStudentT(torch.tensor(5.0).double(), top, tril)
+            u = around.sample((num_draws,))
+        with torch.no_grad():
+            weight = whole(log_density, u) - log_evidence - around.log_prob(u) + _log_det(root)
+        missed = excess(u) > torch.tensor(MISSED_RATIO).log()
+        mass = float(torch.where(missed & weight.isfinite(), weight.exp(), 0.0).mean())
+        share = 1.0 if mass == float("inf") else mass / (1 + mass)
+        if best is None or share > best.share:
+            best = Missed(share, float(top.norm()), centre + root @ top)
+    return best
+
+
+def _starts(dim: int, number: int, centre: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
+    each = (number + 9) // 10
+    noise = torch.randn(4, each, dim, dtype=torch.float64, generator=generator)
+    far = (torch.tensor(FAR, dtype=torch.float64)[:, None, None] * noise).reshape(-1, dim)
+    near = 4 * torch.rand(2 * each, dim, dtype=torch.float64, generator=generator) - 2
+    # Models that don't know a sign have their other mode at the mirror image.
+    places = torch.cat([near, -centre[None]])
+    return torch.cat([far, -far, torch.linalg.solve_triangular(root, (places - centre).T, upper=False).T])
+
+
+def _ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60) -> Tensor:
+    """All paths at once: gradient steps with the lengths of Barzilai and Borwein (1988), halved where they descend."""
+    value, grad = value_and_grad(log_density, u)
+    length = u.norm(dim=-1).clamp(min=1.0) / grad.norm(dim=-1).clamp(min=1e-12) / 10
+    for _ in range(num_steps):
+        if not bool((grad.nan_to_num().norm(dim=-1) > 1e-2).any()):
+            break
+        step = (length[:, None] * grad).nan_to_num(0.0, 0.0, 0.0)
+        tried, slope = value_and_grad(log_density, u + step)
+        good = (tried >= value) & slope.isfinite().all(-1)
+        change = (step * (grad - slope)).sum(-1)
+        longer = torch.where(change > 0, step.square().sum(-1) / change.clamp(min=1e-300), 2 * length)
+        length = torch.where(good, longer, length / 4)
+        u = torch.where(good[:, None], u + step, u)
+        grad = torch.where(good[:, None], slope, grad)
+        value = torch.where(good, tried, value)
+    return u
+
+
+def _log_det(root: Tensor) -> Tensor:
+    return root.diagonal().log().sum()
