@@ -100,17 +100,48 @@ def mirrored():
     pyro.sample("z", dist.TransformedDistribution(dist.HalfNormal(2.5), dist.transforms.AffineTransform(0.0, -1.0)))
 
 
+def mirrored_vector():
+    base = dist.HalfNormal(torch.ones(3)).to_event(1)
+    pyro.sample(
+        "z", dist.TransformedDistribution(base, dist.transforms.AffineTransform(1.0, torch.tensor([-1.0, 2, 3])))
+    )
+
+
+def above_one():
+    pyro.sample("z", dist.TransformedDistribution(dist.Exponential(1.0), dist.transforms.ExpTransform()))
+
+
 def circular():
     pyro.sample("z", dist.VonMises(0.0, 4.0))
 
 
 @pytest.mark.parametrize(("model", "before", "now"), [
-    (rows, (1,), (5,)), (bounded, (10.0,), (2.0,)), (mirrored, (), ()), (circular, (), ())])  # fmt: skip
+    (rows, (1,), (5,)), (bounded, (10.0,), (2.0,)), (mirrored, (), ()),
+    (mirrored_vector, (), ()), (above_one, (), ()), (circular, (), ())])  # fmt: skip
 def test_other_shapes_and_supports_are_refused(model, before, now):
     guide = AutoConvFlow(model, num_blocks=1, prototype_args=before, warm_start=False)
     for call in (fit, diagnose):
         with pytest.raises(ValueError, match="'z'"):
             call(model, guide, *now)
+
+
+def composed():
+    """Composed distributions whose support is the declared one."""
+    pyro.sample("a", dist.TransformedDistribution(dist.Normal(0.0, 1.0), dist.transforms.AffineTransform(1.0, -2.0)))
+    pyro.sample("b", dist.TransformedDistribution(dist.Normal(0.0, 1.0), dist.transforms.ExpTransform()))
+    base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    pyro.sample("c", dist.TransformedDistribution(base, dist.transforms.OrderedTransform()))
+    pyro.sample("d", dist.TransformedDistribution(base, dist.transforms.StickBreakingTransform()))
+    pyro.sample(
+        "e", dist.TransformedDistribution(base, dist.transforms.LowerCholeskyAffine(torch.ones(3), torch.eye(3)))
+    )
+    pyro.sample("f", dist.TransformedDistribution(dist.Uniform(0.0, 1.0), dist.transforms.SigmoidTransform().inv))
+
+
+def test_composed_distributions_are_fitted():
+    guide = AutoConvFlow(composed, num_blocks=1)
+    assert fit(composed, guide, num_steps=1).elbo == pytest.approx(0.0, abs=0.2)
+    assert diagnose(composed, guide).log_evidence == pytest.approx(0.0, abs=0.1)
 
 
 def latent(subsampled=True):
