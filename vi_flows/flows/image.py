@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vi_flows.flows.image_base import ImageFlow, ImageShape, Scale, check_levels, make_coupling
+from vi_flows.flows.image_maf import ImageMAF
 from vi_flows.flows.image_steps import Emerging, FInC, FlowPP, Glow, InvConv3x3, Periodic
 from vi_flows.nn.image import MLPConditioner, ResNetConditioner
 from vi_flows.settings import NonNegative, Positive, PositiveFloat
@@ -167,13 +168,17 @@ class ImageNICE(ImageFlow):
 
 
 IMAGE_FLOWS: dict[str, type[ImageFlow]] = {
-    flow.name: flow for flow in (ImageNICE, ImageRealNVP, Glow, MCONV, InvConv3x3, Emerging, Periodic, FInC, FlowPP)
+    flow.name: flow
+    for flow in (ImageNICE, ImageMAF, ImageRealNVP, Glow, MCONV, InvConv3x3, Emerging, Periodic, FInC, FlowPP)
 }
 """The flows by name; each is a dataclass of settings with ``build(image_shape)``."""
 
 IMAGE_PRESETS: dict[str, ImageFlow] = {
     # Dinh et al. 2014, section 5.1: four couplings, five hidden layers of 1000, logistic base.
     "nice-mnist": ImageNICE(num_couplings=4, hidden_dims=(1000,) * 5, base="logistic"),
+    # Papamakarios et al. 2017, table 3 and appendix D: MNIST.
+    "maf5-mnist": ImageMAF(num_layers=5, scale="exp"),
+    "maf10-mnist": ImageMAF(num_layers=10, scale="exp"),
     # Dinh et al. 2017, section 4.1: CIFAR-10 with eight residual blocks of 64 maps, batch norm.
     "real_nvp-cifar10": ImageRealNVP(num_levels=1, num_couplings=3, num_final=4, width=64, num_blocks=8, norm="batch"),
     # Karami et al., section 5: four stages of eight flows, eight residual blocks of 64 maps.

@@ -1,0 +1,43 @@
+"""Masked autoregressive flows of images, and bijections of another shape."""
+
+import pytest
+import torch
+
+from tests.image.test_density import randomise
+from vi_flows.flows.image_maf import ImageMAF
+from vi_flows.transforms import ImageBatchNorm
+from vi_flows.transforms.image.reshaped import Reshaped
+from vi_flows.transforms.vector.conv_flow import Revert
+
+
+@pytest.mark.parametrize(("num_layers", "reversed_order"), [(1, False), (2, None)])
+def test_a_layer_sees_the_entries_before_and_two_see_all(num_layers, reversed_order):
+    flow = ImageMAF(num_layers=num_layers, hidden_dims=(40,), activation="tanh").build((2, 2, 3)).double()
+    flow = randomise(flow, 0.3).eval()
+    x = torch.randn(2, 2, 3, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda v: flow.inverse_and_ladj(v)[0], x).reshape(12, 12)
+    if reversed_order is None:
+        assert (jacobian.tril(-1) != 0).any()
+        assert (jacobian.triu(1) != 0).any()
+    else:
+        assert (jacobian.triu(1) == 0).all()
+        assert (jacobian.tril()[*torch.tril_indices(12, 12)] != 0).all()
+    ladj = flow.inverse_and_ladj(x)[1]
+    torch.testing.assert_close(ladj, torch.linalg.slogdet(jacobian)[1])
+
+
+def test_batch_norm_has_moments_of_its_own_for_every_entry():
+    norm = Reshaped(ImageBatchNorm(6), (6, 1, 1)).train()
+    x = torch.randn(500, 1, 2, 3) * torch.arange(1.0, 7).reshape(1, 2, 3) + 5
+    y, _ = norm.forward_and_ladj(x)
+    assert y.mean(0).abs().max() < 1e-4
+    assert (y.std(0) - 1).abs().max() < 1e-2
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="1 event dimensions"):
+        Reshaped(Revert(), (2, 3))
+    with pytest.raises(ValueError, match="no shape"):
+        Reshaped(Revert(), (5,)).forward_and_ladj(torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match="mixed precision"):
+        ImageMAF().build((1, 2, 2), conditioner_dtype=torch.bfloat16)
