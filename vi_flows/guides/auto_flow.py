@@ -72,7 +72,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
     scaled and strongly correlated posteriors start well; else at ``init_loc_fn``'s values with ``init_scale``.
 
     Parameters exist right after construction when the model takes no arguments or ``prototype_args`` are given, so
-    optimisers of ``torch.optim``, ``load_state_dict``, ``.double()`` and ``.to(device)`` work; otherwise they appear
+    optimizers of ``torch.optim``, ``load_state_dict``, ``.double()`` and ``.to(device)`` work; otherwise they appear
     at the first call, as in Pyro.
 
     Args:
@@ -82,7 +82,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             of :mod:`vi_flows.flows`, or of Pyro.
         affine: ``full`` (Cholesky), ``low_rank``, ``diagonal``, or ``auto``: full up to 200 dimensions, else low rank.
         rank: of the low-rank part; default ``√d``.
-        init_loc_fn: Pyro's per-site initialisation; default: the prior median, and the origin for flat priors.
+        init_loc_fn: Pyro's per-site initialization; default: the prior median, and the origin for flat priors.
         init_scale: initial standard deviation of every unconstrained latent; default 0.1.
         warm_start: force the Gaussian start on or off. It is skipped where the log density is not a function of the
             latents (subsampled data, hidden sites).

@@ -35,7 +35,7 @@ class FitResult:
     Attributes:
         elbo: Monte Carlo ELBO of the returned parameters, in nats (higher is better).
         elbo_se: its standard error over draws; NaN for guides that don't give single draws.
-        num_steps: optimiser steps taken.
+        num_steps: optimizer steps taken.
         stopped: why the fit ended: ``nothing left to gain``, ``no further gain`` (with this guide), ``num_steps``, or
             ``interrupted``.
         remaining: how much the guide still had to gain at the steps where that was estimated
@@ -103,7 +103,7 @@ def fit(
         model: a Pyro program.
         guide: a guide of it; a module, or a function with ``pyro.param`` statements.
         args: arguments of both.
-        num_steps: the most optimiser steps.
+        num_steps: the most optimizer steps.
         num_particles: draws a step; default 64, which cost little more than one where they are evaluated at once, or
             16 where the model runs once per draw.
         learning_rate: of Adam, before the descent, in terms of what a parameter stands for (a layer's ``gains``).

@@ -70,7 +70,7 @@ class Trainer:
         try:
             if self._nothing_left(before, self.tolerance):
                 return
-            # Not before it is needed: PyTorch's optimisers take seconds to import.
+            # Not before it is needed: PyTorch's optimizers take seconds to import.
             self.take = OptimizerStep(self._adam(), self._skip)
             if self._constant_phase() or self._descent():
                 self._put(self.average)

@@ -13,7 +13,7 @@ __all__ = ["WhitenedAffine"]
 class WhitenedAffine(Affine):
     r"""``x = c + C (loc + s ⊙ (M z))``: an :class:`~vi_flows.transforms.Affine` layer after a fixed one.
 
-    ``c`` and the lower triangular ``C`` are buffers. Optimisers such as Adam take steps of a fixed size in every
+    ``c`` and the lower triangular ``C`` are buffers. Optimizers such as Adam take steps of a fixed size in every
     parameter; with ``C`` the Cholesky factor of a rough covariance, a step means the same fraction of a posterior
     standard deviation in every direction, whatever the units of the model's parameters and their correlations.
 
