@@ -48,6 +48,12 @@ def stages(record: Record) -> list[tuple[int, int]]:
     return found
 
 
+def label_of(record: Record) -> str:
+    """The record's label, and what it went on from where that was trained by IWAE already."""
+    source = record.provenance.get("started_from")
+    return record.label + (", from DReG" if source is not None and "dreg" in source["model"] else "")
+
+
 def mean_of(records: list[Record], value: Callable[[Record], float]) -> float:
     return statistics.fmean(map(value, records))
 
@@ -73,7 +79,7 @@ def vae_table(records: list[Record], published: dict[str, Any], dataset: str, ar
     ]
     rows: dict[Any, list[Record]] = {}
     for record in sorted(records, key=lambda record: (*sort_key(record), record.settings["seed"])):
-        key = (record.label, record.settings["protocol"], *(epochs for epochs, _ in stages(record)))
+        key = (label_of(record), record.settings["protocol"], *(epochs for epochs, _ in stages(record)))
         rows.setdefault(key, []).append(record)
     for seeds in rows.values():
         first = seeds[0]
@@ -83,7 +89,7 @@ def vae_table(records: list[Record], published: dict[str, Any], dataset: str, ar
         low, high = first.figures["interval"]
         epochs, steps = (" + ".join(map(str, numbers)) for numbers in zip(*stages(first), strict=True))
         lines.append(
-            f"| {first.label} | {theirs} | {nll:.2f}{spread} | {low:.2f} – {high:.2f} | {annealed(seeds)} "
+            f"| {label_of(first)} | {theirs} | {nll:.2f}{spread} | {low:.2f} – {high:.2f} | {annealed(seeds)} "
             f"| {mean_of(seeds, lambda record: -record.figures['elbo']):.2f} "
             f"| {100 * mean_of(seeds, lambda record: record.figures['share_k_hat_above_0.7']):.0f} % "
             f"| {first.settings['protocol']}, {epochs}, {steps}, {len(seeds)} |"
