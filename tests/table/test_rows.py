@@ -35,6 +35,8 @@ def test_the_list_is_every_model_on_every_data_set_under_both_protocols():
         for architecture in ("g1", "g2"):
             for protocol in ("clean", "paper"):
                 for model, paper_row in MODELS.items():
+                    if architecture == "g2" and "dreg" in model:
+                        continue
                     row = rows.pop(f"{dataset}-{architecture}-{model}-{protocol}")
                     config = row.config
                     assert (config.dataset, config.vae.architecture, config.protocol) == (
@@ -80,6 +82,8 @@ def test_every_model_can_be_trained(architecture):
     x = torch.bernoulli(torch.rand(3, 20))
     sizes = {}
     for model in MODELS:
+        if architecture == "g2" and "dreg" in model:
+            continue
         vae = build_vae(table_rows()[f"digits-{architecture}-{model}-clean"].config.vae, 20)
         terms = vae.log_weight_terms(x, 2)
         terms.log_weights().sum().backward()

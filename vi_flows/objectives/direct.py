@@ -42,10 +42,10 @@ class DirectObjective:
     =======  ============================  =======================================================================
 
     The model's parameters get the bound's own gradient from each. All have the same value and, in expectation, the
-    same gradient as their bound. ``dreg`` is exact in expectation where rows and particles don't meet in the model:
-    under batch normalisation by the minibatch's statistics, the part of the gradient that passes through those
-    statistics is multiplied by ``ŵ`` too; it is proportional to the gradients of the normalisation's own scale and
-    shift and vanishes with them.
+    same gradient as their bound. Where rows meet in batch normalisation by the minibatch's statistics, ``dreg`` lets
+    the gradients through those statistics pass in full (:meth:`GradientGate.with_statistics`; gating them too would
+    give a gradient that is several times too long) at the price of a second decoding of the draws; what is left is a
+    bias of the order of one over the draws of the minibatch. That holds for one latent.
 
     Nothing here is read back from the device or depends on values, so that a step can be recorded as a CUDA graph.
 

@@ -113,7 +113,8 @@ class DReG(_PathGradient, IWAE):
     whose signal does not vanish as ``K`` grows; the model's parameters get IWAE's own ``Σ_k ŵ_k ∂log w_k/∂θ``. Both
     come from one backward pass: what passes from the weights into the draws is multiplied by ``ŵ_k`` (under a KL weight
     by :func:`~vi_flows.objectives.path_gradient.dreg_factor`). The value is IWAE's. Latents outside of a subsampled
-    plate are refused. See :class:`~vi_flows.objectives.traced.TracedBound` for the arguments.
+    plate are refused; layers in which rows meet otherwise, such as batch normalisation in training, bias it.
+    See :class:`~vi_flows.objectives.traced.TracedBound` for the arguments.
     """
 
     def bound(self, weights: TracedWeights, kl_weight: float) -> Tensor:

@@ -85,14 +85,17 @@ def supports_path_gradient(flow: Bijection) -> bool:
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gate: GradientGate, event_dim: int) -> Tensor:
-        ctx.gate, ctx.event_dim = gate, event_dim
+    def forward(ctx: Any, value: Tensor, gate: GradientGate, event_dim: int, remainder: bool) -> Tensor:
+        ctx.gate, ctx.event_dim, ctx.remainder = gate, event_dim, remainder
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         factor = ctx.gate.factor
-        return grad if factor is None else grad * factor.reshape(*factor.shape, *(1,) * ctx.event_dim), None, None
+        if factor is not None:
+            factor = 2 - factor if ctx.remainder else factor
+            grad = grad * factor.reshape(*factor.shape, *(1,) * ctx.event_dim)
+        return grad, None, None, None
 
 
 class GradientGate:
@@ -112,7 +115,21 @@ class GradientGate:
             value: draws, ``batch_shape + event_shape``.
             event_dim: their rightmost dimensions that the factor doesn't have.
         """
-        return _ScaleGradient.apply(value, self, event_dim)
+        return _ScaleGradient.apply(value, self, event_dim, False)
+
+    def with_statistics(self, value: Tensor, event_dim: int) -> Tensor:
+        """``value`` twice along its first dimension, so that gradients through batch statistics pass in full.
+
+        The statistics of a minibatch are the same for ``value`` and for ``value`` twice. What is computed from the
+        first half alone sends its own gradient ``d`` into that half, and half of the gradient ``s`` that goes through
+        the statistics into each. With factors ``f`` and ``2 − f`` before the halves, ``f (d + s/2) + (2 − f) s/2`` is
+        ``f d + s``: only the draw's own weight is gated, as the doubly reparameterised gradient asks.
+
+        Args:
+            value: see :meth:`__call__`; particles first.
+            event_dim: see :meth:`__call__`.
+        """
+        return torch.cat([self(value, event_dim), _ScaleGradient.apply(value, self, event_dim, True)])
 
 
 def dreg_factor(log_weights: Tensor, kl_weight: float | Tensor = 1.0) -> Tensor:

@@ -116,7 +116,7 @@ def table_rows() -> dict[str, Row]:
                     printed = paper_row if _has_number(paper_row, dataset, architecture) else None
                     row = Row(model, "standard", _config("standard", dataset, protocol, built), printed)
                     rows.append(row)
-                    if model == BEST:
+                    if model == BEST and architecture == "g1":  # batch norm and two latents bias DReG
                         direct = Row(f"{model}-dreg5", "dreg", _config("dreg", dataset, protocol, built))
                         config = _config("finish", dataset, protocol, built)
                         rows += [direct, Row(f"{model}-dreg5-iwae50", "finish", config, source=direct)]

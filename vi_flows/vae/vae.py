@@ -56,6 +56,18 @@ class VAE(nn.Module):
         """
         return self._terms(x, *self.guide.sample_and_log_prob(x, num_particles))
 
+    def check_gated_gradient(self) -> None:
+        """Refuse models whose draws meet on their way into one another, where a gate would weigh what is not its own.
+
+        Raises:
+            ValueError: there are several latents, and batch normalization lets their rows meet.
+        """
+        if len(self.guide.latent_names) > 1 and any("running_mean" in part._buffers for part in self.guide.modules()):
+            raise ValueError(
+                "dreg with batch_norm needs one latent: where a latent's draws are normalised by the minibatch for the "
+                "next one's, its gradient is biased; use iwae, or leave batch_norm out"
+            )
+
     def path_log_weight_terms(
         self, x: Tensor, num_particles: int = 1, gate: GradientGate | None = None
     ) -> LogWeightTerms:
@@ -75,10 +87,17 @@ class VAE(nn.Module):
         """
         latents, log_q = self.guide.sample_and_log_prob(x, num_particles)
         if gate is not None:
-            latents = [gate(z, 1) for z in latents]
-        again = with_detached_parameters(self.guide, lambda: self.guide.log_prob(x, latents))
+            # In training, batch normalization lets every row into every other one's weights.
+            coupled = any("running_mean" in part._buffers and part.training for part in self.modules())
+            latents = [gate.with_statistics(z, 1) if coupled else gate(z, 1) for z in latents]
+        # A single latent's guide sees no draw but its own.
+        scored = latents if len(latents) > 1 else [latents[0][:num_particles]]
+        again = with_detached_parameters(self.guide, lambda: self.guide.log_prob(x, scored))[:num_particles]
         # The value without the inverse's rounding.
-        return self._terms(x, latents, log_q.detach() + (again - again.detach()))
+        terms = self._terms(x, latents, log_q.detach() + (again - again.detach()))
+        return LogWeightTerms(
+            terms.log_likelihood[:num_particles], terms.log_prior[:num_particles], terms.log_posterior
+        )
 
     def _terms(self, x: Tensor, latents: list[Tensor], log_q: Tensor) -> LogWeightTerms:
         likelihood = self.model.likelihood(latents[-1], validate_args=False)

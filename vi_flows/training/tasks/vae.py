@@ -93,7 +93,7 @@ class VAETrainConfig(TrainConfig):
     """The VAE and its guide."""
     objective: Literal["elbo", "stl", "iwae", "dreg"] = "elbo"
     """Bound to maximise: elbo, or stl, the same with the path gradient (sticking the landing); iwae, or dreg, the same
-    with the doubly reparameterised gradient (under batch_norm up to the part that passes through its statistics)."""
+    with the doubly reparameterised gradient."""
     num_particles: Positive = 1
     """Posterior draws of each image (IW of the paper for `iwae`)."""
     particles_schedule: tuple[Positive, ...] = ()
@@ -207,6 +207,8 @@ class VAETask:
         self.objective = DIRECT_OBJECTIVES[config.objective]
         if self.objective.path:
             self.module.guide.check_path_gradient()
+        if self.objective.gated:
+            self.module.check_gated_gradient()
 
     def initialize(self) -> None:
         """Set the decoder's output bias from the mean training image."""
