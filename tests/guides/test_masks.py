@@ -84,6 +84,29 @@ def test_a_walk_that_ends_early_goes_on_by_its_prior():
     torch.testing.assert_close(LogJoint(model)(values), want)
 
 
+def test_what_is_missing_depends_on_a_discrete_site():
+    seen = torch.tensor([True, False, True])
+
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("d", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Normal(a + 2 * z, 1.0), obs=torch.tensor([1.0, math.nan, -1.0]), obs_mask=seen)
+
+    def normal(x, loc):
+        return -0.5 * (x - loc) ** 2 - 0.5 * math.log(2 * math.pi)
+
+    a, y = torch.tensor([0.3, -1.0]), torch.tensor([[0.5, 2.0, -0.3], [0.1, 0.2, 0.3]])
+    want = normal(a, 0.0)
+    for row, observed in enumerate((1.0, None, -1.0)):
+        # The spare coordinate of a row that is seen follows that row's own density, whatever its z.
+        low, high = (math.log(0.7) + normal(y[:, row], a), math.log(0.3) + normal(y[:, row], a + 2))
+        if observed is not None:
+            low, high = low + normal(observed, a), high + normal(observed, a + 2)
+        want = want + torch.logaddexp(low, high)
+    torch.testing.assert_close(LogJoint(model)({"a": a, "y_unobserved": y}), want)
+
+
 def test_a_masked_site_that_the_model_uses_stays_flat():
     def model():
         x = pyro.sample("x", dist.Normal(torch.zeros(2), 10.0).to_event(1).mask(False))

@@ -45,6 +45,9 @@ class SummedOut:
         kwargs: its keyword arguments.
         concrete: a trace of it with one value of each discrete latent.
 
+    Attributes:
+        amend: called with each trace and its log densities before they are summed.
+
     Raises:
         EnumerationError: a discrete site has no finite list of values, stands outside of every plate with a batch of
             its own, or the program can't follow its extra dimensions.
@@ -52,6 +55,7 @@ class SummedOut:
 
     def __init__(self, model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any], concrete: Trace) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
+        self.amend: Callable[[Trace], None] = _nothing
         self.nesting = max((len(site["fn"].batch_shape) for _, site in _samples(concrete)), default=0)
         for _, site in _samples(concrete):
             self.nesting = max(self.nesting, *(-f.dim for f in site["cond_indep_stack"] if f.vectorized), 0)
@@ -88,6 +92,7 @@ class SummedOut:
 
     def _packed(self, trace: Trace) -> Trace:
         trace.compute_log_prob()
+        self.amend(trace)
         for site in _discrete(trace).values():
             if isinstance(site["fn"], dist.MaskedDistribution):
                 # Like a site under poutine.mask: its values keep their probabilities and add up to one.
@@ -165,6 +170,10 @@ class _Enumerate(EnumMessenger):
         value = msg["value"]
         shape_only = torch.empty(value.shape, device="meta") if isinstance(value, Tensor) else value
         super()._pyro_post_sample({**msg, "value": shape_only})
+
+
+def _nothing(trace: Trace) -> None:
+    pass
 
 
 def _mark(site: dict[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,11 @@ class LogJoint:
         self._seen = True
         if has_masked_latents(trace, values):
             density = partial(over_draws, self._single, at_once=self.vectorized)
-            self._masked = MaskedLatents(lambda draws: density(draws)[0], self._run, values)
+            masked = MaskedLatents(lambda draws: density(draws)[0], self._run, values)
+            if self._summed_out is None:
+                self._masked = masked
+            else:
+                self._summed_out.amend = masked.put_back
 
     def _run(self, values: Mapping[str, Tensor]) -> Trace:
         self._values.clear()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
@@ -75,6 +76,22 @@ class MaskedLatents:
             log_prob = unmasked(site)[0].log_prob(site["value"])
             total = total + torch.where(unused, log_prob, torch.zeros_like(log_prob)).sum()
         return total
+
+    def put_back(self, trace: Trace) -> None:
+        """Add it to the sites' own log densities, so that it stands inside of a sum over discrete sites.
+
+        Args:
+            trace: with its log densities computed; the masks of the sites are used up.
+        """
+        for name, unused in self.unused.items():
+            site = trace.nodes[name]
+            base, _ = unmasked(site)
+            extra = base.log_prob(site["value"])
+            extra = torch.where(unused, extra, torch.zeros_like(extra))
+            extra = sum_rightmost(extra, site["fn"].event_dim - base.event_dim)
+            site["unscaled_log_prob"] = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"]) + extra
+            site["log_prob"] = site["log_prob"] + extra
+            site["mask"] = None
 
     def _check(self, density: Callable, run: Callable, draws: dict[str, Tensor]) -> None:
         """Draw the unused coordinates anew: the density must stay where it was."""
