@@ -28,7 +28,7 @@ def script():
 
 
 def record(nll, seed, ais=None, **settings):
-    source = {"epoch": 770, "steps": 154000, "started_from": None}
+    source = {"model": "g1", "epoch": 770, "steps": 154000, "started_from": None}
     figures = {"nll": nll, "interval": [nll - 0.4, nll + 0.4], "elbo": -nll - 3, "share_k_hat_above_0.7": 0.5}
     return Record(
         kind="vae", key=f"a{seed}", label="VAE, IW = 50", paper_row="iwae50",
@@ -62,3 +62,10 @@ def test_changes_of_the_recipe_stand_in_the_order_of_their_figures(script):
         "| plain | ema, seed 3 | 87.00 | 770 + 100 | 154000 + 20000 | 12, cpu |",
         "| plain | finish-rate-3e-4, seed 0 | 88.00 | 770 + 100 | 154000 + 20000 | 12, cpu |",
     ]
+
+
+def test_a_finish_after_dreg_has_a_label_of_its_own(script):
+    """Its settings are those of a finish after the ELBO."""
+    mine, other = record(85.1, 0), record(85.5, 0)
+    mine.provenance["started_from"]["model"] = "g1-conv_flow-amortized-k8-tanh-dreg5"
+    assert [script.label_of(mine), script.label_of(other)] == ["VAE, IW = 50, from DReG", "VAE, IW = 50"]
