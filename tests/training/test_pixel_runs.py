@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from tests.training.test_captured import NothingRead
 from vi_flows.autoregressive.config import PIXEL_MODELS, PixelConfig, build_pixel_model
@@ -168,3 +169,19 @@ def test_completions_begin_with_the_image_and_keep_its_upper_half(tmp_path):
 def test_bad_settings_are_named(config, words):
     with pytest.raises(ValueError, match=words):
         build_pixel_model(config, (1, 8, 8))
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(0.01, 1), (1.0, 0)])
+def test_large_checkpoints_are_written_less_often(tmp_path, monkeypatch, seconds, written):
+    """Ten seconds after the last one: after an epoch again if that took 10 ms, not if it took a second."""
+    trainer = Trainer(Run.create(tmp_path / "run", replace(SMALL, epochs=9)), progress=False)
+    trainer.start()
+    trainer._last_save, trainer._save_seconds = trainer._last_save - 10, seconds
+    saves = []
+    monkeypatch.setattr(trainer, "save", lambda: saves.append(1))
+    trainer.module.train()
+    for batch in trainer.batches():
+        trainer.take_step(batch)
+    with tqdm(disable=True) as bar:
+        trainer.end_epoch(bar)
+    assert len(saves) == written

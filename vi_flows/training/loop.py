@@ -80,7 +80,7 @@ class Trainer:
             "finished": False,
         }  # fmt: skip
         self.writer = _tensorboard_writer(run) if tensorboard else None
-        self._last_save = time.monotonic()
+        self._last_save, self._save_seconds = time.monotonic(), 0.0
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -106,7 +106,6 @@ class Trainer:
         self.run.load_start(self.task)
         if self.config.ema_decay is not None:
             self.ema = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
-
         self.save()
 
     def resume(self) -> None:
@@ -161,6 +160,7 @@ class Trainer:
             TrainingDivergedError: a weight is NaN or infinite; the checkpoint of before stays.
         """
         self._check_weights()
+        begun = time.monotonic()
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in (self.ema or {}).items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in flatten_optimizer(self.optimizer).items()}
@@ -169,6 +169,7 @@ class Trainer:
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.task.device)
         save_tensors(self.run.folder / "checkpoint.safetensors", tensors, self.state)
         self._last_save = time.monotonic()
+        self._save_seconds = self._last_save - begun
 
     # Training ---------------------------------------------------------------------------------------------------
 
@@ -356,8 +357,8 @@ class Trainer:
         if self.writer is not None:
             for name, value in metrics.items():
                 self.writer.add_scalar(name, value, self.state["step"])
-        # Epochs of milliseconds share a checkpoint: writing it would take longer than training them.
-        if finished or time.monotonic() - self._last_save > EPOCH_CHECKPOINT_SECONDS:
+        # Short epochs share a checkpoint: writing takes at most a twentieth of the time.
+        if finished or time.monotonic() - self._last_save > max(EPOCH_CHECKPOINT_SECONDS, 20 * self._save_seconds):
             self.save()
 
     def _save_weights(self, name: str, epoch: int) -> None:
