@@ -236,3 +236,18 @@ def test_steps_in_terms_of_what_parameters_stand_for():
         TriangularScale(DIM, gain=0.0)
     with pytest.raises(ValueError, match="gain"):
         WhitenedAffine(torch.zeros(DIM), gain=-1.0)
+
+
+def test_a_long_chain_is_met_in_many_dimensions_and_in_parts():
+    dim, sizes = 220, []
+    index = torch.arange(dim)
+    exact = 0.99 ** (index[:, None] - index).abs().double()
+    target = torch.distributions.MultivariateNormal(torch.zeros(dim, dtype=DOUBLE), exact)
+
+    def log_density(x):
+        sizes.append(len(x))
+        return target.log_prob(x)
+
+    start = pathfinder(log_density, torch.ones(1, dim, dtype=DOUBLE))
+    torch.testing.assert_close(start.covariance, exact, rtol=1e-5, atol=1e-5)
+    assert max(sizes) <= 50_000 // dim

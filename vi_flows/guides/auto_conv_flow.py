@@ -18,6 +18,9 @@ __all__ = ["AutoConvFlow", "mixed_conv_flow"]
 GAIN = 0.1
 """Factor between the parameters of a mixed ConvFlow's layers and what they stand for, see :func:`mixed_conv_flow`."""
 
+TAILS = 0.01
+"""Initial rates of the tails in up to ten dimensions; less beyond, so that together they cost no more."""
+
 
 class _Scaled(ConvFlowStack):
     """A stack whose parameter ``theta`` holds ``θ / GAIN``."""
@@ -70,7 +73,7 @@ def mixed_conv_flow(
         raise ValueError("num_blocks must be at least 1 and num_marginal_layers at least 0")
     small = input_dim <= FULL_AFFINE_DIM
     gain = GAIN * input_dim**-0.5
-    parts: list[Bijection] = [QuadraticTails(input_dim)]
+    parts: list[Bijection] = [QuadraticTails(input_dim, TAILS * min(1.0, (10 / input_dim) ** 0.5))]
     for block in range(num_blocks):
         last = block + 1 == num_blocks
         revert = not small and not last

@@ -32,7 +32,7 @@ __all__ = ["AutoFlow", "SubsampledLatentError", "init_to_median_or_origin"]
 FULL_AFFINE_DIM = 200
 """Up to that many latent dimensions the learned affine part is a full Cholesky factor by default."""
 
-DENSE_START_DIM = 500
+DENSE_START_DIM = 1000
 """Up to that many latent dimensions the coordinates of the affine part are whitened by a full covariance."""
 
 

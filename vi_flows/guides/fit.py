@@ -19,6 +19,7 @@ from vi_flows.guides.given import check_model, check_program, parameters_of, pre
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.progress import Progress
 from vi_flows.guides.remaining import Remaining, remaining_kl
+from vi_flows.guides.start.gaussian_vi import points_at_once
 from vi_flows.guides.trainer import Trainer
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
 
@@ -244,6 +245,7 @@ def _probe(
     def probe(fresh: bool) -> Remaining:
         z = base.sample((4 * num_draws,)) if fresh else noise
         x, ladj = flow.forward_and_ladj(z)
-        return remaining_kl(log_density(x) + ladj - base.log_prob(z), x)
+        log_p = torch.cat([log_density(part) for part in x.split(points_at_once(x.shape[-1]))])
+        return remaining_kl(log_p + ladj - base.log_prob(z), x)
 
     return probe

@@ -7,18 +7,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["antithetic_normal", "exact_hessian", "refine_gaussian", "value_and_grad"]
+__all__ = ["antithetic_normal", "exact_hessian", "points_at_once", "refine_gaussian", "value_and_grad"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
 
+def points_at_once(dim: int) -> int:
+    """How many points of that many dimensions a model is given at once: a batched matrix is large beside its points."""
+    return max(100, 50_000 // dim)
+
+
 def value_and_grad(log_density: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
     """The log density and its gradient at each of a batch of points ``(S, d)``."""
-    with torch.enable_grad():
-        x = x.detach().clone().requires_grad_()
-        value = log_density(x)
-        (grad,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), grad
+    values, grads = [], []
+    for part in x.detach().split(points_at_once(x.shape[-1])):
+        with torch.enable_grad():
+            part = part.clone().requires_grad_()
+            value = log_density(part)
+            (grad,) = torch.autograd.grad(value.sum(), part)
+        values.append(value.detach())
+        grads.append(grad)
+    return torch.cat(values), torch.cat(grads)
 
 
 def exact_hessian(log_density: LogDensity, x: Tensor, chunk: int = 64) -> Tensor | None:

@@ -12,15 +12,21 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from vi_flows.guides.remaining import remaining_kl
-from vi_flows.guides.start.gaussian_vi import antithetic_normal, exact_hessian, refine_gaussian, value_and_grad
+from vi_flows.guides.start.gaussian_vi import (
+    antithetic_normal,
+    exact_hessian,
+    points_at_once,
+    refine_gaussian,
+    value_and_grad,
+)
 
 __all__ = ["GaussianStart", "climb", "inverse_curvature", "pathfinder"]
 
 NEAR_KL = 0.3
 """Nats: of a Gaussian with less to gain, no other one is better by more, and looking for it is not worth its time."""
 
-AT_ONCE = 256
-"""Points that the log density is given at once."""
+EXACT_KL = 0.001
+"""Nats: a Gaussian with less to gain is not polished."""
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -46,8 +52,9 @@ def pathfinder(
     num_draws: int = 32,
     max_iterations: int = 200,
     max_candidates: int = 12,
-    max_dense_dim: int = 500,
-    max_newton_dim: int = 200,
+    max_dense_dim: int = 1000,
+    max_newton_dim: int = 1000,
+    max_rounds_dim: int = 200,
     max_refined: int = 2,
     max_rounds: int = 40,
     generator: torch.Generator | None = None,
@@ -72,6 +79,7 @@ def pathfinder(
         max_candidates: points of each path whose ELBO is estimated.
         max_dense_dim: beyond that many dimensions the covariance stays diagonal.
         max_newton_dim: beyond that many dimensions there are no Newton steps and no refinement.
+        max_rounds_dim: beyond that many dimensions natural gradients only polish the winner of the paths, in few steps.
         max_refined: starts from which natural gradients set out, besides the winner of the paths.
         max_rounds: of six natural-gradient steps each.
         generator: source of the draws.
@@ -88,7 +96,7 @@ def pathfinder(
 
     best: GaussianStart | None = None
     tops: list[float] = []
-    outside: list[GaussianStart] = []
+    outside: list[Tensor] = []
     for start in starts.double().cpu():
         path = climb(density, start, max_iterations)
         if not path:
@@ -98,7 +106,7 @@ def pathfinder(
             top = float(density(x[None]))
         # Paths that met at one mode need one Newton run, and those that met at the posterior's no more looks.
         met = any(abs(top - other) < 1e-3 for other in tops)
-        if met and _near(density, best, many):
+        if (met or _within(best, x)) and _near(density, best, many):
             continue
         best = _best(best, *_scores(density, _gaussians(path, dense, max_candidates), few))
         if not newton:
@@ -107,34 +115,53 @@ def pathfinder(
             visited, top = _newton(density, x, top)
             tops.append(top)
             best = _best(best, *_scores(density, visited[-max_candidates:], few))
-        if len(outside) < 2 * max_refined:
-            outside.append(GaussianStart(start, 0.01 * torch.eye(dim, dtype=torch.float64), -math.inf))
-            covariance = inverse_curvature(density, start, 1e-2)
-            if covariance is not None:
-                shrink = covariance.diagonal().rsqrt().clamp(max=1.0)
-                outside.append(GaussianStart(start, covariance * shrink[:, None] * shrink, -math.inf))
+        outside.append(start)
     if not newton:
         return best
     if best is not None:
         best = _best(*_scores(density, [(best.loc, best.covariance)], many))
+    if _near(density, best, many, EXACT_KL):
+        return best
+    if dim > max_rounds_dim:
+        return _best(best, _polished(density, best, many, generator, 6))
     if not _near(density, best, many):
         best = _best(best, _rounds(density, best, many, max_rounds, generator))
     if not _near(density, best, many):
         # Also from outside of all paths, which may have run into the neck of a funnel or a mode of little mass.
-        best = _best(best, *(_rounds(density, start, many, max_rounds, generator) for start in outside))
+        wide = [gaussian for start in outside[:max_refined] for gaussian in _around(density, start)]
+        best = _best(best, *(_rounds(density, gaussian, many, max_rounds, generator) for gaussian in wide))
     return _best(best, _polished(density, best, many, generator))
 
 
-def _near(log_density: LogDensity, start: GaussianStart | None, noise: Tensor) -> bool:
+def _around(log_density: LogDensity, start: Tensor) -> list[GaussianStart]:
+    """A small Gaussian around a point, and one with the curvature's covariance, no wider than one."""
+    found = [GaussianStart(start, 0.01 * torch.eye(len(start), dtype=torch.float64), -math.inf)]
+    covariance = inverse_curvature(log_density, start, 1e-2)
+    if covariance is not None:
+        shrink = covariance.diagonal().rsqrt().clamp(max=1.0)
+        found.append(GaussianStart(start, covariance * shrink[:, None] * shrink, -math.inf))
+    return found
+
+
+def _near(log_density: LogDensity, start: GaussianStart | None, noise: Tensor, kl: float = NEAR_KL) -> bool:
     """Whether the Gaussian is nearly the posterior, in the eyes of its own draws."""
     tril = None if start is None else _root(start.covariance)
     if tril is None:
         return False
     x = start.loc + noise @ tril.T
     with torch.no_grad():
-        log_w = log_density(x) + 0.5 * noise.square().sum(-1)
-    left = remaining_kl(log_w, x)
-    return left.kl + 2 * left.kl_se < NEAR_KL
+        log_p = torch.cat([log_density(part) for part in x.split(points_at_once(x.shape[-1]))])
+    left = remaining_kl(log_p + 0.5 * noise.square().sum(-1), x)
+    return left.kl + 2 * left.kl_se < kl
+
+
+def _within(start: GaussianStart | None, x: Tensor) -> bool:
+    """Whether a point lies where the draws of the Gaussian do, or nearer to its middle."""
+    tril = None if start is None else _root(start.covariance)
+    if tril is None:
+        return False
+    z = torch.linalg.solve_triangular(tril, (x - start.loc)[:, None], upper=False)
+    return float(z.norm()) < x.numel() ** 0.5 + 3
 
 
 def _rounds(
@@ -166,13 +193,17 @@ def _rounds(
 
 
 def _polished(
-    log_density: LogDensity, start: GaussianStart | None, noise: Tensor, generator: torch.Generator | None
+    log_density: LogDensity,
+    start: GaussianStart | None,
+    noise: Tensor,
+    generator: torch.Generator | None,
+    num_iterations: int = 24,
 ) -> GaussianStart | None:
     """After natural-gradient steps of decreasing length, over which the noise averages out."""
     tril = None if start is None else _root(start.covariance)
     if tril is None:
         return None
-    refined = refine_gaussian(log_density, start.loc, tril, 24, shrink=True, generator=generator)
+    refined = refine_gaussian(log_density, start.loc, tril, num_iterations, shrink=True, generator=generator)
     return _score_of(log_density, refined, noise)
 
 
@@ -280,10 +311,12 @@ def _scores(log_density: LogDensity, gaussians: list[tuple[Tensor, Tensor]], noi
             kept.append((loc, covariance))
     found = []
     # Many at once: a pass through a small model costs as much for one point as for hundreds.
-    step = max(1, AT_ONCE // len(noise))
+    size = points_at_once(noise.shape[-1])
+    step = max(1, min(256, size) // len(noise))
     with torch.no_grad():
         for i in range(0, len(points), step):
-            log_p = log_density(torch.cat(points[i : i + step])).reshape(-1, len(noise)).mean(1)
+            parts = torch.cat(points[i : i + step]).split(size)
+            log_p = torch.cat([log_density(part) for part in parts]).reshape(-1, len(noise)).mean(1)
             found += [
                 GaussianStart(*gaussian, float(mean + entropy))
                 for gaussian, mean, entropy in zip(kept[i:], log_p, entropies[i:], strict=False)
