@@ -81,7 +81,7 @@ def draw(rows: list[Row], path: Path) -> None:
     left.set_xlabel("NLL of the annealed test images (nats)")
     left.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     right.axvline(0, color="0.6", linewidth=0.8)
-    right.set_xlabel("BDMC gap on the model's\nown images (nats)")
+    right.set_xlabel("BDMC gap (nats)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
