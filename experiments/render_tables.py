@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,6 +222,13 @@ def render_images() -> str:
     return "\n\n".join(blocks)
 
 
+def render_posteriordb() -> str:
+    sys.path.insert(0, str(HERE.parent))
+    from experiments.posteriordb.table import table
+
+    return table(HERE / "results" / "posteriordb").rstrip()
+
+
 SECTIONS = {
     "vae-tables": render_vae,
     "fit2d-table": render_fit2d,
@@ -228,6 +236,7 @@ SECTIONS = {
     "gallery-table": render_gallery,
     "bench-table": render_bench,
     "image-table": render_images,
+    "posteriordb-table": render_posteriordb,
 }
 
 
