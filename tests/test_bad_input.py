@@ -6,15 +6,37 @@ import dataclasses
 import math
 import re
 
+import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 
+from vi_flows.autoregressive import (
+    MADE,
+    Bernoulli,
+    Categorical,
+    GatedPixelCNN,
+    LogisticMixture,
+    PixelCNN,
+    mu_law_decode,
+    mu_law_encode,
+)
 from vi_flows.cli import main
+from vi_flows.data import binarize, load
+from vi_flows.diagnostics import diagnose
+from vi_flows.distributions import BernoulliLogits, FlowNormal, bits_per_dim
 from vi_flows.distributions.image_config import ImageFlowConfig
-from vi_flows.flows import FLOWS, IAF, ConvFlow, Spline, Sylvester
+from vi_flows.evaluation import effective_sample_size, estimate_nll, paired_bootstrap, psis
+from vi_flows.flows import FLOWS, IAF, ConvFlow, Spline, Sylvester, conv_flow
 from vi_flows.flows.image import MCONV
 from vi_flows.flows.image_steps import Glow
-from vi_flows.training import ImageTrainConfig, Run, VAETrainConfig
-from vi_flows.vae import VAEConfig
+from vi_flows.guides import AutoConvFlow, AutoFlow, fit
+from vi_flows.objectives import ELBO, IWAE, DReG, RenyiBound, StickingTheLanding
+from vi_flows.training import ImageTrainConfig, Run, Trainer, VAETrainConfig
+from vi_flows.training.evaluate import evaluate_run
+from vi_flows.transforms import Chain, FromPyro, Inverse
+from vi_flows.vae import VAEConfig, build_vae
 
 SETTINGS = [
     *[
@@ -75,22 +97,12 @@ def test_settings_that_would_be_left_unused_are_refused(values):
 
 
 COMMANDS = [
-    ("evaluate started --limit 0", 2, "limit"),
-    ("evaluate started --limit -5", 2, "limit"),
-    ("evaluate started --num-samples 0", 2, "num-samples"),
-    ("evaluate started --threads -1", 2, "threads"),
-    ("sample started --temperature inf", 2, "temperature"),
-    ("sample started --temperature nan", 2, "temperature"),
+    ("nothing", 2, "Unrecognized"),
     ("evaluate nowhere", 1, "nowhere holds no run"),
     ("evaluate started", 1, "no usable best weights"),
     ("sample started", 1, "no usable best weights"),
     ("train vae --out file/run", 1, "Not a directory"),
-    ("train vae --out run --device foo", 1, "RuntimeError"),
-    ("train vae --out run --seed -1", 2, "seed"),
-    ("train vae --out run --latent-dims 3 4", 2, "latent_dims"),
-    ("train vae --out run --dataset minst", 2, "binarized_mnist"),
     ("train vae --out run --dataset mnist --data-root .", 1, "data download"),
-    ("train vae --out started", 2, "--resume started"),
     # Settings of another kind are no settings of this one.
     ("train image --out run --objective iwae", 2, "Unrecognized.*--objective"),
     ("train image --out run --num-particles 50", 2, "Unrecognized.*--num-particles"),
@@ -113,21 +125,205 @@ COMMANDS = [
     ("train --batch-size 100 --resume=started", 2, "Unrecognized.*--batch-size"),
     ("train vae --out started --resume", 2, "Unrecognized.*vae|--resume"),
     ("train --resume nowhere", 1, "nowhere holds no run"),
+    ("train --resume", 2, "Missing value.*--resume"),
+    ("train --resume file", 1, "file holds no run"),
+    ("train --resume full", 1, "full holds no run"),
+    ("table nothing", 2, "run, status, rows"),
+    ("data nothing", 2, "list, check, download"),
+    ("bench nothing", 2, "Unrecognized"),
+    ("info nothing", 2, "Unrecognized"),
 ]
 
 
+def each(command: str, code: int, *cases: tuple[str, str]) -> list[tuple[str, int, str]]:
+    """Cases of one command: what comes behind it, and what the refusal must name."""
+    return [(f"{command} {rest}".strip(), code, word) for rest, word in cases]
+
+
+for kind in ("vae", "image", "pixel", "wave"):
+    COMMANDS += each(f"train {kind}", 2, ("", "--out"), ("--out", "Missing value.*--out"))
+    COMMANDS += each(
+        f"train {kind} --out run", 2,
+        ("--epochs 0", "epochs must be at least 1"), ("--epochs 1.5", "--epochs"),
+        ("--batch-size 0", "batch_size must be at least 1"), ("--batch-size many", "--batch-size"),
+        ("--learning-rate 0", "learning_rate must be positive"),
+        ("--learning-rate nan", "learning_rate must be finite"),
+        ("--learning-rate inf", "learning_rate must be finite"), ("--schedule foo", "constant.*cosine.*step"),
+        ("--lr-warmup-steps -5", "lr_warmup_steps must be at least 0"), ("--weight-decay -1", "weight_decay"),
+        ("--weight-decay nan", "weight_decay"), ("--ema-decay 1", "ema_decay must lie between 0 and 1"),
+        ("--clip-norm 0", "clip_norm"), ("--clip-norm nan", "clip_norm"), ("--validate-every 0", "validate_every"),
+        ("--checkpoint-seconds nan", "checkpoint_seconds"), ("--protocol foo", "clean.*paper"), ("--seed -1", "seed"),
+        ("--threads 0", "threads must be at least 1"), ("--device foo", "device 'foo'.*choose cpu"),
+        ("--device cuda:99", "device 'cuda:99'"), ("--device meta", "device 'meta'"),
+    )  # fmt: skip
+    if kind != "wave":  # whose recordings are not there everywhere
+        COMMANDS += each(f"train {kind} --out run", 1, ("--from nowhere", "nowhere holds no run"))
+        COMMANDS += each(
+            f"train {kind}", 2, ("--out full", "not an empty folder"), ("--out file", "not an empty folder"),
+            ("--out started", "holds a run already"),
+        )  # fmt: skip
+
+COMMANDS += each(
+    "train vae --out run", 2,
+    ("--objective foo", "elbo.*stl.*iwae"), ("--num-particles 0", "num_particles"), ("--architecture foo", "g1"),
+    ("--latent-dims 0", "latent_dims"), ("--latent-dims -3", "latent_dims"), ("--latent-dims 3 4", "latent_dims"),
+    ("--hidden-dims -1", "hidden_dims"), ("--activation foo", "tanh, relu"), ("--kl-warmup-epochs nan", "kl_warmup"),
+    ("--dataset minst", "binarized_mnist"), ("--dataset file", "choose one of digits"),
+    ("--from trained --latent-dims 5", "latent_dims=.3., this one .5."), ("conv_flow --num-blocks 0", "num_blocks"),
+    ("--dataset mnist --data-root file", "file is a file"), ("conv_flow --dilations 0", "dilations"),
+    ("planar --num-layers 0", "num_layers"), ("spline --bound -1", "bound"), ("sylvester --rank 0", "rank"),
+)  # fmt: skip
+COMMANDS += each(
+    "train vae --out run", 1, ("--dataset nowhere.npz", "no file or folder.*nowhere.npz"),
+    ("--from started", "no usable weights in started"),
+)  # fmt: skip
+COMMANDS += each(
+    "train image --out run", 2, ("--dataset minst", "choose one of digits"), ("--alpha 2", "alpha must be within"),
+    ("--alpha nan", "alpha"), ("--alpha -1", "alpha"), ("--dequantization foo", "uniform.*variational"),
+    ("--from trained", "a run of kind vae"), ("glow --num-levels 0", "num_levels"),
+    ("glow --num-levels 9", "use fewer levels"), ("glow --num-steps 0", "num_steps"), ("glow --width 0", "width"),
+    ("nice --num-couplings 0", "num_couplings"),
+)  # fmt: skip
+COMMANDS += each(
+    "train pixel --out run", 2, ("--model foo", "made.*row_lstm"), ("--output foo", "bernoulli"),
+    ("--width 0", "width"),
+    ("--first-kernel 4", "must be odd"), ("--kernel-size 4", "must be odd"), ("--dropout 1", r"\[0, 1\)"),
+    ("--dropout nan", "dropout"), ("--hidden-dims 5", "gated_pixel_cnn has no hidden_dims"),
+    ("--num-blocks 2", "gated_pixel_cnn has no num_blocks"), ("--model made --width 5", "made has no width"),
+    ("--model made --num-masks 0", "num_masks"), ("--model made --activation foo", "relu"),
+    ("--from trained", "a run of kind vae"), ("--dataset minst", "choose one of digits"),
+)  # fmt: skip
+COMMANDS += each(
+    "train wave --out run", 2, ("--width 0", "width"), ("--skip-width 0", "skip_width"),
+    ("--num-layers 0", "num_layers"),
+    ("--num-stacks 0", "num_stacks"), ("--kernel-size 0", "kernel_size"), ("--output bernoulli", "categorical"),
+    ("--sample-seconds 0", "sample_seconds"), ("--sample-seconds nan", "sample_seconds"),
+)  # fmt: skip
+COMMANDS += each(
+    "train wave --out run", 1, ("--dataset nowhere", "no recordings 'nowhere'"), ("--dataset file", "no zip archive"),
+    ("--dataset full", "full has no recordings"),
+)  # fmt: skip
+COMMANDS += each("evaluate", 2, ("", "folder of a run"), ("--pretrained foo", "no pretrained run 'foo'"))
+COMMANDS += each("evaluate", 1, ("file", "file holds no run"), ("full", "full holds no run"))
+COMMANDS += each(
+    "evaluate trained", 2, ("--limit 0", "limit must be at least 1"), ("--limit -5", "limit"),
+    ("--num-samples 0", "num_samples"), ("--num-samples 1.5", "--num-samples"), ("--threads -1", "threads"),
+    ("--seed -1", "seed must be at least 0"), ("--split train", "test.*valid"), ("--weights foo", "auto.*best.*last"),
+    ("--device foo", "device 'foo'"), ("--device meta", "device 'meta'"), ("--ais-chains 5", "needs --ais"),
+    ("--ais --ais-chains 0", "chains"), ("--ais --ais-temperatures 1", "temperatures"),
+    ("--ais --ais-leapfrog 0", "leapfrog"), ("--ais --ais-images 0", "images"), ("--ais --ais-start foo", "prior"),
+    ("--ais --ais-model-images -1", "model_images"), ("--pretrained foo", "or --pretrained NAME"),
+    ("--record garbage.json", "garbage.json exists; give --overwrite"),
+)  # fmt: skip
+COMMANDS += each(
+    "evaluate trained", 1, ("--record file", "file is a file, not a folder"), ("--record file/x.json", "is a file"),
+)  # fmt: skip
+COMMANDS += each("compare", 2, ("", "RUN_OR_RECORD"), ("one.json", "RUN_OR_RECORD"))
+COMMANDS += each(
+    "compare one.json", 2, ("one.json --score foo", "don't both have foo"), ("one.json --resamples 0", "resamples"),
+    ("one.json --seed -1", "seed must be at least 0"), ("two.json", "number of images is 2 in one.json and 1 in"),
+)  # fmt: skip
+COMMANDS += each(
+    "compare one.json", 1, ("nowhere", "no record nowhere"), ("file", "file is no record"),
+    ("full", "full has no record"),
+    ("list.json", "names no schema"), ("garbage.json", "garbage.json is no record"), ("schema.json", "another schema"),
+    ("started", "vi-flows evaluate started"),
+)  # fmt: skip
+COMMANDS += each("sample", 2, ("", "RUN"))
+COMMANDS += each("sample", 1, ("nowhere", "nowhere holds no run"), ("trained --out file", "file"))
+COMMANDS += each(
+    "sample trained", 2, ("--rows 0", "rows must be at least 1"), ("--columns -1", "columns must be at least 1"),
+    ("--temperature inf", "temperature"), ("--temperature nan", "temperature"), ("--temperature 0", "temperature"),
+    ("--temperature 0.5", "a VAE is sampled as it is"), ("--seed -1", "seed must be at least 0"),
+    ("--weights foo", "auto.*best.*last"),
+)  # fmt: skip
+COMMANDS += each(
+    "fit2d", 2, ("--target foo", "wave"), ("--flow foo", "conv_flow"), ("--activation foo", "leaky_relu"),
+    ("--num-blocks 0", "num_blocks"), ("--dilations 0", "dilations"), ("--dilations 1.5", "dilations"),
+    ("--dilations", "dilations must name at least one"), ("--num-steps 0", "num_steps"),
+    ("--batch-size 0", "batch_size"),
+    ("--learning-rates 0", "learning_rates"), ("--learning-rates nan", "learning_rates"),
+    ("--learning-rates inf", "learning_rates"), ("--learning-rates", "learning_rates must name at least one"),
+    ("--restarts 0", "restarts"), ("--probe-steps 0", "probe_steps"), ("--finalists 0", "finalists"),
+    ("--seed -1", "seed"), ("--flow planar --dilations 7", "dilations is for conv_flow"),
+    ("--flow iaf --activation elu", "activation is for conv_flow"),
+)  # fmt: skip
+COMMANDS += each(
+    "fit2d", 1, ("--out file", "file is a file, not a folder"), ("--out file/x", "file is a file"),
+    ("--flow planar --num-steps 3 --learning-rates 1e30", "lower the learning rate"),
+)  # fmt: skip
+for command in ("run", "status"):
+    COMMANDS += each(
+        f"table {command}", 2, ("--rows foo", "no row matches 'foo'"), ("--rows", "rows must name at least one"),
+        ("--seeds", "seeds must name at least one"), ("--seeds -1", "seeds must be at least 0"),
+        ("--seeds 0.5", "--seeds"), ("--epochs 0", "epochs"), ("--finish-epochs 0", "finish_epochs"),
+        ("--shard 0/2", "1 <= i <= n"), ("--shard 3/2", "1 <= i <= n"), ("--shard foo", "1 <= i <= n"),
+        ("--runs file", "runs must be a folder"), ("--results file", "results must be a folder"),
+    )  # fmt: skip
+COMMANDS += each(
+    "table run", 2, ("--processes 0", "processes"), ("--num-samples 0", "num_samples"),
+    ("--ais-images -1", "ais_images"),
+    ("--stack 0", "stack"), ("--device foo", "device 'foo'"), ("--device cuda:99", "device 'cuda:99'"),
+)  # fmt: skip
+COMMANDS += each("table", 2, ("", "run, status, rows"))
+COMMANDS += each("data", 2, ("", "list, check, download"), ("check foo", "no data set 'foo'"), ("download", "STR"))
+COMMANDS += each("data", 2, ("download foo", "no data set 'foo'"), ("list --data-root file", "file is a file"))
+COMMANDS += each("data", 2, ("check --data-root file", "file is a file"))
+COMMANDS += each("data", 1, ("check mnist --data-root nowhere", "not complete"))
+COMMANDS += each(
+    "demo", 2, ("--epochs 0", "epochs"), ("--epochs 1.5", "--epochs"), ("--num-samples 0", "num_samples"),
+    ("--seed -1", "seed"),
+)  # fmt: skip
+COMMANDS += each("demo", 1, ("--out file", "Not a directory"))
+COMMANDS += each("bench", 2, ("--goals 9", "no goal 9"), ("--goals foo", "--goals"), ("--rounds 0", "rounds"))
+COMMANDS += each("bench", 1, ("--history file", "file is a file, not a folder"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run that was trained, one that was not, records good and bad, a file and a full folder."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "file").touch()
+    (folder / "full").mkdir()
+    (folder / "full" / "x").touch()
+    Run.create(folder / "started", VAETrainConfig(batch_size=50))
+    small = VAEConfig(latent_dims=(3,), hidden_dims=((8,),))
+    run = Run.create(folder / "trained", VAETrainConfig(vae=small, epochs=1, batch_size=400, threads=1))
+    trainer = Trainer(run, progress=False)
+    trainer.start()
+    trainer.fit()
+    evaluate_run(run, 2, limit=2, record=folder / "one.json", progress=False)
+    evaluate_run(run, 2, limit=1, record=folder / "two.json", progress=False)
+    (folder / "list.json").write_text("[]")
+    (folder / "garbage.json").write_text("{ nope")
+    (folder / "schema.json").write_text('{"schema": 99}')
+    return folder
+
+
+def content(folder):
+    """Every file and folder with its size."""
+    return {path: path.stat().st_size for path in folder.rglob("*")}
+
+
 @pytest.mark.parametrize(("line", "code", "word"), COMMANDS, ids=lambda value: str(value))
-def test_command_lines_are_refused(line, code, word, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    Run.create(tmp_path / "started", VAETrainConfig(batch_size=50))
+def test_command_lines_are_refused(line, code, word, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    before = content(place)
     with pytest.raises(SystemExit) as stopped:
         main(line.split())
-    error = capsys.readouterr().err
+    error = re.sub(r"[│╭╮╰╯─\s]+", " ", capsys.readouterr().err)
     assert stopped.value.code == code
-    assert re.search(word, error, re.DOTALL)
+    assert re.search(word, error), error
     assert "Traceback" not in error
-    assert not (tmp_path / "run").exists()
+    assert content(place) == before
+
+
+def test_there_are_enough_of_them():
+    lines = [line for line, _, _ in COMMANDS]
+    assert len(set(lines)) == len(lines) >= 250
+    commands = {"train", "evaluate", "compare", "sample", "fit2d", "table", "data", "demo", "bench", "info"}
+    assert commands <= {line.split()[0] for line in lines}
+    assert len(CALLS) >= 100
 
 
 def test_debug_shows_where_a_failure_is(capsys):
@@ -138,3 +334,138 @@ def test_debug_shows_where_a_failure_is(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "--debug" in capsys.readouterr().out
+
+
+def model():
+    pyro.sample("z", dist.Normal(torch.zeros(2), 1).to_event(1))
+
+
+def without_latents():
+    pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+
+PLANAR = FLOWS["planar"](2).build(3)
+CONV_FLOW = ConvFlow(2).build(3)
+MADE_4 = MADE((4,), Bernoulli(), (8,))
+
+
+def weights(shape, value=0.0):
+    return lambda rows, draws: torch.full(shape(draws, len(rows)), value)
+
+
+def calls(word, *functions):
+    return [(word, function) for function in functions]
+
+
+CALLS = [
+    *[
+        (word, lambda flow=flow, value=value: flow.forward_and_ladj(value))
+        for flow in (PLANAR, CONV_FLOW)
+        for word, value in [
+            ("acts on tensors, got list", [1.0, 2.0, 3.0]),
+            ("acts on tensors, got ndarray", np.zeros(3)),
+            ("acts on tensors, got NoneType", None),
+            ("3 dimensions, got a tensor of .4", torch.zeros(4)),
+            ("3 dimensions, got a tensor of .2, 4", torch.zeros(2, 4)),
+            (r"3 dimensions, got a tensor of \(\)", torch.tensor(1.0)),
+            ("floating-point tensors, got a torch.int64", torch.zeros(3, dtype=torch.int64)),
+            ("floating-point tensors, got a torch.bool", torch.zeros(3, dtype=torch.bool)),
+            ("floating-point tensors, got a torch.complex64", torch.zeros(3, dtype=torch.complex64)),
+            ("floating-point tensors, got a sparse", torch.zeros(2, 3).to_sparse()),
+        ]
+    ],
+    *[
+        (rf"{size}|at least", lambda kind=kind, size=size: kind().build(size))
+        for kind in FLOWS.values()
+        for size in (0, -1)
+    ],
+    *[("context_dim", lambda kind=kind: kind().build(3, 0)) for kind in FLOWS.values()],
+    *calls("5 entries a row, expected 4", lambda: ConvFlow(2).build(3, 4).condition(torch.zeros(5))),
+    *calls("input_dim", lambda: conv_flow(0, 2)),
+    *calls("init_scale", lambda: conv_flow(3, 2, init_scale=-1.0), lambda: conv_flow(3, 2, init_scale=math.nan)),
+    *calls("at least one block", lambda: conv_flow(3, 0), lambda: conv_flow(3, 2, dilations=())),
+    *calls("unknown activation", lambda: conv_flow(3, 2, activation="foo")),
+    *calls("wrap it in FromPyro", lambda: Chain([PLANAR, torch.nn.Linear(3, 3)]), lambda: Chain([1, 2])),
+    *calls("Inverse takes a Bijection", lambda: Inverse(torch.nn.Linear(3, 3)), lambda: Inverse(3)),
+    *calls("FromPyro wraps", lambda: FromPyro(3), lambda: FromPyro(None)),
+    *calls("FlowNormal takes a Bijection", lambda: FlowNormal(torch.zeros(3), torch.ones(3), 5)),
+    *calls("log_scale", lambda: FlowNormal(torch.zeros(3), torch.full((3,), math.nan), PLANAR)),
+    *calls("3 dimensions", lambda: FlowNormal(torch.zeros(4), torch.ones(4), PLANAR).rsample()),
+    *[
+        ("num_particles must be a whole number", lambda kind=kind, value=value: kind(num_particles=value))
+        for kind in (ELBO, IWAE, DReG, StickingTheLanding, RenyiBound)
+        for value in (0, -1, 1.5, "2")
+    ],
+    *[("alpha must be finite", lambda value=value: RenyiBound(value)) for value in (1.0, math.nan, math.inf)],
+    *[
+        (next(iter(option)), lambda option=option: fit(model, AutoConvFlow(model), progress=False, **option))
+        for option in [
+            {"num_steps": 0},
+            {"num_steps": -1},
+            {"learning_rate": 0},
+            {"learning_rate": -1},
+            {"num_particles": 0},
+            {"learning_rate": math.nan},
+            {"learning_rate": math.inf},
+            {"objective": "foo"},
+            {"tolerance": -1},
+            {"tolerance": math.nan},
+        ]
+    ],
+    *calls("no latent variables", lambda: fit(without_latents, AutoConvFlow(without_latents), num_steps=1)),
+    *calls("flow_factory must be callable", lambda: AutoFlow(model, "foo"), lambda: AutoFlow(model, 3)),
+    *calls("num_blocks must be at least 1", lambda: AutoConvFlow(model, 0), lambda: AutoConvFlow(model, -1)),
+    *[
+        ("at least 100", lambda count=count: diagnose(model, AutoConvFlow(model), num_samples=count))
+        for count in (0, -5, 1)
+    ],
+    *calls("expected draws", lambda: psis(torch.zeros(0)), lambda: psis(torch.tensor(1.0))),
+    *calls("expected draws", lambda: effective_sample_size(torch.zeros(0))),
+    *[("NaN or .inf", lambda value=value: psis(torch.full((100,), value))) for value in (math.nan, math.inf)],
+    *calls("zero: no draw", lambda: psis(torch.full((100,), -math.inf))),
+    *calls("two vectors", lambda: paired_bootstrap(torch.zeros(3), torch.zeros(4))),
+    *calls("two vectors", lambda: paired_bootstrap(torch.zeros(0), torch.zeros(0))),
+    *calls("image 0 is not finite", lambda: paired_bootstrap(torch.zeros(3), torch.full((3,), math.nan))),
+    *calls("resamples", lambda: paired_bootstrap(torch.zeros(3), torch.ones(3), resamples=0)),
+    *calls("no rows", lambda: estimate_nll(weights(lambda p, b: (p, b)), torch.zeros(0, 4), 10)),
+    *calls("at least 1", lambda: estimate_nll(weights(lambda p, b: (p, b)), torch.zeros(3, 4), 0)),
+    *calls("draws, rows", lambda: estimate_nll(weights(lambda p, b: (p, b + 1)), torch.zeros(3, 4), 10)),
+    *calls("draws, rows", lambda: estimate_nll(weights(lambda p, b: (b, p)), torch.zeros(3, 4), 10)),
+    *calls("row 0 is NaN", lambda: estimate_nll(weights(lambda p, b: (p, b), math.nan), torch.zeros(3, 4), 10)),
+    *[("Bernoulli means", lambda value=value: binarize(torch.tensor([value]))) for value in (2.0, math.nan, -0.1, 3)],
+    *calls("no data set", lambda: load("foo"), lambda: load("")),
+    *calls("no protocol", lambda: load("digits").split("foo")),
+    *calls("event_shape", lambda: MADE((0,), Bernoulli()), lambda: PixelCNN((8, 8), Bernoulli())),
+    *calls("hidden_dims", lambda: MADE((4,), Bernoulli(), (0,))),
+    *calls("num_masks", lambda: MADE((4,), Bernoulli(), num_masks=0)),
+    *calls("dropout", lambda: MADE((4,), Bernoulli(), dropout=1.0)),
+    *calls("unknown activation", lambda: MADE((4,), Bernoulli(), activation="foo")),
+    *[
+        ("support", lambda value=value: MADE_4.distribution().log_prob(torch.full((2, 4), value)))
+        for value in (0.5, 2.0, math.nan)
+    ],
+    *calls("event_shape", lambda: MADE_4.distribution().log_prob(torch.zeros(2, 5))),
+    *[("num_bins", lambda value=value: Categorical(value)) for value in (0, 1, -3, 2.5)],
+    *calls("num_bins", lambda: LogisticMixture(1), lambda: LogisticMixture(256, 0)),
+    *[("width", lambda kind=kind: kind((1, 8, 8), Bernoulli(), width=0)) for kind in (PixelCNN, GatedPixelCNN)],
+    *calls("must be odd", lambda: GatedPixelCNN((1, 8, 8), Bernoulli(), kernel_size=4)),
+    *calls("num_layers", lambda: GatedPixelCNN((1, 8, 8), Bernoulli(), num_layers=-1)),
+    *[("must lie in", lambda value=value: mu_law_encode(torch.tensor([value]))) for value in (2.0, math.nan)],
+    *[("must lie in", lambda value=value: mu_law_decode(torch.tensor([value]))) for value in (300.0, -1.0, math.nan)],
+    *calls("num_bins", lambda: mu_law_encode(torch.zeros(1), 1), lambda: mu_law_decode(torch.zeros(1), 0)),
+    *calls("num_dims", lambda: bits_per_dim(torch.zeros(1), 0)),
+    *calls("support", lambda: BernoulliLogits(torch.zeros(3)).log_prob(torch.full((3,), 255.0))),
+    *calls("event_shape", lambda: BernoulliLogits(torch.zeros(3)).log_prob(torch.zeros(4))),
+    *calls("logits", lambda: BernoulliLogits(torch.full((3,), math.nan))),
+    *[("data_dim", lambda value=value: build_vae(VAEConfig(), value)) for value in (0, -5, 2.5, "64")],
+    *calls("latent_dims", lambda: VAEConfig(latent_dims=())),
+    *calls("hidden_dims", lambda: VAEConfig(hidden_dims=())),
+    *calls("holds no run", lambda: Run.open("nowhere")),
+]
+
+
+@pytest.mark.parametrize(("word", "call"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
+def test_calls_are_refused(word, call):
+    with pytest.raises((ValueError, TypeError, FloatingPointError, RuntimeError)) as refused:
+        call()
+    assert re.search(word, str(refused.value)), str(refused.value)

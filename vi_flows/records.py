@@ -198,7 +198,11 @@ class Record:
 
         Raises:
             RecordExistsError: a record is there and ``overwrite`` was not asked for.
+            NotADirectoryError: a folder on the way to it is a file.
         """
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(f"{path} can't be written: {above} is a file, not a folder")
         if path.exists() and not overwrite:
             raise RecordExistsError(f"{path} exists; give --overwrite to replace it, or another --record")
 

@@ -128,8 +128,8 @@ def test_command_writes_record_and_picture(tmp_path, capsys):
     assert "KL" in capsys.readouterr().out
     record = json.loads((tmp_path / "u2-conv_flow-1.json").read_text())
     assert record["settings"]["target"] == "u2"
-    assert record["result"]["num_steps"] == 5
-    assert {"revision", "device", "torch"} <= set(record)
+    assert record["figures"]["result"]["num_steps"] == 5
+    assert {"revision", "device", "torch"} <= set(record["provenance"])
     assert (tmp_path / "u2-conv_flow-1.png").stat().st_size > 1000
 
 

@@ -71,8 +71,8 @@ class Categorical:
     """
 
     def __init__(self, num_bins: int = 256) -> None:
-        if num_bins < 2:
-            raise ValueError(f"num_bins must be at least 2, got {num_bins}")
+        if not isinstance(num_bins, int) or num_bins < 2:
+            raise ValueError(f"num_bins must be a whole number and at least 2, got {num_bins}")
         self.num_params = num_bins
         self.support: constraints.Constraint = constraints.integer_interval(0, num_bins - 1)
 

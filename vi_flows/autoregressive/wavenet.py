@@ -19,6 +19,11 @@ from vi_flows.nn.masked import CausalConv1d, ContextBias
 __all__ = ["WaveNet", "mu_law_decode", "mu_law_encode"]
 
 
+def _check_levels(num_bins: int) -> None:
+    if num_bins < 2:
+        raise ValueError(f"num_bins must be at least 2, got {num_bins}")
+
+
 def mu_law_encode(audio: Tensor, num_bins: int = 256) -> Tensor:
     r"""``sign(a) ln(1 + μ|a|) / ln(1 + μ)`` with ``μ = num_bins − 1``, rounded to ``0 … μ`` (paper, section 2.2).
 
@@ -30,8 +35,9 @@ def mu_law_encode(audio: Tensor, num_bins: int = 256) -> Tensor:
         Levels as floats, of the same shape.
 
     Raises:
-        ValueError: a value is outside of ``[−1, 1]`` or not a number.
+        ValueError: a value is outside of ``[−1, 1]`` or not a number, or there are fewer than two levels.
     """
+    _check_levels(num_bins)
     if not bool((audio.abs() <= 1).all()):
         raise ValueError("audio for the μ-law must lie in [−1, 1]; divide it by its full scale first")
     mu = num_bins - 1
@@ -48,7 +54,13 @@ def mu_law_decode(levels: Tensor, num_bins: int = 256) -> Tensor:
 
     Returns:
         Audio in ``[−1, 1]``, of the same shape.
+
+    Raises:
+        ValueError: a level is outside of ``0 … num_bins − 1`` or not a number, or there are fewer than two levels.
     """
+    _check_levels(num_bins)
+    if not bool(((levels >= 0) & (levels <= num_bins - 1)).all()):
+        raise ValueError(f"levels of the μ-law must lie in 0 … {num_bins - 1}")
     mu = num_bins - 1
     y = 2 * levels / mu - 1
     return y.sign() * (y.abs() * math.log1p(mu)).expm1() / mu

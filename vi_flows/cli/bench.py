@@ -90,6 +90,8 @@ class Bench:
             raise ValueError(f"there is no goal {min(unknown)}; choose among 1 to 8")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if self.history is not None:
+            Record.refuse_to_replace(self.history / "record.json", overwrite=True)  # a file where the folder goes
         clock, rows = Clock(), []
         for name, title, measure in self._plan():
             if not self.json and sys.stderr.isatty():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vi_flows.cli.runs import Sample, draw_pictures
 from vi_flows.flows import ConvFlow
+from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
@@ -40,17 +41,18 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Folder of the runs, pictures and records; a new one."""
-    epochs: int = PLAIN.epochs
+    epochs: Positive = PLAIN.epochs
     """Passes over the 1297 training images."""
-    num_samples: int = 5000
+    num_samples: Positive = 5000
     """Importance samples a test image."""
-    seed: int = 0
+    seed: NonNegative = 0
     """Of everything."""
     quiet: bool = False
     """No progress bars."""
 
     def run(self) -> int:
         """Train, evaluate, draw; exit code 0."""
+        check_settings(self)
         begun = time.monotonic()
         print(f"{'':30}  {'-ELBO':>7}  {'NLL':>7}  {'95 % interval':>16}  {'k-hat':>5}  {'train s':>7}")
         for index, (name, vae) in enumerate(MODELS.items()):

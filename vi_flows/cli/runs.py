@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar, Union
 import torch
 import tyro
 
+from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.training.captured import trainer_for
-from vi_flows.training.config import TrainConfig
+from vi_flows.training.config import TrainConfig, check_device
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.loop import Trainer
@@ -44,9 +45,9 @@ class NewRun(Generic[C]):
 
     def run(self) -> int:
         """Train to the end; exit code 0."""
-        # Before a folder is made: the data and the device are there, and the settings describe a model.
+        # Before a folder is made: the device and the data are there, and the settings describe a model.
+        check_device(self.config.device)
         self.config.load_data()
-        torch.empty(0, device=self.config.device)
         Run(self.out, self.config).build_task()
         return _train(Run.create(self.out, self.config), self.tensorboard, self.quiet, Trainer.start)
 
@@ -114,15 +115,15 @@ class Evaluate:
     """Folder of the run."""
     pretrained: str | None = None
     """Evaluate one of the trained runs in the source repository's experiments/pretrained instead."""
-    num_samples: int | None = None
+    num_samples: Positive | None = None
     """Importance samples an image, default 5000; draws of the noise for an image flow, default 8."""
     split: Literal["test", "valid"] = "test"
     """Images to score; `valid` while choosing settings."""
     weights: Literal["auto", "best", "last"] = "auto"
     """auto: chosen by validation (clean protocol) or last (paper protocol)."""
-    limit: int | None = None
+    limit: Positive | None = None
     """Score only the first so many images."""
-    seed: int = 0
+    seed: NonNegative = 0
     """Of the importance samples."""
     ais: bool = False
     """Anneal the images of a VAE too (annealed importance sampling), which takes longer and says more."""
@@ -149,17 +150,14 @@ class Evaluate:
     """Replace an existing record."""
     data_root: Path | None = None
     """Where the data are now, if not where they were."""
-    threads: int | None = None
+    threads: Positive | None = None
     """CPU threads; default: torch's own choice."""
     quiet: bool = False
     """No progress bar."""
 
     def run(self) -> int:
         """Print the figures and where the record is; exit code 0."""
-        for name in ("num_samples", "limit", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        check_settings(self)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         run = Run.open(self._run_folder(), self.data_root)
@@ -239,15 +237,15 @@ class Sample:
     """Folder of the run."""
     out: Path | None = None
     """Folder of the pictures; default: the run's folder."""
-    rows: int = 10
+    rows: Positive = 10
     """Rows of the grid."""
-    columns: int = 10
+    columns: Positive = 10
     """Columns of the grid."""
     temperature: float = 1.0
     """Scale of an image flow's base distribution; 1 is the model."""
     binary: bool = False
     """Draw pixels instead of showing their means."""
-    seed: int = 0
+    seed: NonNegative = 0
     """Of the draws."""
     weights: Literal["auto", "best", "last"] = "auto"
     """See `vi-flows evaluate`."""
@@ -267,8 +265,7 @@ def draw_pictures(options: Sample) -> list[Path]:
     Raises:
         ValueError: the grid has no cell.
     """
-    if options.rows < 1 or options.columns < 1:
-        raise ValueError(f"rows and columns must be at least 1, got {options.rows} and {options.columns}")
+    check_settings(options)
     if not 0 < options.temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {options.temperature}")
     run = Run.open(options.folder, options.data_root)

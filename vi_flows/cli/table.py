@@ -6,12 +6,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import torch
 import tyro
 
 from vi_flows.settings import Positive, check_settings
 from vi_flows.table import Machine, Runner, Selection, Workplace, status_table, table_rows
 from vi_flows.training import TrainingInterrupted
+from vi_flows.training.config import check_device
 
 __all__ = ["Table", "TableRows", "TableRun", "TableStatus"]
 
@@ -33,7 +33,7 @@ class TableRun:
     def run(self) -> int:
         """Print what is begun, done and failed; exit code 1 if something failed."""
         check_settings(self)
-        torch.empty(0, device=self.machine.device)  # a device that is not there is named now, not by every row
+        check_device(self.machine.device)  # one that is not there is named now, not by every row
         jobs = self.selection.jobs()
         try:
             outcome = Runner(jobs, self.workplace, self.machine, self.processes).run()

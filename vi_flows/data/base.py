@@ -38,7 +38,12 @@ def binarize(means: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
     Returns:
         Zeros and ones with the shape, dtype and device of ``means``.
+
+    Raises:
+        ValueError: a mean is outside of [0, 1], NaN, or no floating-point number.
     """
+    if not means.is_floating_point() or not bool(((means >= 0) & (means <= 1)).all()):
+        raise ValueError("Bernoulli means must be floating-point numbers in [0, 1]; divide grey values by their range")
     # Not torch.bernoulli: on the CPU its stream depends on whether torch was built with MKL.
     uniform = torch.rand(means.shape, generator=generator, dtype=means.dtype, device=means.device)
     return (uniform < means).to(means.dtype)

@@ -73,12 +73,20 @@ def cache_folder() -> Path:
 
 
 def resolve_root(root: str | os.PathLike[str] | None = None) -> DataRoot:
-    """The data root: the argument, else ``VI_FLOWS_DATA``, else the folder ``data`` of :func:`cache_folder`."""
+    """The data root: the argument, else ``VI_FLOWS_DATA``, else the folder ``data`` of :func:`cache_folder`.
+
+    Raises:
+        ValueError: it is a file.
+    """
     if root is not None:
-        return DataRoot(Path(root).expanduser().absolute(), "data root")
-    if named := os.environ.get(DATA_VARIABLE):
-        return DataRoot(Path(named).expanduser().absolute(), DATA_VARIABLE)
-    return DataRoot((cache_folder() / "data").absolute(), "cache")
+        found = DataRoot(Path(root).expanduser().absolute(), "data root")
+    elif named := os.environ.get(DATA_VARIABLE):
+        found = DataRoot(Path(named).expanduser().absolute(), DATA_VARIABLE)
+    else:
+        found = DataRoot((cache_folder() / "data").absolute(), "cache")
+    if found.path.is_file():
+        raise ValueError(f"the data root must be a folder, {found.path} is a file")
+    return found
 
 
 def candidates(file: SourceFile, root: DataRoot) -> list[Path]:

@@ -31,7 +31,12 @@ def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:
     Args:
         log_prob: in nats, any shape.
         num_dims: ``D``, the number of pixels times channels.
+
+    Raises:
+        ValueError: ``num_dims`` is less than 1.
     """
+    if num_dims < 1:
+        raise ValueError(f"num_dims must be at least 1, got {num_dims}")
     return log_prob / (-num_dims * math.log(2.0))
 
 

@@ -42,6 +42,8 @@ class FlowNormal(TorchDistribution):
     def __init__(
         self, loc: Tensor, log_scale: Tensor, bijection: Bijection | None = None, validate_args: bool | None = None
     ) -> None:
+        if bijection is not None and not isinstance(bijection, Bijection):
+            raise TypeError(f"FlowNormal takes a Bijection, got {type(bijection).__name__}; wrap it in FromPyro")
         if loc.shape != log_scale.shape:
             loc, log_scale = torch.broadcast_tensors(loc, log_scale)
         self.loc, self.log_scale = loc, log_scale

@@ -82,7 +82,12 @@ def bootstrap_interval(
         level: coverage.
         resamples: bootstrap samples.
         seed: of the resampling.
+
+    Raises:
+        ValueError: there is nothing to resample, or no bootstrap sample is asked for.
     """
+    if values.numel() < 1 or resamples < 1:
+        raise ValueError(f"a bootstrap needs values and resamples of at least 1, got {values.numel()} and {resamples}")
     generator = np.random.default_rng(seed)
     data = values.double().cpu().numpy()
     # Resampling rows with replacement is a multinomial draw of their counts.
@@ -154,11 +159,13 @@ def estimate_nll(
         progress: show a progress bar.
 
     Raises:
-        ValueError: a count is less than 1.
+        ValueError: a count is less than 1, there are no rows, or the log-weights are not ``(draws, rows)``.
         FloatingPointError: a weight is NaN.
     """
     if min(num_samples, num_coarse, rows_per_chunk, samples_per_chunk) < 1:
         raise ValueError("num_samples, num_coarse, rows_per_chunk and samples_per_chunk must be at least 1")
+    if len(data) == 0:
+        raise ValueError("there are no rows to score")
     columns: dict[str, list[Tensor]] = {name: [] for name in ("nll", "nll_coarse", "elbo", "ess", "k_hat")}
     with torch.random.fork_rng(devices_of(data.device)), tqdm(total=len(data), unit="row", disable=not progress) as bar:
         for start in range(0, len(data), rows_per_chunk):
@@ -166,7 +173,12 @@ def estimate_nll(
             torch.manual_seed((seed * 1_000_003 + start) % 2**63)
             drawn = []
             for first in range(0, num_samples, samples_per_chunk):
-                drawn.append(log_weights(rows, min(samples_per_chunk, num_samples - first)))
+                draws = min(samples_per_chunk, num_samples - first)
+                drawn.append(log_weights(rows, draws))
+                if drawn[-1].shape != (draws, len(rows)):
+                    raise ValueError(
+                        f"log_weights must give {(draws, len(rows))} (draws, rows), got {tuple(drawn[-1].shape)}"
+                    )
             log_w = torch.cat(drawn).double()
             if log_w.isnan().any():
                 bad = start + int(log_w.isnan().any(0).nonzero()[0])

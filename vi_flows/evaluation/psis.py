@@ -34,7 +34,12 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
     Args:
         log_weights: ``(S, …)``, up to a constant a column.
+
+    Raises:
+        ValueError: there are no draws.
     """
+    if log_weights.dim() < 1 or log_weights.shape[0] < 1:
+        raise ValueError(f"expected draws along the first dimension, got shape {tuple(log_weights.shape)}")
     return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
 
 

@@ -20,6 +20,7 @@ from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.records import Record, provenance, row_key
+from vi_flows.settings import NonNegative, Positive, PositiveFloat, check_settings
 from vi_flows.transforms import Bijection
 
 __all__ = ["Fit2D", "Fit2DResult", "fit_flow_2d", "flow_log_density", "make_flow_2d", "train_flow_2d"]
@@ -237,34 +238,37 @@ class Fit2D:
     """The target; wave is the ConvFlow paper's, with a wall at |z1| = 4."""
     flow: Literal["conv_flow", "planar", "radial", "iaf", "spline", "spline_wide"] = "conv_flow"
     """The flow; others than conv_flow get as many layers as have no fewer parameters."""
-    num_blocks: int = 8
+    num_blocks: Positive = 8
     """ConvBlocks (a layer a dilation and a Revert), 5 parameters a layer."""
-    dilations: tuple[int, ...] = (1, 2)
+    dilations: tuple[Positive, ...] = (1, 2)
     """Of a ConvBlock; the paper has 1 and 2 for two dimensions. The second tap of dilation 2 meets only zeros there:
     with 1 alone, and twice the blocks, every layer mixes."""
     activation: Literal["leaky_relu", "tanh", "sigmoid", "softplus", "elu"] = "tanh"
     """ConvFlow's activation. leaky_relu has the paper's slope 0.01, but its log-determinant jumps, so that the
     reparameterised gradient misses a term and the fit can diverge."""
-    num_steps: int = 6000
+    num_steps: Positive = 6000
     """Optimizer steps."""
-    batch_size: int = 512
+    batch_size: Positive = 512
     """Draws a step."""
-    learning_rates: tuple[float, ...] = (0.02,)
+    learning_rates: tuple[PositiveFloat, ...] = (0.02,)
     """Adam's, with a cosine decay. Of several, and of several restarts, each pair is tried for probe_steps; those
     with the least training objectives are run to the end, and the least of them is kept."""
-    restarts: int = 1
+    restarts: Positive = 1
     """Seeds to try."""
-    probe_steps: int = 1500
+    probe_steps: Positive = 1500
     """Steps of each trial, where there is more than one."""
-    finalists: int = 1
+    finalists: Positive = 1
     """How many trials are run to the end."""
-    seed: int = 0
+    seed: NonNegative = 0
     """Of the parameters and the draws: the first one to try."""
     out: Path | None = None
     """Folder for the picture (TARGET-FLOW-K.png) and the record (the same, .json)."""
 
     def run(self) -> int:
         """Fit, print, write; exit code 0."""
+        stem = f"{self.target}-{self.flow}-{self.num_blocks}"
+        if self.out is not None:
+            Record.refuse_to_replace(self.out / f"{stem}.json", overwrite=True)  # nor a file where the folder goes
         flow, result, trials = self.fit()
         extra = "" if result.kl_quadrature is None else f" (quadrature {result.kl_quadrature:.4f})"
         print(
@@ -274,7 +278,6 @@ class Fit2D:
         if self.out is not None:
             from vi_flows.fit2d.plotting import plot_fits_2d
 
-            stem = f"{self.target}-{self.flow}-{self.num_blocks}"
             self.record(result, trials).write(self.out / f"{stem}.json", overwrite=True)
             title = f"{self.flow}, KL {result.kl:.3f}"
             plot_fits_2d(TARGETS_2D[self.target], [(title, flow)], self.out / f"{stem}.png")
@@ -289,10 +292,13 @@ class Fit2D:
             ValueError: an option is out of range.
             FloatingPointError: the chosen run diverged.
         """
-        if self.restarts < 1 or self.finalists < 1 or not self.learning_rates:
-            raise ValueError(
-                f"restarts ({self.restarts}) and finalists ({self.finalists}) must be at least 1, and a rate be given"
-            )
+        check_settings(self)
+        for name in ("learning_rates", "dilations"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one")
+        for name in ("dilations", "activation"):
+            if self.flow != "conv_flow" and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} is for conv_flow, {self.flow} has none")
         target = target_2d(self.target)
         trials: list[dict[str, float | int | None]] = []
         seeds = range(self.seed, self.seed + self.restarts)

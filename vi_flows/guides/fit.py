@@ -124,8 +124,8 @@ def fit(
             (:func:`~vi_flows.guides.given.check_model`).
         RuntimeError: a hundred steps in a row had no finite gradient.
     """
-    if num_steps < 1 or (num_particles is not None and num_particles < 1) or not learning_rate > 0:
-        raise ValueError("num_steps, num_particles and learning_rate must be positive")
+    if num_steps < 1 or (num_particles is not None and num_particles < 1) or not 0 < learning_rate < math.inf:
+        raise ValueError("num_steps, num_particles and learning_rate must be positive and finite")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
     if objective not in ("stl", "elbo"):

@@ -73,6 +73,8 @@ class TracedBound(PyroELBO):
         max_plate_nesting: float = math.inf,
         vectorize_particles: bool = False,
     ) -> None:
+        if not isinstance(num_particles, int) or num_particles < 1:
+            raise ValueError(f"num_particles must be a whole number of at least 1, got {num_particles!r}")
         super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
         self.kl_weight = kl_weight
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vi_flows.settings import NonNegative, Positive
+from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.table.rows import Row, matching_rows
 from vi_flows.training.config import config_to_dict
 from vi_flows.training.tasks.vae import VAETrainConfig
@@ -27,6 +27,11 @@ class Workplace:
     """Folder of the records: a row with a record is finished."""
     data_root: Path | None = None
     """Folder with the data files; default: VI_FLOWS_DATA, else the download cache."""
+
+    def __post_init__(self) -> None:
+        for name in ("runs", "results"):
+            if getattr(self, name).exists() and not getattr(self, name).is_dir():
+                raise ValueError(f"{name} must be a folder, {getattr(self, name)} is a file")
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,11 @@ class Selection:
     """Instead of the recipe's, for runs that start from another run's weights."""
     shard: str = "1/1"
     """`i/n`: every n-th run from the i-th, i = 1 … n, for machines that share no folder."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.rows or not self.seeds:
+            raise ValueError(f"{'seeds' if self.rows else 'rows'} must name at least one")
 
     def _part(self) -> tuple[int, int]:
         number, _, count = self.shard.partition("/")

@@ -15,13 +15,29 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 import cattrs
+import torch
 import tyro
 
 from vi_flows.data import RunData, load
 from vi_flows.records import row_key
 from vi_flows.settings import Bounds, NonNegative, NonNegativeFloat, Positive, PositiveFloat, check_settings
 
-__all__ = ["TrainConfig", "config_from_dict", "config_to_dict"]
+__all__ = ["TrainConfig", "check_device", "config_from_dict", "config_to_dict"]
+
+
+def check_device(device: str) -> None:
+    """Compute something on a device, before anything is loaded or a folder is made for it.
+
+    Raises:
+        ValueError: there is no such device here, or its values can't be read back.
+    """
+    try:
+        (torch.zeros(1, device=device) + 1).item()
+    except (RuntimeError, AssertionError) as error:  # what PyTorch raises depends on what it was built for
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        there = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise ValueError(f"device {device!r} can't be used here ({reason}); choose {there}") from error
+
 
 T = TypeVar("T")
 

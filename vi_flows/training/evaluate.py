@@ -6,10 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from vi_flows.records import Clock, Record, provenance
-from vi_flows.training.config import config_to_dict
+from vi_flows.training.config import check_device, config_to_dict
 from vi_flows.training.run import Run, RunError
 from vi_flows.vae import AISSettings
 
@@ -61,9 +59,9 @@ def evaluate_run(
     parts += [] if split == "test" else [split]
     parts += [] if limit is None else [f"first{limit}"]
     path = folder if folder.suffix == ".json" else folder / ("-".join(parts) + ".json")
-    Record.refuse_to_replace(path, overwrite)  # before the minutes of work, not after
     device = run.config.device if device is None else device
-    torch.empty(0, device=device)  # a device that is not there is named before anything is loaded
+    check_device(device)
+    Record.refuse_to_replace(path, overwrite)  # before the minutes of work, not after
     here = Run(run.folder, replace(run.config, device=device))
     here.data = run.data
     task = here.build_task()

@@ -113,6 +113,7 @@ class Run:
         Raises:
             RunUnusableError: there is no run, or its configuration can't be read.
         """
+        folder = Path(folder)
         path = folder / "config.json"
         if not path.is_file():
             raise RunUnusableError(f"{folder} holds no run (no file config.json in it)")

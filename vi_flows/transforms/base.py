@@ -243,7 +243,18 @@ class Bijection(_Capabilities, TransformModule, ABC):
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
 
+    def _check_tensor(self, value: Tensor) -> None:
+        """Refuse what is no dense tensor of real floating-point numbers."""
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{type(self).__name__} acts on tensors, got {type(value).__name__}; torch.as_tensor makes one"
+            )
+        if not value.is_floating_point() or value.layout != torch.strided:
+            kind = "sparse" if value.layout != torch.strided else str(value.dtype)
+            raise ValueError(f"{type(self).__name__} acts on dense floating-point tensors, got a {kind} one")
+
     def _check_last_dim(self, value: Tensor, size: int) -> None:
+        self._check_tensor(value)
         if value.dim() < 1 or value.shape[-1] != size:
             raise ValueError(
                 f"{type(self).__name__} acts on vectors of {size} dimensions, got a tensor of {tuple(value.shape)}"
@@ -319,9 +330,14 @@ class Inverse(Bijection):
 
     Args:
         bijection: what to invert.
+
+    Raises:
+        TypeError: it is not a :class:`Bijection` (wrap Pyro's own transforms in ``FromPyro``).
     """
 
     def __init__(self, bijection: Bijection) -> None:
+        if not isinstance(bijection, Bijection):
+            raise TypeError(f"Inverse takes a Bijection, got {type(bijection).__name__}; wrap it in FromPyro")
         super().__init__(bijection.event_dim)
         self.bijection = bijection
 

@@ -47,10 +47,13 @@ class FromPyro(Bijection):
         transform: any ``torch.distributions.Transform`` with as many event dimensions on both sides.
 
     Raises:
+        TypeError: it is no transform.
         ValueError: the transform changes the number of event dimensions.
     """
 
     def __init__(self, transform: Transform) -> None:
+        if not isinstance(transform, Transform):
+            raise TypeError(f"FromPyro wraps a torch.distributions.Transform, got {type(transform).__name__}")
         super().__init__(transform.event_dim)
         self.transform = transform
 

@@ -62,6 +62,9 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for name in ("latent_dims", "hidden_dims"):
+            if getattr(self, name) == ():
+                raise ValueError(f"{name} must name at least one size; leave it out for the architecture's")
         if self.amortized:
             return
         if self.flow is None:
@@ -103,6 +106,8 @@ def build_vae(config: VAEConfig, data_dim: int) -> VAE:
     Raises:
         ValueError: the description is inconsistent (see the classes it builds).
     """
+    if not isinstance(data_dim, int) or data_dim < 1:
+        raise ValueError(f"data_dim must be a whole number of at least 1, got {data_dim!r}")
     default_latents, default_hidden = ARCHITECTURES[config.architecture]
     latents = default_latents if config.latent_dims is None else config.latent_dims
     hidden = default_hidden if config.hidden_dims is None else config.hidden_dims

@@ -34,6 +34,7 @@ class ImageBijection(Bijection):
         self.channels = channels
 
     def _check_image(self, value: Tensor) -> None:
+        self._check_tensor(value)
         if value.dim() < 3:
             raise ValueError(f"{type(self).__name__} acts on (…, C, H, W) images, got a tensor of {tuple(value.shape)}")
         if self.channels is not None and value.shape[-3] != self.channels:

@@ -111,6 +111,8 @@ class ConvFlowStack(_ConvFlowBase):
         """Draw taps of variance 1/k, zero biases, and ``θ`` of standard deviation ``init_scale``."""
         nn.init.normal_(self.weight, std=self.spec.kernel_size**-0.5)
         nn.init.zeros_(self.bias)
+        if not 0 <= init_scale < math.inf:
+            raise ValueError(f"init_scale must be at least 0 and finite, got {init_scale}")
         nn.init.zeros_(self.theta) if init_scale == 0 else nn.init.normal_(self.theta, std=init_scale)
 
 
