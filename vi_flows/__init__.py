@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vi_flows.data import load as load
     from vi_flows.diagnostics import Diagnosis as Diagnosis
-    from vi_flows.diagnostics import diagnose as diagnose
+    from vi_flows.diagnostics.diagnose import diagnose as diagnose
     from vi_flows.distributions import FlowNormal as FlowNormal
     from vi_flows.distributions import ImageDensity as ImageDensity
     from vi_flows.evaluation import estimate_nll as estimate_nll
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vi_flows.guides import AutoConvFlow as AutoConvFlow
     from vi_flows.guides import AutoFlow as AutoFlow
     from vi_flows.guides import FitResult as FitResult
-    from vi_flows.guides import fit as fit
+    from vi_flows.guides.fit import fit as fit
     from vi_flows.objectives import ELBO as ELBO
     from vi_flows.objectives import IWAE as IWAE
     from vi_flows.objectives import DReG as DReG

@@ -98,9 +98,12 @@ def _problem(value: Any, hint: Any) -> str | None:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in map(_bare, inner):
             return None
-        found_all = [_problem(value, option) for option in inner if _bare(option) is not type(None)]
-        if None in found_all:
-            return None
+        found_all = []
+        for option in inner:
+            if _bare(option) is not type(None):
+                if (found := _problem(value, option)) is None:
+                    return None
+                found_all.append(found)
         return " or ".join([found_all[0], *(str(found).removeprefix("must be ") for found in found_all[1:])])
     if origin is tuple:
         if not isinstance(value, tuple | list):

@@ -75,7 +75,7 @@ class PixelConfig:
     def name(self) -> str:
         """A short name for tables: ``made-h500``, ``pixel_cnn-w128-b12``."""
         values = self.options()
-        parts = [self.model] + ([] if self.output == "bernoulli" else [self.output])
+        parts: list[str] = [self.model] + ([] if self.output == "bernoulli" else [self.output])
         parts += ["h" + "x".join(map(str, values["hidden_dims"]))] if "hidden_dims" in values else []
         parts += ["direct"] if values.get("direct") else []
         letters = {"num_masks": "m", "width": "w", "num_blocks": "b", "num_layers": "l", "dropout": "dropout"}

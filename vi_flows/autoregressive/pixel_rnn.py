@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,11 +18,15 @@ from vi_flows.autoregressive.pixel_cnn import RasterModel
 from vi_flows.autoregressive.stepping import ConvWindow, DiagonalState, PixelLinear, RowState, Stepper
 from vi_flows.nn.masked import ContextBias, MaskedConv2d
 from vi_flows.nn.masked_lstm import DiagonalBiLSTM, RowLSTM
+from vi_flows.nn.typed import ModuleListOf
 
 __all__ = ["DiagonalPixelRNN", "RowPixelRNN"]
 
 
-class RecurrentBlock(nn.Module):
+R = TypeVar("R", bound=nn.Module)
+
+
+class RecurrentBlock(nn.Module, Generic[R]):
     """A recurrent layer to half the features, 1×1 back, plus the input (paper, figure 5).
 
     Args:
@@ -31,7 +36,7 @@ class RecurrentBlock(nn.Module):
         dropout: share of the recurrent layer's outputs that a training step leaves out.
     """
 
-    def __init__(self, recurrence: nn.Module, width: int, data_channels: int, dropout: float) -> None:
+    def __init__(self, recurrence: R, width: int, data_channels: int, dropout: float) -> None:
         super().__init__()
         self.recurrence = recurrence
         self.dropout = nn.Dropout(dropout)
@@ -42,7 +47,7 @@ class RecurrentBlock(nn.Module):
         return h + self.up(self.dropout(self.recurrence(h, context)))
 
 
-class PixelRNN(RasterModel):
+class PixelRNN(RasterModel, Generic[R]):
     """A masked k×k convolution of type A, residual recurrent layers, and two 1×1 layers.
 
     A family writes :meth:`recurrence`.
@@ -80,13 +85,13 @@ class PixelRNN(RasterModel):
             raise ValueError(f"num_layers must not be negative, got {num_layers}")
         self.first = MaskedConv2d(channels, width, (first_kernel, first_kernel), "A", channels)
         self.first_context = ContextBias(context_dim, width)
-        self.blocks = nn.ModuleList(
+        self.blocks: ModuleListOf[RecurrentBlock[R]] = ModuleListOf(
             RecurrentBlock(self.recurrence(width, width // 2, channels, context_dim), width, channels, dropout)
             for _ in range(num_layers)
         )
 
     @abstractmethod
-    def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> nn.Module:
+    def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> R:
         """A recurrent layer, ``(N, in_channels, H, W)`` and context to ``(N, hidden, H, W)``."""
 
     def features(self, x: Tensor, context: Tensor) -> Tensor:
@@ -97,14 +102,14 @@ class PixelRNN(RasterModel):
         return h
 
 
-class DiagonalPixelRNN(PixelRNN):
+class DiagonalPixelRNN(PixelRNN[DiagonalBiLSTM]):
     """PixelRNN with diagonal BiLSTMs: every pixel sees all pixels before it. Arguments and errors as above.
 
     The features of a pixel never see the pixel itself, so those of a whole row don't see the row's last one. A column
     of zeros right of the image does; the direction from the right begins there.
     """
 
-    def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> nn.Module:
+    def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> DiagonalBiLSTM:
         """See :meth:`PixelRNN.recurrence`."""
         return DiagonalBiLSTM(in_channels, hidden, data_channels, context_dim)
 
@@ -143,10 +148,10 @@ class _DiagonalStepper:
         return h
 
 
-class RowPixelRNN(PixelRNN):
+class RowPixelRNN(PixelRNN[RowLSTM]):
     """PixelRNN with Row LSTMs: a pixel sees a triangle above it. Arguments and errors as above."""
 
-    def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> nn.Module:
+    def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> RowLSTM:
         """See :meth:`PixelRNN.recurrence`."""
         return RowLSTM(in_channels, hidden, data_channels, context_dim)
 
@@ -158,9 +163,10 @@ class RowPixelRNN(PixelRNN):
 class _RowStepper:
     def __init__(self, model: RowPixelRNN, context: Tensor) -> None:
         self.model, self.context = model, context
-        size = len(context), *model.event_shape[1:]
-        self.first = ConvWindow(model.first, *size)
-        self.blocks = [(RowState(b.recurrence, *size, context), PixelLinear(b.up)) for b in model.blocks]
+        _, height, width = model.event_shape
+        rows = len(context)
+        self.first = ConvWindow(model.first, rows, height, width)
+        self.blocks = [(RowState(b.recurrence, rows, height, width, context), PixelLinear(b.up)) for b in model.blocks]
 
     def begin_row(self, row: int) -> None:
         for state, _ in self.blocks:

@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,13 +94,15 @@ def write(path: Path, data: ImageData) -> None:
     if data.levels == 2:
         arrays = {name: np.packbits(array, axis=1) for name, array in arrays.items()}
     labels = {f"labels_{name}": tensor.numpy() for name, tensor in (data.labels or {}).items()}
+    # Any: the stubs take every keyword for the option allow_pickle.
+    entry: dict[str, Any] = {"sha256": np.array(data.sha256), **arrays, **labels}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A reader, or a second writer, must never meet half an entry: it gets its name only when it is whole.
         temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part")
         try:
             with open(temporary, "wb") as stream:
-                np.savez(stream, sha256=np.array(data.sha256), **arrays, **labels)
+                np.savez(stream, **entry)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

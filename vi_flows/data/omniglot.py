@@ -117,8 +117,9 @@ def _build_chardata(contents: Sequence[bytes]) -> Arrays:
     splits, chosen = hold_out(train, np.arange(len(train)), _VALID)
     classes, test_classes = (matrices[key].argmax(0) if key in matrices else None for key in keys[2:])
     if classes is None or test_classes is None or (len(classes), len(test_classes)) != (len(train), len(test)):
-        return Arrays(**splits, test=test)
-    return Arrays(**splits, test=test, labels={name: classes[i] for name, i in chosen.items()} | {"test": test_classes})
+        return Arrays(splits["train"], splits["valid"], test)
+    labels = {name: classes[i] for name, i in chosen.items()} | {"test": test_classes}
+    return Arrays(splits["train"], splits["valid"], test, labels)
 
 
 def _zip(part: str, sha256: str, served_md5: str) -> SourceFile:

@@ -18,6 +18,7 @@ from vi_flows.evaluation.psis import PSIS, psis
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model, check_program, preserved_generators
 from vi_flows.objectives import ELBO
+from vi_flows.traces import nodes
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -84,7 +85,7 @@ class Diagnosis:
             f"k-hat         {self.k_hat:.2f} joint (below 0.5 good, above 0.7 useless)",
             f"ESS           {self.ess:.0f} of {self.num_samples}",
         ]
-        if self.k_hat_rows is not None:
+        if self.k_hat_rows is not None and self.ess_rows is not None:
             k = self.k_hat_rows
             lines.append(
                 f"data points   {k.numel()}: k-hat median {k.nanmedian():.2f}, above 0.5 {_share(k, 0.5):.1%}, "
@@ -93,7 +94,7 @@ class Diagnosis:
         if self.active_units is not None:
             units = ", ".join(f"{name} {n} of {d}" for name, (n, d) in self.active_units.items())
             lines.append(f"active units  {units}")
-        if self.shift:
+        if self.shift and self.sd_ratio:
             moved = sorted(((float(s.abs().max()), name) for name, s in self.shift.items()), reverse=True)[:3]
             worst = ", ".join(f"{name} {size:.2f} sd" for size, name in moved)
             ratios = torch.cat([r.flatten() for r in self.sd_ratio.values()])
@@ -136,7 +137,7 @@ class Diagnosis:
         left.set(
             xlabel="log weight − log evidence (nats)", ylabel="draws", title=f"{self.verdict}: k-hat {self.k_hat:.2f}"
         )
-        if self.k_hat_rows is not None:
+        if self.k_hat_rows is not None and self.ess_rows is not None:
             right.plot(self.k_hat_rows.flatten().sort().values.numpy(), ".", color="C0", ms=3)
             for level in (K_FINITE_VARIANCE, K_USABLE):
                 right.axhline(level, color="k", lw=0.8, ls="--")
@@ -211,7 +212,7 @@ def diagnose(
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
     # Where rows factorise, their evidences add, each from its own weights.
-    evidence = joint_psis.log_mean_weight if row_psis is None else row_psis.log_mean_weight.sum()
+    total = joint_psis.log_mean_weight if row_psis is None else row_psis.log_mean_weight.sum()
     finite = joint[joint.isfinite()]
     elbo = float(joint.mean())
     return Diagnosis(
@@ -220,8 +221,8 @@ def diagnose(
         num_samples=num_samples,
         elbo=elbo,
         elbo_se=float(finite.std() / num_samples**0.5),
-        log_evidence=float(evidence),
-        gap=float(evidence) - elbo,
+        log_evidence=float(total),
+        gap=float(total) - elbo,
         k_hat=float(joint_psis.k_hat),
         ess=float(joint_psis.ess),
         k_hat_rows=None if row_psis is None else row_psis.k_hat,
@@ -275,7 +276,7 @@ def _elsewhere(
 
 
 def _in_words(missed: Missed, guide: AutoFlow) -> str:
-    values = guide.constrain(missed.latent.to(guide.get_transform()[-1].loc))[0]
+    values = guide.constrain(missed.latent.to(guide.location_scale.loc))[0]
     place = ", ".join(f"{name} = {_short(value)}" for name, value in list(values.items())[:3])
     return (
         f"a path from elsewhere found a mode that no draw of the guide reached, {missed.distance:.0f} sd away and with "
@@ -306,7 +307,7 @@ def _row_means(
     sums: dict[str, Tensor] = {}
     for _ in range(num_draws):
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        for name, site in trace.nodes.items():
+        for name, site in nodes(trace).items():
             if site["type"] == "sample" and not site["is_observed"] and not site["infer"].get("is_auxiliary"):
                 value = site["value"].detach()
                 if value.is_floating_point() and value.dim() >= 1 and value.shape[0] == num_rows:

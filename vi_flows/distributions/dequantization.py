@@ -16,6 +16,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
+from torch.types import _size
 
 from vi_flows.nn.image import ConvConditioner
 from vi_flows.transforms import AffineMap, Checkerboard, ConditionalChain, ConditionalCoupling, Inverse, Logit
@@ -119,12 +120,12 @@ class Dequantized(TorchDistribution):
         """Integers from 0 to ``num_levels − 1``."""
         return constraints.independent(constraints.integer_interval(0, self.num_levels - 1), 3)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Dequantized:
+    def expand(self, batch_shape: _size, _instance: Any = None) -> Dequantized:
         """The same distribution over a larger batch."""
         return Dequantized(self.base_dist.expand(batch_shape), self.num_levels, self.dequantizer, validate_args=False)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = SCALAR) -> Tensor:
+    def sample(self, sample_shape: _size = SCALAR) -> Tensor:
         """Integer images as floats, shape ``sample_shape + batch_shape + (C, H, W)``."""
         continuous = self.base_dist.sample(torch.Size(sample_shape))
         return (continuous * self.num_levels).floor().clamp(0, self.num_levels - 1)

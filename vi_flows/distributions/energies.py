@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.types import _size
 
 __all__ = ["TARGETS_2D", "Energy2D", "target_2d", "wall"]
 
@@ -42,7 +43,7 @@ class Energy2D(TorchDistribution):
     def __repr__(self) -> str:
         return f"Energy2D({self.name!r})"
 
-    def expand(self, batch_shape: torch.Size, _instance: TorchDistribution | None = None) -> TorchDistribution:
+    def expand(self, batch_shape: _size, _instance: TorchDistribution | None = None) -> TorchDistribution:
         """The target itself: its log density broadcasts over any batch shape."""
         new = Energy2D(self.name, self.energy, self.box, self.hard)
         super(Energy2D, new).__init__(torch.Size(batch_shape), torch.Size([2]), validate_args=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
+from torch.types import _size
 
 from vi_flows.transforms import Bijection, EvaluationState
 
@@ -51,14 +52,14 @@ class FlowNormal(TorchDistribution):
         self._own: tuple[Tensor, Tensor, EvaluationState] | None = None
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> FlowNormal:
+    def expand(self, batch_shape: _size, _instance: Any = None) -> FlowNormal:
         """The same distribution over a larger batch; the bijection's own batch must broadcast against it."""
         if torch.Size(batch_shape) == self.batch_shape:  # Pyro's plates ask for it at every site
             return self
         shape = torch.Size(batch_shape) + self.event_shape
         return FlowNormal(self.loc.expand(shape), self.log_scale.expand(shape), self.bijection, validate_args=False)
 
-    def rsample_and_log_prob(self, sample_shape: torch.Size = SCALAR) -> tuple[Tensor, Tensor]:
+    def rsample_and_log_prob(self, sample_shape: _size = SCALAR) -> tuple[Tensor, Tensor]:
         """A reparameterised sample ``sample_shape + batch_shape + (d,)`` and its log-probability, in one pass."""
         eps = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
         z = torch.addcmul(self.loc, self.log_scale.exp(), eps)
@@ -68,7 +69,7 @@ class FlowNormal(TorchDistribution):
             log_q = log_q - ladj
         return z, log_q
 
-    def rsample(self, sample_shape: torch.Size = SCALAR) -> Tensor:
+    def rsample(self, sample_shape: _size = SCALAR) -> Tensor:
         """A reparameterised sample; its log-probability is kept for :meth:`log_prob`."""
         z, log_q = self.rsample_and_log_prob(torch.Size(sample_shape))
         state = self._state(z)
@@ -146,13 +147,13 @@ class StandardNormal(TorchDistribution):
         self.like = torch.empty(0) if like is None else like
         super().__init__(torch.Size(batch_shape), torch.Size([dim]), validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> StandardNormal:
+    def expand(self, batch_shape: _size, _instance: Any = None) -> StandardNormal:
         """The same distribution over a larger batch."""
         if torch.Size(batch_shape) == self.batch_shape:
             return self
         return StandardNormal(self.event_shape[0], batch_shape, self.like, validate_args=False)
 
-    def rsample(self, sample_shape: torch.Size = SCALAR) -> Tensor:
+    def rsample(self, sample_shape: _size = SCALAR) -> Tensor:
         """``sample_shape + batch_shape + (d,)``."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return torch.randn(shape, dtype=self.like.dtype, device=self.like.device)
@@ -199,7 +200,7 @@ class BernoulliLogits(TorchDistribution):
         self.logits = logits
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> BernoulliLogits:
+    def expand(self, batch_shape: _size, _instance: Any = None) -> BernoulliLogits:
         """The same distribution over a larger batch."""
         if torch.Size(batch_shape) == self.batch_shape:
             return self
@@ -210,7 +211,7 @@ class BernoulliLogits(TorchDistribution):
         """``σ(logits)``."""
         return torch.sigmoid(self.logits)
 
-    def sample(self, sample_shape: torch.Size = SCALAR) -> Tensor:
+    def sample(self, sample_shape: _size = SCALAR) -> Tensor:
         """Zeros and ones, ``sample_shape + batch_shape + (D,)``."""
         with torch.no_grad():
             return torch.bernoulli(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))

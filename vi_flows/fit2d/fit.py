@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import pyro.distributions.transforms as pyro_transforms
 import torch
@@ -24,6 +24,15 @@ from vi_flows.settings import NonNegative, Positive, PositiveFloat, check_settin
 from vi_flows.transforms import Bijection
 
 __all__ = ["Fit2D", "Fit2DResult", "fit_flow_2d", "flow_log_density", "make_flow_2d", "train_flow_2d"]
+
+
+class Trial(TypedDict):
+    """One start of a fit: its settings, the objective after its first steps, and that of a finalist's whole run."""
+
+    learning_rate: float
+    seed: int
+    objective: float | None
+    final_objective: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -284,7 +293,7 @@ class Fit2D:
             print(f"{self.out / stem}.png, .json")
         return 0
 
-    def fit(self) -> tuple[Bijection, Fit2DResult, list[dict[str, float | int | None]]]:
+    def fit(self) -> tuple[Bijection, Fit2DResult, list[Trial]]:
         """The flow, its result, and the trials: learning rates and seeds, the chosen one first, with the objective of
         the short run (``None`` where it diverged, or where there was no choice).
 
@@ -300,7 +309,7 @@ class Fit2D:
             if self.flow != "conv_flow" and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name} is for conv_flow, {self.flow} has none")
         target = target_2d(self.target)
-        trials: list[dict[str, float | int | None]] = []
+        trials: list[Trial] = []
         seeds = range(self.seed, self.seed + self.restarts)
         for rate, seed in itertools.product(self.learning_rates, seeds):
             trials.append({"learning_rate": rate, "seed": seed, "objective": None})
@@ -332,7 +341,7 @@ class Fit2D:
     def _make(self, seed: int) -> Bijection:
         return make_flow_2d(self.flow, self.num_blocks, self.activation, seed, self.dilations)
 
-    def record(self, result: Fit2DResult, trials: list[dict[str, float | int | None]]) -> Record:
+    def record(self, result: Fit2DResult, trials: list[Trial]) -> Record:
         """Settings, trials, result and provenance."""
         settings = {name: value for name, value in asdict(self).items() if name != "out"}
         label = f"{self.flow} K = {self.num_blocks}" if self.flow == "conv_flow" else self.flow

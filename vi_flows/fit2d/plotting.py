@@ -38,7 +38,8 @@ def plot_fits_2d(
     Returns:
         ``path``.
     """
-    panels = [(f"target {target.name}", target, view), *((title, flow, view) for title, flow in fits)]
+    panels: list[tuple[str, Energy2D | Bijection, View]] = [(f"target {target.name}", target, view)]
+    panels += [(title, flow, view) for title, flow in fits]
     return plot_panels_2d(panels, path, columns, num_samples)
 
 

@@ -128,7 +128,7 @@ class AmortizedFlowGuide(PyroModule):
         base = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
         parts: list = [Chain([self.flow.condition(h), _RowAffine(loc, log_scale)])]
         if self.scalar:
-            parts.append(ReshapeTransform((1,), ()))
+            parts.append(ReshapeTransform(torch.Size([1]), torch.Size()))
         if self.support is not constraints.real:
             parts.append(biject_to(self.support))
         return dist.TransformedDistribution(base, parts)

@@ -25,6 +25,7 @@ from vi_flows.guides.sites import latent_sites, left_to_the_model
 from vi_flows.guides.start.pathfinder import pathfinder
 from vi_flows.guides.supports import DependentSupportError, sites_with_dependent_support
 from vi_flows.guides.whitened_affine import WhitenedAffine
+from vi_flows.traces import stochastic_nodes
 from vi_flows.transforms import Bijection, Chain, FromPyro
 
 __all__ = ["AutoFlow", "SubsampledLatentError", "init_to_median_or_origin"]
@@ -124,11 +125,13 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         self._init = partial(_initial_value, init)
         self.create_plates = create_plates
         self._user_model = (model,)
-        self._set_up = (flow_factory, affine, rank, 0.1 if init_scale is None else init_scale)
+        self._set_up: tuple[Callable[[int], Transform], str, int | None, float] | tuple[()] = (
+            flow_factory, affine, rank, 0.1 if init_scale is None else init_scale,
+        )  # fmt: skip
         self._has_init_loc_fn = init_loc_fn is not None
         self._wants_warm_start = warm_start if warm_start is not None else init_loc_fn is None and init_scale is None
         self._start_is_due = self._wants_warm_start
-        self.transform: Bijection | None = None
+        self.transform: Chain | None = None
         if prototype_args is not None or prototype_kwargs is not None or _takes_no_arguments(model):
             self.set_up(*(prototype_args or ()), **(prototype_kwargs or {}))
 
@@ -152,14 +155,16 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         A model with latent sites that this guide's own model hides replaces it only where they can be summed out. A
         start that the own model did not allow (hidden sites) is made up for, unless the guide has been trained.
         """
-        if model is not self._user_model[0] and (self.prototype_trace is None or self._start_is_due):
+        # A guide loaded from a file holds no model to compare with, and its parameters are there.
+        own_model = model if self._user_model is None else self._user_model[0]
+        if model is not own_model and (self.prototype_trace is None or self._start_is_due):
             with pyro.poutine.block(), torch.no_grad():
-                own = pyro.poutine.trace(self._user_model[0]).get_trace(*args, **kwargs)
+                own = pyro.poutine.trace(own_model).get_trace(*args, **kwargs)
                 given = pyro.poutine.trace(model).get_trace(*args, **kwargs)
             names, known = _latent_names(given), _latent_names(own)
             if self.prototype_trace is None and names <= known:
                 self._user_model, self._model = (model,), (InitMessenger(self._init)(model),)
-            elif self.prototype_trace is not None and names == known and not bool(self.transform[-1].loc.any()):
+            elif self.prototype_trace is not None and names == known and not bool(self.location_scale.loc.any()):
                 self._user_model = (model,)
                 self.warm_start(*args, **kwargs)
         return self.set_up(*args, **kwargs)
@@ -168,12 +173,14 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         # Without gradients, so that the prototype holds no graph and can be copied.
         with torch.no_grad():
             super()._setup_prototype(*args, **kwargs)
+        assert self.prototype_trace is not None  # Pyro has just made it
         try:
-            self._check_plates()
-            self._check_supports(*args, **kwargs)
+            self._check_plates(self.prototype_trace)
+            self._check_supports(self.prototype_trace, *args, **kwargs)
         except (SubsampledLatentError, DependentSupportError):
             self.prototype_trace = None
             raise
+        assert self._set_up  # emptied with the first set-up
         factory, affine, rank, init_scale = self._set_up
         loc = self._init_loc()
         # A whitening matrix of one's own choice of spread would be a surprise.
@@ -189,8 +196,8 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         if self._wants_warm_start:
             self.warm_start(*args, **kwargs)
 
-    def _check_plates(self) -> None:
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+    def _check_plates(self, prototype: pyro.poutine.Trace) -> None:
+        for name, site in stochastic_nodes(prototype):
             for frame in site["cond_indep_stack"]:
                 if frame.full_size is not None and frame.full_size != frame.size:
                     raise SubsampledLatentError(
@@ -202,8 +209,8 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                         "run the plate without subsampling."
                     )
 
-    def _check_supports(self, *args: Any, **kwargs: Any) -> None:
-        for name in sites_with_dependent_support(self.prototype_trace, self._user_model[0], args, kwargs):
+    def _check_supports(self, prototype: pyro.poutine.Trace, *args: Any, **kwargs: Any) -> None:
+        for name in sites_with_dependent_support(prototype, self._program(), args, kwargs):
             raise DependentSupportError(
                 f"the support of latent site {name!r} depends on other latents: {type(self).__name__} maps each site "
                 "to one fixed support and would leave the true one. Sample the site within fixed bounds and compute "
@@ -226,18 +233,18 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         """
         self.set_up(*args, **kwargs)
         with torch.no_grad(), pyro.poutine.block(), pyro.validation_enabled(False):
-            known = pyro.poutine.replay(self._user_model[0], trace=self.prototype_trace)
+            known = pyro.poutine.replay(self._program(), trace=self.prototype_trace)
             check_observations(pyro.poutine.trace(known).get_trace(*args, **kwargs))
         loc = self._init_loc()
         probe = torch.stack([loc, loc])
-        log_joint = LogJoint(self._user_model[0], args, kwargs)
+        log_joint = LogJoint(self._program(), args, kwargs)
         log_density = self._pull_back(log_joint)
         with torch.no_grad(), pyro.poutine.block():
             first, second = log_density(probe), log_density(probe)
             finite = torch.isfinite(first)
             if bool(finite.any()) and not torch.allclose(first[finite], second[finite], rtol=1e-5):
                 return False
-            exact = LogJoint(self._user_model[0], args, kwargs, log_joint.vectorized, torch.float64)
+            exact = LogJoint(self._program(), args, kwargs, log_joint.vectorized, torch.float64)
             try:
                 if bool((torch.isfinite(self._pull_back(exact)(probe.double())) | ~finite).all()):
                     log_joint, loc = exact, loc.double()
@@ -261,8 +268,8 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             )
             return False
         # The flow's own spread at its start is not quite one: its tails are those of no Gaussian.
-        variance = self._quasi_random_draws(flow=self.transform[0]).var(0).mean().double().cpu()
-        self.transform[-1].set_gaussian(start.loc, start.covariance / variance)
+        variance = self._quasi_random_draws(flow=self._built()[0]).var(0).mean().double().cpu()
+        self.location_scale.set_gaussian(start.loc, start.covariance / variance)
         self._start_is_due = False
         return True
 
@@ -283,10 +290,10 @@ class AutoFlow(FlowPosterior, AutoContinuous):
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """``N(0, I_d)`` of the parameters' type and device."""
-        loc = self._built()[-1].loc
+        loc = self.location_scale.loc
         return dist.Normal(loc.new_zeros(()), loc.new_ones(())).expand([self.latent_dim]).to_event(1)
 
-    def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
+    def get_transform(self, *args: Any, **kwargs: Any) -> Chain:
         """The flow with the affine part, one bijection; it does not depend on the arguments."""
         return self._built()
 
@@ -300,7 +307,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             self._setup_prototype(*args, **kwargs)
         return super().forward(*args, **kwargs)
 
-    def _built(self) -> Bijection:
+    def _built(self) -> Chain:
         if self.transform is None:
             raise RuntimeError(
                 f"{type(self).__name__} has no parameters yet: call it (or set_up) with the model's arguments, or pass "
@@ -332,7 +339,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         super()._apply(fn, recurse)
         if self.prototype_trace is not None:
             # Supports with tensor bounds live on a device, too.
-            for _, site in self.prototype_trace.iter_stochastic_nodes():
+            for _, site in stochastic_nodes(self.prototype_trace):
                 site["fn"] = _map_tensors(site["fn"], fn, {})
                 site["value"] = fn(site["value"])
         return self

@@ -12,7 +12,6 @@ import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 import vi_flows
@@ -20,6 +19,7 @@ from vi_flows.evaluation.psis import psis
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model, preserved_generators
 from vi_flows.guides.resampling import resampled_indices
+from vi_flows.traces import Site, is_subsample, nodes
 
 if TYPE_CHECKING:
     from xarray import Dataset, DataTree
@@ -137,13 +137,13 @@ def _scored(
     model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any], values: Mapping[str, Tensor]
 ) -> dict[tuple[str, str], Tensor]:
     """Log-likelihoods of the observed elements, and deterministic values, at one draw."""
-    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs)
+    trace = poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args, **kwargs)
     found = {
         ("log_likelihood", name): site["fn"].log_prob(site["value"]) for name, site in _observed(trace, values).items()
     }
     return found | {
         ("deterministic", name): site["value"]
-        for name, site in trace.nodes.items()
+        for name, site in nodes(trace).items()
         if site["type"] == "sample" and site["infer"].get("_deterministic")
     }
 
@@ -156,9 +156,9 @@ def _predicted(
     values: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The observed sites, drawn anew at one draw."""
-    drawn = poutine.condition(poutine.uncondition(model), data=values)
+    drawn = poutine.condition(poutine.uncondition(model), data=dict(values))
     trace = poutine.trace(drawn).get_trace(*args, **kwargs)
-    return {name: trace.nodes[name]["value"] for name in names}
+    return {name: nodes(trace)[name]["value"] for name in names}
 
 
 def _by_draw(
@@ -182,11 +182,11 @@ def _by_draw(
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def _observed(trace: Trace, latents: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _observed(trace: Trace, latents: Iterable[str]) -> dict[str, Site]:
     """Observed sites with data: not the latents given to the run, nor a ``pyro.factor``, which has none."""
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes(trace).items()
         if site["type"] == "sample"
         and site["is_observed"]
         and name not in latents
@@ -198,8 +198,8 @@ def _observed(trace: Trace, latents: Iterable[str]) -> dict[str, dict[str, Any]]
 def _latents(trace: Trace) -> set[str]:
     return {
         name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["is_observed"]
+        for name, site in nodes(trace).items()
+        if site["type"] == "sample" and not is_subsample(site) and not site["is_observed"]
     }
 
 
@@ -216,13 +216,14 @@ class _Layout:
     """Names of dimensions: given ones, those of the model's plates, or ArviZ's."""
 
     def __init__(self, trace: Trace, dims: Mapping[str, Sequence[str]], coords: Mapping[str, Sequence[Any]]) -> None:
-        self.sites = trace.nodes
+        self.sites = nodes(trace)
         self.dims, self.coords = dims, coords
 
     def dataset(self, arrays: Arrays, sample_dims: tuple[str, ...], named: bool = True) -> Dataset:
         import xarray
 
-        variables, sizes = {}, {}
+        variables: dict[str, Any] = {}
+        sizes: dict[str, int] = {}
         for name, value in arrays.items():
             shape = value.shape[len(sample_dims) :]
             names = self._names(name, len(shape)) if named else [f"{name}_dim_{i}" for i in range(len(shape))]

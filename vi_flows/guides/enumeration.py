@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -14,11 +14,13 @@ from pyro.ops.contract import contract_to_tensor
 from pyro.ops.rings import LogRing
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.poutine.runtime import InferDict, Message
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from vi_flows.guides import log_einsum
 from vi_flows.guides.sites import can_be_enumerated, is_fixed, latent_sites
+from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = ["EnumerationError", "SummedOut"]
 
@@ -119,8 +121,8 @@ class SummedOut:
             EnumerationError: they differ.
         """
         fixed = Trace()
-        for name, site in concrete.nodes.items():
-            if site["type"] == "sample" and site_is_subsample(site):
+        for name, site in nodes(concrete).items():
+            if site["type"] == "sample" and is_subsample(site):
                 fixed.add_node(name, **{key: value for key, value in site.items() if key != "name"}, name=name)
         try:
             trace = self.trace(fixed)
@@ -138,17 +140,17 @@ class SummedOut:
             support = site["fn"].enumerate_support(expand=False)
             event = site["fn"].event_dim
             support = support.reshape(len(support), *support.shape[support.dim() - event :])
-            taken = concrete.nodes[name]["value"]
+            taken = nodes(concrete)[name]["value"]
             taken = taken.unsqueeze(taken.dim() - event)
             match = (taken == support).flatten(taken.dim() - event).all(-1) if event else taken == support
             plates = {f.dim: trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized}
             chosen[site["infer"]["_enumerate_symbol"]] = packed.pack(match.long().argmax(-1), plates)
         for name, site in _samples(trace):
-            got = site["packed"]["unscaled_log_prob"]
+            got: Any = site["packed"]["unscaled_log_prob"]
             for symbol, index in chosen.items():
-                if symbol in got._pyro_dims:
+                if symbol in got._pyro_dims:  # an attribute that Pyro puts on tensors
                     got = packed.gather(got, index, symbol)
-            want = single.nodes[name]["packed"]["unscaled_log_prob"]
+            want = nodes(single)[name]["packed"]["unscaled_log_prob"]
             got, want = packed.broadcast_all(got, want)
             if not torch.allclose(got, want, rtol=1e-4, atol=1e-5, equal_nan=True):
                 names = ", ".join(repr(other) for other in _discrete(concrete))
@@ -165,28 +167,29 @@ class _Ring(LogRing):
 
 
 class _Enumerate(EnumMessenger):
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_post_sample(self, msg: Message) -> None:
         # It asks for the shape alone, but by way of `.data`, which vmap does not allow.
         value = msg["value"]
         shape_only = torch.empty(value.shape, device="meta") if isinstance(value, Tensor) else value
-        super()._pyro_post_sample({**msg, "value": shape_only})
+        super()._pyro_post_sample(cast("Message", {**cast("Site", msg), "value": shape_only}))
 
 
 def _nothing(trace: Trace) -> None:
     pass
 
 
-def _mark(site: dict[str, Any]) -> dict[str, Any]:
+def _mark(message: Message) -> InferDict:
+    site = cast("Site", message)
     if site["type"] != "sample" or site["is_observed"] or not site["fn"].has_enumerate_support:
         return {}
-    return {"enumerate": "parallel", "num_samples": None}
+    return cast("InferDict", {"enumerate": "parallel", "num_samples": None})  # Pyro takes None: all values
 
 
-def _samples(trace: Trace) -> list[tuple[str, dict[str, Any]]]:
-    return [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)]
+def _samples(trace: Trace) -> list[tuple[str, Site]]:
+    return [(n, s) for n, s in nodes(trace).items() if s["type"] == "sample" and not is_subsample(s)]
 
 
-def _discrete(trace: Trace) -> dict[str, dict[str, Any]]:
+def _discrete(trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in latent_sites(trace) if not is_fixed(site["fn"])}
 
 

@@ -19,6 +19,7 @@ from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
 from vi_flows.guides.sites import innermost, is_discrete, is_fixed, latent_sites
 from vi_flows.guides.supports import same_support
+from vi_flows.traces import Site, nodes, stochastic_nodes
 
 __all__ = ["check_model", "check_program", "parameters_of", "preserved_generators"]
 
@@ -60,6 +61,7 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
         noise = guide.get_base_dist().mean
         values, _ = guide.constrain(guide.get_transform().forward_and_ladj(noise)[0])
         prototype = guide.prototype_trace
+        assert prototype is not None  # it is set up
         replayed = prototype.copy()
         for name, value in values.items():
             replayed.nodes[name] = {**prototype.nodes[name], "value": value}
@@ -133,7 +135,7 @@ def parameters_of(program: Callable, trace: Trace) -> list[Tensor]:
         trace: of a run of it: its ``pyro.param`` statements count too.
     """
     found = {id(p): p for p in program.parameters()} if isinstance(program, nn.Module) else {}
-    for site in trace.nodes.values():
+    for site in nodes(trace).values():
         if site["type"] == "param":
             value = site["value"]
             leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
@@ -141,8 +143,8 @@ def parameters_of(program: Callable, trace: Trace) -> list[Tensor]:
     return [p for p in found.values() if p.requires_grad]
 
 
-def _sample_sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+def _sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
+    return ((name, site) for name, site in nodes(trace).items() if site["type"] == "sample")
 
 
 def _compute_log_prob(trace: Trace, possible: Mapping[str, Tensor]) -> None:
@@ -152,7 +154,7 @@ def _compute_log_prob(trace: Trace, possible: Mapping[str, Tensor]) -> None:
 
 
 def _check_latents(prototype: Trace, trace: Trace) -> None:
-    mine = dict(prototype.iter_stochastic_nodes())
+    mine = dict(stochastic_nodes(prototype))
     given = {name: site for name, site in latent_sites(trace) if name in mine or not is_fixed(site["fn"])}
     # Discrete ones are summed out, or refused, by the log joint density.
     given = {name: site for name, site in given.items() if name in mine or not is_discrete(site["fn"])}

@@ -25,7 +25,8 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     inputs, output = equation.split("->")
     summed = sorted(set(inputs) - set(output) - {","})
     order = [*output, *summed]
-    total = sum(_aligned(x, dims, order) for dims, x in zip(inputs.split(","), operands, strict=True))
+    aligned = [_aligned(x, dims, order) for dims, x in zip(inputs.split(","), operands, strict=True)]
+    total = sum(aligned[1:], aligned[0])
     if not summed:
         return total.clone() if len(operands) == 1 else total
     dims = list(range(len(output), len(order)))

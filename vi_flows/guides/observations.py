@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vi_flows.guides.sites import unmasked
+from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = ["PossibleWhereMasked", "check_observations"]
 
@@ -25,12 +25,12 @@ def check_observations(trace: Trace) -> None:
     Raises:
         ValueError: a value lies outside of its support; names the site, the support and the first such value.
     """
-    for name, site in trace.nodes.items():
+    for name, site in nodes(trace).items():
         if site["type"] == "sample" and site["is_observed"]:
             _check(name, site)
 
 
-def _check(name: str, site: dict[str, Any]) -> None:
+def _check(name: str, site: Site) -> None:
     kept, good = _judged(site)
     good = good | ~kept
     if bool(good.all()):
@@ -66,8 +66,8 @@ class PossibleWhereMasked(Messenger):
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.values: dict[str, Tensor] = {}
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
+        for name, site in nodes(trace).items():
+            if site["type"] == "sample" and site["is_observed"] and not is_subsample(site):
                 kept, good = _judged(site)
                 if not bool((kept | good).all()):
                     drawn = site["fn"].sample()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch.distributions import biject_to
 
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.resampling import resampled_indices
-from vi_flows.transforms import Bijection
+from vi_flows.guides.whitened_affine import WhitenedAffine
+from vi_flows.traces import Site, stochastic_nodes
+from vi_flows.transforms import Bijection, Chain
 
 __all__ = ["FlowPosterior"]
 
@@ -29,9 +31,31 @@ class FlowPosterior:
     prototype_trace: Trace | None
     _unconstrained_shapes: dict[str, torch.Size]
     _user_model: tuple[Callable] | None
-    _built: Callable[[], Bijection]
+    _built: Callable[[], Chain]
+    _unpack_latent: Callable[[Tensor], Iterator[tuple[Site, Tensor]]]
     set_up: Callable[..., Any]
     get_base_dist: Callable[[], TorchDistribution]
+
+    @property
+    def location_scale(self) -> WhitenedAffine:
+        """The affine part, last in the bijection's chain.
+
+        Raises:
+            RuntimeError: the guide has no parameters yet.
+        """
+        last = self._built()[-1]
+        assert isinstance(last, WhitenedAffine)
+        return last
+
+    def _prototype(self) -> Trace:
+        self._built()
+        assert self.prototype_trace is not None  # the parameters are made after it
+        return self.prototype_trace
+
+    def _program(self) -> Callable:
+        if self._user_model is None:
+            raise RuntimeError("a guide loaded from a file holds no model")
+        return self._user_model[0]
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         draws = self._quasi_random_draws()
@@ -78,7 +102,7 @@ class FlowPosterior:
             noise = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
         else:
             noise = torch.randn(num_draws, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        return (self._built() if flow is None else flow).forward_and_ladj(noise.to(self._built()[-1].loc))[0]
+        return (self._built() if flow is None else flow).forward_and_ladj(noise.to(self.location_scale.loc))[0]
 
     @torch.no_grad()
     def sample_posterior(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -162,9 +186,8 @@ class FlowPosterior:
         Returns:
             Values by site, and ``log|det|`` of the map of shape ``sample shape``.
         """
-        self._built()
         values, total, pieces = {}, latent.new_zeros(latent.shape[:-1]), self.split(latent)
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        for name, site in stochastic_nodes(self._prototype()):
             piece = pieces[name]
             transform = biject_to(site["fn"].support)
             values[name] = transform(piece)
@@ -184,9 +207,9 @@ class FlowPosterior:
         Raises:
             ValueError: a site is missing or its shape doesn't fit.
         """
-        like = self._built()[-1].loc
+        like = self.location_scale.loc
         pieces, ladjs = [], []
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        for name, site in stochastic_nodes(self._prototype()):
             if name not in values:
                 raise ValueError(f"no value given for latent site {name!r}")
             value = torch.as_tensor(values[name]).to(like)
@@ -204,9 +227,7 @@ class FlowPosterior:
 
     def log_density_fn(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
         """The model's log joint density as a function of unconstrained latent vectors ``(S, d) → (S,)``."""
-        if self._user_model is None:
-            raise RuntimeError("a guide loaded from a file holds no model")
-        return self.log_density_of(self._user_model[0], *args, **kwargs)
+        return self.log_density_of(self._program(), *args, **kwargs)
 
     def log_density_of(self, model: Callable, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
         """Likewise of another model with the same latent sites."""

@@ -8,8 +8,9 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = ["can_be_enumerated", "innermost", "is_discrete", "is_fixed", "latent_sites", "left_to_the_model", "unmasked"]
 
@@ -55,12 +56,12 @@ def left_to_the_model(fn: Any) -> bool:
     return is_fixed(fn) or is_discrete(fn)
 
 
-def latent_sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
+def latent_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
     """The sites that are sampled and not observed, without the indices of subsampled plates."""
     return (
         (name, site)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+        for name, site in nodes(trace).items()
+        if site["type"] == "sample" and not site["is_observed"] and not is_subsample(site)
     )
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
+from vi_flows.traces import nodes, stochastic_nodes
+
 __all__ = ["DependentSupportError", "same_support", "sites_with_dependent_support"]
 
 SHIFT = 0.7
@@ -41,10 +43,10 @@ def sites_with_dependent_support(
         The names; none where the model can't be run at the moved values.
     """
     moved = prototype.copy()
-    for name, site in prototype.iter_stochastic_nodes():
+    for name, site in stochastic_nodes(prototype):
         transform = biject_to(site["fn"].support)
         value = transform(transform.inv(site["value"]) + SHIFT)
-        moved.nodes[name] = {**site, "value": value}
+        nodes(moved)[name] = {**site, "value": value}
     # Validation would refuse what is to be found out.
     with poutine.block(), pyro.validation_enabled(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -53,8 +55,8 @@ def sites_with_dependent_support(
             return []
     return [
         name
-        for name, site in prototype.iter_stochastic_nodes()
-        if name in second.nodes and not same_support(site["fn"].support, second.nodes[name]["fn"].support)
+        for name, site in stochastic_nodes(prototype)
+        if name in second.nodes and not same_support(site["fn"].support, nodes(second)[name]["fn"].support)
     ]
 
 

@@ -124,6 +124,7 @@ class Trainer:
         there = self._copy()
         self._put(values)
         try:
+            assert self.probe is not None  # who asks has looked
             found = self.probe(fresh)
         finally:
             self._put(there)

@@ -29,6 +29,9 @@ class WhitenedAffine(Affine):
         ValueError: see :class:`~vi_flows.transforms.Affine`.
     """
 
+    centre: Tensor
+    whitening: Tensor
+
     def __init__(
         self,
         centre: Tensor,

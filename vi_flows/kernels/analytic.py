@@ -104,9 +104,10 @@ class _Run:
         self.u, self.gain = effective_gain(self.theta, self.weight[:, :1], spec.h.slope_bound)
         # Numbers instead of tensors where a tap is shared: `add_` with a factor is one pass.
         self.taps = self.weight.flatten(1).tolist() if operands.weight.dim() == 2 else None
-        self.logs = None
-        if isinstance(spec.h, LeakyReLU) and own == 0:
-            c, e = spec.h.linear_logs(self.gain)
+        self.logs: tuple[Tensor, Tensor] | None = None
+        self.two_slopes = spec.h if isinstance(spec.h, LeakyReLU) and own == 0 else None
+        if self.two_slopes is not None:
+            c, e = self.two_slopes.linear_logs(self.gain)
             self.logs = c.sum((1, 2, 3)), e.flatten(1)
         self.d_u, self.d_gain = torch.zeros_like(self.u), torch.zeros_like(self.gain)
         self.d_weight, self.d_bias = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
@@ -173,9 +174,9 @@ class _Run:
         u, gain = self.u[layer], self.gain[layer]
         h, slope = self.spec.h.evaluate(a)
         ga = (g * u).mul_(slope)
-        if self.logs is not None:
+        if self.two_slopes is not None:
             weighted = (slope.flatten(1) @ gl.flatten()).view_as(gain)
-            self.d_gain[layer] = self.spec.h.weighted_ratio(gain, weighted, gl.sum())
+            self.d_gain[layer] = self.two_slopes.weighted_ratio(gain, weighted, gl.sum())
         else:
             scaled = gl / (1 + gain * slope)
             self.d_gain[layer] = self._dot(scaled, slope, gain)

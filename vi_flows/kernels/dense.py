@@ -122,12 +122,12 @@ def backward(operands: Operands, g_y: Tensor, g_ladj: Tensor, spec: ConvFlowSpec
     g = layers.end(g_y.reshape(-1, d)).t().contiguous()
     products = torch.empty_like(layers.matrix)
     g_u, g_gain, g_bias = (layers.gain.new_empty(layers.gain.shape[:2]) for _ in range(3))
-    two_slopes = isinstance(spec.h, LeakyReLU)
+    two_slopes = spec.h if isinstance(spec.h, LeakyReLU) else None
     for layer in reversed(range(spec.num_layers)):
         z, a, h, slope = tape.pop()
         torch.linalg.vecdot(g, h, out=g_u[layer])
         ga = (us[layer] * slope).mul_(g)
-        if two_slopes:
+        if two_slopes is not None:
             torch.mv(slope, gl, out=g_gain[layer])
         else:
             scaled = gl / (1 + gains[layer] * slope)
@@ -138,8 +138,8 @@ def backward(operands: Operands, g_y: Tensor, g_ladj: Tensor, spec: ConvFlowSpec
         torch.mm(ga, z.t(), out=products[layer])
         torch.sum(ga, 1, out=g_bias[layer])
         g = torch.addmm(g, matrices[layer].t(), ga)
-    if two_slopes:
-        g_gain = spec.h.weighted_ratio(layers.gain.squeeze(-1), g_gain, gl.sum())
+    if two_slopes is not None:
+        g_gain = two_slopes.weighted_ratio(layers.gain.squeeze(-1), g_gain, gl.sum())
     g_weight = (products.flatten(1).gather(1, at.entries).view_as(at.live) * at.live).sum(-1)
     g_theta, g_w1 = free_gradients(
         operands.theta,

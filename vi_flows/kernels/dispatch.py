@@ -175,8 +175,9 @@ def _reference_gradients(
     operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool
 ) -> list[Tensor | None]:
     # Aliases, so that the derivative stops at this function's own inputs and still belongs to the outer graph.
-    inputs = [t.view_as(t) for t in operands]
-    outputs = (reference.conv_flow_inverse if inverse else reference.conv_flow_forward)(*inputs, spec)
+    inputs = Operands(*(t.view_as(t) for t in operands))
+    run = reference.conv_flow_inverse if inverse else reference.conv_flow_forward
+    outputs = run(inputs.x, inputs.theta, inputs.weight, inputs.bias, spec)
     pairs = [(o, g) for o, g in zip(outputs, cotangents[:2], strict=True) if g is not None]
     wanted = [t for t in cotangents.wanted(inputs) if t is not None]
     found = iter(

@@ -74,8 +74,7 @@ class Cotangents(NamedTuple):
 class Engine(Protocol):
     """An implementation of the stack: a module with these two functions, neither of which records a graph."""
 
-    @staticmethod
-    def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Tensor, Tensor]:
+    def evaluate(self, operands: Operands, spec: ConvFlowSpec, inverse: bool) -> tuple[Tensor, Tensor]:
         """The map or its inverse, and its log-determinant.
 
         Args:
@@ -84,8 +83,9 @@ class Engine(Protocol):
             inverse: which direction.
         """
 
-    @staticmethod
-    def backward(operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool) -> list[Tensor | None]:
+    def backward(
+        self, operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool
+    ) -> list[Tensor | None]:
         """Gradients with respect to the operands, in their shapes.
 
         Args:

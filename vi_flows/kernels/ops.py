@@ -92,7 +92,8 @@ def conv_flow_backward(
     """Gradients with respect to the first four; ``x`` is the forward map's input in both directions."""
     spec, engine = _arguments(x, weight, dilations, reverts, activation, negative_slope)
     grads = engine.backward(Operands(x, theta, weight, bias), Cotangents(g_y, g_ladj), spec, inverse)
-    return grads[0], grads[1], grads[2], grads[3]
+    g_x, g_theta, g_weight, g_bias = (g for g in grads if g is not None)  # all four were asked for
+    return g_x, g_theta, g_weight, g_bias
 
 
 @conv_flow.register_fake

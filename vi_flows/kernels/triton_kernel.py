@@ -7,6 +7,7 @@ direction in which a layer counts them. This module needs `triton` and is import
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cache, lru_cache
 
@@ -280,7 +281,7 @@ def works_on(device: torch.device, activation: str = "leaky_relu") -> bool:
         found = evaluate(operands, spec, False)
         found_gradients = backward(operands, Cotangents(cotangents[0], cotangents[1]), spec, False)
         pairs = zip([*found, *found_gradients], [*expected, *gradients], strict=True)
-        worst = max((f - e).abs().max().item() for f, e in pairs)
+        worst = max((math.inf if f is None else (f - e).abs().max().item()) for f, e in pairs)
     except Exception as error:  # a compiler's errors have no common base
         warnings.warn(f"the Triton kernel does not run on {device}, plain PyTorch is used: {error}", stacklevel=2)
         return False

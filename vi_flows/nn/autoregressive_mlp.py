@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vi_flows.nn.masked import MaskedLinear
 from vi_flows.nn.mlp import ACTIVATIONS
+from vi_flows.nn.typed import ModuleListOf
 
 __all__ = ["AutoregressiveMLP"]
 
@@ -51,10 +52,10 @@ class AutoregressiveMLP(nn.Module):
         outputs = degrees[0].repeat_interleave(num_params)
         masks = [above[:, None] >= below for below, above in itertools.pairwise(degrees)]
         masks.append(outputs[:, None] > degrees[-1])
-        self.layers = nn.ModuleList(MaskedLinear(a, b) for a, b in itertools.pairwise(widths))
+        self.layers = ModuleListOf(MaskedLinear(a, b) for a, b in itertools.pairwise(widths))
         for layer, mask in zip(self.layers, masks, strict=True):
             layer.set_mask(mask)
-        self.context = nn.ModuleList(
+        self.context = ModuleListOf(
             nn.Linear(context_dim, width, bias=False) for width in (widths[1:] if context_dim else ())
         )
         self.activation = ACTIVATIONS[activation]()

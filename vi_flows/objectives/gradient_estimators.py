@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vi_flows.objectives.bounds import ELBO, IWAE
 from vi_flows.objectives.path_gradient import GradientGate, dreg_factor, with_detached_parameters
 from vi_flows.objectives.traced import PARTICLES, TracedBound, TracedWeights
+from vi_flows.traces import nodes
 
 __all__ = ["DReG", "RenyiBound", "StickingTheLanding"]
 
@@ -71,10 +72,10 @@ class _PathGradient(TracedBound):
         gate = GradientGate()
         # What the weights read are copies of the draws; the draws among themselves stay as they are.
         gated = guide_trace.copy()
-        for name, site in guide_trace.nodes.items():
+        for name, site in nodes(guide_trace).items():
             if site["type"] == "sample" and not site["is_observed"] and site["value"].is_floating_point():
                 event_dim = site["fn"].event_dim
-                gated.nodes[name] = {**site, "value": gate(site["value"], event_dim)}
+                nodes(gated)[name] = {**site, "value": gate(site["value"], event_dim)}
         model_trace = poutine.trace(poutine.replay(model, trace=gated)).get_trace(*args, **kwargs)
         try:
             again = _rescore(guide, self._module, gated, args, kwargs)
@@ -85,11 +86,12 @@ class _PathGradient(TracedBound):
             ) from error
         guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
         model_trace.compute_log_prob()
-        for name, site in guide_trace.nodes.items():
+        for name, site in nodes(guide_trace).items():
             if site["type"] == "sample":
-                site["log_prob"] = again.nodes[name]["log_prob"]
+                site["log_prob"] = nodes(again)[name]["log_prob"]
                 # Reparameterised sites have no score-function term; the others are refused by the caller.
-                site["score_parts"] = ScoreParts(site["log_prob"], 0 if site["fn"].has_rsample else 1, 0)
+                score = 0 if site["fn"].has_rsample else 1
+                site["score_parts"] = ScoreParts(site["log_prob"], score, 0)  # type: ignore[arg-type]  # Pyro passes 0, too
         self._traces.append((gate, guide_trace))
         return model_trace, guide_trace
 
@@ -135,9 +137,9 @@ class DReG(_PathGradient, IWAE):
 
 def _place(factor: Tensor, trace: Trace, particles: bool) -> Tensor:
     """Lay the dimensions of normalised weights (particles, common plates) out as a site's batch dimensions."""
-    stacks = [set(s["cond_indep_stack"]) for s in trace.nodes.values() if s["type"] == "sample"]
+    stacks = [set(s["cond_indep_stack"]) for s in nodes(trace).values() if s["type"] == "sample"]
     frames = {f for f in set.intersection(*stacks) if f.vectorized}
-    dims = sorted(f.dim for f in frames if particles or f.name != PARTICLES)
+    dims = sorted(f.dim for f in frames if f.dim is not None and (particles or f.name != PARTICLES))
     dims = dims[-factor.dim() :] if factor.dim() else []
     shape = [1] * max((-d for d in dims), default=0)
     for size, dim in zip(factor.shape, dims, strict=True):

@@ -17,11 +17,11 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
-from pyro.poutine.util import site_is_subsample
 from pyro.util import check_if_enumerated
 from torch import Tensor
 
 from vi_flows.parameters import quiet_unless_observed
+from vi_flows.traces import is_subsample, nodes
 
 __all__ = ["TracedBound", "TracedWeights"]
 
@@ -91,7 +91,7 @@ class TracedBound(PyroELBO):
         with quiet_unless_observed():
             pairs = list(self._get_traces(model, guide, args, kwargs))
         vectorised = self.vectorize_particles and self.num_particles > 1
-        parts = [_weights_of(*pair, vectorised) for pair in pairs]
+        parts = [_weights_of(model_trace, guide_trace, vectorised) for model_trace, guide_trace in pairs]
         if len(parts) == 1:
             return parts[0]
         likelihood, prior, posterior = (torch.cat([getattr(p, name) for p in parts]) for name in TERMS)
@@ -144,7 +144,7 @@ TERMS = ("log_likelihood", "log_prior", "log_posterior")
 
 def _sample_sites(trace: Trace) -> dict[str, Any]:
     """Sample sites without the indices of subsampled plates, which are drawn on both sides and cancel."""
-    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+    return {n: s for n, s in nodes(trace).items() if s["type"] == "sample" and not is_subsample(s)}
 
 
 def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> TracedWeights:

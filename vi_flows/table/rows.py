@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vi_flows.flows import IAF, ConvFlow, Planar, Sylvester
+from vi_flows.training.config import DataProtocol
 from vi_flows.training.tasks.vae import VAETrainConfig
 from vi_flows.vae import VAEConfig
 
@@ -100,7 +101,7 @@ def _has_number(paper_row: str | None, dataset: str, architecture: str) -> bool:
     return dataset != "digits" and (paper_row != "nf" or (dataset, architecture) == ("binarized_mnist", "g2"))
 
 
-def _config(recipe: str, dataset: str, protocol: str, vae: VAEConfig) -> VAETrainConfig:
+def _config(recipe: str, dataset: str, protocol: DataProtocol, vae: VAEConfig) -> VAETrainConfig:
     template = RECIPES[recipe]
     return replace(template, dataset=dataset, protocol=protocol, vae=replace(vae, batch_norm=template.vae.batch_norm))
 
@@ -109,7 +110,7 @@ def table_rows() -> dict[str, Row]:
     """Every row by its name: all models on G1 and G2, each data set and both protocols; then the ablations."""
     rows: list[Row] = []
     for dataset in DATASETS:
-        for protocol in ("clean", "paper"):
+        for protocol in get_args(DataProtocol):
             for architecture in ("g1", "g2"):
                 for model, paper_row, vae in _models():
                     built = replace(vae, architecture=architecture)

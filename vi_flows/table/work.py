@@ -25,6 +25,7 @@ from vi_flows.training import Run, RunError, TrainingInterrupted
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.stacked import StackedTrainer, is_finished, stacks_of
+from vi_flows.training.tasks.vae import VAETrainConfig
 from vi_flows.vae import AISSettings
 
 __all__ = ["DONE", "FAILED", "HELD", "Machine", "open_run", "run_in_process", "work"]
@@ -62,13 +63,18 @@ def open_run(job: Job, workplace: Workplace, machine: Machine) -> Run:
     """The job's run, new or as it was left.
 
     Raises:
-        RunError: it was begun with other settings, or on another kind of device, whose draws would go on differently.
+        RunError: it is of another kind or was begun with other settings, or on another kind of device, whose draws
+            would go on differently.
     """
     folder = job.folder(workplace)
     planned = job.config(workplace, machine.device, machine.records_steps)
     if not (folder / "config.json").exists():
         return Run.create(folder, planned)
     run = Run.open(folder, workplace.data_root)
+    if not isinstance(run.config, VAETrainConfig):
+        raise RunError(
+            f"{folder} holds a run of kind {run.config.kind!r}, and the row is a VAE: move it out of the way"
+        )
     for item in dataclasses.fields(planned):
         mine, asked = getattr(run.config, item.name), getattr(planned, item.name)
         if item.name not in planned.of_the_machine and mine != asked:

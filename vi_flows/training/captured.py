@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ class CapturedTrainer(Trainer):
         self._halted = torch.zeros((), device=device)  # 1 once a step was not finite
         optimizer = self.step.optimizer
         # What a gradient scaler would set: where found_inf is 1, the fused update leaves everything as it was.
-        optimizer.grad_scale, optimizer.found_inf = None, self._halted
+        optimizer.grad_scale = None  # type: ignore[attr-defined]  # PyTorch reads both and declares neither
+        optimizer.found_inf = self._halted  # type: ignore[attr-defined]
         self._data = self.task.train_rows.to(device)
         steps = range(self.total_steps)
         self._rates = torch.tensor([config.learning_rate_at(s, self.total_steps) for s in steps], device=device)
@@ -57,7 +58,7 @@ class CapturedTrainer(Trainer):
         self._bound = float("nan")
         self._replays: dict[tuple[bool, int], Callable[[], None]] = {}
 
-    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Adam:
+    def make_optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Adam:
         """The ordinary trainer's, with its rate and counters on the device."""
         rate = torch.tensor(self.config.learning_rate, device=self.task.device)
         decay = self.config.weight_decay

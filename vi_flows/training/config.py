@@ -41,6 +41,9 @@ def check_device(device: str) -> None:
 
 T = TypeVar("T")
 
+DataProtocol = Literal["clean", "paper"]
+"""How a data set's images are divided among training, validation and test."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -63,7 +66,7 @@ class TrainConfig:
     """Data set by name; `vi-flows data list` shows them."""
     data_root: Path | None = None
     """Folder with the data files; default: VI_FLOWS_DATA, else the download cache."""
-    protocol: Literal["clean", "paper"] = "clean"
+    protocol: DataProtocol = "clean"
     """clean: train split, weights chosen on the validation split. paper: train and validation splits, last weights."""
     epochs: Positive = 100
     """Passes over the training data."""

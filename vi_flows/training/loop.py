@@ -87,7 +87,7 @@ class Trainer:
         """What updates the parameters."""
         return self.step.optimizer
 
-    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Adam:
+    def make_optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Adam:
         """AdamW, which is Adam where the weights don't decay."""
         decay, rate = self.config.weight_decay, self.config.learning_rate
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
@@ -257,7 +257,9 @@ class Trainer:
         weight = self.config.kl_weight_at(step / self.steps_per_epoch)
         particles = self.config.num_particles_at(step // self.steps_per_epoch)
         result = self.task.step(self.task.train_rows[batch], weight, particles)
-        ((_, bound, _),) = self.step(result.loss, result.bound)
+        figures = self.step(result.loss, result.bound)
+        assert figures is not None  # stop_diverged returns nothing, it raises
+        ((_, bound, _),) = figures
         self.advance(bound, len(batch))
         return bound
 
@@ -286,11 +288,13 @@ class Trainer:
     def average_decay_at(self, step: int) -> float:
         """The average's decay at ``step``: at first it covers only as many steps as there were, so that it forgets the
         initial weights."""
+        assert self.config.ema_decay is not None
         return min(self.config.ema_decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update_average(self, weight: float | Tensor) -> None:
         """``average += weight (weights − average)``; counters are copied."""
+        assert self.ema is not None
         for name, tensor in self.module.state_dict().items():
             if tensor.is_floating_point():
                 self.ema[name].lerp_(tensor, weight)

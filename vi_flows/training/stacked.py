@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
 from vi_flows.training.stacked_layers import MemberStreams, stack_modules
+from vi_flows.training.tasks.vae import StackableTask
 
 __all__ = ["StackedTrainer", "is_finished", "stacks_of"]
 
@@ -61,12 +61,13 @@ class StackedTrainer(Trainer):
 
     def _stack(self) -> None:
         """Share the members' weights and optimizers, once they are where they start from."""
-        self.task = copy.copy(self.members[0].task)
-        self.module = self.task.module = stack_modules([member.module for member in self.members])
+        self.module = stack_modules([member.module for member in self.members])
+        alone = cast("StackableTask", self.members[0].task)  # the configuration is stackable
+        self.task = self._stacked_task = alone.with_module(self.module)
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.step = self.make_step(self.make_optimizer(self.parameters), stacked=True)
         for n, parameter in enumerate(self.parameters):
-            states = [member.optimizer.state.get(member.parameters[n]) for member in self.members]
+            states = [member.optimizer.state.get(member.parameters[n]) or {} for member in self.members]
             if all(states):
                 self.optimizer.state[parameter] = {
                     key: value.clone() if key == "step" else torch.stack([state[key] for state in states])
@@ -155,12 +156,13 @@ class StackedTrainer(Trainer):
         self.set_learning_rate(step)
         rows = self.task.train_rows[batch]
         with MemberStreams(self.generators):
-            weighted, bounds = self.task.row_bounds(
+            weighted, bounds = self._stacked_task.row_bounds(
                 rows,
                 self.config.kl_weight_at(step / self.steps_per_epoch),
                 self.config.num_particles_at(step // self.steps_per_epoch),
             )
         figures = self.step(-weighted.mean(0), bounds.mean(0))
+        assert figures is not None  # stop_diverged returns nothing, it raises
         for member, (_, bound, _) in zip(self.members, figures, strict=True):
             member.advance(bound, len(batch))
         self.state["step"] += 1

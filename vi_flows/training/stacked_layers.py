@@ -65,13 +65,18 @@ def _adopt(stack: nn.Module, layers: Sequence[nn.Module]) -> None:
         if name in layers[0]._buffers:
             stack.register_buffer(name, stacked)
         else:
-            stack.register_parameter(name, None if stacked is None else nn.Parameter(stacked, first.requires_grad))
+            stack.register_parameter(
+                name, None if stacked is None or first is None else nn.Parameter(stacked, first.requires_grad)
+            )
         for part, view in zip(parts or (), () if stacked is None else stacked, strict=True):
             part.data = view
 
 
 class StackedLinear(nn.Module):
     """``nn.Linear`` of each member."""
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -86,24 +91,42 @@ class StackedLinear(nn.Module):
 class StackedBatchNorm(nn.Module):
     """Batch normalisation of each member: that of all members' features side by side."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, layers: Sequence[BatchNorm]) -> None:
         super().__init__()
         _adopt(self, layers)
-        self.eps, self.momentum = layers[0].eps, layers[0].momentum
+        momentum = layers[0].momentum
+        assert momentum is not None  # ours average exponentially
+        self.eps, self.momentum = layers[0].eps, momentum
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(…, M, features)`` over all but the last two dimensions."""
         if self.training:
             self.num_batches_tracked += 1
-        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
         y = F.batch_norm(
-            x.reshape(-1, self.weight.numel()), *(t.view(-1) for t in tensors), self.training, self.momentum, self.eps
+            x.reshape(-1, self.weight.numel()),
+            self.running_mean.view(-1),
+            self.running_var.view(-1),
+            self.weight.view(-1),
+            self.bias.view(-1),
+            self.training,
+            self.momentum,
+            self.eps,
         )
         return y.reshape(x.shape)
 
 
 class StackedConvFlow(Bijection):
     """A ConvFlow stack of each member; :class:`ConditionalConvFlow` takes its tensors as they are."""
+
+    theta: Tensor
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, layers: Sequence[ConvFlowStack]) -> None:
         super().__init__(event_dim=1)

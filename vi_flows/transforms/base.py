@@ -13,6 +13,8 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from vi_flows.nn.typed import ModuleListOf
+
 __all__ = [
     "Bijection",
     "Chain",
@@ -165,13 +167,13 @@ class Bijection(_Capabilities, TransformModule, ABC):
 
     # What follows is the adapter to `torch.distributions.Transform`.
 
-    @property
-    def domain(self) -> constraints.Constraint:
+    @property  # PyTorch declares a writable attribute and itself overrides it with properties
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
         """Real arrays with ``event_dim`` event dimensions."""
         return constraints.independent(constraints.real, self._event_dim)
 
-    @property
-    def codomain(self) -> constraints.Constraint:
+    @property  # the same
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         """Real arrays with ``event_dim`` event dimensions."""
         return constraints.independent(constraints.real, self._event_dim)
 
@@ -283,7 +285,7 @@ class Chain(Bijection):
         if event_dim is not None and event_dim < widest:
             raise ValueError(f"event_dim={event_dim} is less than the {widest} event dimensions of a part")
         super().__init__(widest if event_dim is None else event_dim)
-        self.parts = nn.ModuleList(parts)
+        self.parts: ModuleListOf[Bijection] = ModuleListOf(parts)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -385,7 +387,7 @@ class ConditionalChain(ConditionalBijection):
 
     def __init__(self, parts: Sequence[ConditionalBijection | Bijection]) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts: ModuleListOf[ConditionalBijection | Bijection] = ModuleListOf(parts)
 
     def condition(self, context: Tensor) -> Chain:
         """Condition every part; unconditional ones enter the chain as they are."""

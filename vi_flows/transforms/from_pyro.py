@@ -62,13 +62,13 @@ class FromPyro(Bijection):
         """Whether the wrapped transform inverts points that it did not draw itself."""
         return _offers_inverse(self.transform)
 
-    @property
-    def domain(self) -> constraints.Constraint:
+    @property  # PyTorch declares a writable attribute and itself overrides it with properties
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
         """The wrapped transform's domain."""
         return self.transform.domain
 
-    @property
-    def codomain(self) -> constraints.Constraint:
+    @property  # the same
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         """The wrapped transform's codomain."""
         return self.transform.codomain
 

@@ -74,7 +74,7 @@ class VAEConfig:
     @property
     def name(self) -> str:
         """For file names, what is not at its default: ``g1-z40-bn-conv_flow-amortized-k8-tanh``."""
-        parts = [self.architecture]
+        parts: list[str] = [self.architecture]
         if self.latent_dims is not None:
             parts.append("z" + "x".join(map(str, self.latent_dims)))
         if self.hidden_dims is not None:

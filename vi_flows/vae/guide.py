@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vi_flows.distributions import FlowNormal
 from vi_flows.nn import MLP, GaussianHead
+from vi_flows.nn.typed import ModuleDictOf, ModuleListOf
 from vi_flows.parameters import register_module
 from vi_flows.transforms import Bijection, ConditionalBijection
 from vi_flows.transforms.base import outermost
@@ -55,15 +56,17 @@ class AmortizedGuide(nn.Module):
         self.latent_names = latent_names(len(latent_dims))
         self.data_dim, self.latent_dims = data_dim, tuple(latent_dims)
         below = [*latent_dims[1:], data_dim]
-        self.networks = nn.ModuleList(
+        self.networks = ModuleListOf(
             MLP(source, [*reversed(widths), *([dim] * num_extra_layers)], activation, batch_norm)
             for source, widths, dim in zip(below, hidden_dims, latent_dims, strict=True)
         )
-        self.heads = nn.ModuleList(
+        self.heads = ModuleListOf(
             GaussianHead(network.output_dim, dim) for network, dim in zip(self.networks, latent_dims, strict=True)
         )
         # By the latent's index: a latent without a flow has no entry.
-        self.flows = nn.ModuleDict({str(index): flow for index, flow in enumerate(flows) if flow is not None})
+        self.flows: ModuleDictOf[Bijection | ConditionalBijection] = ModuleDictOf(
+            {str(index): flow for index, flow in enumerate(flows) if flow is not None}
+        )
 
     def posterior(self, index: int, below: Tensor, validate_args: bool | None = None) -> FlowNormal:
         """``q(z_index | below)``, where ``below`` is the next latent, or ``x`` for the last one."""
@@ -119,6 +122,7 @@ class AmortizedGuide(nn.Module):
             latents.insert(0, below)
             log_q = term if log_q is None else log_q + term
             sample_shape = torch.Size()
+        assert log_q is not None  # there is at least one latent
         return latents, log_q
 
     def log_prob(self, x: Tensor, latents: Sequence[Tensor]) -> Tensor:

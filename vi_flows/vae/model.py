@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vi_flows.distributions import BernoulliLogits, FlowNormal, StandardNormal
 from vi_flows.nn import MLP, GaussianHead
+from vi_flows.nn.typed import ModuleListOf
 from vi_flows.parameters import register_module
 
 __all__ = ["GenerativeModel", "data_plate", "latent_names"]
@@ -71,10 +72,10 @@ class GenerativeModel(nn.Module):
         self.data_dim = data_dim
         self.latent_dims = tuple(latent_dims)
         self.latent_names = latent_names(len(latent_dims))
-        self.networks = nn.ModuleList(
+        self.networks = ModuleListOf(
             MLP(dim, widths, activation, batch_norm) for dim, widths in zip(latent_dims, hidden_dims, strict=True)
         )
-        self.heads = nn.ModuleList(
+        self.heads = ModuleListOf(
             GaussianHead(network.output_dim, dim)
             for network, dim in zip(self.networks[:-1], latent_dims[1:], strict=True)
         )
@@ -155,9 +156,10 @@ class GenerativeModel(nn.Module):
         rows = (1 if size is None else size) if x is None else x.shape[0]
         register_module("generative_model", self)
         with data_plate(rows, dataset_size):
-            z = None
+            z: Tensor | None = None
             for index, name in enumerate(self.latent_names):
                 z = pyro.sample(name, self.prior(index, z, rows))
+            assert z is not None  # there is at least one latent
             likelihood = self.likelihood(z)
             pyro.sample("x", likelihood, obs=x)
         return likelihood.logits

@@ -145,8 +145,7 @@ def _around(log_density: LogDensity, start: Tensor) -> list[GaussianStart]:
 
 def _near(log_density: LogDensity, start: GaussianStart | None, noise: Tensor, kl: float = NEAR_KL) -> bool:
     """Whether the Gaussian is nearly the posterior, in the eyes of its own draws."""
-    tril = None if start is None else _root(start.covariance)
-    if tril is None:
+    if start is None or (tril := _root(start.covariance)) is None:
         return False
     x = start.loc + noise @ tril.T
     with torch.no_grad():
@@ -172,8 +171,7 @@ def _rounds(
     generator: torch.Generator | None,
 ) -> GaussianStart | None:
     """Rounds of natural gradients until the ELBO stops rising."""
-    tril = None if start is None else _root(start.covariance)
-    if tril is None:
+    if start is None or (tril := _root(start.covariance)) is None:
         return None
     best = GaussianStart(start.loc, start.covariance, -math.inf)
     rate, still = 1.0, 0
@@ -181,7 +179,7 @@ def _rounds(
         refined = refine_gaussian(log_density, best.loc, tril, rate=rate, generator=generator)
         score = _score_of(log_density, refined, noise)
         rise = -math.inf if score is None else score.elbo - best.elbo
-        if rise > 0:
+        if score is not None and refined is not None and rise > 0:
             best, tril = score, refined[1]
         # Steps that overshoot are taken back.
         if rise < 0:
@@ -200,8 +198,7 @@ def _polished(
     num_iterations: int = 24,
 ) -> GaussianStart | None:
     """After natural-gradient steps of decreasing length, over which the noise averages out."""
-    tril = None if start is None else _root(start.covariance)
-    if tril is None:
+    if start is None or (tril := _root(start.covariance)) is None:
         return None
     refined = refine_gaussian(log_density, start.loc, tril, num_iterations, shrink=True, generator=generator)
     return _score_of(log_density, refined, noise)

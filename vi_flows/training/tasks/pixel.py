@@ -78,7 +78,7 @@ class PixelTask:
         self.module = build_pixel_model(config.pixel, data.shape, data.levels).to(self.device)
         if self.device.type == "cuda":
             # The layout that tensor cores read without a transposition.
-            self.module.to(memory_format=torch.channels_last)
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
 
     def initialize(self) -> None:
         """Nothing: no part of the initial weights depends on the data."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import torch
 import tyro
@@ -13,7 +14,7 @@ from vi_flows.data import ImageData, binarize
 from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.settings import NonNegativeFloat, Positive
 from vi_flows.training.config import TrainConfig
-from vi_flows.vae import AISSettings, VAEConfig, build_vae, evaluate_vae
+from vi_flows.vae import VAE, AISSettings, VAEConfig, build_vae, evaluate_vae
 
 __all__ = ["Evaluation", "StepResult", "Task", "VAETask", "VAETrainConfig"]
 
@@ -41,6 +42,7 @@ class Task(Protocol):
 
     train_rows: Tensor
     unit: str
+    device: torch.device
 
     @property
     def module(self) -> nn.Module:
@@ -72,6 +74,16 @@ class Task(Protocol):
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """The record's figures for people, a line each."""
+
+
+class StackableTask(Task, Protocol):
+    """A task whose module can be that of several models at once; a configuration says so by ``stackable``."""
+
+    def with_module(self, module: nn.Module) -> StackableTask:
+        """The same task on the same data with another module."""
+
+    def row_bounds(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Weighted and unweighted bounds of every row, without their mean."""
 
 
 class PictureTask(Task, Protocol):
@@ -214,6 +226,16 @@ class VAETask:
         """Set the decoder's output bias from the mean training image."""
         if self.config.output_bias:
             self.module.model.set_output_bias(self.data.means(self.train_rows).mean(0).to(self.device))
+
+    def with_module(self, module: nn.Module) -> VAETask:
+        """See :class:`StackableTask`.
+
+        Args:
+            module: of several VAEs, stacked.
+        """
+        other = copy.copy(self)
+        other.module = cast("VAE", module)  # it has a VAE's interface
+        return other
 
     def row_bounds(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
         """The bound of each row with its KL term weighted, and the bound itself without a graph, both ``(B,)``.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vi_flows.nn.typed import ModuleListOf
 from vi_flows.transforms.image.base import ImageBijection
 from vi_flows.transforms.image.inv_conv import CORNERS, OneSidedConv2d
 
@@ -30,7 +31,7 @@ class FourCornerConv2d(ImageBijection):
         super().__init__(channels)
         if channels % 4:
             raise ValueError(f"four corners need a number of channels that is divisible by 4, got {channels}")
-        self.parts = nn.ModuleList(
+        self.parts = ModuleListOf(
             OneSidedConv2d(channels // 4, kernel_size, corner, masked=True, init_scale=init_scale) for corner in CORNERS
         )
 

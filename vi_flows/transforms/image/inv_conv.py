@@ -168,6 +168,7 @@ class OneSidedConv2d(ImageBijection):
             raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
         if corner not in CORNERS:
             raise ValueError(f"unknown corner {corner!r}; choose one of {', '.join(CORNERS)}")
+        self.channels: int = channels
         self.kernel_size, self.corner, self.masked = kernel_size, corner, masked
         self.tap = TriangularMatrix(channels) if masked else LUMatrix(channels, rotation)
         # All taps but the last, in raster order.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vi_flows.nn.typed import ModuleListOf
 from vi_flows.transforms.base import Bijection
 from vi_flows.transforms.coupling import ChannelGroups, Coupling
 from vi_flows.transforms.coupling_maps import GaussianMap
@@ -65,7 +66,7 @@ class MultiScale(ImageBijection):
         if len(priors) != len(levels) - 1:
             raise ValueError(f"{len(levels)} levels need {len(levels) - 1} priors, got {len(priors)}")
         self.image_shape = torch.Size(image_shape)
-        self.levels = nn.ModuleList(levels)
+        self.levels = ModuleListOf(levels)
         self.priors = nn.ModuleList(nn.Identity() if prior is None else prior for prior in priors)
         self.latent_shapes: list[torch.Size] = []
         shape = self.image_shape

@@ -36,6 +36,8 @@ class Affine(Bijection):
         ValueError: an unknown kind, a scale or gain that is not positive, or a rank outside 1…d.
     """
 
+    _rows_cols: Tensor
+
     def __init__(
         self, loc: Tensor, init_scale: float = 0.1, kind: str = "full", rank: int | None = None, gain: float = 1.0
     ) -> None:

@@ -31,6 +31,8 @@ class TriangularScale(Bijection):
         ValueError: a size, bound or gain that is not positive.
     """
 
+    _rows_cols: Tensor
+
     def __init__(self, input_dim: int, bound: float = 3.0, gain: float = 1.0) -> None:
         super().__init__(event_dim=1)
         if input_dim < 1 or not 0 < bound < math.inf or not 0 < gain < math.inf:
