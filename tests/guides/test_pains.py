@@ -15,6 +15,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from tests.guides.models import correlated, gaussian, hierarchical
+from vi_flows.diagnostics import diagnose
 from vi_flows.guides import AutoConvFlow, AutoFlow, SubsampledLatentError
 
 
@@ -154,6 +155,7 @@ def test_6_saving_leaves_the_live_guide_alone():
     file = io.BytesIO()
     torch.save(ours, file)
     assert ours.model is not None
+    before = diagnose(gaussian, ours, num_samples=200).log_weights
     train(gaussian, ours, steps=1)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
@@ -161,6 +163,7 @@ def test_6_saving_leaves_the_live_guide_alone():
     assert loaded.median()["x"].isfinite()
     with pytest.raises(RuntimeError, match="holds no model"):
         loaded.model
+    assert torch.equal(diagnose(gaussian, loaded, num_samples=200).log_weights, before)
 
 
 def test_6_safetensors_take_the_state():

@@ -17,7 +17,7 @@ from vi_flows.records import Record
 from vi_flows.table import Job, Machine, Row, Runner, Workplace, status_of, status_table
 from vi_flows.table.claim import Claim, HeldError, is_held, last_note
 from vi_flows.table.work import work
-from vi_flows.training import Run, RunError, TrainingInterrupted, VAETrainConfig
+from vi_flows.training import ImageTrainConfig, Run, RunError, TrainingInterrupted, VAETrainConfig
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.vae import VAEConfig
@@ -176,6 +176,13 @@ def test_seeds_in_a_stack_are_the_seeds_alone(place):
         assert records[job.name].figures["nll"] == pytest.approx(make(job, alone, FAST).figures["nll"], rel=1e-4)
         assert status_of(job, place).state == "done"
     assert jobs[1].name not in records
+
+
+def test_a_folder_with_a_run_of_another_kind_is_refused_in_a_sentence(place):
+    (job,) = jobs_of(0)
+    Run.create(job.folder(place), ImageTrainConfig())
+    with pytest.raises(RunError, match="of kind 'image', and the row is a VAE"):
+        work([job], place, FAST)
 
 
 # Many runs ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from vi_flows.guides.sites import unmasked
+from vi_flows.traces import nodes
 
 __all__ = ["MaskedLatents", "has_masked_latents"]
 
@@ -84,7 +85,7 @@ class MaskedLatents:
             trace: with its log densities computed; the masks of the sites are used up.
         """
         for name, unused in self.unused.items():
-            site = trace.nodes[name]
+            site = nodes(trace)[name]
             base, _ = unmasked(site)
             extra = base.log_prob(site["value"])
             extra = torch.where(unused, extra, torch.zeros_like(extra))

@@ -26,8 +26,9 @@ from vi_flows.training.checkpoint import (
     save_tensors,
 )
 from vi_flows.training.run import Run
+from vi_flows.training.signals import deferred_signals
 
-__all__ = ["Trainer", "TrainingDivergedError", "TrainingInterrupted", "deferred_signals"]
+__all__ = ["Trainer", "TrainingDivergedError", "TrainingInterrupted"]
 
 EPOCH_CHECKPOINT_SECONDS = 2.0  # a checkpoint at the end of an epoch is left out while the last one is younger
 PREFIXES = ("model.", "ema.", "optimizer.")
@@ -392,28 +393,6 @@ class Trainer:
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-@contextmanager
-def deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of stopping in the middle of a step; a second one stops at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals go to whoever is there
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _tensorboard_writer(run: Run) -> Any:

@@ -156,8 +156,7 @@ def _near(log_density: LogDensity, start: GaussianStart | None, noise: Tensor, k
 
 def _within(start: GaussianStart | None, x: Tensor) -> bool:
     """Whether a point lies where the draws of the Gaussian do, or nearer to its middle."""
-    tril = None if start is None else _root(start.covariance)
-    if tril is None:
+    if start is None or (tril := _root(start.covariance)) is None:
         return False
     z = torch.linalg.solve_triangular(tril, (x - start.loc)[:, None], upper=False)
     return float(z.norm()) < x.numel() ** 0.5 + 3
