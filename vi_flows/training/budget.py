@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from vi_flows.training.loop import Trainer, TrainingInterrupted, deferred_signals
+from vi_flows.training.loop import Trainer, TrainingInterrupted
+from vi_flows.training.signals import deferred_signals
 from vi_flows.training.run import Run
 
 __all__ = ["BudgetTrainer"]
