@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from vi_flows.training.loop import Trainer, TrainingInterrupted
-from vi_flows.training.signals import deferred_signals
 from vi_flows.training.run import Run
+from vi_flows.training.signals import deferred_signals
 
 __all__ = ["BudgetTrainer"]
 
