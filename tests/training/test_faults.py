@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.kill_log import kill_log
 from vi_flows.training import Run, RunError, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
 from vi_flows.training.evaluate import evaluate_run
@@ -189,3 +190,38 @@ def test_cpu_seconds_add_up_over_stops_and_stay_unknown_where_they_were_not_coun
     assert old.fit()["cpu_seconds"] is None
     record, _ = evaluate_run(old.run, 5, limit=5, progress=False)
     assert record.provenance["training_cpu_seconds"] is None
+
+
+def test_parts_of_files_that_a_killed_process_left_are_no_obstacle_and_are_cleaned(tmp_path, folder):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json.tmp").write_text('{"kind": "v')
+    with pytest.raises(RunError, match="holds no run"):
+        Run.open(tmp_path / "new")
+    Run.create(tmp_path / "new", SMALL)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+    (folder / "checkpoint.safetensors.tmp").write_bytes(b"half")
+    resume(folder).fit()
+    assert not list(folder.glob("*.tmp"))
+
+
+TERMINATE = """
+import os, signal, sys
+from vi_flows.cli import bench, main
+bench.environment = lambda: os.kill(os.getpid(), signal.{name})
+main(["info"])
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_signals_outside_of_training_say_so(name, code):
+    ended = subprocess.run([sys.executable, "-c", TERMINATE.format(name=name)], capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stderr.startswith("vi-flows: stopped")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_five_kills_lose_nothing(tmp_path):
+    log = kill_log(5, 1, tmp_path)
+    assert len(log) == 5
+    assert all(row["equal"] and not row["left_at_the_end"] for row in log)

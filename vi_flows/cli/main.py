@@ -7,10 +7,12 @@ line; 130 and 143 after SIGINT and SIGTERM.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Annotated, Any
 
 import tyro
@@ -63,10 +65,21 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 DESCRIPTION = """Variational inference with normalizing flows: train, evaluate and draw from models; data, benchmarks.
 
---debug anywhere in the line shows the traceback of a failure."""
+--debug anywhere in the line shows the traceback of a failure.
+
+Exit codes: 0; 1 for a failure (a file damaged or missing, a training that diverged); 2 for a mistake in the command
+line; 130 after Ctrl-C and 143 after SIGTERM."""
 
 # Something is damaged, missing or broken. Other ValueErrors are mistakes of input: one line says what to mend.
 FAILURES = (RunUnusableError, RecordError, CheckpointError, DataNotFoundError, DataCorruptError, OSError)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM outside of training, where nobody else listens."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -77,12 +90,17 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _parse([word for word in words if word != "--debug"]).run()
     except TrainingInterrupted as stopped:
         print("vi-flows: stopped; the checkpoint is up to date, go on with --resume", file=sys.stderr)
         code = 128 + stopped.number
+    except Terminated:
+        print("vi-flows: stopped by SIGTERM", file=sys.stderr)
+        code = 128 + signal.SIGTERM
     except KeyboardInterrupt:
+        print("vi-flows: stopped", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of a pipe has gone; keep the interpreter's last flush quiet too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,6 +118,8 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             first = str(error).splitlines()[0] if str(error) else repr(error)
             print(f"vi-flows: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     raise SystemExit(code)
 
 

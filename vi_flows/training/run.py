@@ -70,6 +70,8 @@ class Run:
                     f"another process is training the run in {self.folder}; wait for it, or stop it"
                 ) from None
             self._locked = True
+            for left in self.folder.glob("*.tmp"):  # a process was killed while it wrote; nobody else writes now
+                left.unlink()
             yield
         finally:
             self._locked = False
@@ -89,7 +91,8 @@ class Run:
         source = None if config.start_from is None else describe_start(config)
         if (folder / "config.json").exists():
             raise RunError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --out")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # Killed while it wrote its settings, a process leaves a part of them, which is no run yet.
+        if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {"config.json.tmp"}):
             raise RunError(f"{folder} exists and is not an empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config)
