@@ -184,7 +184,7 @@ class Record:
                 if values.dtype != np.float32 or values.ndim != 1:
                     raise ValueError(f"scores are float32 vectors; {name} is {values.dtype} of shape {values.shape}")
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **self.scores)  # type: ignore[arg-type]
+            np.savez_compressed(buffer, **self.scores)  # type: ignore[arg-type]  # taken for allow_pickle
             write_atomic(beside, buffer.getvalue())
             digest = hashlib.sha256(buffer.getvalue()).hexdigest()
             scores = {"file": beside.name, "names": list(self.scores), "sha256": digest}

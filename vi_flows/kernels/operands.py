@@ -20,7 +20,7 @@ def constant_to_the_compiler(function: Function) -> Function:
 
     Calling that one at import would bring in the whole compiler, which doubles the time of importing this package.
     """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # Dynamo declares no such name
     return function
 
 
