@@ -88,3 +88,17 @@ def test_one_mode_stays_ok(model):
 def test_nearly_equal_weights_are_ok_up_to_where_smoothing_works(k_hat, ess, shift, ratio, verdict):
     joint = PSIS(torch.zeros(4000), torch.tensor(k_hat), torch.tensor(ess), torch.tensor(0.0))
     assert _judge(joint, None, {"x": torch.tensor(shift)}, {"x": torch.tensor(ratio)}, 4000)[0] == verdict
+
+
+def test_a_model_that_fails_far_out_is_looked_at_where_it_is_defined():
+    """As a Gaussian process whose covariance has no Cholesky factor at extreme scales; the mode is still found."""
+
+    def log_p(x):
+        if (x.abs() > 60).any():
+            raise torch.linalg.LinAlgError("the leading minor is not positive definite")
+        return torch.logaddexp(normal(0.0, 1.0, 1).log_prob(x), normal(12.0, 1.0, 1).log_prob(x)) - math.log(2)
+
+    guide = normal(0.0, 1.0, 1)
+    draws = guide.sample((1000,))
+    missed = missed_mass(log_p, guide.log_prob, draws, math.log(0.5))
+    assert missed.share == pytest.approx(0.5, abs=0.03)

@@ -73,7 +73,7 @@ def missed_mass(
     Returns:
         The mode of most mass among those that are missed, or ``None``.
     """
-    dim = x.shape[-1]
+    dim, log_density = x.shape[-1], _where_defined(log_density)
     if dim > MAX_DIM or num_paths < 1:
         return None
     generator = torch.Generator().manual_seed(seed)
@@ -122,6 +122,20 @@ def missed_mass(
         if best is None or share > best.share:
             best = Missed(share, float(top.norm()), centre + root @ top)
     return best
+
+
+def _where_defined(log_density: LogDensity) -> LogDensity:
+    """The density with −∞ where the model can't be evaluated: far out a matrix of its may have no Cholesky factor."""
+
+    def evaluate(points: Tensor) -> Tensor:
+        try:
+            return log_density(points)
+        except (RuntimeError, ValueError):  # LinAlgError is a RuntimeError
+            if len(points) == 1:
+                return points.sum(-1) * 0.0 - torch.inf
+            return torch.cat([evaluate(point[None]) for point in points])
+
+    return evaluate
 
 
 def _starts(dim: int, number: int, centre: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
