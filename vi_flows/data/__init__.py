@@ -14,6 +14,7 @@ from vi_flows.data.base import (
     RunData,
     Splits,
     binarize,
+    draw_binary,
 )
 from vi_flows.data.registry import load, names
 
@@ -25,6 +26,7 @@ __all__ = [
     "RunData",
     "Splits",
     "binarize",
+    "draw_binary",
     "load",
     "names",
 ]

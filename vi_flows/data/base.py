@@ -44,6 +44,16 @@ def binarize(means: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """
     if not means.is_floating_point() or not bool(((means >= 0) & (means <= 1)).all()):
         raise ValueError("Bernoulli means must be floating-point numbers in [0, 1]; divide grey values by their range")
+    return draw_binary(means, generator)
+
+
+def draw_binary(means: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """:func:`binarize` for means that are known to be in [0, 1]: nothing is read back from a device.
+
+    Args:
+        means: as there.
+        generator: as there.
+    """
     # Not torch.bernoulli: on the CPU its stream depends on whether torch was built with MKL.
     uniform = torch.rand(means.shape, generator=generator, dtype=means.dtype, device=means.device)
     return (uniform < means).to(means.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vi_flows.autoregressive.config import PixelConfig, build_pixel_model
-from vi_flows.data import ImageData, binarize
+from vi_flows.data import ImageData, draw_binary
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.vae import Evaluation, StepResult
 from vi_flows.vae import AISSettings
@@ -92,7 +92,7 @@ class PixelTask:
         """Pixels of a training minibatch as the model sees them."""
         values = self.data.means(rows) if self.binary else rows.float()
         if self.binary and self.data.binarization == "dynamic":
-            values = binarize(values)
+            values = draw_binary(values)
         return values.reshape(-1, *self.data.shape)
 
     def _precision(self) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from vi_flows.data import ImageData, binarize
+from vi_flows.data import ImageData, draw_binary
 from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.settings import NonNegativeFloat, Positive
 from vi_flows.training.config import TrainConfig
@@ -246,7 +246,7 @@ class VAETask:
             num_particles: draws a row.
         """
         means = self.data.means(rows).to(self.device)
-        x = binarize(means) if self.dynamic else means
+        x = draw_binary(means) if self.dynamic else means
         return self.objective.row_bounds(self.module, x, num_particles, kl_weight)
 
     def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
