@@ -19,6 +19,7 @@ from vi_flows.autoregressive import (
     GatedPixelCNN,
     LogisticMixture,
     PixelCNN,
+    RowPixelRNN,
     mu_law_decode,
     mu_law_encode,
 )
@@ -448,6 +449,10 @@ CALLS = [
     *[("num_bins", lambda value=value: Categorical(value)) for value in (0, 1, -3, 2.5)],
     *calls("num_bins", lambda: LogisticMixture(1), lambda: LogisticMixture(256, 0)),
     *[("width", lambda kind=kind: kind((1, 8, 8), Bernoulli(), width=0)) for kind in (PixelCNN, GatedPixelCNN)],
+    *[
+        ("positive multiple of twice the 2 channels, got 6", lambda kind=kind: kind((2, 4, 4), Bernoulli(), width=6))
+        for kind in (PixelCNN, RowPixelRNN)
+    ],
     *calls("must be odd", lambda: GatedPixelCNN((1, 8, 8), Bernoulli(), kernel_size=4)),
     *calls("num_layers", lambda: GatedPixelCNN((1, 8, 8), Bernoulli(), num_layers=-1)),
     *[("must lie in", lambda value=value: mu_law_encode(torch.tensor([value]))) for value in (2.0, math.nan)],

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vi_flows.autoregressive.outputs import Output
 
-__all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout"]
+__all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout", "check_not_negative"]
 
 SCALAR = torch.Size()
 
@@ -30,6 +30,16 @@ def check_dropout(dropout: float) -> None:
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+
+
+def check_not_negative(name: str, value: int) -> None:
+    """Refuse a number below 0.
+
+    Raises:
+        ValueError: it is; the message names it.
+    """
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
 
 
 class Autoregressive(nn.Module, ABC):
@@ -51,8 +61,7 @@ class Autoregressive(nn.Module, ABC):
         self.event_shape = torch.Size(event_shape)
         if not self.event_shape or min(self.event_shape) < 1:
             raise ValueError(f"event_shape must have sizes of at least 1, got {tuple(event_shape)}")
-        if context_dim < 0:
-            raise ValueError(f"context_dim must not be negative, got {context_dim}")
+        check_not_negative("context_dim", context_dim)
         self.output, self.context_dim = output, context_dim
 
     @abstractmethod

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from vi_flows.autoregressive.base import Autoregressive
+from vi_flows.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from vi_flows.autoregressive.made import MADE
 from vi_flows.autoregressive.outputs import Bernoulli, Categorical, LogisticMixture, Output
-from vi_flows.autoregressive.pixel_cnn import GatedPixelCNN, PixelCNN
+from vi_flows.autoregressive.pixel_cnn import PixelCNN
 from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, RowPixelRNN
 from vi_flows.settings import NonNegative, NonNegativeFloat, Positive, check_settings
 

@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vi_flows.autoregressive.base import check_dropout
+from vi_flows.autoregressive.base import check_not_negative
 from vi_flows.autoregressive.outputs import Output
-from vi_flows.autoregressive.pixel_cnn import RasterModel
+from vi_flows.autoregressive.raster import ResidualRasterModel
 from vi_flows.autoregressive.stepping import ConvWindow, DiagonalState, PixelLinear, RowState, Stepper
-from vi_flows.nn.masked import ContextBias, MaskedConv2d
+from vi_flows.nn.masked import MaskedConv2d
 from vi_flows.nn.masked_lstm import DiagonalBiLSTM, RowLSTM
 from vi_flows.nn.typed import ModuleListOf
 
@@ -47,7 +47,7 @@ class RecurrentBlock(nn.Module, Generic[R]):
         return h + self.up(self.dropout(self.recurrence(h, context)))
 
 
-class PixelRNN(RasterModel, Generic[R]):
+class PixelRNN(ResidualRasterModel[RecurrentBlock[R]], Generic[R]):
     """A masked k×k convolution of type A, residual recurrent layers, and two 1×1 layers.
 
     A family writes :meth:`recurrence`.
@@ -62,8 +62,7 @@ class PixelRNN(RasterModel, Generic[R]):
         dropout: share of each recurrent layer's outputs that a training step leaves out.
 
     Raises:
-        ValueError: see :class:`RasterModel` and :class:`~vi_flows.nn.MaskedConv2d`; or ``width`` is no multiple of
-            ``2 C``, ``num_layers`` is negative, or ``dropout`` is not in [0, 1).
+        ValueError: see :class:`ResidualRasterModel`; or ``num_layers`` is negative.
     """
 
     def __init__(
@@ -76,16 +75,10 @@ class PixelRNN(RasterModel, Generic[R]):
         context_dim: int = 0,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(event_shape, output, width, context_dim)
-        check_dropout(dropout)
+        super().__init__(event_shape, output, width, first_kernel, context_dim, dropout)
+        check_not_negative("num_layers", num_layers)
         channels = self.event_shape[0]
-        if width % (2 * channels):
-            raise ValueError(f"width must be a multiple of twice the {channels} channels, got {width}")
-        if num_layers < 0:
-            raise ValueError(f"num_layers must not be negative, got {num_layers}")
-        self.first = MaskedConv2d(channels, width, (first_kernel, first_kernel), "A", channels)
-        self.first_context = ContextBias(context_dim, width)
-        self.blocks: ModuleListOf[RecurrentBlock[R]] = ModuleListOf(
+        self.blocks = ModuleListOf(
             RecurrentBlock(self.recurrence(width, width // 2, channels, context_dim), width, channels, dropout)
             for _ in range(num_layers)
         )
@@ -93,13 +86,6 @@ class PixelRNN(RasterModel, Generic[R]):
     @abstractmethod
     def recurrence(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> R:
         """A recurrent layer, ``(N, in_channels, H, W)`` and context to ``(N, hidden, H, W)``."""
-
-    def features(self, x: Tensor, context: Tensor) -> Tensor:
-        """See :meth:`RasterModel.features`."""
-        h = self.first_context(self.first(x), context)
-        for block in self.blocks:
-            h = block(h, context)
-        return h
 
 
 class DiagonalPixelRNN(PixelRNN[DiagonalBiLSTM]):
