@@ -268,7 +268,10 @@ def _elsewhere(
 
     def log_q(x: Tensor) -> Tensor:
         z, ladj = flow.inverse_and_ladj(x)
-        return base.log_prob(z) + ladj
+        # Some flows reach only a part of the space, and have no inverse beyond.
+        reached = z.isfinite().all(-1) & ladj.isfinite()
+        density = base.log_prob(torch.where(reached[:, None], z, 0.0)) + ladj
+        return torch.where(reached, density, -torch.inf)
 
     log_density = guide.log_density_of(model, *args, **kwargs)
     missed = missed_mass(log_density, log_q, latents, log_evidence, num_paths)
