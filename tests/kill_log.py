@@ -1,12 +1,15 @@
 """Kills processes at random moments and looks whether anything is lost: ``python tests/kill_log.py --kills 100``.
 
-In training, in the middle of writing a checkpoint, in evaluation and in a process of the table runner. After every few
-kills the work is left to end, and its weights and figures must be those of a run that nobody stopped, bit for bit.
+In the training of a VAE and of a Glow after their first checkpoint, in the middle of writing a checkpoint or a line of
+metrics, in evaluation, in a process of the table runner, and the runner itself, whose process has to stop and to save
+by itself then. After every few kills the work is left to end, and its weights and figures must be those of a run that
+nobody stopped, bit for bit.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -19,39 +22,82 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from tabulate import tabulate
 
+from vi_flows.distributions.image_config import image_config
 from vi_flows.records import Clock, Record, provenance, row_key
 from vi_flows.table import Machine, Selection, Workplace
+from vi_flows.table.claim import is_held
+from vi_flows.table.plan import Job
+from vi_flows.table.runner import Runner
 from vi_flows.table.work import run_in_process
-from vi_flows.training import Run, Trainer, VAETrainConfig, checkpoint
+from vi_flows.training import ImageTrainConfig, Run, TrainConfig, Trainer, VAETrainConfig, checkpoint, loop
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.vae import VAETask
 from vi_flows.vae import VAEConfig
 
-CONFIG = VAETrainConfig(
-    vae=VAEConfig(latent_dims=(8,), hidden_dims=((64, 64),)), epochs=4, batch_size=25, threads=1,
+VAE = VAETrainConfig(
+    vae=VAEConfig(latent_dims=(8,), hidden_dims=((64, 64),)), epochs=12, batch_size=25, threads=1,
     checkpoint_seconds=0.05, ema_decay=0.99,
 )  # fmt: skip
-MOMENTS = ("training", "checkpoint", "evaluation", "table")
+GLOW = ImageTrainConfig(
+    image=image_config("glow", num_levels=1, num_steps=2, width=8), epochs=2, batch_size=50, threads=1,
+    checkpoint_seconds=0.05,
+)  # fmt: skip
+MOMENTS = ("training", "glow", "checkpoint", "metrics", "evaluation", "table", "runner")
+ROW = "digits-g1-plain-clean"
+PATIENCE = 300.0  # seconds until a process that doesn't begin, or doesn't stop with its parent, is an error
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["vi_flows.table.work"])
 
 
-def train(folder: Path) -> None:
+def mark_of(folder: Path) -> Path:
+    """The file, beside the folder, that a process makes when it is where it can be killed."""
+    return folder.with_name(folder.name + ".going")
+
+
+def announce(going: Path) -> None:
+    """Say so when this process trains from a checkpoint on the disk, or evaluates."""
+    fit, score = Trainer._fit, VAETask.evaluate
+
+    def train_on(trainer: Trainer, until: int | None) -> dict[str, Any]:
+        going.touch()
+        return fit(trainer, until)
+
+    def evaluate_on(task: VAETask, *words: Any) -> Any:
+        going.touch()
+        return score(task, *words)
+
+    Trainer._fit, VAETask.evaluate = train_on, evaluate_on
+
+
+def train_by(config: TrainConfig, folder: Path, going: Path) -> None:
     """Start or go on, to the end."""
-    trainer = Trainer(Run.open_or_create(folder, CONFIG), progress=False)
+    announce(going)
+    trainer = Trainer(Run.open_or_create(folder, config), progress=False)
     with trainer.run.locked():
         trainer.resume()
         trainer.fit()
 
 
+def train(folder: Path, going: Path) -> None:
+    """A VAE, with an average of its weights."""
+    train_by(VAE, folder, going)
+
+
+def train_glow(folder: Path, going: Path) -> None:
+    """A Glow, whose first step looks at the data."""
+    train_by(GLOW, folder, going)
+
+
 def train_and_die_writing(folder: Path, write: int, share: float) -> None:
-    """As :func:`train`, killed in the given write of a checkpoint, with that share of the file on the disk."""
-    whole, count = checkpoint.save_file, itertools.count()
+    """As :func:`train`, killed in a write of a checkpoint after the first, with that share of the file on the disk."""
+    whole, count = checkpoint.save_file, itertools.count(0 if (folder / "checkpoint.safetensors").exists() else -1)
 
     def part(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         whole(tensors, path, metadata=metadata)
@@ -60,18 +106,53 @@ def train_and_die_writing(folder: Path, write: int, share: float) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.save_file = part
-    train(folder)
+    train(folder, mark_of(folder))
 
 
-def evaluate(folder: Path) -> None:
+def train_and_die_in_a_line(folder: Path, write: int, share: float) -> None:
+    """As :func:`train`, killed when that share of a line of metrics is on the disk."""
+    count = itertools.count()
+
+    def part(entry: dict[str, Any]) -> str:
+        line = json.dumps(entry)
+        if next(count) == write:
+            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write((line + "\n")[: int(share * (len(line) + 2))])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return line
+
+    loop.json = SimpleNamespace(dumps=part, loads=json.loads, JSONDecodeError=json.JSONDecodeError)
+    train(folder, mark_of(folder))
+
+
+def evaluate(folder: Path, going: Path) -> None:
     """Write the record of a finished run."""
+    announce(going)
     evaluate_run(Run.open(folder), 500, limit=150, overwrite=True, progress=False)
 
 
-def table(folder: Path) -> None:
-    """What the table's runner starts for one row."""
-    jobs = Selection(rows=("digits-g1-plain-clean",), epochs=4).jobs()
-    run_in_process(jobs, place_of(folder), Machine(num_samples=50))
+def table(folder: Path, going: Path) -> None:
+    """What the table's runner starts for one row, with more checkpoints than it would write."""
+    announce(going)
+    planned = Job.config
+
+    def often(job: Job, *words: Any) -> VAETrainConfig:
+        return dataclasses.replace(planned(job, *words), checkpoint_seconds=0.05)
+
+    Job.config = often
+    run_in_process(jobs(), place_of(folder), Machine(num_samples=50))
+
+
+def runner(folder: Path, going: Path) -> None:
+    """The table's runner."""
+    going.touch()
+    outcome = Runner(jobs(), place_of(folder), Machine(num_samples=50)).run()
+    assert not outcome.failed, outcome.failed
+
+
+def jobs() -> list[Job]:
+    """Of the table."""
+    return Selection(rows=(ROW,), epochs=4).jobs()
 
 
 def place_of(folder: Path) -> Workplace:
@@ -111,9 +192,13 @@ def step_on_disk(folder: Path) -> int | None:
     return load_tensors(paths[0])[1]["step"] if paths else None
 
 
-JOBS: dict[str, Callable[[Path], None]] = {
-    "training": train, "checkpoint": train, "evaluation": evaluate, "table": table,
+JOBS: dict[str, Callable[[Path, Path], None]] = {
+    "training": train, "glow": train_glow, "checkpoint": train, "metrics": train, "evaluation": evaluate,
+    "table": table, "runner": runner,
 }  # fmt: skip
+"""What is left to end, by moment."""
+DEATHS = {"checkpoint": train_and_die_writing, "metrics": train_and_die_in_a_line}
+"""Processes that kill themselves where a kill from outside would hardly ever fall."""
 
 
 def start(target: Callable[..., None], *words: Any) -> Any:
@@ -123,54 +208,96 @@ def start(target: Callable[..., None], *words: Any) -> Any:
     return process
 
 
-def finish(target: Callable[..., None], folder: Path) -> float:
-    """Run to the end, unharmed; seconds that it took.
+def finish(target: Callable[[Path, Path], None], folder: Path) -> float:
+    """Run to the end, unharmed; seconds from where it could have been killed.
 
     Raises:
         AssertionError: it failed.
     """
+    going = mark_of(folder)
+    going.unlink(missing_ok=True)
+    process = start(target, folder, going)
+    wait_for(going.exists, process)
     begun = time.monotonic()
-    process = start(target, folder)
     process.join()
     assert process.exitcode == 0, f"{target.__name__} in {folder} ended with {process.exitcode}"
     return time.monotonic() - begun
 
 
-def kill_log(kills: int, seed: int, place: Path) -> list[dict[str, Any]]:
-    """Kill so many processes; a row each, and in the last row before every end what the end was like.
+def wait_for(ready: Callable[[], bool], process: Any = None) -> None:
+    """Until it is, or the process has ended.
+
+    Raises:
+        AssertionError: it takes too long.
+    """
+    end = time.monotonic() + PATIENCE
+    while not ready() and (process is None or process.is_alive()):
+        assert time.monotonic() < end, "nothing happens"
+        time.sleep(0.002)
+
+
+def kill_at(moment: str, folder: Path, draw: random.Random, seconds: float) -> bool:
+    """Start the work and kill it; ``False`` where it had ended before.
+
+    Args:
+        moment: which work.
+        folder: of it.
+        draw: the time.
+        seconds: that the work takes without an interruption.
+    """
+    if moment in DEATHS:
+        whole = draw.random() < 0.25  # complete, but without its name as yet
+        process = start(DEATHS[moment], folder, draw.randint(0, 3), 1.0 if whole else draw.random())
+    else:
+        going = mark_of(folder)
+        going.unlink(missing_ok=True)
+        process = start(JOBS[moment], folder, going)
+        wait_for(going.exists, process)
+        if moment == "runner":  # its own process begins later
+            wait_for(lambda: is_held(folder / "runs", jobs()[0].name), process)
+        process.join(draw.uniform(0, 0.5 * seconds))
+        process.kill()
+    process.join()
+    if moment == "runner":
+        wait_for(lambda: not is_held(folder / "runs", jobs()[0].name))
+    assert process.exitcode in (0, -signal.SIGKILL), f"{moment} in {folder} ended with {process.exitcode}"
+    return process.exitcode != 0
+
+
+def kill_log(kills: int, seed: int, place: Path, moments: tuple[str, ...] = MOMENTS) -> list[dict[str, Any]]:
+    """Kill so many processes, and look how the work ends after every few of them.
+
+    Args:
+        kills: how many.
+        seed: of the moments.
+        place: an empty folder.
+        moments: which work, in turn.
+
+    Returns:
+        A row a kill.
 
     Raises:
         AssertionError: a process failed by itself.
         CheckpointError: a killed process left a damaged file under its own name.
     """
     draw, log = random.Random(seed), []
-    finish(train, place / "trained")  # to be evaluated; it wakes the server too, so that the times below are right
+    finish(train, place / "trained")  # to be evaluated
     wanted: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
     for number in itertools.count():
         if len(log) >= kills:
             return log
-        moment = MOMENTS[number % len(MOMENTS)]
+        moment = moments[number % len(moments)]
         job = JOBS[moment]
-        folders = [place / f"{number}-{moment}", *([] if moment in wanted else [place / f"whole-{moment}"])]
-        for folder in folders if moment == "evaluation" else []:
-            shutil.copytree(place / "trained", folder)
+        folder, whole = place / f"{number}-{moment}", place / f"whole-{moment}"
+        for new in (folder, whole) if moment == "evaluation" else ():
+            shutil.copytree(place / "trained", new, dirs_exist_ok=True)
         if moment not in wanted:
-            seconds[moment] = finish(job, folders[1])
-            wanted[moment] = outcome(folders[1])
-        folder = folders[0]
-        rows = []
-        for _ in range(min(draw.randint(4, 10), kills - len(log))):
-            if moment == "checkpoint":
-                process = start(train_and_die_writing, folder, draw.randint(0, 3), draw.random())
-                process.join()
-            else:
-                process = start(job, folder)
-                process.join(draw.uniform(0, 0.9 * seconds[moment]))
-                process.kill()
-                process.join()
-            if process.exitcode != -signal.SIGKILL:
-                assert process.exitcode == 0
+            seconds[moment] = finish(job, whole)
+            wanted[moment] = outcome(whole)
+        rows: list[dict[str, Any]] = []
+        for _ in range(min(draw.randint(3, 6), kills - len(log))):
+            if not kill_at(moment, folder, draw, seconds[moment]):
                 break  # it was quicker
             half = sorted(path.name for path in folder.rglob("*.tmp"))
             rows.append(
@@ -182,6 +309,7 @@ def kill_log(kills: int, seed: int, place: Path) -> list[dict[str, Any]]:
         for row in rows:
             row |= {"equal": not other, "different": other[:3], "left_at_the_end": left}
         log += rows
+        shutil.rmtree(folder)
 
 
 def files(folder: Path) -> list[str]:
@@ -196,6 +324,8 @@ def to_record(log: list[dict[str, Any]], kills: int, seed: int, clock: Clock) ->
         "kills": len(log),
         "by_moment": dict(Counter(row["moment"] for row in log)),
         "rounds": len({row["round"] for row in log}),
+        "kills_with_a_checkpoint_to_go_on_from": sum(row["step"] is not None for row in log),
+        "kills_after_the_first_step": sum(bool(row["step"]) for row in log),
         "kills_that_left_a_part_of_a_file": sum(bool(row["left"]) for row in log),
         "rounds_with_parts_at_the_end": len({row["round"] for row in log if row["left_at_the_end"]}),
         "rounds_that_ended_otherwise": len({row["round"] for row in log if not row["equal"]}),

@@ -222,6 +222,6 @@ def test_signals_outside_of_training_say_so(name, code):
 
 @pytest.mark.slow
 def test_five_kills_lose_nothing(tmp_path):
-    log = kill_log(5, 1, tmp_path)
+    log = kill_log(5, 1, tmp_path, ("checkpoint",))
     assert len(log) == 5
     assert all(row["equal"] and not row["left_at_the_end"] for row in log)
