@@ -186,12 +186,12 @@ COMMANDS += each(
     ("nice --num-couplings 0", "num_couplings"),
 )  # fmt: skip
 COMMANDS += each(
-    "train pixel --out run", 2, ("--model foo", "made.*row_lstm"), ("--output foo", "bernoulli"),
-    ("--width 0", "width"),
-    ("--first-kernel 4", "must be odd"), ("--kernel-size 4", "must be odd"), ("--dropout 1", r"\[0, 1\)"),
-    ("--dropout nan", "dropout"), ("--hidden-dims 5", "gated_pixel_cnn has no hidden_dims"),
-    ("--num-blocks 2", "gated_pixel_cnn has no num_blocks"), ("--model made --width 5", "made has no width"),
-    ("--model made --num-masks 0", "num_masks"), ("--model made --activation foo", "relu"),
+    "train pixel --out run", 2, ("foo", "made.*row_lstm"), ("--output foo", "bernoulli"),
+    ("gated_pixel_cnn --width 0", "width"), ("--width 5", "--width"),
+    ("gated_pixel_cnn --first-kernel 4", "must be odd"), ("pixel_cnn --kernel-size 4", "must be odd"),
+    ("row_lstm --dropout 1", r"\[0, 1\)"), ("diagonal_bilstm --dropout nan", "dropout"),
+    ("gated_pixel_cnn --hidden-dims 5", "--hidden-dims"), ("gated_pixel_cnn --num-blocks 2", "--num-blocks"),
+    ("made --width 5", "--width"), ("made --num-masks 0", "num_masks"), ("made --activation foo", "relu"),
     ("--from trained", "a run of kind vae"), ("--dataset minst", "choose one of digits"),
 )  # fmt: skip
 COMMANDS += each(

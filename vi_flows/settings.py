@@ -31,6 +31,8 @@ class Bounds:
         """What ``value`` should be, or ``None`` where it lies inside."""
         if self.least <= value < self.below and value > self.above:
             return None
+        if self.least > -math.inf and self.below < math.inf:
+            return f"must lie in [{self.least:g}, {self.below:g})"
         if self.least > -math.inf:
             return f"must be at least {self.least:g}" + (" and finite" if isinstance(value, float) else "")
         if self.below < math.inf:

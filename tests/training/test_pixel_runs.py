@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from tqdm import tqdm
 
 from tests.training.test_captured import NothingRead
-from vi_flows.autoregressive.config import PIXEL_MODELS, PixelConfig, build_pixel_model
+from vi_flows.autoregressive.config import PIXEL_MODELS, Made, PixelConfig, build_pixel_model, pixel_config
 from vi_flows.cli import main
 from vi_flows.training import PixelTrainConfig, Run, Trainer
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
 
-MADE = PixelConfig("made", hidden_dims=(32,), num_masks=3)
-CNN = PixelConfig("pixel_cnn", width=8, num_blocks=1, dropout=0.1)
+MADE = pixel_config("made", hidden_dims=(32,), num_masks=3)
+CNN = pixel_config("pixel_cnn", width=8, num_blocks=1, dropout=0.1)
 SMALL = PixelTrainConfig(pixel=MADE, epochs=2, batch_size=200, threads=1, ema_decay=0.9, checkpoint_seconds=1e9)
 
 
@@ -60,7 +60,7 @@ def test_validation_chooses_and_the_record_says_what_it_needs(tmp_path):
     text = path.read_text()
     assert '"exact": true' in text
     assert '"weights": "best"' in text
-    assert "made-h32-m3" in text
+    assert "made-h32-num_masks3" in text
 
 
 @pytest.mark.parametrize("pixel", [MADE, CNN], ids=["made", "pixel_cnn"])
@@ -96,8 +96,9 @@ def test_static_buffers_change_nothing(tmp_path):
 @pytest.mark.parametrize("model", PIXEL_MODELS)
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_step_reads_nothing_back_and_reaches_every_parameter(tmp_path, model, precision):
-    small = {"made": MADE}.get(model, PixelConfig(model, width=8))
-    config = replace(SMALL, pixel=replace(small, dropout=0.1), precision=precision)
+    small = MADE if model == "made" else pixel_config(model, width=8)
+    regular = replace(small, model=replace(small.model, dropout=0.1))
+    config = replace(SMALL, pixel=regular, precision=precision)
     task = Run(tmp_path, config).build_task()
     task.module.train()
     with NothingRead():
@@ -126,9 +127,9 @@ def test_masks_take_turns():
 
 def test_command_line(tmp_path, capsys):
     folder = str(tmp_path / "run")
-    options = ["--model", "gated_pixel_cnn", "--width", "4", "--num-layers", "1", "--first-kernel", "3"]
+    options = ["gated_pixel_cnn", "--width", "4", "--num-layers", "1", "--first-kernel", "3"]
     with pytest.raises(SystemExit) as done:
-        main(["train", "pixel", "--out", folder, *options, "--epochs", "1", "--batch-size", "500", "--quiet"])
+        main(["train", "pixel", "--out", folder, "--epochs", "1", "--batch-size", "500", "--quiet", *options])
     assert done.value.code == 0
     with pytest.raises(SystemExit) as done:
         main(["evaluate", folder, "--limit", "10", "--quiet"])
@@ -146,7 +147,7 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_completions_begin_with_the_image_and_keep_its_upper_half(tmp_path):
-    task = Run(tmp_path, replace(SMALL, pixel=replace(CNN, dropout=0.0))).build_task()
+    task = Run(tmp_path, replace(SMALL, pixel=replace(CNN, model=replace(CNN.model, dropout=0.0)))).build_task()
     torch.manual_seed(0)
     grid = task.pictures(2, 3, True, 1.0)["completions"].reshape(2, 3, 8, 8)
     assert torch.equal(grid[:, 0], task.data.binarized("test")[:2].reshape(2, 8, 8))
@@ -157,18 +158,49 @@ def test_completions_begin_with_the_image_and_keep_its_upper_half(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("model", "settings", "words"),
     [
-        (PixelConfig("made", width=8), "made has no width; it takes .*hidden_dims"),
-        (PixelConfig("pixel_cnn", num_layers=2), "pixel_cnn has no num_layers"),
-        (PixelConfig("gated_pixel_cnn", num_masks=2), "has no num_masks"),
-        (PixelConfig("pixel_cnn", dropout=1.0), "dropout must lie"),
-        (PixelConfig("gated_pixel_cnn", kernel_size=2), "odd"),
+        ("made", {"width": 8}, "made has no width; it takes .*hidden_dims"),
+        ("pixel_cnn", {"num_layers": 2}, "pixel_cnn has no num_layers"),
+        ("gated_pixel_cnn", {"num_masks": 2}, "has no num_masks"),
+        ("pixel_cnn", {"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ("made", {"hidden_dims": (0,)}, "hidden_dims must be at least 1"),
+        ("pixel_rnn", {}, "unknown model 'pixel_rnn'; choose one of .*row_lstm"),
+        ("gated_pixel_cnn", {"kernel_size": 2}, "odd"),
     ],
 )
-def test_bad_settings_are_named(config, words):
+def test_bad_settings_are_named(model, settings, words):
     with pytest.raises(ValueError, match=words):
-        build_pixel_model(config, (1, 8, 8))
+        build_pixel_model(pixel_config(model, **settings), (1, 8, 8))
+
+
+@pytest.mark.parametrize("name", PIXEL_MODELS)
+def test_every_setting_reaches_its_model(name):
+    """No setting is left unused: each changes the modules or parameters of a small model."""
+    small = {"hidden_dims": (4,)} if name == "made" else {"width": 4, "first_kernel": 3}
+    other = {
+        "hidden_dims": (5,), "activation": "tanh", "direct": True, "num_masks": 2, "width": 6, "first_kernel": 5,
+        "num_blocks": 1, "num_layers": 1, "kernel_size": 5, "dropout": 0.5,
+    }  # fmt: skip
+
+    def shown(**settings):
+        model = build_pixel_model(pixel_config(name, **{**small, **settings}), (1, 4, 4), context_dim=2)
+        assert model.context_dim == 2
+        return repr(model), [(key, value.shape) for key, value in [*model.named_parameters(), *model.named_buffers()]]
+
+    plain = shown()
+    for item in fields(PIXEL_MODELS[name]):
+        assert shown(**{item.name: other[item.name]}) != plain, item.name
+
+
+def test_names_say_the_sizes_and_what_is_not_at_its_default():
+    assert PixelConfig().name == "gated_pixel_cnn-w64-l7"
+    assert PixelConfig(Made()).name == "made-h500"
+    many = pixel_config("made", "categorical", hidden_dims=(20, 30), num_masks=4, direct=True, activation="tanh")
+    assert many.name == "made-categorical-h20x30-tanh-direct-num_masks4"
+    assert (
+        pixel_config("pixel_cnn", width=8, dropout=0.1, kernel_size=5).name == "pixel_cnn-w8-b7-dropout0.1-kernel_size5"
+    )
 
 
 @pytest.mark.parametrize(("seconds", "written"), [(0.01, 1), (1.0, 0)])

@@ -1,30 +1,27 @@
-"""Autoregressive image models from settings: one dataclass for every model."""
+"""Autoregressive image models from settings: each model is a dataclass of its own settings, in one registry."""
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+
+import tyro
 
 from vi_flows.autoregressive.base import Autoregressive
 from vi_flows.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from vi_flows.autoregressive.made import MADE
 from vi_flows.autoregressive.outputs import Bernoulli, Categorical, LogisticMixture, Output
 from vi_flows.autoregressive.pixel_cnn import PixelCNN
-from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, RowPixelRNN
-from vi_flows.settings import NonNegative, NonNegativeFloat, Positive, check_settings
+from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, PixelRNN, RowPixelRNN
+from vi_flows.settings import Bounds, NonNegative, Positive, check_settings
 
-__all__ = ["OUTPUTS", "PIXEL_MODELS", "PixelConfig", "build_pixel_model"]
-
-PIXEL_MODELS: dict[str, Callable[..., Autoregressive]] = {
-    "made": MADE,
-    "pixel_cnn": PixelCNN,
-    "gated_pixel_cnn": GatedPixelCNN,
-    "diagonal_bilstm": DiagonalPixelRNN,
-    "row_lstm": RowPixelRNN,
-}
-"""Models of images by name."""
+__all__ = [
+    "OUTPUTS", "PIXEL_MODELS", "Diagonal", "Gated", "Made", "PixelConfig", "PixelModel", "Residual", "Row",
+    "build_pixel_model", "pixel_config",
+]  # fmt: skip
 
 OUTPUTS: dict[str, Callable[[int], Output]] = {
     "bernoulli": lambda _: Bernoulli(),
@@ -33,54 +30,239 @@ OUTPUTS: dict[str, Callable[[int], Output]] = {
 }
 """Families of the conditionals by name, from the number of values that a pixel can take."""
 
+SIZES = {"hidden_dims": "h", "width": "w", "num_blocks": "b", "num_layers": "l"}
+"""Settings that stand in every name, and their letters."""
 
-@dataclass(frozen=True)
-class PixelConfig:
-    """An autoregressive model of images. What is not given comes from the model's own defaults."""
 
-    model: Literal["made", "pixel_cnn", "gated_pixel_cnn", "diagonal_bilstm", "row_lstm"] = "gated_pixel_cnn"
-    """The model; diagonal_bilstm and row_lstm are the two PixelRNNs."""
-    output: Literal["bernoulli", "categorical", "logistic_mixture"] = "bernoulli"
-    """bernoulli: binary pixels, in nats; categorical: a softmax over grey values; logistic_mixture: five
-    logistic distributions cut into the grey values' bins."""
-    hidden_dims: tuple[Positive, ...] | None = None
-    """Widths of the hidden layers of made."""
-    activation: Literal["relu", "tanh", "elu", "softplus", "silu", "gelu"] | None = None
-    """Of made."""
-    direct: bool | None = None
-    """Whether inputs of made are connected to outputs directly too."""
-    num_masks: Positive | None = None
-    """Masks of made: 1, the natural order; or more, drawn, for order-agnostic training and an ensemble."""
-    width: Positive | None = None
-    """Features of the convolutional and recurrent models."""
-    num_blocks: NonNegative | None = None
-    """Residual blocks of pixel_cnn."""
-    num_layers: NonNegative | None = None
-    """Layers of gated_pixel_cnn after the first; recurrent layers of diagonal_bilstm and row_lstm."""
-    first_kernel: Positive | None = None
-    """Side of the first kernel of the convolutional and recurrent models, odd."""
-    kernel_size: Positive | None = None
-    """Side of the other kernels of the convolutional models, odd."""
-    dropout: NonNegativeFloat | None = None
+@dataclass(frozen=True, kw_only=True)
+class PixelModel(ABC):
+    """An autoregressive model of images. A family is one subclass and one entry of the registry.
+
+    Attributes:
+        name: in the registry, on the command line and in records.
+
+    Raises:
+        ValueError: a setting is of another type, or out of its bounds.
+    """
+
+    name: ClassVar[str]
+
+    dropout: Annotated[float, Bounds(least=0, below=1)] = 0.0
     """Share of the hidden features that a training step leaves out."""
 
     def __post_init__(self) -> None:
         check_settings(self)
 
+    @abstractmethod
+    def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> Autoregressive:
+        """The model.
+
+        Args:
+            image_shape: ``(C, H, W)``.
+            output: family of the conditionals.
+            context_dim: size of the context vector.
+
+        Raises:
+            ValueError: see the model.
+        """
+
+    @property
+    def key(self) -> str:
+        """The sizes, and what is not at its default: ``w128-b12-dropout0.1``."""
+        sizes, words = [], []
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            if item.name in SIZES:
+                sizes.append(f"{SIZES[item.name]}{text}")
+            elif value != item.default:
+                words.append(text if isinstance(value, str) else item.name if value is True else f"{item.name}{text}")
+        return "-".join(sizes + words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made(PixelModel):
+    """MADE: an autoencoder with masks, over the flattened pixels."""
+
+    name: ClassVar[str] = "made"
+
+    hidden_dims: tuple[Positive, ...] = (500,)
+    """Widths of the hidden layers."""
+    activation: Literal["relu", "tanh", "elu", "softplus", "silu", "gelu"] = "relu"
+    """Of the hidden layers."""
+    direct: bool = False
+    """Whether inputs are connected to outputs directly too."""
+    num_masks: Positive = 1
+    """1, the natural order; or more, drawn, for order-agnostic training and an ensemble."""
+
+    def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> MADE:
+        """See :meth:`PixelModel.build`."""
+        return MADE(
+            image_shape,
+            output,
+            hidden_dims=self.hidden_dims,
+            activation=self.activation,
+            direct=self.direct,
+            context_dim=context_dim,
+            num_masks=self.num_masks,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Raster(PixelModel):
+    """What the convolutional and recurrent models share."""
+
+    width: Positive = 64
+    """Features."""
+    first_kernel: Positive = 7
+    """Side of the first kernel, odd."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residual(_Raster):
+    """PixelCNN: masked convolutions in residual blocks."""
+
+    name: ClassVar[str] = "pixel_cnn"
+
+    num_blocks: NonNegative = 7
+    """Residual blocks."""
+    kernel_size: Positive = 3
+    """Side of the blocks' kernels, odd."""
+
+    def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> PixelCNN:
+        """See :meth:`PixelModel.build`."""
+        return PixelCNN(
+            image_shape,
+            output,
+            width=self.width,
+            num_blocks=self.num_blocks,
+            first_kernel=self.first_kernel,
+            kernel_size=self.kernel_size,
+            context_dim=context_dim,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated(_Raster):
+    """Gated PixelCNN: a vertical and a horizontal stack, without a blind spot."""
+
+    name: ClassVar[str] = "gated_pixel_cnn"
+
+    num_layers: NonNegative = 7
+    """Layers after the first."""
+    kernel_size: Positive = 3
+    """Side of their kernels, odd."""
+
+    def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> GatedPixelCNN:
+        """See :meth:`PixelModel.build`."""
+        return GatedPixelCNN(
+            image_shape,
+            output,
+            width=self.width,
+            num_layers=self.num_layers,
+            first_kernel=self.first_kernel,
+            kernel_size=self.kernel_size,
+            context_dim=context_dim,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recurrent(_Raster):
+    """What the two PixelRNNs share."""
+
+    num_layers: NonNegative = 7
+    """Recurrent layers."""
+
     def options(self) -> dict[str, Any]:
-        """The settings that were given, but the names of model and output."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "output")}
-        return {name: value for name, value in own.items() if value is not None}
+        """The model's own arguments by name."""
+        return {
+            "width": self.width,
+            "num_layers": self.num_layers,
+            "first_kernel": self.first_kernel,
+            "dropout": self.dropout,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagonal(_Recurrent):
+    """PixelRNN with diagonal BiLSTMs: every pixel sees all pixels before it."""
+
+    name: ClassVar[str] = "diagonal_bilstm"
+
+    def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> PixelRNN:
+        """See :meth:`PixelModel.build`."""
+        return DiagonalPixelRNN(image_shape, output, context_dim=context_dim, **self.options())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(_Recurrent):
+    """PixelRNN with row LSTMs: a pixel sees a triangle above it."""
+
+    name: ClassVar[str] = "row_lstm"
+
+    def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> PixelRNN:
+        """See :meth:`PixelModel.build`."""
+        return RowPixelRNN(image_shape, output, context_dim=context_dim, **self.options())
+
+
+PIXEL_MODELS: dict[str, type[PixelModel]] = {model.name: model for model in (Made, Residual, Gated, Diagonal, Row)}
+"""Models of images by name."""
+
+if TYPE_CHECKING:
+    PixelModelChoice = PixelModel
+else:
+    # One of the registry: its name and its settings end the command line.
+    PixelModelChoice = Union[  # noqa: UP007
+        tuple(
+            Annotated[model, tyro.conf.subcommand(name, default=model(), prefix_name=False)]
+            for name, model in PIXEL_MODELS.items()
+        )
+    ]
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """An autoregressive model of images, and the family of its conditionals."""
+
+    model: PixelModelChoice = dataclasses.field(default_factory=Gated)
+    """The model, with its settings at the end of the line; diagonal_bilstm and row_lstm are the two PixelRNNs."""
+    output: Literal["bernoulli", "categorical", "logistic_mixture"] = "bernoulli"
+    """bernoulli: binary pixels, in nats; categorical: a softmax over grey values; logistic_mixture: five
+    logistic distributions cut into the grey values' bins."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def name(self) -> str:
         """A short name for tables: ``made-h500``, ``pixel_cnn-w128-b12``."""
-        values = self.options()
-        parts: list[str] = [self.model] + ([] if self.output == "bernoulli" else [self.output])
-        parts += ["h" + "x".join(map(str, values["hidden_dims"]))] if "hidden_dims" in values else []
-        parts += ["direct"] if values.get("direct") else []
-        letters = {"num_masks": "m", "width": "w", "num_blocks": "b", "num_layers": "l", "dropout": "dropout"}
-        return "-".join(parts + [f"{letter}{values[key]}" for key, letter in letters.items() if key in values])
+        return "-".join([self.model.name, *([] if self.output == "bernoulli" else [self.output]), self.model.key])
+
+
+def pixel_config(
+    model: str, output: Literal["bernoulli", "categorical", "logistic_mixture"] = "bernoulli", **settings: Any
+) -> PixelConfig:
+    """The configuration of a model by name.
+
+    Args:
+        model: in :data:`PIXEL_MODELS`.
+        output: see :class:`PixelConfig`.
+        settings: the model's, by name.
+
+    Raises:
+        ValueError: there is no such model, it has no such setting, or a value is out of bounds.
+    """
+    if model not in PIXEL_MODELS:
+        raise ValueError(f"unknown model {model!r}; choose one of {', '.join(PIXEL_MODELS)}")
+    kind = PIXEL_MODELS[model]
+    own = [item.name for item in dataclasses.fields(kind)]
+    foreign = sorted(set(settings) - set(own))
+    if foreign:
+        raise ValueError(f"{model} has no {', '.join(foreign)}; it takes {', '.join(own)}")
+    return PixelConfig(kind(**settings), output)
 
 
 def build_pixel_model(
@@ -95,11 +277,6 @@ def build_pixel_model(
         context_dim: size of the context vector.
 
     Raises:
-        ValueError: a setting was given that the model does not have, or see the model.
+        ValueError: see the model.
     """
-    factory, values = PIXEL_MODELS[config.model], config.options()
-    accepted = [name for name in inspect.signature(factory).parameters if name in {f.name for f in fields(config)}]
-    foreign = sorted(set(values) - set(accepted))
-    if foreign:
-        raise ValueError(f"{config.model} has no {', '.join(foreign)}; it takes {', '.join(accepted)}")
-    return factory(image_shape, OUTPUTS[config.output](num_levels), context_dim=context_dim, **values)
+    return config.model.build(image_shape, OUTPUTS[config.output](num_levels), context_dim)
