@@ -81,3 +81,34 @@ def test_completions_follow_the_conditional_distribution():
     events = torch.cat([x.reshape(1, 9)[:, :6].expand(8, 6), ends], 1).reshape(8, 1, 3, 3)
     expected = model.log_prob(events).softmax(0).detach()
     assert (torch.bincount(code, minlength=8) / 4000 - expected).abs().max() < 0.035
+
+
+@pytest.mark.parametrize("name", ["pixel_cnn", "gated", "diagonal", "row", "gated-rgb-256"])
+def test_a_placed_context_is_remembered_too_and_says_another_thing_at_each_place(name):
+    torch.manual_seed(0)
+    model = build(name, context_dim=2).float()
+    x = model.output.sample(torch.randn(3, *model.event_shape, model.output.num_params))
+    before = model.params(x, torch.zeros(3, 2))
+    model.place_context()
+    model = model.double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_().mul_(0.4)
+        model.context_maps[0].maps.weight.mul_(3)
+    start, context = x.double(), torch.randn(3, 2, dtype=torch.float64)
+    naive, logits = drawn(model, Autoregressive.extend, start, 3, context)
+    fast, fast_logits = drawn(model, type(model).extend, start, 3, context)
+    assert before.shape == model.params(start, context).shape
+    assert (logits - fast_logits).abs().max() < 1e-10
+    assert torch.equal(naive, fast)
+    # On an empty image the layers of a context that is not placed treat inner pixels of a large one alike.
+    shift = model.context_maps[0](context)
+    assert (shift[:, :, 0, 0] - shift[:, :, 2, 1]).abs().min() > 1e-3
+    changed = model.params(start, context + 1.0) - model.params(start, context)
+    assert (changed.abs().amax((0, -1)) > 1e-4).all()
+
+
+def test_a_context_that_is_not_there_cannot_be_placed():
+    with pytest.raises(ValueError, match="without context"):
+        build("gated").place_context()
+    build("made", context_dim=2).place_context()  # its entries have weights of their own

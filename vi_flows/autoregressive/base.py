@@ -77,6 +77,12 @@ class Autoregressive(nn.Module, ABC):
     def generation_order(self) -> Tensor:
         """Flat indices of the entries of an event, each after all those that it depends on."""
 
+    def place_context(self) -> None:
+        """Let the context say something else of every entry, where the family's layers treat all entries alike.
+
+        Here nothing: a family whose entries have weights of their own needs no more.
+        """
+
     def training_params(self, x: Tensor, context: Tensor) -> Tensor:
         """What a training step scores rows with: :meth:`params`, where a family doesn't train otherwise."""
         return self.params(x, context)

@@ -13,12 +13,15 @@ from tqdm import tqdm
 from vi_flows.autoregressive.base import Autoregressive, check_dropout
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.autoregressive.stepping import Stepper, head_linears
-from vi_flows.nn.masked import ContextBias, MaskedConv2d
+from vi_flows.nn.masked import ContextBias, ContextMap, MaskedConv2d
 from vi_flows.nn.typed import ModuleListOf
 
 __all__ = ["RasterModel", "ResidualRasterModel"]
 
 B = TypeVar("B", bound=nn.Module)
+
+NUM_MAPS = 8
+"""Features at a place that a placed context sets by weights of that place's own."""
 
 
 class RasterModel(Autoregressive):
@@ -53,12 +56,29 @@ class RasterModel(Autoregressive):
             raise ValueError(
                 f"width must be a positive multiple of {'twice ' * self.halves}the {channels} channels, got {width}"
             )
+        self.width = width
         self.head = nn.Sequential(
             nn.ReLU(),
             MaskedConv2d(width, width, (1, 1), "B", channels),
             nn.ReLU(),
             MaskedConv2d(width, channels * output.num_params, (1, 1), "B", channels),
         )
+        # Of the context, added to the last hidden features; none until place_context is called.
+        self.context_maps: ModuleListOf[ContextMap] = ModuleListOf()
+
+    def place_context(self) -> None:
+        """Add a bias from the context to the last hidden features, another one at each place.
+
+        Van den Oord et al. 2016, *Conditional Image Generation with PixelCNN Decoders*, section 2.3; convolutions
+        alone have no way to tell places apart.
+
+        Raises:
+            ValueError: the model has no context.
+        """
+        if not self.context_dim:
+            raise ValueError("a model without context has none to place; build it with context_dim")
+        _, height, width = self.event_shape
+        self.context_maps.append(ContextMap(self.context_dim, self.width, (height, width), NUM_MAPS))
 
     @abstractmethod
     def features(self, x: Tensor, context: Tensor) -> Tensor:
@@ -73,6 +93,7 @@ class RasterModel(Autoregressive):
         x = x.clone()
         channels, height, width = self.event_shape
         stepper, head = self.stepper(context), head_linears(self.head)
+        shifts = [context_map(context) for context_map in self.context_maps]
         bar = tqdm(total=height * width, unit="pixel", disable=not progress)
         entry = 0
         for row in range(height):
@@ -81,6 +102,8 @@ class RasterModel(Autoregressive):
                 for channel in range(channels):
                     if entry >= num_known:
                         h = stepper.at(row, column, self.output.encode(x[:, :, row, column]))
+                        for shift in shifts:
+                            h = h + shift[:, :, row, column]
                         for linear in head:
                             h = linear(h.relu())
                         params = h.unflatten(1, (channels, -1))[:, channel]
@@ -93,7 +116,10 @@ class RasterModel(Autoregressive):
 
     def params(self, x: Tensor, context: Tensor) -> Tensor:
         """See :meth:`Autoregressive.params`."""
-        out = self.head(self.features(self.output.encode(x), context))
+        h = self.features(self.output.encode(x), context)
+        for context_map in self.context_maps:
+            h = h + context_map(context)
+        out = self.head(h)
         return out.unflatten(1, (self.event_shape[0], self.output.num_params)).movedim(2, -1)
 
     def generation_order(self) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CausalConv1d", "ContextBias", "MaskedConv2d", "MaskedLinear"]
+__all__ = ["CausalConv1d", "ContextBias", "ContextMap", "MaskedConv2d", "MaskedLinear"]
 
 MASK_TYPES = ("A", "B")
 REGIONS = ("raster", "rows")
@@ -74,6 +74,28 @@ class ContextBias(nn.Module):
             return h
         bias = self.map(context)
         return h + bias.reshape(*bias.shape, *(1,) * (h.ndim - 2))
+
+
+class ContextMap(nn.Module):
+    """A context as features of every place of an image, so that it can say something else at each.
+
+    Args:
+        context_dim: size of the context.
+        num_features: features at a place.
+        size: ``(H, W)``.
+        num_maps: features at a place that the context sets by weights of that place's own; a 1×1 convolution, the same
+            everywhere, makes ``num_features`` of them.
+    """
+
+    def __init__(self, context_dim: int, num_features: int, size: tuple[int, int], num_maps: int) -> None:
+        super().__init__()
+        self.maps = nn.Linear(context_dim, num_maps * size[0] * size[1])
+        self.shape = (num_maps, *size)
+        self.mix = nn.Conv2d(num_maps, num_features, 1, bias=False)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """``(N, context_dim)`` to ``(N, num_features, H, W)``."""
+        return self.mix(self.maps(context).unflatten(-1, self.shape))
 
 
 class MaskedConv2d(nn.Conv2d):

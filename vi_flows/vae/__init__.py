@@ -5,7 +5,8 @@ from vi_flows.vae.config import VAEConfig, build_vae
 from vi_flows.vae.evidence import AISSettings, VAEEvidence, annealed_vae, evaluate_vae, simulated_bounds
 from vi_flows.vae.flow_likelihood import FlowLikelihoodVAE
 from vi_flows.vae.guide import AmortizedGuide
-from vi_flows.vae.model import GenerativeModel
+from vi_flows.vae.model import GenerativeModel, LatentChain
+from vi_flows.vae.pixel_decoder import LatentUse, PixelDecoderModel, build_pixel_vae, latent_use
 from vi_flows.vae.vae import VAE, LogWeightTerms
 
 __all__ = [
@@ -15,11 +16,16 @@ __all__ = [
     "AnnealingSpace",
     "FlowLikelihoodVAE",
     "GenerativeModel",
+    "LatentChain",
+    "LatentUse",
     "LogWeightTerms",
+    "PixelDecoderModel",
     "VAEConfig",
     "VAEEvidence",
     "annealed_vae",
+    "build_pixel_vae",
     "build_vae",
     "evaluate_vae",
+    "latent_use",
     "simulated_bounds",
 ]

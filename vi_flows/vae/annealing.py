@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vi_flows.evaluation import AISStart
 from vi_flows.vae.guide import AmortizedGuide
-from vi_flows.vae.model import GenerativeModel
+from vi_flows.vae.model import LatentChain
 from vi_flows.vae.vae import VAE
 
 __all__ = ["AnnealingSpace", "StartName"]
@@ -25,7 +25,7 @@ MOMENT_DRAWS = 2000
 class _PriorStart:
     """``p(z)`` for ``num_rows`` images."""
 
-    def __init__(self, model: GenerativeModel, num_rows: int) -> None:
+    def __init__(self, model: LatentChain, num_rows: int) -> None:
         self.model, self.num_rows = model, num_rows
 
     def rsample(self, sample_shape: torch.Size) -> Tensor:

@@ -14,7 +14,7 @@ from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel
 from vi_flows.vae.vae import VAE
 
-__all__ = ["ARCHITECTURES", "VAEConfig", "build_vae"]
+__all__ = ["ARCHITECTURES", "VAEConfig", "VAEParts", "build_vae", "vae_parts"]
 
 ARCHITECTURES: dict[str, tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
     "g1": ((50,), ((200, 200),)),
@@ -96,6 +96,57 @@ class VAEConfig:
         return f"{name} + {self.flow.label()}, {'amortized' if self.amortized else 'global'}"
 
 
+@dataclass(frozen=True)
+class VAEParts:
+    """Sizes of a VAE with the architecture's defaults filled in.
+
+    Attributes:
+        config: what was asked for.
+        data_dim: pixels of a row.
+        latent_dims: from the top down.
+        hidden_dims: widths of the networks below each latent.
+    """
+
+    config: VAEConfig
+    data_dim: int
+    latent_dims: tuple[int, ...]
+    hidden_dims: tuple[tuple[int, ...], ...]
+
+    def guide(self) -> AmortizedGuide:
+        """The amortised guide, with its flows; the flows' context is its networks' last hidden layer."""
+        config = self.config
+        sizes = list(zip(self.latent_dims, self.hidden_dims, strict=True))
+        contexts = [dim if config.num_extra_layers else widths[0] for dim, widths in sizes]
+        flows = [
+            None if config.flow is None else config.flow.build(dim, context if config.amortized else None)
+            for dim, context in zip(self.latent_dims, contexts, strict=True)
+        ]
+        return AmortizedGuide(
+            self.data_dim, self.latent_dims, self.hidden_dims, flows,
+            config.activation, config.batch_norm, config.num_extra_layers,
+        )  # fmt: skip
+
+
+def vae_parts(config: VAEConfig, data_dim: int) -> VAEParts:
+    """The sizes that ``config`` stands for.
+
+    Args:
+        config: what to build.
+        data_dim: pixels of a row.
+
+    Raises:
+        ValueError: another number of latents than the architecture's, or ``data_dim`` is no size.
+    """
+    if not isinstance(data_dim, int) or data_dim < 1:
+        raise ValueError(f"data_dim must be a whole number of at least 1, got {data_dim!r}")
+    default_latents, default_hidden = ARCHITECTURES[config.architecture]
+    latents = default_latents if config.latent_dims is None else config.latent_dims
+    hidden = default_hidden if config.hidden_dims is None else config.hidden_dims
+    if len(latents) != len(default_latents):
+        raise ValueError(f"{config.architecture} has {len(default_latents)} latents, got latent_dims={latents}")
+    return VAEParts(config, data_dim, latents, hidden)
+
+
 def build_vae(config: VAEConfig, data_dim: int) -> VAE:
     """The VAE that ``config`` describes.
 
@@ -106,22 +157,6 @@ def build_vae(config: VAEConfig, data_dim: int) -> VAE:
     Raises:
         ValueError: the description is inconsistent (see the classes it builds).
     """
-    if not isinstance(data_dim, int) or data_dim < 1:
-        raise ValueError(f"data_dim must be a whole number of at least 1, got {data_dim!r}")
-    default_latents, default_hidden = ARCHITECTURES[config.architecture]
-    latents = default_latents if config.latent_dims is None else config.latent_dims
-    hidden = default_hidden if config.hidden_dims is None else config.hidden_dims
-    if len(latents) != len(default_latents):
-        raise ValueError(f"{config.architecture} has {len(default_latents)} latents, got latent_dims={latents}")
-    model = GenerativeModel(data_dim, latents, hidden, config.activation, config.batch_norm)
-
-    # The guide's context is its network's last hidden layer.
-    contexts = [dim if config.num_extra_layers else widths[0] for dim, widths in zip(latents, hidden, strict=True)]
-    flows = [
-        None if config.flow is None else config.flow.build(dim, context if config.amortized else None)
-        for dim, context in zip(latents, contexts, strict=True)
-    ]
-    guide = AmortizedGuide(
-        data_dim, latents, hidden, flows, config.activation, config.batch_norm, config.num_extra_layers
-    )
-    return VAE(model, guide)
+    parts = vae_parts(config, data_dim)
+    model = GenerativeModel(data_dim, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm)
+    return VAE(model, parts.guide())

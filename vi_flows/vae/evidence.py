@@ -122,13 +122,7 @@ class VAEEvidence:
 def points_at_once(vae: VAE, device: torch.device) -> int:
     """How many points (images × draws) a decoder's pass and its gradient may hold at once."""
     memory = CPU_MEMORY if device.type == "cpu" else GPU_MEMORY
-    return max(memory // (_numbers_a_point(vae) * vae.model.logits.bias.element_size()), 1)
-
-
-def _numbers_a_point(vae: VAE) -> int:
-    widths = [module.out_features for module in vae.model.modules() if isinstance(module, torch.nn.Linear)]
-    # Some eight tensors of a row's pixels (logits, probabilities, their gradients), and three of each hidden layer.
-    return 5 * vae.model.data_dim + 3 * sum(widths) + 12 * vae.model.latent_size
+    return max(memory // (vae.model.numbers_a_point * vae.model.origin.element_size()), 1)
 
 
 @contextmanager
@@ -155,7 +149,7 @@ def _in_chunks(
     """``work`` on slices of ``size`` images that fit the memory, each from its own seed; the results joined."""
     frozen = _frozen(vae)
     # A point for each chain, and what an image's covariance takes, which is more than a point where latents are many.
-    per_image = settings.chains + 24 * vae.model.latent_size**2 // _numbers_a_point(vae)
+    per_image = settings.chains + 24 * vae.model.latent_size**2 // vae.model.numbers_a_point
     chunks = math.ceil(size * per_image / points_at_once(vae, device))
     per_chunk = max(math.ceil(size / max(chunks, 1)), 1)
     parts = []
@@ -226,7 +220,7 @@ def simulated_bounds(
             chains=settings.chains, leapfrog=settings.leapfrog, surrogate=space.surrogate,
         )  # fmt: skip
 
-    below, above = _in_chunks(vae, size, settings, vae.model.logits.bias.device, seed, progress, work)
+    below, above = _in_chunks(vae, size, settings, vae.model.origin.device, seed, progress, work)
     return below, above
 
 

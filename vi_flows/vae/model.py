@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from vi_flows.nn import MLP, GaussianHead
 from vi_flows.nn.typed import ModuleListOf
 from vi_flows.parameters import register_module
 
-__all__ = ["GenerativeModel", "data_plate", "latent_names"]
+__all__ = ["GenerativeModel", "LatentChain", "data_plate", "latent_names"]
 
 
 def latent_names(num_layers: int) -> list[str]:
@@ -40,11 +41,12 @@ def data_plate(size: int, dataset_size: int | None) -> IndepMessenger:
     return pyro.plate("data", dataset_size, subsample=torch.arange(size))
 
 
-class GenerativeModel(nn.Module):
+class LatentChain(nn.Module, ABC):
     r"""``p(x, z_1, …, z_L) = p(z_1) p(z_2|z_1) … p(x|z_L)`` as a Pyro model (eq. 16 and 17 of the ConvFlow paper).
 
     ``z_1 ~ N(0, I)``; every further latent is a diagonal Gaussian whose mean and log-variance come from a network of
-    the one above; ``x`` is Bernoulli with logits from a network of ``z_L``. G1 is L = 1, G2 is L = 2.
+    the one above. What rows of data are given the features of ``z_L``'s network, a subclass says by
+    :meth:`likelihood`.
 
     Args:
         data_dim: pixels ``D``.
@@ -79,23 +81,41 @@ class GenerativeModel(nn.Module):
             GaussianHead(network.output_dim, dim)
             for network, dim in zip(self.networks[:-1], latent_dims[1:], strict=True)
         )
-        self.logits = nn.Linear(self.networks[-1].output_dim, data_dim)
 
+    @abstractmethod
+    def likelihood(self, z: Tensor, validate_args: bool | None = None) -> TorchDistribution:
+        """``p(x | z_L)`` over rows, of batch shape ``(…, B)`` for ``z`` of shape ``(…, B, d)``."""
+
+    @abstractmethod
     def set_output_bias(self, mean: Tensor) -> None:
-        """Start at the data's mean image: output bias = logit(mean), kept within the logits of one in a thousand.
+        """Start at the data's mean image, where the likelihood has biases for it.
 
         Args:
             mean: ``(D,)``, each in [0, 1].
         """
-        with torch.no_grad():
-            self.logits.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """What to show of ``p(x | z_L)``, ``(…, B, D)`` in [0, 1]: the pixels' means, or a draw."""
+
+    @property
+    def origin(self) -> Tensor:
+        """A tensor of the parameters' type, on their device."""
+        return next(self.parameters())
+
+    @property
+    def numbers_a_point(self) -> int:
+        """About how many numbers the likelihood of one row at one latent takes, its gradient included."""
+        widths = [module.out_features for module in self.modules() if isinstance(module, nn.Linear)]
+        # Some eight tensors of a row's pixels (logits, probabilities, their gradients), three of each hidden layer.
+        return 5 * self.data_dim + 3 * sum(widths) + 12 * self.latent_size
 
     def prior(
         self, index: int, above: Tensor | None, size: int = 1, validate_args: bool | None = None
     ) -> TorchDistribution:
         """``p(z_index | z_{index−1})``, or N(0, I) over ``size`` rows for the top latent."""
         if index == 0:
-            return StandardNormal(self.latent_dims[0], (size,), like=self.logits.bias, validate_args=validate_args)
+            return StandardNormal(self.latent_dims[0], (size,), like=self.origin, validate_args=validate_args)
         loc, log_scale = self.heads[index - 1](self.networks[index - 1](above))
         return FlowNormal(loc, log_scale, validate_args=validate_args)
 
@@ -129,13 +149,8 @@ class GenerativeModel(nn.Module):
         return self.log_prior(latents) + self.likelihood(latents[-1], validate_args=False).log_prob(x)
 
     def log_joint_surrogate(self, x: Tensor, z: Tensor) -> Tensor:
-        """Of another value than :meth:`log_joint`, but of the same gradient in ``z``, for less work."""
-        latents = z.split(self.latent_dims, -1)
-        return self.log_prior(latents) + self.likelihood(latents[-1], validate_args=False).surrogate_log_prob(x)
-
-    def likelihood(self, z: Tensor, validate_args: bool | None = None) -> BernoulliLogits:
-        """``p(x | z_L)``."""
-        return BernoulliLogits(self.logits(self.networks[-1](z)), validate_args)
+        """Of another value than :meth:`log_joint`, maybe, but of the same gradient in ``z``, for less work."""
+        return self.log_joint(x, z)
 
     def forward(self, x: Tensor | None = None, *, size: int | None = None, dataset_size: int | None = None) -> Tensor:
         """The Pyro model, rows in a plate called ``data``; sites ``z`` (or ``z1``, ``z2``, …) and ``x``.
@@ -146,7 +161,7 @@ class GenerativeModel(nn.Module):
             dataset_size: rows that the minibatch stands for: its terms are scaled by ``dataset_size / B``.
 
         Returns:
-            The pixels' logits ``(…, B, D)``.
+            What :meth:`returned` makes of the likelihood and the rows.
 
         Raises:
             ValueError: ``x`` is not ``(B, D)``.
@@ -161,5 +176,67 @@ class GenerativeModel(nn.Module):
                 z = pyro.sample(name, self.prior(index, z, rows))
             assert z is not None  # there is at least one latent
             likelihood = self.likelihood(z)
-            pyro.sample("x", likelihood, obs=x)
+            return self.returned(likelihood, pyro.sample("x", likelihood, obs=x))
+
+    def returned(self, likelihood: TorchDistribution, x: Tensor) -> Tensor:
+        """What the Pyro model returns: the rows ``x``, observed or drawn."""
+        return x
+
+
+class GenerativeModel(LatentChain):
+    r"""The :class:`LatentChain` of binary data: ``x`` is Bernoulli with logits from a network of ``z_L``.
+
+    G1 of the ConvFlow paper is L = 1, G2 is L = 2.
+
+    Args:
+        data_dim: pixels ``D``.
+        latent_dims: see :class:`LatentChain`.
+        hidden_dims: see :class:`LatentChain`.
+        activation: of the hidden layers.
+        batch_norm: before each activation.
+
+    Raises:
+        ValueError: not one list of widths for each latent.
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dims: Sequence[int] = (50,),
+        hidden_dims: Sequence[Sequence[int]] = ((200, 200),),
+        activation: str = "tanh",
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__(data_dim, latent_dims, hidden_dims, activation, batch_norm)
+        self.logits = nn.Linear(self.networks[-1].output_dim, data_dim)
+
+    def set_output_bias(self, mean: Tensor) -> None:
+        """Start at the data's mean image: output bias = logit(mean), kept within the logits of one in a thousand.
+
+        Args:
+            mean: ``(D,)``, each in [0, 1].
+        """
+        with torch.no_grad():
+            self.logits.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
+
+    @property
+    def origin(self) -> Tensor:
+        """See :class:`LatentChain`."""
+        return self.logits.bias
+
+    def likelihood(self, z: Tensor, validate_args: bool | None = None) -> BernoulliLogits:
+        """``p(x | z_L)``."""
+        return BernoulliLogits(self.logits(self.networks[-1](z)), validate_args)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The pixels' means."""
+        return self.likelihood(z).mean
+
+    def log_joint_surrogate(self, x: Tensor, z: Tensor) -> Tensor:
+        """Of another value than :meth:`log_joint`, but of the same gradient in ``z``, for less work."""
+        latents = z.split(self.latent_dims, -1)
+        return self.log_prior(latents) + self.likelihood(latents[-1], validate_args=False).surrogate_log_prob(x)
+
+    def returned(self, likelihood: TorchDistribution, x: Tensor) -> Tensor:
+        """The pixels' logits, ``(…, B, D)``."""
         return likelihood.logits

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vi_flows.objectives.path_gradient import GradientGate, with_detached_parameters
 from vi_flows.vae.guide import AmortizedGuide
-from vi_flows.vae.model import GenerativeModel
+from vi_flows.vae.model import LatentChain
 
 __all__ = ["VAE", "LogWeightTerms"]
 
@@ -40,7 +40,7 @@ class VAE(nn.Module):
         ValueError: the two do not have the same latents.
     """
 
-    def __init__(self, model: GenerativeModel, guide: AmortizedGuide) -> None:
+    def __init__(self, model: LatentChain, guide: AmortizedGuide) -> None:
         super().__init__()
         if model.latent_names != guide.latent_names or model.data_dim != guide.data_dim:
             raise ValueError("the model and the guide differ in their latents or in the data's dimension")
@@ -105,11 +105,11 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, num_rows: int) -> Tensor:
-        """Pixel means of ``num_rows`` draws from the model, ``(num_rows, D)``."""
-        return self.model.likelihood(self.model.sample_latents(num_rows)[-1]).mean
+        """Pixel means of ``num_rows`` draws from the model, ``(num_rows, D)``; see :meth:`LatentChain.decode`."""
+        return self.model.decode(self.model.sample_latents(num_rows)[-1])
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Pixel means decoded from one posterior draw a row, ``(B, D)``."""
+        """Pixel means decoded from one posterior draw a row, ``(B, D)``; see :meth:`LatentChain.decode`."""
         latents, _ = self.guide.sample_and_log_prob(x, 1)
-        return self.model.likelihood(latents[-1][0]).mean
+        return self.model.decode(latents[-1][0])
