@@ -13,6 +13,7 @@ import torch
 
 from tests.transforms.case import randomise
 from tests.transforms.cases import SMALL_FLOWS
+from vi_flows import flows
 from vi_flows.cli.main import _parse
 from vi_flows.flows import FLOWS, IAF, MAF, NICE, NSF, ConvFlow, Planar, Radial, RealNVP, Spline, Sylvester
 from vi_flows.training import VAETrainConfig
@@ -84,6 +85,7 @@ LABELS = {
     "NICE (4)": NICE(),
     "Real NVP (6)": RealNVP(6),
     "NSF (2)": NSF(2),
+    "elementwise RQ spline (4 bins)": flows.ElementwiseSpline(4),
 }
 KEYS = {
     "k8": ConvFlow(8),

@@ -11,6 +11,7 @@ from vi_flows.transforms.rational_quadratic import rational_quadratic
 from vi_flows.transforms.vector.parametric import Parametric, solve_tanh
 from vi_flows.transforms.vector.planar import PlanarFamily, above_minus_one
 from vi_flows.transforms.vector.radial import RadialFamily
+from vi_flows.transforms.vector.spline import SplineFamily
 from vi_flows.transforms.vector.sylvester import SylvesterFamily, orthonormal_columns
 
 
@@ -53,6 +54,33 @@ def test_radial_by_hand():
     y, ladj = flow.forward_and_ladj(torch.tensor([1.0, 2.0]))  # r = 2
     torch.testing.assert_close(y, torch.tensor([1.0, 2.0 + 2.0 * beta / 4.0]))
     assert float(ladj) == pytest.approx(math.log(1 + beta / 4) + math.log(1 + 2 * beta / 16))
+
+
+def test_elementwise_spline_by_hand():
+    """Two bins of ±1; free parameters in the order t, a, widths, heights, slope, each for both entries."""
+    # Entry 0: equal widths, heights with shares 0.05 + 0.9 (3/4, 1/4), so the knot is at y = 2·0.725 − 1 = 0.45.
+    # Slopes there s₀ = 1.45, s₁ = 0.55; the inner slope is e⁰ = 1. Entry 1: t = 0.5, a = 2 tanh(0.25), else 0.
+    zero, log3 = [0.0, 0.0], [math.log(3.0), 0.0]
+    flow = layer(SplineFamily(2, 2, 1.0), [0.0, 0.5, 0.0, 0.5, *zero, *zero, *log3, *zero, *zero])
+    y, ladj = flow.forward_and_ladj(torch.tensor([-0.5, 3.0]))  # ξ = 1/2; outside of the bound
+    # y₀ = −1 + 1.45 (1.45/4 + 1/4) / (1.45 + (2 − 2.9)/4); its slope is 1.45² (1/4 + 1.45/2 + 1/4) / 1.225².
+    a = 2 * math.tanh(0.25)
+    torch.testing.assert_close(y, torch.tensor([-1 + 1.45 * 0.6125 / 1.225, 3.5 * math.exp(a)]))
+    assert ladj.item() == pytest.approx(math.log(1.45**2 * 1.225 / 1.225**2) + a)
+    # Bounds: 1.45² · 1 / 1.45² = 1 and 0.55² · 0.55 / max(0.55, 0.775)² for entry 0, e^a for entry 1.
+    assert flow.min_slope() == pytest.approx(0.55**3 / 0.775**2)
+    back, inverse_ladj = flow.inverse_and_ladj(y)
+    torch.testing.assert_close(back, torch.tensor([-0.5, 3.0]))
+    torch.testing.assert_close(inverse_ladj, -ladj)
+
+
+@pytest.mark.parametrize(("scale", "loose"), [(0.5, 3), (2.0, 30)])
+def test_no_slope_of_an_elementwise_spline_is_below_its_bound(scale, loose):
+    x = torch.linspace(-6, 6, 20_001)[:, None].expand(-1, 4).clone().requires_grad_()
+    flow = layer(SplineFamily(4, 5, 3.0), (scale * torch.randn(4 * 16)).tolist())
+    y = flow.forward_and_ladj(x)[0]
+    slope = torch.autograd.grad(y.sum(), x)[0].min()
+    assert 0 < flow.min_slope() <= float(slope) < loose * flow.min_slope()
 
 
 def test_columns_are_those_of_the_product_of_reflections():

@@ -8,6 +8,7 @@ from vi_flows.flows.autoregressive import IAF, MAF, Spline
 from vi_flows.flows.base import VectorFlow
 from vi_flows.flows.conv_flow import ConvFlow, conditional_conv_flow, conv_flow
 from vi_flows.flows.coupling import NICE, NSF, RealNVP
+from vi_flows.flows.elementwise_spline import ElementwiseSpline
 from vi_flows.flows.planar import Planar
 from vi_flows.flows.pyro_flows import repeat_pyro
 from vi_flows.flows.radial import Radial
@@ -15,6 +16,6 @@ from vi_flows.flows.sylvester import Sylvester
 from vi_flows.flows.vector import FLOWS
 
 __all__ = [
-    "FLOWS", "IAF", "MAF", "NICE", "NSF", "ConvFlow", "Planar", "Radial", "RealNVP", "Spline", "Sylvester",
-    "VectorFlow", "conditional_conv_flow", "conv_flow", "repeat_pyro",
+    "FLOWS", "IAF", "MAF", "NICE", "NSF", "ConvFlow", "ElementwiseSpline", "Planar", "Radial", "RealNVP", "Spline",
+    "Sylvester", "VectorFlow", "conditional_conv_flow", "conv_flow", "repeat_pyro",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.transforms.coupling_maps import ElementwiseMap
-from vi_flows.transforms.rational_quadratic import rational_quadratic
+from vi_flows.transforms.rational_quadratic import least_slopes, rational_quadratic
 
 __all__ = ["SplineMap"]
 
@@ -38,9 +38,19 @@ class SplineMap(ElementwiseMap):
     def elementwise(self, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
         """Shift, scale, bend; or the reverse."""
         shift, log_scale = maps[0], 2.0 * torch.tanh(maps[1] / 2.0)
-        widths, heights, slopes = torch.stack(list(maps[2:])).split([self.num_bins, self.num_bins, self.num_bins - 1])
+        widths, heights, slopes = self._free(maps)
         if inverse:
             x, log_slope = rational_quadratic(x, widths, heights, slopes, self.bound, inverse=True)
             return x * (-log_scale).exp() - shift, -(log_slope + log_scale)
         y, log_slope = rational_quadratic((x + shift) * log_scale.exp(), widths, heights, slopes, self.bound)
         return y, log_slope + log_scale
+
+    def min_slope(self, maps: Sequence[Tensor]) -> float:
+        """The least of ``eᵃ`` times the bounds of all bins, and times the 1 outside."""
+        inner = least_slopes(*self._free(maps), self.bound).amin(0).clamp(max=1.0)
+        return float((inner * (2.0 * torch.tanh(maps[1] / 2.0)).exp()).min())
+
+    def _free(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Widths, heights and slopes, each stacked in front."""
+        widths, heights, slopes = torch.stack(list(maps[2:])).split([self.num_bins, self.num_bins, self.num_bins - 1])
+        return widths, heights, slopes

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["rational_quadratic"]
+__all__ = ["least_slopes", "rational_quadratic"]
 
 LEAST_SHARE = 0.1
 """Least width and height of a bin, as a share of an equal one."""
@@ -19,6 +19,29 @@ def _knots(free: Tensor, bound: float) -> Tensor:
     inner = 2 * bound * shares.cumsum(0)[:-1] - bound
     edge = torch.full_like(free[:1], bound)
     return torch.cat([-edge, inner, edge])
+
+
+def _slopes_at_knots(slopes: Tensor) -> Tensor:
+    ends = torch.zeros_like(slopes[:1])
+    return torch.cat([ends, SLOPE_BOUND * torch.tanh(slopes / SLOPE_BOUND), ends]).exp()
+
+
+def least_slopes(widths: Tensor, heights: Tensor, slopes: Tensor, bound: float) -> Tensor:
+    r"""Lower bounds of the slopes of :func:`rational_quadratic` in each bin, ``(K, …)``.
+
+    By the paper's eq. 5, ``f′ = s² (δ_{k+1} ξ² + 2 s ξ(1−ξ) + δ_k (1−ξ)²) / (s + (δ_{k+1} + δ_k − 2 s) ξ(1−ξ))²``: the
+    bracket is a mean of the slopes at both knots and ``s``, and the denominator is largest at an end or in the middle.
+
+    Args:
+        widths: see :func:`rational_quadratic`, as the others.
+        heights: the same.
+        slopes: the same; at least one.
+        bound: ``B``.
+    """
+    s = _knots(heights, bound).diff(dim=0) / _knots(widths, bound).diff(dim=0)
+    deltas = _slopes_at_knots(slopes)
+    d0, d1 = deltas[:-1], deltas[1:]
+    return s.square() * torch.minimum(torch.minimum(d0, d1), s) / torch.maximum(s, (2 * s + d0 + d1) / 4).square()
 
 
 def rational_quadratic(
@@ -47,8 +70,7 @@ def rational_quadratic(
         The mapped entries and ``log f′`` at the point on the x-axis (in both directions), of the shape of ``value``.
     """
     xs, ys = _knots(widths, bound), _knots(heights, bound)
-    ends = torch.zeros_like(widths[:1])
-    deltas = torch.cat([ends, SLOPE_BOUND * torch.tanh(slopes / SLOPE_BOUND), ends]).exp()
+    deltas = _slopes_at_knots(slopes)
     inside = value.abs() < bound
     held = torch.where(inside, value, torch.zeros_like(value))
     index = (held >= (ys if inverse else xs)[1:-1]).sum(0, keepdim=True)
