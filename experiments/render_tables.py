@@ -229,6 +229,35 @@ def render_posteriordb() -> str:
     return table(HERE / "results" / "posteriordb").rstrip()
 
 
+def render_generation() -> str:
+    """Cached against naive generation, a line a model."""
+    lines = ["| model | drawn at once | entries | seconds | naive / cached | parameters |", "|---|---|---|---|---|---|"]
+    for row in Record.read(HERE / "results" / "generation-time.json").figures["rows"]:
+        low, high = row["ratio_range"]
+        lines.append(
+            f"| {row['model']} | {row['events']} | {row['entries']} | {row['draw_seconds']:.2f} "
+            f"| {row['ratio']:.0f} ({low:.0f} – {high:.0f}) | {row['parameters']:,} |"
+        )
+    return "\n".join(lines)
+
+
+def render_pixel() -> str:
+    """Autoregressive models of images: exact negative log-likelihoods."""
+    lines = [
+        "| data set | model | NLL, nats | 95 % interval | parameters | protocol, epochs, steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    records = [Record.read(path) for path in sorted((HERE / "results" / "pixel").glob("*.json"))]
+    for record in sorted(records, key=lambda record: (record.settings["dataset"], record.figures["nll"])):
+        figures, settings = record.figures, record.settings
+        low, high = figures["interval"]
+        lines.append(
+            f"| {settings['dataset']} | {record.label} | {figures['nll']:.2f} | {low:.2f} – {high:.2f} "
+            f"| {figures['parameters']:,} | {settings['protocol']}, {settings['epochs']}, {figures['steps']} |"
+        )
+    return "\n".join(lines)
+
+
 SECTIONS = {
     "vae-tables": render_vae,
     "fit2d-table": render_fit2d,
@@ -237,7 +266,18 @@ SECTIONS = {
     "bench-table": render_bench,
     "image-table": render_images,
     "posteriordb-table": render_posteriordb,
+    "generation-table": render_generation,
+    "pixel-table": render_pixel,
 }
+"""By name: in README.md between ``<!-- NAME -->`` and ``<!-- /NAME -->``, in the site at ``<!-- record: NAME -->``."""
+
+
+def on_the_site() -> set[str]:
+    """Names of the tables that the pages of the site show; it renders them itself."""
+    pages = (HERE.parent / "vi_flows" / "docs" / "pages").glob("*.md")
+    return {
+        name for page in pages for name in re.findall(r"<!-- record: ([\w-]+) -->", page.read_text(encoding="utf-8"))
+    }
 
 
 @dataclass
@@ -253,7 +293,12 @@ class Render:
         for name, render in SECTIONS.items():
             pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
             if not pattern.search(new):
-                raise SystemExit(f"README.md has no section between <!-- {name} --> and <!-- /{name} -->")
+                if name in on_the_site():
+                    continue
+                raise SystemExit(
+                    f"neither README.md has a section between <!-- {name} --> and <!-- /{name} --> nor a page of the "
+                    f"site <!-- record: {name} -->"
+                )
             text = render()
             new = pattern.sub(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", new)
         if self.check:
