@@ -24,6 +24,7 @@ from vi_flows.distributions.image_config import ImageFlowConfig, image_config
 from vi_flows.records import Record
 from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.image import ImageDrawingSettings, ImageEvaluationSettings
 
 RESULTS = Path(__file__).parent / "results"
 CIFAR = "cifar10-jpeg.zip"
@@ -128,7 +129,7 @@ class RunRow:
         target = self.results / f"image-{self.row}-{self.budget}-seed{self.seed}.json"
         record, path = evaluate_run(
             trainer.run,
-            self.num_draws,
+            ImageEvaluationSettings(num_samples=self.num_draws),
             record=target,
             overwrite=True,
             paper_row=self.row if self.row in PUBLISHED else None,
@@ -205,7 +206,7 @@ class Samples:
                 task = run.build_task()
                 run.load_weights(task)
                 torch.manual_seed(self.seed)
-                grids = task.pictures(1, self.columns, False, self.temperature)
+                grids = task.pictures(ImageDrawingSettings(1, self.columns, self.temperature))
                 lines.setdefault("training images", grids["data"])
                 lines[row.partition("-")[2]] = grids["samples"]
         if not lines:

@@ -14,6 +14,7 @@ import tyro
 
 from vi_flows.plotting import save_image_grid
 from vi_flows.training import Run
+from vi_flows.training.tasks.base import BinaryDrawingSettings
 
 HERE = Path(__file__).parent
 GRIDS = ("binarized_mnist-g2-plain-iwae50", "omniglot28-g2-amortized-k8-tanh-iwae50")
@@ -38,7 +39,7 @@ def grid(run: Run, columns: int) -> torch.Tensor:
     task = run.build_task()
     run.load_weights(task)
     torch.manual_seed(0)
-    pictures = task.pictures(columns, columns, binary=False, temperature=1.0)
+    pictures = task.pictures(BinaryDrawingSettings(columns, columns))
     data, samples = (
         pictures[name].reshape(columns, columns, *pictures[name].shape[1:]) for name in ("data", "samples")
     )

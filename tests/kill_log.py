@@ -38,7 +38,7 @@ from vi_flows.table.work import run_in_process
 from vi_flows.training import ImageTrainConfig, Run, TrainConfig, Trainer, VAETrainConfig, checkpoint, loop
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
-from vi_flows.training.tasks.vae import VAETask
+from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETask
 from vi_flows.vae import VAEConfig
 
 VAE = VAETrainConfig(
@@ -128,7 +128,7 @@ def train_and_die_in_a_line(folder: Path, write: int, share: float) -> None:
 def evaluate(folder: Path, going: Path) -> None:
     """Write the record of a finished run."""
     announce(going)
-    evaluate_run(Run.open(folder), 500, limit=150, overwrite=True, progress=False)
+    evaluate_run(Run.open(folder), VAEEvaluationSettings(limit=150, num_samples=500), overwrite=True, progress=False)
 
 
 def table(folder: Path, going: Path) -> None:

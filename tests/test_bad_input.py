@@ -34,8 +34,9 @@ from vi_flows.flows.image import MCONV
 from vi_flows.flows.image_steps import Glow
 from vi_flows.guides import AutoConvFlow, AutoFlow, fit
 from vi_flows.objectives import ELBO, IWAE, DReG, RenyiBound, StickingTheLanding
-from vi_flows.training import ImageTrainConfig, Run, Trainer, VAETrainConfig
+from vi_flows.training import ImageTrainConfig, PixelTrainConfig, Run, Trainer, VAETrainConfig
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.transforms import Chain, FromPyro, Inverse
 from vi_flows.vae import VAEConfig, build_vae
 
@@ -219,6 +220,19 @@ COMMANDS += each(
 COMMANDS += each(
     "evaluate trained", 1, ("--record file", "file is a file, not a folder"), ("--record file/x.json", "is a file"),
 )  # fmt: skip
+# Settings of another kind of run are refused before anything is looked for.
+COMMANDS += each(
+    "evaluate pixels", 2, ("--num-samples 5", "kind pixel has no num_samples; it takes split, limit, seed"),
+    ("--ais", "kind pixel has no ais"),
+)  # fmt: skip
+COMMANDS += each("evaluate pixels", 1, ("", "no usable best weights"))
+COMMANDS += each("evaluate flow", 2, ("--ais", "kind image has no ais; it takes split, limit, seed, num_samples"))
+COMMANDS += each(
+    "sample flow", 2, ("--binary", "kind image has no binary"), ("--temperature nan", "temperature must be")
+)
+COMMANDS += each(
+    "sample pixels", 2, ("--temperature 2", "kind pixel has no temperature; it takes rows, columns, binary")
+)
 COMMANDS += each("compare", 2, ("", "RUN_OR_RECORD"), ("one.json", "RUN_OR_RECORD"))
 COMMANDS += each(
     "compare one.json", 2, ("one.json --score foo", "don't both have foo"), ("one.json --resamples 0", "resamples"),
@@ -235,7 +249,8 @@ COMMANDS += each("sample", 1, ("nowhere", "nowhere holds no run"), ("trained --o
 COMMANDS += each(
     "sample trained", 2, ("--rows 0", "rows must be at least 1"), ("--columns -1", "columns must be at least 1"),
     ("--temperature inf", "temperature"), ("--temperature nan", "temperature"), ("--temperature 0", "temperature"),
-    ("--temperature 0.5", "a VAE is sampled as it is"), ("--seed -1", "seed must be at least 0"),
+    ("--temperature 0.5", "kind vae has no temperature; it takes rows, columns, binary"),
+    ("--seed -1", "seed must be at least 0"),
     ("--weights foo", "auto.*best.*last"),
 )  # fmt: skip
 COMMANDS += each(
@@ -288,13 +303,15 @@ def place(tmp_path_factory):
     (folder / "full").mkdir()
     (folder / "full" / "x").touch()
     Run.create(folder / "started", VAETrainConfig(batch_size=50))
+    Run.create(folder / "pixels", PixelTrainConfig())
+    Run.create(folder / "flow", ImageTrainConfig())
     small = VAEConfig(latent_dims=(3,), hidden_dims=((8,),))
     run = Run.create(folder / "trained", VAETrainConfig(vae=small, epochs=1, batch_size=400, threads=1))
     trainer = Trainer(run, progress=False)
     trainer.start()
     trainer.fit()
-    evaluate_run(run, 2, limit=2, record=folder / "one.json", progress=False)
-    evaluate_run(run, 2, limit=1, record=folder / "two.json", progress=False)
+    evaluate_run(run, VAEEvaluationSettings(limit=2, num_samples=2), record=folder / "one.json", progress=False)
+    evaluate_run(run, VAEEvaluationSettings(limit=1, num_samples=2), record=folder / "two.json", progress=False)
     (folder / "list.json").write_text("[]")
     (folder / "garbage.json").write_text("{ nope")
     (folder / "schema.json").write_text('{"schema": 99}')

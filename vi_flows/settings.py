@@ -6,11 +6,17 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
-__all__ = ["Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "check_settings"]
+__all__ = [
+    "Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "check_known", "check_settings",
+    "settings_from",
+]  # fmt: skip
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,38 @@ def check_settings(settings: Any) -> None:
         wrong = _problem(value, hints[name])
         if wrong is not None:
             raise ValueError(f"{name} {wrong}, got {value!r}")
+
+
+def check_known(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Refuse names that are not among those known.
+
+    Args:
+        given: names of settings.
+        known: those that there are.
+        what: has them, the subject of the sentence.
+
+    Raises:
+        ValueError: there is a foreign one.
+    """
+    known = list(known)
+    foreign = sorted(set(given) - set(known))
+    if foreign:
+        raise ValueError(f"{what} has no {', '.join(foreign)}; it takes {', '.join(known)}")
+
+
+def settings_from(kind: type[S], given: Mapping[str, Any], what: str) -> S:
+    """A dataclass of settings from those that are given, with its defaults for the others.
+
+    Args:
+        kind: the dataclass, which checks itself.
+        given: settings by name.
+        what: has them, for the refusal.
+
+    Raises:
+        ValueError: one is unknown to the class, or out of its bounds.
+    """
+    check_known(given, [item.name for item in dataclasses.fields(typing.cast(Any, kind))], what)
+    return kind(**given)
 
 
 _SCALARS: dict[type, tuple[type | tuple[type, ...], str]] = {

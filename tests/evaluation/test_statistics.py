@@ -15,7 +15,7 @@ from vi_flows.diagnostics import active_units
 from vi_flows.evaluation.nll import NLLResult, bootstrap_interval
 from vi_flows.evaluation.psis import psis
 from vi_flows.training import ImageTrainConfig
-from vi_flows.training.tasks.image import ImageFlowTask
+from vi_flows.training.tasks.image import ImageEvaluationSettings, ImageFlowTask
 
 
 @pytest.mark.parametrize("size", [100, 400, 900, 3600])  # tails of 20 = S/5, then 60, 90 and 180 = 3√S
@@ -69,7 +69,7 @@ def test_the_interval_of_bits_per_dim_is_196_standard_errors():
     data = load("digits")
     task = ImageFlowTask(ImageTrainConfig(), data)
     task.module = FixedBits()
-    record, scores = task.evaluate(data.test, limit=4, num_samples=1, seed=0, progress=False)
+    record, scores = task.evaluate(data.test, ImageEvaluationSettings(limit=4, num_samples=1), False)
     assert scores["bits_per_dim"].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert record["bits_per_dim"] == 2.5
     assert record["interval"] == pytest.approx([1.2348254, 3.7651746], abs=1e-6)

@@ -14,6 +14,7 @@ from vi_flows.records import Record
 from vi_flows.training import Run
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.vae import build_vae
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "pretrained"
@@ -53,7 +54,7 @@ def test_the_record_of_a_hundred_images_comes_out_again(folder: Path, tmp_path: 
     (path,) = folder.glob("results/*-first100.json")
     expected = Record.read(path)
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
-    found, _ = evaluate_run(Run.open(tmp_path / "run", Path(root)), limit=100, progress=False)
+    found, _ = evaluate_run(Run.open(tmp_path / "run", Path(root)), VAEEvaluationSettings(limit=100), progress=False)
     assert found.provenance["data_sha256"] == expected.provenance["data_sha256"]
     assert found.figures["nll"] == pytest.approx(expected.figures["nll"], abs=1e-3)
     assert found.figures["elbo"] == pytest.approx(expected.figures["elbo"], abs=1e-3)

@@ -84,7 +84,8 @@ def test_an_ablation_is_evaluated_on_the_validation_images(place):
 def test_images_are_annealed_where_that_is_asked_for(place, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "vi_flows.table.work.evaluate_run", lambda *_, ais, **__: (asked.append(ais and ais.images), None)
+        "vi_flows.table.work.evaluate_run",
+        lambda _, settings, **__: (asked.append(settings.ais and settings.ais.images), None),
     )
     for machine in (FAST, replace(FAST, ais_images=12)):
         make(jobs_of(0, epochs=1)[0], place, machine)

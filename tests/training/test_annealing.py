@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.test_cli import run
-from vi_flows.data import load
 from vi_flows.records import Record
-from vi_flows.training import TrainConfig
 from vi_flows.training.kinds import KINDS
 from vi_flows.vae import AISSettings
 
@@ -52,9 +49,7 @@ def test_options_that_would_be_ignored_are_refused(folder: Path, capsys: pytest.
     assert "temperatures must be at least 2" in capsys.readouterr().err
 
 
-def test_an_image_flow_has_nothing_to_anneal() -> None:
-    kind = KINDS["image"]
-    config: TrainConfig = kind.config()
-    task = kind.task(config, load("digits"))
-    with pytest.raises(ValueError, match="for VAEs"):
-        task.evaluate(torch.zeros(2, 64, dtype=torch.uint8), None, 1, 0, False, AISSettings())
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"vae"}))
+def test_other_kinds_have_nothing_to_anneal(name: str) -> None:
+    with pytest.raises(ValueError, match=f"kind {name} has no ais; it takes split, limit, seed"):
+        KINDS[name].evaluation_settings({"limit": 3, "ais": AISSettings()})

@@ -16,6 +16,7 @@ from tests.kill_log import kill_log
 from vi_flows.training import Run, RunError, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.vae import VAEConfig
 
 SMALL = VAETrainConfig(
@@ -62,7 +63,7 @@ def test_a_flipped_bit_is_noticed(folder, name, share):
     content[int(len(content) * share)] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError if name == "checkpoint" else RunError, match=f"{name}.safetensors is damaged"):
-        resume(folder) if name == "checkpoint" else evaluate_run(Run.open(folder), 2, weights=name, progress=False)
+        resume(folder) if name == "checkpoint" else evaluate_run(Run.open(folder), weights=name, progress=False)
 
 
 def test_every_flipped_bit_of_the_header_is_noticed(tmp_path):
@@ -188,7 +189,7 @@ def test_cpu_seconds_add_up_over_stops_and_stay_unknown_where_they_were_not_coun
     rewrite(tmp_path / "run", lambda tensors, state: state.pop("cpu_seconds"))
     old = resume(tmp_path / "run")
     assert old.fit()["cpu_seconds"] is None
-    record, _ = evaluate_run(old.run, 5, limit=5, progress=False)
+    record, _ = evaluate_run(old.run, VAEEvaluationSettings(limit=5, num_samples=5), progress=False)
     assert record.provenance["training_cpu_seconds"] is None
 
 

@@ -18,6 +18,7 @@ from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.config import config_from_dict, config_to_dict
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.image import ImageEvaluationSettings
 
 IMAGE = image_config("inv_conv3x3", coupling="quad", num_levels=1, num_steps=2, width=8)
 SMALL = ImageTrainConfig(image=IMAGE, epochs=2, batch_size=200, threads=1, ema_decay=0.9, checkpoint_seconds=1e9)
@@ -34,7 +35,8 @@ def test_training_lowers_bits_per_dim_and_evaluation_repeats(tmp_path):
     trained(tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[1]["valid_loss"] < lines[0]["valid_loss"] < 8
-    written, path = evaluate_run(Run.open(tmp_path / "run"), 2, limit=30, progress=False)
+    settings = ImageEvaluationSettings(limit=30, num_samples=2)
+    written, path = evaluate_run(Run.open(tmp_path / "run"), settings, progress=False)
     record = written.figures
     assert record["num_rows"] == 30
     assert record["num_draws"] == 2
@@ -46,7 +48,7 @@ def test_training_lowers_bits_per_dim_and_evaluation_repeats(tmp_path):
     read = Record.read(path)
     assert read.figures == json.loads(json.dumps(record))
     assert read.scores["bits_per_dim"].mean() == pytest.approx(record["bits_per_dim"], rel=1e-5)
-    again, _ = evaluate_run(Run.open(tmp_path / "run"), 2, limit=30, progress=False, overwrite=True)
+    again, _ = evaluate_run(Run.open(tmp_path / "run"), settings, progress=False, overwrite=True)
     assert again.figures["bits_per_dim"] == record["bits_per_dim"]
 
 

@@ -16,6 +16,7 @@ from vi_flows.training import PixelTrainConfig, Run, Trainer
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.base import BinaryDrawingSettings, EvaluationSettings
 
 MADE = pixel_config("made", hidden_dims=(32,), num_masks=3)
 CNN = pixel_config("pixel_cnn", width=8, num_blocks=1, dropout=0.1)
@@ -42,7 +43,7 @@ def test_training_lowers_the_loss_and_evaluation_is_the_sum_over_pixels(tmp_path
     task = run.build_task()
     run.load_weights(task)
     pixels = run.data.split("clean").test
-    found = task.evaluate(pixels, 20, None, 0, False)
+    found = task.evaluate(pixels, EvaluationSettings(limit=20), False)
     x = run.data.binarized(pixels)[:20] if pixel.output == "bernoulli" else pixels[:20].float()
     x = x.reshape(20, *run.data.shape)
     model = trainer.module.eval()
@@ -50,13 +51,11 @@ def test_training_lowers_the_loss_and_evaluation_is_the_sum_over_pixels(tmp_path
     expected = model.ensemble_log_prob(x, range(3)) if pixel is MADE else model.log_prob(x)
     assert torch.allclose(found.scores["nll"], -expected.detach(), atol=1e-3)
     assert abs(found.figures["nll"] + expected.double().mean().item()) < 1e-4
-    with pytest.raises(ValueError, match="exact likelihood"):
-        task.evaluate(pixels, 20, 5, 0, False)
 
 
 def test_validation_chooses_and_the_record_says_what_it_needs(tmp_path):
     trained(tmp_path / "run")
-    _, path = evaluate_run(Run.open(tmp_path / "run"), limit=30, progress=False)
+    _, path = evaluate_run(Run.open(tmp_path / "run"), EvaluationSettings(limit=30), progress=False)
     text = path.read_text()
     assert '"exact": true' in text
     assert '"weights": "best"' in text
@@ -149,12 +148,12 @@ def test_command_line(tmp_path, capsys):
 def test_completions_begin_with_the_image_and_keep_its_upper_half(tmp_path):
     task = Run(tmp_path, replace(SMALL, pixel=replace(CNN, model=replace(CNN.model, dropout=0.0)))).build_task()
     torch.manual_seed(0)
-    grid = task.pictures(2, 3, True, 1.0)["completions"].reshape(2, 3, 8, 8)
+    grid = task.pictures(BinaryDrawingSettings(2, 3, binary=True))["completions"].reshape(2, 3, 8, 8)
     assert torch.equal(grid[:, 0], task.data.binarized("test")[:2].reshape(2, 8, 8))
     assert (grid[:, 1:, :4] == grid[:, :1, :4]).all()
     assert (grid[:, 1:, 4:] != grid[:, :1, 4:]).any()
     drawn_order = Run(tmp_path, SMALL).build_task()
-    assert "completions" not in drawn_order.pictures(2, 3, True, 1.0)
+    assert "completions" not in drawn_order.pictures(BinaryDrawingSettings(2, 3, binary=True))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.stacked import StackedTrainer
 from vi_flows.training.stacked_layers import MemberStreams, stack_modules
+from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.vae import VAEConfig, build_vae
 
 TINY = VAEConfig(latent_dims=(4,), hidden_dims=((16,),))
@@ -73,7 +74,8 @@ def test_a_stacked_run_is_the_run_alone(tmp_path, kind):
         alone(run)
     for mine, theirs in zip(stacked, single, strict=True):
         assert_close(mine, theirs)
-        records = [evaluate_run(Run.open(run.folder), 20, limit=30, progress=False)[0] for run in (mine, theirs)]
+        settings = VAEEvaluationSettings(limit=30, num_samples=20)
+        records = [evaluate_run(Run.open(run.folder), settings, progress=False)[0] for run in (mine, theirs)]
         assert records[0].figures["nll"] == pytest.approx(records[1].figures["nll"], rel=1e-3)
         assert records[0].settings["seed"] == mine.config.seed
     first, second = (load_tensors(run.folder / "last.safetensors")[0] for run in stacked[:2])

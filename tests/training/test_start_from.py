@@ -14,7 +14,7 @@ from vi_flows.cli import main
 from vi_flows.training import Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.run import RunUnusableError
-from vi_flows.training.tasks.vae import VAETrainConfig
+from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETrainConfig
 from vi_flows.vae import VAEConfig
 
 SMALL = VAETrainConfig(
@@ -58,7 +58,7 @@ def test_it_starts_with_the_chosen_weights_and_a_fresh_optimizer(source, tmp_pat
 def test_the_record_says_where_its_weights_came_from(source, tmp_path):
     trainer = trained(tmp_path / "second", start_from=source, objective="dreg", num_particles=2)
     third = trained(tmp_path / "third", start_from=trainer.run.folder)
-    record, _ = evaluate_run(third.run, 10, limit=5, progress=False)
+    record, _ = evaluate_run(third.run, VAEEvaluationSettings(limit=5, num_samples=10), progress=False)
     last = record.provenance["started_from"]
     assert (last["run"], last["model"], last["seed"]) == ("second", "g1-z2-h4-bn-dreg2", 0)
     first = last["started_from"]

@@ -20,7 +20,11 @@ from vi_flows.records import Record, RecordExistsError
 from vi_flows.training import Run, RunError, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.base import EvaluationSettings
+from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.vae import VAEConfig
+
+SAMPLES = VAEEvaluationSettings(num_samples=200)
 
 SMALL = VAETrainConfig(
     vae=VAEConfig(latent_dims=(4,), hidden_dims=((16,),), flow=ConvFlow(kernel_size=3), batch_norm=True),
@@ -177,16 +181,20 @@ def test_protocols(tmp_path):
     assert trainer.rows == 1497
     trainer.fit()
     assert not (tmp_path / "paper" / "best.safetensors").exists()
-    record, _ = evaluate_run(Run.open(tmp_path / "paper"), 20, limit=10, progress=False)
+    record, _ = evaluate_run(
+        Run.open(tmp_path / "paper"), VAEEvaluationSettings(limit=10, num_samples=20), progress=False
+    )
     assert record.settings["evaluation"]["weights"] == "last"
     assert record.settings["protocol"] == "paper"
     with pytest.raises(RunError, match="no valid images"):
-        evaluate_run(Run.open(tmp_path / "paper"), 20, split="valid", progress=False)
+        evaluate_run(Run.open(tmp_path / "paper"), VAEEvaluationSettings(split="valid"), progress=False)
+    with pytest.raises(ValueError, match="kind vae is evaluated by VAEEvaluationSettings, got EvaluationSettings"):
+        evaluate_run(Run.open(tmp_path / "paper"), EvaluationSettings(), progress=False)
 
 
 def test_evaluation_writes_a_complete_record_and_repeats_to_the_bit(finished):
     run = Run.open(finished)
-    record, path = evaluate_run(run, 200, progress=False, paper_row="k4")
+    record, path = evaluate_run(run, SAMPLES, progress=False, paper_row="k4")
     assert (record.kind, record.key, record.paper_row) == ("vae", run.config.key, "k4")
     assert set(["dataset", "protocol", "vae", "seed", "epochs", "evaluation"]) <= set(record.settings)
     needed = "revision trained_at_revision data_sha256 torch device threads date seconds cpu_seconds"
@@ -202,8 +210,8 @@ def test_evaluation_writes_a_complete_record_and_repeats_to_the_bit(finished):
     assert read.scores["nll"].mean() == pytest.approx(figures["nll"], rel=1e-5)
     assert read.scores["elbo"].mean() == pytest.approx(figures["elbo"], rel=1e-5)
     with pytest.raises(RecordExistsError, match="--overwrite"):
-        evaluate_run(run, 200, progress=False)
-    again, _ = evaluate_run(run, 200, overwrite=True, progress=False)
+        evaluate_run(run, SAMPLES, progress=False)
+    again, _ = evaluate_run(run, SAMPLES, overwrite=True, progress=False)
     assert again.figures["nll"] == figures["nll"]
     assert (again.scores["nll"] == read.scores["nll"]).all()
 

@@ -15,6 +15,8 @@ from vi_flows.autoregressive import mu_law_decode
 from vi_flows.cli import main
 from vi_flows.training import Run, Trainer, WaveTrainConfig
 from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.kinds import KINDS
+from vi_flows.training.tasks.base import DrawingSettings, EvaluationSettings
 from vi_flows.training.tasks.wave import WaveConfig
 
 WAVE = WaveConfig(width=8, skip_width=8, num_layers=3)
@@ -40,7 +42,7 @@ def test_training_lowers_bits_and_evaluation_scores_every_sample_of_the_recordin
     assert lines[-1]["valid_loss"] < lines[0]["valid_loss"] < 8.5
     task = run.build_task()
     run.load_weights(task)
-    found = task.evaluate(run.data.test, 4, None, 0, False)
+    found = task.evaluate(run.data.test, EvaluationSettings(limit=4), False)
     assert found.figures["num_audio_samples"] == 4 * 60
     total = 0.0
     for i in range(4):  # each at its own length, without padding
@@ -50,8 +52,6 @@ def test_training_lowers_bits_and_evaluation_scores_every_sample_of_the_recordin
         total -= task.module.with_length(60).condition(digit).log_prob(x).item() / math.log(2)
     assert found.figures["bits_per_sample"] == pytest.approx(total / 240, abs=1e-4)
     assert 0 < found.figures["trigram_bits_per_sample"] < 8.5
-    with pytest.raises(ValueError, match="exact"):
-        task.evaluate(run.data.test, 4, 10, 0, False)
 
 
 def _levels(samples):
@@ -63,10 +63,10 @@ def _levels(samples):
 def test_padding_changes_nothing(run):
     task = run.build_task()
     rows = task.train_rows[:3].clone()
-    scores, lengths = task.log_probs(rows, False)
-    for row, length in zip(rows, lengths, strict=True):
+    scores = task.log_probs(rows)
+    for row, length in zip(rows, rows[:, -2], strict=True):
         row[int(length) : -2] = 200
-    assert torch.equal(task.log_probs(rows, False)[0], scores)
+    assert torch.equal(task.log_probs(rows), scores)
 
 
 def test_resumed_run_takes_the_same_steps(recordings, tmp_path):
@@ -93,7 +93,7 @@ def test_sounds_can_be_read_and_continuations_keep_their_beginning(run, tmp_path
     task = run.build_task()
     run.load_weights(task)
     torch.manual_seed(0)
-    paths = task.draw(tmp_path, 1, 10, False, 1.0)
+    paths = task.draw(tmp_path, DrawingSettings(1, 10))
     assert [path.name for path in paths] == ["samples.wav", "data.wav", "continuations.wav"]
     pause, steps = 2000, 40
     rate, sounds = wavfile.read(paths[2])
@@ -103,8 +103,8 @@ def test_sounds_can_be_read_and_continuations_keep_their_beginning(run, tmp_path
     expected = (mu_law_decode(_levels(first[:10])) * 32767).round().to(torch.int16).numpy()
     assert (sounds[:10] == expected).all()
     assert (sounds[steps : steps + pause] == 0).all()
-    with pytest.raises(ValueError, match="temperature"):
-        task.draw(tmp_path, 1, 1, False, 0.5)
+    with pytest.raises(ValueError, match="kind wave has no temperature; it takes rows, columns"):
+        KINDS["wave"].drawing_settings({"temperature": 0.5})
 
 
 def test_command_line(recordings, tmp_path, capsys):

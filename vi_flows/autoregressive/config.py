@@ -16,7 +16,7 @@ from vi_flows.autoregressive.made import MADE
 from vi_flows.autoregressive.outputs import Bernoulli, Categorical, LogisticMixture, Output
 from vi_flows.autoregressive.pixel_cnn import PixelCNN
 from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, PixelRNN, RowPixelRNN
-from vi_flows.settings import Bounds, NonNegative, Positive, check_settings
+from vi_flows.settings import Bounds, NonNegative, Positive, check_settings, settings_from
 
 __all__ = [
     "OUTPUTS", "PIXEL_MODELS", "Diagonal", "Gated", "Made", "PixelConfig", "PixelModel", "Residual", "Row",
@@ -257,12 +257,7 @@ def pixel_config(
     """
     if model not in PIXEL_MODELS:
         raise ValueError(f"unknown model {model!r}; choose one of {', '.join(PIXEL_MODELS)}")
-    kind = PIXEL_MODELS[model]
-    own = [item.name for item in dataclasses.fields(kind)]
-    foreign = sorted(set(settings) - set(own))
-    if foreign:
-        raise ValueError(f"{model} has no {', '.join(foreign)}; it takes {', '.join(own)}")
-    return PixelConfig(kind(**settings), output)
+    return PixelConfig(settings_from(PIXEL_MODELS[model], settings, model), output)
 
 
 def build_pixel_model(

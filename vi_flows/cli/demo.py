@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vi_flows.cli.runs import Sample, draw_pictures
+from vi_flows.cli.runs import draw_samples
 from vi_flows.flows import ConvFlow
 from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
-from vi_flows.training.tasks.vae import VAETrainConfig
+from vi_flows.training.tasks.base import BinaryDrawingSettings
+from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETrainConfig
 from vi_flows.vae import VAEConfig
 
 __all__ = ["Demo"]
@@ -61,7 +62,7 @@ class Demo:
             trainer = Trainer(run, progress=not self.quiet)
             trainer.start()
             state = trainer.fit()
-            record, _ = evaluate_run(run, self.num_samples, progress=not self.quiet)
+            record, _ = evaluate_run(run, VAEEvaluationSettings(num_samples=self.num_samples), progress=not self.quiet)
             figures = record.figures
             low, high = figures["interval"]
             print(
@@ -69,7 +70,7 @@ class Demo:
                 f"  {figures['median_k_hat']:5.2f}  {state['seconds']:7.1f}",
                 flush=True,
             )
-            draw_pictures(Sample(run.folder, rows=8, columns=16))
+            draw_samples(run, run.folder, BinaryDrawingSettings(rows=8, columns=16))
         print(
             f"nats an image; {figures['num_rows']} test images of 8x8 pixels, binarised once; "
             f"{self.num_samples} samples.\nThe intervals are over images, which all models share: "

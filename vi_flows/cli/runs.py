@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Union
 
 import torch
 import tyro
@@ -18,6 +17,7 @@ from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run, RunUnusableError
+from vi_flows.training.tasks.base import DrawingSettings
 from vi_flows.vae import AISSettings
 from vi_flows.vae.annealing import StartName
 
@@ -116,7 +116,7 @@ class Evaluate:
     pretrained: str | None = None
     """Evaluate one of the trained runs in the source repository's experiments/pretrained instead."""
     num_samples: Positive | None = None
-    """Importance samples an image, default 5000; draws of the noise for an image flow, default 8."""
+    """Importance samples an image of a VAE, default 5000; draws of the noise of an image flow, default 8."""
     split: Literal["test", "valid"] = "test"
     """Images to score; `valid` while choosing settings."""
     weights: Literal["auto", "best", "last"] = "auto"
@@ -163,12 +163,8 @@ class Evaluate:
         run = Run.open(self._run_folder(), self.data_root)
         record, path = evaluate_run(
             run,
-            self.num_samples,
-            split=self.split,
+            KINDS[run.config.kind].evaluation_settings(self.given()),
             weights=self.weights,
-            limit=self.limit,
-            seed=self.seed,
-            ais=self.annealing(),
             device=self.device,
             record=Path("runs/pretrained") if self.pretrained and self.record is None else self.record,
             overwrite=self.overwrite,
@@ -188,6 +184,21 @@ class Evaluate:
         if self.pretrained is not None and self.folder is None:
             return pretrained_run(self.pretrained)
         raise ValueError("evaluate takes the folder of a run, or --pretrained NAME")
+
+    def given(self) -> dict[str, Any]:
+        """Settings of the evaluation, without those that a kind's own class decides about or does not have.
+
+        Raises:
+            ValueError: see :meth:`annealing`.
+        """
+        annealing = self.annealing()
+        return {
+            "split": self.split,
+            "limit": self.limit,
+            "seed": self.seed,
+            **({} if self.num_samples is None else {"num_samples": self.num_samples}),
+            **({} if annealing is None else {"ais": annealing}),
+        }
 
     def annealing(self) -> AISSettings | None:
         """Settings of the annealing, or ``None`` where it is not asked for.
@@ -254,25 +265,36 @@ class Sample:
 
     def run(self) -> int:
         """Write the pictures and print where they are; exit code 0."""
-        for path in draw_pictures(self):
+        check_settings(self)
+        run = Run.open(self.folder, self.data_root)
+        settings = KINDS[run.config.kind].drawing_settings(self.given())
+        folder = self.folder if self.out is None else self.out
+        for path in draw_samples(run, folder, settings, self.weights, self.seed):
             print(path)
         return 0
 
+    def given(self) -> dict[str, Any]:
+        """Settings of the drawing; those of single kinds where they are not at rest."""
+        return {
+            "rows": self.rows,
+            "columns": self.columns,
+            **({} if self.temperature == 1.0 else {"temperature": self.temperature}),
+            **({"binary": True} if self.binary else {}),
+        }
 
-def draw_pictures(options: Sample) -> list[Path]:
+
+def draw_samples(run: Run, folder: Path, settings: DrawingSettings, weights: str = "auto", seed: int = 0) -> list[Path]:
     """The pictures or sounds of ``vi-flows sample``; returns their paths.
 
-    Raises:
-        ValueError: the grid has no cell.
+    Args:
+        run: a trained run.
+        folder: where to.
+        settings: of the run's kind.
+        weights: see :meth:`~vi_flows.training.Run.load_weights`.
+        seed: of the draws.
     """
-    check_settings(options)
-    if not 0 < options.temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {options.temperature}")
-    run = Run.open(options.folder, options.data_root)
     task = run.build_task()
-    run.load_weights(task, options.weights)
-    folder = options.folder if options.out is None else options.out
+    run.load_weights(task, weights)
     with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        draw = KINDS[run.config.kind].draw
-        return draw(task, folder, options.rows, options.columns, options.binary, options.temperature)
+        torch.manual_seed(seed)
+        return KINDS[run.config.kind].draw(task, folder, settings)

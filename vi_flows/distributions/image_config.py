@@ -15,7 +15,7 @@ from vi_flows.distributions.image import ImageDensity
 from vi_flows.flows.image import IMAGE_FLOWS, IMAGE_PRESETS
 from vi_flows.flows.image_base import ImageFlow
 from vi_flows.flows.image_steps import Glow
-from vi_flows.settings import PositiveFloat, check_settings
+from vi_flows.settings import PositiveFloat, check_known, check_settings
 
 __all__ = ["ImageFlowConfig", "build_image_density", "image_config"]
 
@@ -71,12 +71,9 @@ def image_config(flow: str, **settings: Any) -> ImageFlowConfig:
         raise ValueError(f"unknown image flow {flow!r}; choose one of {', '.join(known)}")
     start = IMAGE_PRESETS.get(flow) or IMAGE_FLOWS[flow]()
     of_density = {item.name for item in dataclasses.fields(ImageFlowConfig)} - {"flow"}
-    of_flow = {item.name for item in dataclasses.fields(start)}
-    foreign = sorted(set(settings) - of_density - of_flow)
-    if foreign:
-        raise ValueError(f"{start.name} has no {', '.join(foreign)}; it takes {', '.join(sorted(of_flow))}")
-    own = {name: value for name, value in settings.items() if name in of_flow}
     rest = {name: value for name, value in settings.items() if name in of_density}
+    own = {name: value for name, value in settings.items() if name not in of_density}
+    check_known(own, sorted(item.name for item in dataclasses.fields(start)), start.name)
     return ImageFlowConfig(dataclasses.replace(start, **own), **rest)
 
 

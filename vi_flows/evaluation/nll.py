@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vi_flows.evaluation.psis import effective_sample_size, psis
 from vi_flows.objectives.bounds import ELBO
 
-__all__ = ["NLLResult", "bootstrap_interval", "estimate_nll", "pyro_log_weights"]
+__all__ = ["NLLResult", "bootstrap_interval", "estimate_nll", "half_width", "pyro_log_weights"]
 
 LogWeights = Callable[[Tensor, int], Tensor]
 """``log_weights(rows (B, D), P) -> (P, B)``: independent draws of ``log p(x, z) − log q(z|x)``."""
@@ -94,6 +94,15 @@ def bootstrap_interval(
     counts = generator.multinomial(data.size, np.full(data.size, 1 / data.size), size=resamples)
     low, high = np.quantile(counts @ data / data.size, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def half_width(values: Tensor) -> float:
+    """Half of the normal 95 % interval of a mean over rows, ``1.96 s / √n``; NaN for a single row.
+
+    Args:
+        values: one a row.
+    """
+    return 1.96 * (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
 
 
 def pyro_log_weights(model: Callable, guide: Callable) -> LogWeights:

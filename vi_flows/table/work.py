@@ -25,7 +25,7 @@ from vi_flows.training import Run, RunError, TrainingInterrupted
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.stacked import StackedTrainer, is_finished, stacks_of
-from vi_flows.training.tasks.vae import VAETrainConfig
+from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETrainConfig
 from vi_flows.vae import AISSettings
 
 __all__ = ["DONE", "FAILED", "HELD", "Machine", "open_run", "run_in_process", "work"]
@@ -143,10 +143,8 @@ def _train(runs: list[Run]) -> None:
 
 def _evaluate(job: Job, run: Run, path: Path, machine: Machine) -> Record:
     ais = AISSettings(images=machine.ais_images) if machine.ais_images else None
-    record, _ = evaluate_run(
-        run, machine.num_samples, split=job.row.split, ais=ais, record=path, progress=False,
-        paper_row=job.row.paper_row,
-    )  # fmt: skip
+    settings = VAEEvaluationSettings(split=job.row.split, num_samples=machine.num_samples, ais=ais)
+    record, _ = evaluate_run(run, settings, record=path, progress=False, paper_row=job.row.paper_row)
     return record
 
 

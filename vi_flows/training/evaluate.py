@@ -8,21 +8,18 @@ from typing import Literal
 
 from vi_flows.records import Clock, Record, provenance
 from vi_flows.training.config import check_device, config_to_dict
+from vi_flows.training.kinds import KINDS
 from vi_flows.training.run import Run, RunError
-from vi_flows.vae import AISSettings
+from vi_flows.training.tasks.base import EvaluationSettings
 
 __all__ = ["evaluate_run"]
 
 
 def evaluate_run(
     run: Run,
-    num_samples: int | None = None,
+    settings: EvaluationSettings | None = None,
     *,
-    split: Literal["test", "valid"] = "test",
     weights: Literal["auto", "best", "last"] = "auto",
-    limit: int | None = None,
-    seed: int = 0,
-    ais: AISSettings | None = None,
     device: str | None = None,
     record: Path | None = None,
     overwrite: bool = False,
@@ -33,12 +30,8 @@ def evaluate_run(
 
     Args:
         run: a trained run.
-        num_samples: importance samples an image (default 5000); for an image flow, draws of the noise (default 8).
-        split: ``test``, or ``valid`` while choosing settings.
+        settings: of the evaluation of the run's kind (:data:`~vi_flows.training.kinds.KINDS`); default: the kind's.
         weights: ``auto`` takes the protocol's: chosen by validation (clean) or last (paper).
-        limit: only the first so many images; the record says so.
-        seed: of the importance samples.
-        ais: settings of annealed importance sampling, beside the importance samples of a VAE; ``None`` for none.
         device: where to evaluate; default: where the run was trained.
         record: file to write, or a folder for a file named by the run's key; default: the run's ``results`` folder.
         overwrite: replace an existing record.
@@ -52,12 +45,18 @@ def evaluate_run(
         RunUnusableError: there are no such weights.
         RunError: there are no such images.
         RecordExistsError: the record is there already.
-        ValueError: annealed importance sampling is asked of a run that is no VAE.
+        ValueError: the settings are another kind's.
     """
+    kind = KINDS[run.config.kind]
+    settings = kind.evaluation() if settings is None else settings
+    if type(settings) is not kind.evaluation:
+        raise ValueError(
+            f"a run of kind {run.config.kind} is evaluated by {kind.evaluation.__name__}, got {settings!r}"
+        )
     folder = run.folder / "results" if record is None else record
     parts = [run.key]
-    parts += [] if split == "test" else [split]
-    parts += [] if limit is None else [f"first{limit}"]
+    parts += [] if settings.split == "test" else [settings.split]
+    parts += [] if settings.limit is None else [f"first{settings.limit}"]
     path = folder if folder.suffix == ".json" else folder / ("-".join(parts) + ".json")
     device = run.config.device if device is None else device
     check_device(device)
@@ -67,26 +66,23 @@ def evaluate_run(
     task = here.build_task()
     trained = run.load_weights(task, weights)
     splits = run.data.split(run.config.protocol)
-    pixels = {"test": splits.test, "valid": splits.valid}[split]
-    if len(pixels) == 0:
-        raise RunError(f"there are no {split} images under the {run.config.protocol} protocol")
+    rows = {"test": splits.test, "valid": splits.valid}[settings.split]
+    if len(rows) == 0:
+        raise RunError(f"there are no {settings.split} images under the {run.config.protocol} protocol")
     clock = Clock()
-    found = task.evaluate(pixels, limit, num_samples, seed, progress, ais)
-    settings = {
+    found = task.evaluate(rows, settings, progress)
+    recorded = {
         **config_to_dict(run.config),
         "data_root": None,
         "start_from": None,
-        "evaluation": {
-            "num_samples": num_samples, "split": split, "weights": trained["weights"], "limit": limit, "seed": seed,
-            "ais": None if ais is None else asdict(ais),
-        },
-    }  # fmt: skip
+        "evaluation": {**asdict(settings), "weights": trained["weights"]},
+    }
     made = Record(
         kind=run.config.kind,
         key=run.key,
         label=run.config.label,
         paper_row=paper_row,
-        settings=settings,
+        settings=recorded,
         figures={**found.figures, "epoch_of_weights": trained["epoch"], "steps": trained["steps"]},
         scores={name: values.numpy() for name, values in found.scores.items()},
         provenance=provenance(

@@ -22,7 +22,7 @@ from vi_flows.records import git_revision, row_key, write_atomic
 from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors
 from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict
 from vi_flows.training.kinds import KINDS
-from vi_flows.training.tasks.vae import Task
+from vi_flows.training.tasks.base import Task
 
 __all__ = ["Run", "RunError", "RunUnusableError", "describe_start"]
 

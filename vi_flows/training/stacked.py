@@ -17,7 +17,7 @@ from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
 from vi_flows.training.stacked_layers import MemberStreams, stack_modules
-from vi_flows.training.tasks.vae import StackableTask
+from vi_flows.training.tasks.base import StackableTask
 
 __all__ = ["StackedTrainer", "is_finished", "stacks_of"]
 

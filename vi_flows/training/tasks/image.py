@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from vi_flows.data import ImageData
 from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density
-from vi_flows.settings import Positive
+from vi_flows.evaluation.nll import half_width
+from vi_flows.settings import Positive, PositiveFloat
 from vi_flows.training.config import TrainConfig
-from vi_flows.training.tasks.vae import Evaluation, StepResult
-from vi_flows.vae import AISSettings
+from vi_flows.training.tasks.base import DrawingSettings, Evaluation, EvaluationSettings, StepResult
 
-__all__ = ["ImageFlowTask", "ImageTrainConfig"]
+__all__ = ["ImageDrawingSettings", "ImageEvaluationSettings", "ImageFlowTask", "ImageTrainConfig"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,22 @@ class ImageTrainConfig(TrainConfig):
     def model_settings(self) -> ImageFlowConfig:
         """The flow's."""
         return self.image
+
+
+@dataclass(frozen=True)
+class ImageEvaluationSettings(EvaluationSettings):
+    """How an image flow is judged."""
+
+    num_samples: Positive = 8
+    """Draws of the noise an image."""
+
+
+@dataclass(frozen=True)
+class ImageDrawingSettings(DrawingSettings):
+    """What is drawn from an image flow."""
+
+    temperature: PositiveFloat = 1.0
+    """Scale of the base distribution; 1 is the model."""
 
 
 class ImageFlowTask:
@@ -83,53 +99,37 @@ class ImageFlowTask:
         return total / len(pixels)
 
     @torch.no_grad()
-    def evaluate(
-        self,
-        pixels: Tensor,
-        limit: int | None,
-        num_samples: int | None,
-        seed: int,
-        progress: bool,
-        ais: AISSettings | None = None,
-    ) -> Evaluation:
+    def evaluate(self, rows: Tensor, settings: ImageEvaluationSettings, progress: bool) -> Evaluation:
         """Bits/dim over several draws of the noise an image, averaged: an upper bound in expectation.
 
         Args:
-            pixels: a split, ``(N, C·H·W)``.
-            limit: score only the first so many images.
-            num_samples: draws an image, 8 by default.
-            seed: of the noise.
+            rows: a split, ``(N, C·H·W)``.
+            settings: how.
             progress: show a bar.
-            ais: must be ``None``.
-
-        Raises:
-            ValueError: annealed importance sampling is asked for.
 
         Returns:
             ``bits_per_dim`` with its 95 % ``interval`` over images, ``nll`` in nats, what they were made of, and the
             share of images that come back from their latents unchanged; the scores are ``bits_per_dim``.
         """
-        if ais is not None:
-            raise ValueError("annealed importance sampling is for VAEs: an image flow has no latents to anneal")
-        num_draws = num_samples or 8
+        pixels = rows[: settings.limit]
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            parts = pixels[:limit].split(self.config.batch_size)
+            torch.manual_seed(settings.seed)
+            parts = pixels.split(self.config.batch_size)
             scores = [
-                self.module.bits_per_dim(self.data.images(part).to(self.device), num_draws).double().cpu()
+                self.module.bits_per_dim(self.data.images(part).to(self.device), settings.num_samples).double().cpu()
                 for part in tqdm(parts, unit="batch", disable=not progress)
             ]
         bits = torch.cat(scores)
         mean = bits.mean().item()
-        half = 1.96 * (bits.std() / math.sqrt(len(bits))).item() if len(bits) > 1 else math.nan
+        half = half_width(bits)
         figures = {
             "bits_per_dim": mean,
             "interval": [mean - half, mean + half],
             "nll": mean * math.log(2.0) * self.module.num_dims,
-            "num_draws": num_draws,
+            "num_draws": settings.num_samples,
             "num_rows": len(bits),
-            "round_trip_exact": self._round_trip(pixels[:limit][:100]),
+            "round_trip_exact": self._round_trip(pixels[:100]),
             "num_dims": self.module.num_dims,
             "parameters": sum(p.numel() for p in self.module.parameters()),
         }
@@ -151,25 +151,18 @@ class ImageFlowTask:
         ]
 
     @torch.no_grad()
-    def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
+    def pictures(self, settings: ImageDrawingSettings) -> dict[str, Tensor]:
         """Samples, training images, and a row of interpolations between each two test images.
 
         Args:
-            rows: rows of the grids.
-            columns: columns of the grids.
-            binary: must be false.
-            temperature: of the samples.
-
-        Raises:
-            ValueError: binary pixels were asked for.
+            settings: size of the grids, and temperature of the samples.
         """
-        if binary:
-            raise ValueError("an image flow has grey values; --binary is for VAEs")
+        rows, columns = settings.rows, settings.columns
         count = rows * columns
         chosen = torch.randperm(len(self.train_rows))[:count]
         ends = self.data.images(self.splits.test)[: 2 * rows].to(self.device)
         grids = {
-            "samples": self.module.sample(count, temperature),
+            "samples": self.module.sample(count, settings.temperature),
             "data": self.data.images(self.train_rows[chosen]),
         }
         if columns > 1 and len(ends) > 1:

@@ -1,10 +1,10 @@
-"""What is trained: a task turns rows of data into a loss, and says how good the present weights are."""
+"""The training task of VAEs: bounds in nats, and likelihoods by importance sampling and annealing."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 import tyro
@@ -14,83 +14,20 @@ from vi_flows.data import ImageData, draw_binary
 from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.settings import NonNegativeFloat, Positive
 from vi_flows.training.config import TrainConfig
+from vi_flows.training.tasks.base import BinaryDrawingSettings, Evaluation, EvaluationSettings, StepResult
 from vi_flows.vae import VAE, AISSettings, VAEConfig, build_vae, evaluate_vae
 
-__all__ = ["Evaluation", "StepResult", "Task", "VAETask", "VAETrainConfig"]
+__all__ = ["VAEEvaluationSettings", "VAETask", "VAETrainConfig"]
 
 
-class StepResult(NamedTuple):
-    """A training step's loss (a scalar with a graph) and the unweighted bound (a scalar), both a row."""
+@dataclass(frozen=True)
+class VAEEvaluationSettings(EvaluationSettings):
+    """How a VAE is judged: by importance sampling, and by annealing too."""
 
-    loss: Tensor
-    bound: Tensor
-
-
-class Evaluation(NamedTuple):
-    """What an evaluation found: the figures of its record, JSON-ready, and the scores they are the means of.
-
-    ``scores`` holds one float32 vector a figure, an image an entry, in the order of the split; a vector that is shorter
-    than the others is of the first so many images.
-    """
-
-    figures: dict[str, Any]
-    scores: dict[str, Tensor]
-
-
-class Task(Protocol):
-    """A module and its data. Rows travel as bytes; the task turns them into what the module sees."""
-
-    train_rows: Tensor
-    unit: str
-    device: torch.device
-
-    @property
-    def module(self) -> nn.Module:
-        """What is trained, saved and loaded."""
-
-    def initialize(self) -> None:
-        """Data-dependent initialization, once, before the first step."""
-
-    def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
-        """Loss of a minibatch of ``train_rows``, from ``num_particles`` draws a row where the task draws."""
-
-    def validate(self) -> float | None:
-        """The mean validation loss, lower is better, or ``None`` where the protocol has no validation rows."""
-
-    def evaluate(
-        self,
-        pixels: Tensor,
-        limit: int | None,
-        num_samples: int | None,
-        seed: int,
-        progress: bool,
-        ais: AISSettings | None = None,
-    ) -> Evaluation:
-        """The figures of a record and their scores for the first ``limit`` rows of a split's ``pixels``.
-
-        Raises:
-            ValueError: annealed importance sampling is asked of what has no latents to anneal.
-        """
-
-    def report(self, record: dict[str, Any]) -> list[str]:
-        """The record's figures for people, a line each."""
-
-
-class StackableTask(Task, Protocol):
-    """A task whose module can be that of several models at once; a configuration says so by ``stackable``."""
-
-    def with_module(self, module: nn.Module) -> StackableTask:
-        """The same task on the same data with another module."""
-
-    def row_bounds(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Weighted and unweighted bounds of every row, without their mean."""
-
-
-class PictureTask(Task, Protocol):
-    """A task on images, which can be shown."""
-
-    def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
-        """Grids to draw by name, each ``(N, C, H, W)`` in [0, 1] with ``columns`` images a row."""
+    num_samples: Positive = 5000
+    """Importance samples an image."""
+    ais: AISSettings | None = None
+    """Annealed importance sampling beside them; ``None`` for none."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +165,7 @@ class VAETask:
             self.module.model.set_output_bias(self.data.means(self.train_rows).mean(0).to(self.device))
 
     def with_module(self, module: nn.Module) -> VAETask:
-        """See :class:`StackableTask`.
+        """See :class:`~vi_flows.training.tasks.base.StackableTask`.
 
         Args:
             module: of several VAEs, stacked.
@@ -268,27 +205,18 @@ class VAETask:
             total -= self.objective.bound(terms, 1.0).double().sum().item()
         return total / len(self.valid_rows)
 
-    def evaluate(
-        self,
-        pixels: Tensor,
-        limit: int | None,
-        num_samples: int | None,
-        seed: int,
-        progress: bool,
-        ais: AISSettings | None = None,
-    ) -> Evaluation:
+    def evaluate(self, rows: Tensor, settings: VAEEvaluationSettings, progress: bool) -> Evaluation:
         """The NLL in nats by importance sampling, and by annealing too; see :func:`~vi_flows.vae.evaluate_vae`.
 
         Args:
-            pixels: a whole split, ``(N, D)``: the one binary draw of a dynamic set is that of the split.
-            limit: score only the first so many images.
-            num_samples: importance samples an image, 5000 by default.
-            seed: of the samples.
+            rows: a whole split, ``(N, D)``: the one binary draw of a dynamic set is that of the split.
+            settings: how.
             progress: show a bar.
-            ais: settings of the annealing; ``None`` for none.
         """
-        rows = self.data.binarized(pixels)[:limit].to(self.device)
-        found = evaluate_vae(self.module, rows, num_samples or 5000, ais=ais, seed=seed, progress=progress)
+        x = self.data.binarized(rows)[: settings.limit].to(self.device)
+        found = evaluate_vae(
+            self.module, x, settings.num_samples, ais=settings.ais, seed=settings.seed, progress=progress
+        )
         return Evaluation(found.summary(), found.scores())
 
     def report(self, record: dict[str, Any]) -> list[str]:
@@ -303,28 +231,20 @@ class VAETask:
         return lines + _annealing_lines(record["ais"]) if "ais" in record else lines
 
     @torch.no_grad()
-    def pictures(self, rows: int, columns: int, binary: bool, temperature: float) -> dict[str, Tensor]:
+    def pictures(self, settings: BinaryDrawingSettings) -> dict[str, Tensor]:
         """Samples, training images, and test images beside their reconstructions.
 
         Args:
-            rows: rows of the grids.
-            columns: columns of the grids.
-            binary: draw pixels instead of showing their means.
-            temperature: must be 1.
-
-        Raises:
-            ValueError: another temperature.
+            settings: size of the grids, and whether pixels are drawn.
         """
-        if temperature != 1:
-            raise ValueError("temperature is for image flows; a VAE is sampled as it is")
-        count = rows * columns
+        count = settings.rows * settings.columns
         samples = self.module.sample(count).cpu()
         chosen = self.train_rows[torch.randperm(len(self.train_rows))[:count]]
         test = self.data.binarized(self.test_rows)[: max(count // 2, 1)]
         pairs = torch.stack([test, self.module.reconstruct(test.to(self.device)).cpu()], 1).flatten(0, 1)
         grids = {
-            "samples": torch.bernoulli(samples) if binary else samples,
-            "data": self.data.binarized(chosen) if binary else self.data.means(chosen),
+            "samples": torch.bernoulli(samples) if settings.binary else samples,
+            "data": self.data.binarized(chosen) if settings.binary else self.data.means(chosen),
             "reconstructions": pairs,
         }
         return {name: images.reshape(-1, *self.data.shape) for name, images in grids.items()}

@@ -12,21 +12,20 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from tqdm import tqdm
 
 from vi_flows.autoregressive import WaveNet, mu_law_decode, mu_law_encode
 from vi_flows.autoregressive.config import OUTPUTS
 from vi_flows.data.speech import NUM_DIGITS, SpeechData, load_speech
 from vi_flows.evaluation.ngram import NGram
+from vi_flows.evaluation.nll import half_width
 from vi_flows.settings import Positive, PositiveFloat, check_settings
 from vi_flows.training.config import TrainConfig
-from vi_flows.training.tasks.vae import Evaluation, StepResult
-from vi_flows.vae import AISSettings
+from vi_flows.training.tasks.base import DrawingSettings, Evaluation, EvaluationSettings, StepResult
+from vi_flows.training.tasks.exact import ExactTask
 
 __all__ = ["WaveConfig", "WaveTask", "WaveTrainConfig"]
 
 NUM_LEVELS = 256
-ROWS_SCORED = 10  # recordings at once, without gradients
 PAUSE_SECONDS = 0.25
 
 
@@ -95,7 +94,7 @@ class WaveTrainConfig(TrainConfig):
         return load_speech(self.dataset, self.data_root)
 
 
-class WaveTask:
+class WaveTask(ExactTask):
     """A WaveNet on μ-law levels of whole recordings, every sample scored, from silence before the first.
 
     Args:
@@ -104,10 +103,11 @@ class WaveTask:
     """
 
     unit = "bits/sample"
+    rows_scored = 10
 
     def __init__(self, config: WaveTrainConfig, data: SpeechData) -> None:
+        super().__init__(torch.device(config.device), config.precision == "bf16")
         self.config, self.data = config, data
-        self.device = torch.device(config.device)
         self.splits = data.split(config.protocol)
         self.train_rows = _in_levels(self.splits.train).to(self.device)
         self.valid_rows = _in_levels(self.splits.valid)
@@ -124,93 +124,63 @@ class WaveTask:
             context_dim,
         ).to(self.device)
 
-    @property
-    def low_precision(self) -> bool:
-        """Whether training steps and validations take their products in bfloat16."""
-        return self.config.precision == "bf16"
-
-    def initialize(self) -> None:
-        """Nothing: no part of the initial weights depends on the data."""
-
     def _context(self, digits: Tensor) -> Tensor:
         if not self.config.wave.digit:
-            return torch.zeros(len(digits), 0, device=self.device)
+            return self.no_context(len(digits))
         return torch.nn.functional.one_hot(digits.long(), NUM_DIGITS).float().to(self.device)
 
-    def log_probs(self, rows: Tensor, low_precision: bool) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of recordings in nats and their numbers of samples, ``(N,)`` each.
+    def log_probs(self, rows: Tensor) -> Tensor:
+        """See :meth:`ExactTask.log_probs`; of the samples within each recording's length.
 
         Args:
             rows: as of :class:`~vi_flows.data.speech.SpeechData`, but with levels for samples.
-            low_precision: whether products may be taken in bfloat16.
         """
         rows = rows.to(self.device)
         lengths = rows[:, -2].long()
         # Elsewhere than on the CPU, asking for the longest would make the host wait.
         steps = int(lengths.max()) if self.device.type == "cpu" else self.data.max_steps
         x = rows[:, :steps].float()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low_precision):
-            params = self.module.params(x, self._context(rows[:, -1]))
+        params = self.module.params(x, self._context(rows[:, -1]))
         inside = torch.arange(steps, device=self.device) < lengths[:, None]
-        return (self.module.output.log_prob(params.float(), x) * inside).sum(1), lengths
+        return (self.module.output.log_prob(params.float(), x) * inside).sum(1)
 
     def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
         """Mean bits a sample of a minibatch; there is no KL term to weight and no particle."""
-        log_probs, lengths = self.log_probs(rows, self.low_precision)
-        loss = -log_probs.sum() / (lengths.sum() * math.log(2.0))
+        rows = rows.to(self.device)
+        with self.precision():
+            log_probs = self.log_probs(rows)
+        loss = -log_probs.sum() / (rows[:, -2].long().sum() * math.log(2.0))
         return StepResult(loss, -loss.detach())
-
-    def _scores(self, rows: Tensor, low_precision: bool, progress: bool = False) -> tuple[Tensor, Tensor]:
-        parts = tqdm(rows.split(ROWS_SCORED), unit="batch", disable=not progress)
-        scores = [self.log_probs(part, low_precision) for part in parts]
-        return torch.cat([s.double().cpu() for s, _ in scores]), torch.cat([n.double().cpu() for _, n in scores])
 
     @torch.no_grad()
     def validate(self) -> float | None:
         """Bits a sample over the validation recordings."""
         if not len(self.splits.valid):
             return None
-        log_probs, lengths = self._scores(self.valid_rows, self.low_precision)
-        return (-log_probs.sum() / lengths.sum() / math.log(2.0)).item()
+        with self.precision():
+            log_probs = self.scores(self.valid_rows)
+        return (-log_probs.sum() / self.valid_rows[:, -2].sum() / math.log(2.0)).item()
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        pixels: Tensor,
-        limit: int | None,
-        num_samples: int | None,
-        seed: int,
-        progress: bool,
-        ais: AISSettings | None = None,
-    ) -> Evaluation:
+    def evaluate(self, rows: Tensor, settings: EvaluationSettings, progress: bool) -> Evaluation:
         """Exact bits a sample, beside those of a trigram model that was counted on the training recordings.
 
         Args:
-            pixels: recordings of a split.
-            limit: score only the first so many recordings.
-            num_samples: must be ``None``.
-            seed: unused: nothing is drawn.
+            rows: recordings of a split.
+            settings: which rows; nothing is drawn by the seed.
             progress: show a bar.
-            ais: must be ``None``.
 
         Returns:
             ``bits_per_sample`` with its 95 % ``interval`` (the linearised ratio over recordings), the trigram model's
             and that of always saying the uniform distribution; the scores are ``bits_per_sample`` of each recording.
-
-        Raises:
-            ValueError: samples are asked for, or annealed importance sampling.
         """
-        if num_samples is not None or ais is not None:
-            raise ValueError("a WaveNet has an exact likelihood: leave --num-samples and --ais out")
-        rows = _in_levels(pixels[:limit])
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-            log_probs, lengths = self._scores(rows, False, progress)
+        recordings = _in_levels(rows[: settings.limit])
+        log_probs, lengths = self.exact_scores(recordings, progress), recordings[:, -2].double()
         bits = -log_probs / math.log(2.0)
         mean = (bits.sum() / lengths.sum()).item()
         residual = (bits - mean * lengths) / lengths.mean()
-        half = 1.96 * (residual.std() / math.sqrt(len(bits))).item() if len(bits) > 1 else math.nan
+        half = half_width(residual)
         baseline = NGram(3, NUM_LEVELS, [_levels(row) for row in _in_levels(self.splits.train)])
-        counted = sum(baseline.log_probs(_levels(row)).sum() for row in rows) / -math.log(2.0)
+        counted = sum(baseline.log_probs(_levels(row)).sum() for row in recordings) / -math.log(2.0)
         figures = {
             "bits_per_sample": mean,
             "interval": [mean - half, mean + half],
@@ -234,24 +204,17 @@ class WaveTask:
         ]
 
     @torch.no_grad()
-    def draw(self, folder: Path, rows: int, columns: int, binary: bool, temperature: float) -> list[Path]:
+    def draw(self, folder: Path, settings: DrawingSettings) -> list[Path]:
         """Write WAV files: ``rows × columns`` samples, digit after digit, as many recordings, and continuations.
 
         A continuation keeps the first quarter of the length from a test recording.
 
         Args:
             folder: where to.
-            rows: times columns: how many.
-            columns: see ``rows``.
-            binary: must be false.
-            temperature: must be 1.
-
-        Raises:
-            ValueError: binary pixels or another temperature.
+            settings: how many.
         """
-        if binary or temperature != 1:
-            raise ValueError("a WaveNet is sampled as it is: --binary and --temperature are for images")
-        count, steps = rows * columns, max(4, round(self.config.sample_seconds * self.data.rate))
+        count = settings.rows * settings.columns
+        steps = max(4, round(self.config.sample_seconds * self.data.rate))
         digits = torch.arange(count) % NUM_DIGITS
         model = self.module.with_length(steps)
         samples = model.generate(self._context(digits), progress=sys.stderr.isatty())

@@ -1,0 +1,124 @@
+"""What is trained: a task turns rows of data into a loss, and says how good the present weights are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vi_flows.settings import NonNegative, Positive, check_settings
+
+__all__ = [
+    "BinaryDrawingSettings", "DrawingSettings", "Evaluation", "EvaluationSettings", "PictureTask", "StackableTask",
+    "StepResult", "Task",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How trained weights are judged: what every kind of run is told; a kind that draws has a class of its own."""
+
+    split: Literal["test", "valid"] = "test"
+    """Rows to score; `valid` while choosing settings."""
+    limit: Positive | None = None
+    """Score only the first so many rows; the record says so."""
+    seed: NonNegative = 0
+    """Of all draws."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class DrawingSettings:
+    """What is drawn from trained weights: what every kind of run is told."""
+
+    rows: Positive = 10
+    """Rows of the grid."""
+    columns: Positive = 10
+    """Columns of the grid."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class BinaryDrawingSettings(DrawingSettings):
+    """What is drawn from models of binary pixels."""
+
+    binary: bool = False
+    """Draw pixels instead of showing their means."""
+
+
+class StepResult(NamedTuple):
+    """A training step's loss (a scalar with a graph) and the unweighted bound (a scalar), both a row."""
+
+    loss: Tensor
+    bound: Tensor
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found: the figures of its record, JSON-ready, and the scores they are the means of.
+
+    ``scores`` holds one float32 vector a figure, an image an entry, in the order of the split; a vector that is shorter
+    than the others is of the first so many images.
+    """
+
+    figures: dict[str, Any]
+    scores: dict[str, Tensor]
+
+
+E = TypeVar("E", bound=EvaluationSettings, contravariant=True)
+D = TypeVar("D", bound=DrawingSettings, contravariant=True)
+
+
+class Task(Protocol[E]):
+    """A module and its data. Rows travel as bytes; the task turns them into what the module sees."""
+
+    train_rows: Tensor
+    unit: str
+    device: torch.device
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained, saved and loaded."""
+
+    def initialize(self) -> None:
+        """Data-dependent initialization, once, before the first step."""
+
+    def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
+        """Loss of a minibatch of ``train_rows``, from ``num_particles`` draws a row where the task draws."""
+
+    def validate(self) -> float | None:
+        """The mean validation loss, lower is better, or ``None`` where the protocol has no validation rows."""
+
+    def evaluate(self, rows: Tensor, settings: E, progress: bool) -> Evaluation:
+        """The figures of a record and their scores.
+
+        Args:
+            rows: a whole split: the one binary draw of a dynamic set is that of the split.
+            settings: of the kind's class in :data:`~vi_flows.training.kinds.KINDS`; which rows count says ``limit``.
+            progress: show a bar.
+        """
+
+    def report(self, record: dict[str, Any]) -> list[str]:
+        """The record's figures for people, a line each."""
+
+
+class StackableTask(Task[E], Protocol):
+    """A task whose module can be that of several models at once; a configuration says so by ``stackable``."""
+
+    def with_module(self, module: nn.Module) -> StackableTask[E]:
+        """The same task on the same data with another module."""
+
+    def row_bounds(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Weighted and unweighted bounds of every row, without their mean."""
+
+
+class PictureTask(Protocol[D]):
+    """A task on images, which can be shown."""
+
+    def pictures(self, settings: D) -> dict[str, Tensor]:
+        """Grids to draw by name, each ``(N, C, H, W)`` in [0, 1] with ``settings.columns`` images a row."""
