@@ -62,6 +62,9 @@ class Compare:
         except FileNotFoundError as error:
             raise SystemExit(str(error)) from error
         row = one(name, method, self.settings)
+        # Another process may have written a row meanwhile.
+        rows = Record.read(path).figures["rows"] if path.exists() else []
+        others = [other for other in rows if other["method"] != method]
         rows = sorted([*others, row], key=lambda r: list(METHODS).index(r["method"]))
         settings = {"posterior": name}
         Record(
