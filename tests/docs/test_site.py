@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,7 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT
+from tests.docs.pages import PAGES, ROOT, command_lines
+from vi_flows.cli.main import COMMANDS
+from vi_flows.flows import FLOWS
 
 DOCS = PAGES.parent
 
@@ -46,10 +49,20 @@ def test_every_table_is_shown():
 def test_api_pages_name_what_is_public():
     hooks = load("hooks")
     assert {"AutoConvFlow", "fit"} <= set(hooks.public_names("guides"))
-    assert "::: vi_flows.guides.fit\n" in hooks.api_page("guides")
+    assert "::: vi_flows.guides.fit.fit\n" in hooks.api_page("guides")
     rooms = {path.parent.name for path in (ROOT / "vi_flows").glob("*/__init__.py")}
     without_api = {"bench", "cli", "fit2d", "kernels", "nn", "table"}  # commands, and what the other rooms are made of
     assert set(hooks.ROOMS) == rooms - without_api
+
+
+def test_every_flow_can_be_chosen():
+    page = (PAGES / "choosing.md").read_text(encoding="utf-8")
+    assert [name for name in FLOWS if f"`{name}`" not in page] == []
+
+
+def test_every_command_is_shown():
+    lines = [line for page in PAGES.glob("*.md") for line in command_lines(page)]
+    assert {shlex.split(line)[1] for line in lines} == set(COMMANDS)
 
 
 def test_docstrings_become_markdown():

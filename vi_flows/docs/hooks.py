@@ -49,7 +49,10 @@ def public_names(room: str) -> list[str]:
 def api_page(room: str) -> str:
     """Markdown that mkdocstrings fills in."""
     parts = [f"# {ROOMS[room]}", f"`vi_flows.{room}`"]
-    parts += [f"::: vi_flows.{room}.{name}" for name in public_names(room)]
+    for name in public_names(room):
+        # `vi_flows.guides.fit` is a function, and to a reader of files the module of that name, which holds it.
+        in_module = (ROOT / "vi_flows" / room / f"{name}.py").exists()
+        parts.append(f"::: vi_flows.{room}.{name}.{name}" if in_module else f"::: vi_flows.{room}.{name}")
     return "\n\n".join(parts) + "\n"
 
 
