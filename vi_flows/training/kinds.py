@@ -31,6 +31,7 @@ from vi_flows.training.tasks.image import (
     ImageTrainConfig,
 )
 from vi_flows.training.tasks.pixel import PixelTask, PixelTrainConfig
+from vi_flows.training.tasks.pixel_vae import PixelVAEEvaluationSettings, PixelVAETask, PixelVAETrainConfig
 from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETask, VAETrainConfig
 from vi_flows.training.tasks.wave import WaveTask, WaveTrainConfig
 
@@ -73,6 +74,7 @@ KINDS: dict[str, Kind] = {
         Kind(VAETrainConfig, VAETask, VAEEvaluationSettings, BinaryDrawingSettings),
         Kind(ImageTrainConfig, ImageFlowTask, ImageEvaluationSettings, ImageDrawingSettings),
         Kind(PixelTrainConfig, PixelTask, drawing=BinaryDrawingSettings),
+        Kind(PixelVAETrainConfig, PixelVAETask, PixelVAEEvaluationSettings, BinaryDrawingSettings),
         Kind(WaveTrainConfig, WaveTask, draw=WaveTask.draw),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -152,12 +153,16 @@ class VAETask:
         self.test_rows = splits.test
         self.dynamic = data.binarization == "dynamic"
         self.valid_rows = data.binarized(splits.valid).to(self.device) if len(splits.valid) else None
-        self.module = build_vae(config.vae, data.num_pixels).to(self.device)
+        self.module = self.build_module().to(self.device)
         self.objective = DIRECT_OBJECTIVES[config.objective]
         if self.objective.path:
             self.module.guide.check_path_gradient()
         if self.objective.gated:
             self.module.check_gated_gradient()
+
+    def build_module(self) -> VAE:
+        """The VAE with fresh weights."""
+        return build_vae(self.config.vae, self.data.num_pixels)
 
     def initialize(self) -> None:
         """Set the decoder's output bias from the mean training image."""
@@ -222,11 +227,13 @@ class VAETask:
     def report(self, record: dict[str, Any]) -> list[str]:
         """NLL, ELBO and the reliability of the importance weights."""
         low, high = record["interval"]
-        untrusted = 100 * record["share_k_hat_above_0.7"]
+        shape, untrusted = record["median_k_hat"], 100 * record["share_k_hat_above_0.7"]
         lines = [
             f"NLL  {record['nll']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}], {record['num_samples']} samples",
             f"ELBO {record['elbo']:.3f} nats; mean ESS {record['mean_ess']:.0f}",
-            f"Pareto k-hat: median {record['median_k_hat']:.2f}, {untrusted:.1f} % of the images above 0.7",
+            f"Pareto k-hat: {record['num_samples']} samples are too few to estimate it"
+            if math.isnan(untrusted)
+            else f"Pareto k-hat: median {shape:.2f}, {untrusted:.1f} % of the images above 0.7",
         ]
         return lines + _annealing_lines(record["ais"]) if "ais" in record else lines
 
