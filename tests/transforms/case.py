@@ -23,6 +23,8 @@ class Case:
         extreme: whether the layer promises to stay bijective for parameters of magnitude 1e3.
         invertible: whether an inverse of points it did not produce exists.
         smooth: whether gradcheck applies (false where the map has kinks that finite differences may straddle).
+        moves: whether ``.to`` moves all its tensors (false where some were computed from a context, or where Pyro keeps
+            bounds outside of its buffers).
     """
 
     make: Callable[[], Bijection]
@@ -33,6 +35,7 @@ class Case:
     extreme: bool = False
     invertible: bool = True
     smooth: bool = True
+    moves: bool = True
 
 
 def randomise(bijection: Bijection, scale: float) -> Bijection:

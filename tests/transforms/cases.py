@@ -71,7 +71,9 @@ def _flow(flow: VectorFlow, amortized: bool = False) -> Case:
         family = randomise(flow.build(4, 3), scale)
         return family.requires_grad_(False).condition(torch.randn(3))  # without a graph: it can be copied
 
-    return Case(conditioned if amortized else lambda: flow.build(4), (4,), scale=scale)
+    if amortized:
+        return Case(conditioned, (4,), scale=scale, moves=False)
+    return Case(lambda: flow.build(4), (4,), scale=scale)
 
 
 def _pyro(make: Callable[[], Transform], num_layers: int = 2, **options: Any) -> Case:
@@ -94,11 +96,13 @@ CASES: dict[str, Case] = {
     "conv_flow_paper_2d": Case(lambda: flows.conv_flow(2, 4), (2,), scale=0.4),
     "conv_flow_paper_50d": Case(lambda: flows.conv_flow(50, 2), (50,), scale=0.1, smooth=False),
     "conv_flow_tanh_stack": Case(lambda: flows.conv_flow(6, 2, 3, (1, 2), "tanh"), (6,), scale=0.4),
-    "conditional_conv_flow": Case(lambda: _conditioned(6, num_blocks=2, kernel_size=3, dilations=(1, 2)), (6,)),
-    "conditional_conv_flow_full": Case(
-        lambda: _conditioned(5, num_blocks=1, rank=None, amortize_weight=True, activation="tanh"), (5,)
+    "conditional_conv_flow": Case(
+        lambda: _conditioned(6, num_blocks=2, kernel_size=3, dilations=(1, 2)), (6,), moves=False
     ),
-    "conditional_chain": Case(_conditional_chain, (4,)),
+    "conditional_conv_flow_full": Case(
+        lambda: _conditioned(5, num_blocks=1, rank=None, amortize_weight=True, activation="tanh"), (5,), moves=False
+    ),
+    "conditional_chain": Case(_conditional_chain, (4,), moves=False),
     "chain": Case(lambda: Chain([ConvFlowLayer(4, 2, 1), Revert(), ConvFlowLayer(4, 3, 1, "tanh")]), (4,)),
     "affine_full": Case(lambda: Affine(torch.zeros(5)), (5,)),
     "affine_low_rank": Case(lambda: Affine(torch.zeros(5), kind="low_rank", rank=2), (5,)),
@@ -121,6 +125,7 @@ CASES: dict[str, Case] = {
         smooth=False,
         round_trip=1e-7,
         round_trip32=math.inf,
+        moves=False,
     ),
     **{f"flow_{name}": _flow(flow) for name, flow in SMALL_FLOWS.items()},
     **{f"flow_{name}_amortized": _flow(flow, amortized=True) for name, flow in SMALL_FLOWS.items()},
