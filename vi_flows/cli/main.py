@@ -21,7 +21,7 @@ from vi_flows.cli.bench import Bench, Info
 from vi_flows.cli.compare import Compare
 from vi_flows.cli.data import DataCheck, DataDownload, DataList
 from vi_flows.cli.demo import Demo
-from vi_flows.cli.runs import Evaluate, Resume, Sample, Train
+from vi_flows.cli.runs import Evaluate, Sample, Train, resumption
 from vi_flows.cli.table import Table
 from vi_flows.data import DataCorruptError, DataNotFoundError
 from vi_flows.fit2d import Fit2D
@@ -62,6 +62,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "info": Info,
 }
 """What runs, by name: dataclasses with a ``run`` method that returns the exit code."""
+
+OTHER_FORMS: dict[str, Callable[[Sequence[str]], type | None]] = {"train": resumption}
+"""By name of a command: what its words turn it into, with options of its own; ``None`` where it stays as it is."""
 
 DESCRIPTION = """Variational inference with normalizing flows: train, evaluate and draw from models; data, benchmarks.
 
@@ -125,9 +128,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _parse(words: list[str]) -> Any:
     """The command that the words describe: an object whose ``run`` does it."""
-    # A run that goes on takes no settings and has no kind to name: its options are not those of a new one.
-    if words[:1] == ["train"] and any(word.partition("=")[0] == "--resume" for word in words):
-        return tyro.cli(Resume, prog="vi-flows train", args=words[1:])
+    name, behind = "".join(words[:1]), words[1:]
+    other = OTHER_FORMS[name](behind) if name in OTHER_FORMS else None
+    if other is not None:
+        return tyro.cli(other, prog=f"vi-flows {name}", args=behind)
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="vi-flows", description=DESCRIPTION, args=words, config=(tyro.conf.OmitSubcommandPrefixes,)
     )

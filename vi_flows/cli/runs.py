@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Union
@@ -21,7 +21,7 @@ from vi_flows.training.tasks.base import DrawingSettings
 from vi_flows.vae import AISSettings
 from vi_flows.vae.annealing import StartName
 
-__all__ = ["Evaluate", "Resume", "Sample", "Train"]
+__all__ = ["Evaluate", "Resume", "Sample", "Train", "resumption"]
 
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN")]
 PRETRAINED = Path(__file__).parents[2] / "experiments" / "pretrained"
@@ -93,6 +93,11 @@ class Resume:
     def run(self) -> int:
         """Train to the end; exit code 0."""
         return _train(Run.open(self.resume, self.data_root), self.tensorboard, self.quiet, Trainer.resume)
+
+
+def resumption(words: Sequence[str]) -> type[Resume] | None:
+    """What ``vi-flows train`` becomes by ``--resume``: a run that goes on takes no settings and has no kind to name."""
+    return Resume if any(word.partition("=")[0] == "--resume" for word in words) else None
 
 
 def _train(run: Run, tensorboard: bool, quiet: bool, begin: Callable[[Trainer], None]) -> int:
