@@ -116,9 +116,11 @@ def test_the_key_is_a_digest_of_the_settings():
 def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     folder = tmp_path / "run"
     assert Run.open_or_create(folder, PLAIN).config == PLAIN
-    assert Run.open_or_create(folder, replace(PLAIN, threads=3)).config.threads is None
-    with pytest.raises(RunError, match="other settings"):
+    assert Run.open_or_create(folder, replace(PLAIN, threads=3)).config == replace(PLAIN, threads=3)
+    with pytest.raises(RunError, match="begun with batch_size=100, not 7"):
         Run.open_or_create(folder, replace(PLAIN, batch_size=7))
+    with pytest.raises(RunError, match=r"begun with vae.batch_norm=False, not True"):
+        Run.open_or_create(folder, replace(PLAIN, vae=replace(PLAIN.vae, batch_norm=True)))
 
 
 def test_the_revision_is_gits_or_the_environments(tmp_path, monkeypatch):

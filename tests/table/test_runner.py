@@ -182,7 +182,7 @@ def test_seeds_in_a_stack_are_the_seeds_alone(place):
 def test_a_folder_with_a_run_of_another_kind_is_refused_in_a_sentence(place):
     (job,) = jobs_of(0)
     Run.create(job.folder(place), ImageTrainConfig())
-    with pytest.raises(RunError, match="of kind 'image', and the row is a VAE"):
+    with pytest.raises(RunError, match="of kind 'image', not 'vae'"):
         work([job], place, FAST)
 
 
@@ -199,7 +199,7 @@ def test_the_list_is_worked_through_once(place, capfd):
     assert "batch_size=7" in outcome.failed[bad.name]
     assert outcome.failed[finish_of(bad).name] == f"it starts from {bad.name}, which failed"
     assert "batch_size=7" in status_of(bad, place).error
-    assert "open_run" in last_note(place.runs, bad.name)["traceback"]
+    assert "open_or_create" in last_note(place.runs, bad.name)["traceback"]
     table = status_table(jobs, place).splitlines()
     assert [line.split()[1] for line in table[1:5]] == ["failed", "waiting", "done", "done"]
     assert table[-1] == "2 done, 1 failed, 1 waiting"

@@ -40,6 +40,14 @@ class ToyConfig(TrainConfig):
     shape: Annotated[Square, "first"] | Circle | None = None
     other: Square = field(default_factory=Square)
 
+    @property
+    def name(self) -> str:
+        return "toy"
+
+    @property
+    def model_settings(self) -> Square:
+        return self.other
+
 
 CONFIGS = {
     "vae": VAETrainConfig(data_root=Path("a/b"), clip_norm=3.0, vae=VAEConfig(hidden_dims=((3, 4),))),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vi_flows.training import ImageTrainConfig, Run, Trainer, VAETrainConfig
-from vi_flows.training.stacked import is_finished, stacks_of
+from vi_flows.training.stacked import stacks_of
 from vi_flows.vae import VAEConfig
 
 CONFIG = VAETrainConfig(vae=VAEConfig(latent_dims=(3,), hidden_dims=((8,),)), epochs=1, batch_size=500, threads=1)
@@ -26,8 +26,8 @@ def test_stacks_hold_runs_that_differ_in_their_seeds_and_are_level(tmp_path):
     for trainer, until in ((Trainer(started, progress=False), 1), (Trainer(done, progress=False), None)):
         trainer.start()
         trainer.fit(until)
-    assert is_finished(done)
-    assert not is_finished(started)
+    assert done.saved_state["finished"]
+    assert not started.saved_state["finished"]
     everything = [a, other, b, images[0], started, c, done, images[1], d]
     assert stacks_of(everything, 3) == [[a, b, c], [d], [other], [images[0]], [started], [images[1]]]
     assert [len(stack) for stack in stacks_of(everything, 1)] == [1] * 8

@@ -10,6 +10,7 @@ from typing import Any
 from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.table.rows import Row, matching_rows
 from vi_flows.training.config import config_to_dict
+from vi_flows.training.run import Run
 from vi_flows.training.tasks.vae import VAETrainConfig
 
 __all__ = ["Job", "Selection", "Workplace"]
@@ -81,6 +82,14 @@ class Job:
     def is_trained(self, workplace: Workplace) -> bool:
         """Whether its weights are there for others to start from; a record may have come without them."""
         return (self.folder(workplace) / "last.safetensors").exists()
+
+    def open(self, workplace: Workplace, device: str, cuda_graph: bool) -> Run:
+        """The run, new or as it was left.
+
+        Raises:
+            RunError: see :meth:`~vi_flows.training.Run.open_or_create`.
+        """
+        return Run.open_or_create(self.folder(workplace), self.config(workplace, device, cuda_graph))
 
     def config(self, workplace: Workplace, device: str = "cpu", cuda_graph: bool = False) -> VAETrainConfig:
         """The run's settings, with one thread on a CPU."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import threading
@@ -21,14 +20,14 @@ from vi_flows.records import Record
 from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.table.claim import Claim, HeldError, is_held
 from vi_flows.table.plan import Job, Workplace
-from vi_flows.training import Run, RunError, TrainingInterrupted
+from vi_flows.training import Run, TrainingInterrupted
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.evaluate import evaluate_run
-from vi_flows.training.stacked import StackedTrainer, is_finished, stacks_of
-from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETrainConfig
+from vi_flows.training.stacked import StackedTrainer, stacks_of
+from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.vae import AISSettings
 
-__all__ = ["DONE", "FAILED", "HELD", "Machine", "open_run", "run_in_process", "work"]
+__all__ = ["DONE", "FAILED", "HELD", "Machine", "run_in_process", "work"]
 
 DONE, FAILED, HELD = 0, 1, 3
 """Exit codes of a job's process; stopped ones have 128 plus the signal's number."""
@@ -59,32 +58,6 @@ class Machine:
         return self.cuda_graph and self.stack == 1 and self.device.startswith("cuda")
 
 
-def open_run(job: Job, workplace: Workplace, machine: Machine) -> Run:
-    """The job's run, new or as it was left.
-
-    Raises:
-        RunError: it is of another kind or was begun with other settings, or on another kind of device, whose draws
-            would go on differently.
-    """
-    folder = job.folder(workplace)
-    planned = job.config(workplace, machine.device, machine.records_steps)
-    if not (folder / "config.json").exists():
-        return Run.create(folder, planned)
-    run = Run.open(folder, workplace.data_root)
-    if not isinstance(run.config, VAETrainConfig):
-        raise RunError(
-            f"{folder} holds a run of kind {run.config.kind!r}, and the row is a VAE: move it out of the way"
-        )
-    for item in dataclasses.fields(planned):
-        mine, asked = getattr(run.config, item.name), getattr(planned, item.name)
-        if item.name not in planned.of_the_machine and mine != asked:
-            raise RunError(f"{folder} was begun with {item.name}={mine!r}, and the row has {asked!r}")
-    begun_on = run.config.device.partition(":")[0]
-    if begun_on != machine.device.partition(":")[0] and not is_finished(run):
-        raise RunError(f"{folder} was begun on {begun_on}: go on with --device {begun_on}, or delete the folder")
-    return Run(folder, dataclasses.replace(run.config, device=machine.device, cuda_graph=planned.cuda_graph))
-
-
 def work(jobs: Sequence[Job], workplace: Workplace, machine: Machine) -> dict[str, Record]:
     """Train what is not trained, evaluate what has no record.
 
@@ -99,14 +72,14 @@ def work(jobs: Sequence[Job], workplace: Workplace, machine: Machine) -> dict[st
 
     Raises:
         HeldError: another process works on every one of them.
-        RunError: see :func:`open_run`.
+        RunError: see :meth:`~vi_flows.table.plan.Job.open`.
     """
     with ExitStack() as held:
         mine = [job for job in jobs if _claimed(job, workplace, held)]
         if not mine:
             raise HeldError(f"another process works on {', '.join(job.name for job in jobs)}")
         _note(mine, workplace, "training", device=machine.device)
-        runs = {job.name: open_run(job, workplace, machine) for job in mine}
+        runs = {job.name: job.open(workplace, machine.device, machine.records_steps) for job in mine}
         for group in stacks_of(runs.values(), machine.stack):
             _train(group)
         records = {}

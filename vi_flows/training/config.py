@@ -9,6 +9,7 @@ import dataclasses
 import math
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ DataProtocol = Literal["clean", "paper"]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(ABC):
     """Settings that all kinds of training runs share; a kind is a subclass with a ``kind`` and settings of its own.
 
     Attributes:
@@ -101,14 +102,14 @@ class TrainConfig:
         check_settings(self)
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """A short name of the model for tables and file names."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def model_settings(self) -> Any:
         """The dataclass that alone decides which weights there are."""
-        raise NotImplementedError
 
     @property
     def label(self) -> str:
@@ -130,13 +131,6 @@ class TrainConfig:
     def captured(self) -> bool:
         """Whether the training step is to be recorded on a GPU and replayed."""
         return False
-
-    def check_all_used(self) -> None:
-        """Refuse settings that would be left unused; a run is not started with them.
-
-        Raises:
-            ValueError: there is one.
-        """
 
     def load_data(self) -> RunData:
         """The data that the run trains on.

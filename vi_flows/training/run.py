@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -84,10 +84,8 @@ class Run:
         Raises:
             RunError: the folder holds one already, or something else.
             RunUnusableError: the run that it starts from is missing, or has no weights.
-            ValueError: a setting would be left unused (:meth:`TrainConfig.check_all_used`), or the run that it starts
-                from is of another model or data.
+            ValueError: the run that it starts from is of another model or data.
         """
-        config.check_all_used()
         source = None if config.start_from is None else describe_start(config)
         if (folder / "config.json").exists():
             raise RunError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --out")
@@ -135,19 +133,36 @@ class Run:
 
         Args:
             folder: where it lives.
-            config: its settings. Where and on what it runs may differ from what it was started with.
+            config: its settings. Those of the machine (:attr:`TrainConfig.of_the_machine`) may differ from what it was
+                begun with; it goes on with these.
 
         Raises:
-            RunError: the run in the folder has other settings.
+            RunError: the run in the folder is of another kind, has other settings or started from other weights; or
+                it is not finished and was begun on another kind of device, whose draws would go on differently.
         """
         if not (folder / "config.json").exists():
             return cls.create(folder, config)
         run = cls.open(folder, config.data_root)
+        if run.config.kind != config.kind:
+            raise RunError(f"{folder} holds a run of kind {run.config.kind!r}, not {config.kind!r}: move it away")
+        found = _first_difference(run.config, config, config.of_the_machine)
+        if found is not None:
+            name, begun, asked = found
+            raise RunError(f"{folder} was begun with {name}={begun!r}, not {asked!r}: move it away")
         source = None if config.start_from is None else describe_start(config)
         weights = [None if start is None else start["sha256"] for start in (run.started_from, source)]
-        if run.config.key != config.key or weights[0] != weights[1]:
-            raise RunError(f"{folder} holds a run with other settings ({run.key}, not {config.key})")
-        return run
+        if weights[0] != weights[1]:
+            raise RunError(f"{folder} was begun from other weights than those of {config.start_from}: move it away")
+        device = run.config.device.partition(":")[0]
+        if device != config.device.partition(":")[0] and not run.saved_state["finished"]:
+            raise RunError(f"{folder} was begun on {device}: go on with --device {device}, or delete the folder")
+        return cls(folder, replace(config, start_from=run.config.start_from, data_root=run.config.data_root))
+
+    @property
+    def saved_state(self) -> dict[str, Any]:
+        """The bookkeeping of the last checkpoint; before the first one, step 0 and not finished."""
+        path = self.folder / "checkpoint.safetensors"
+        return load_tensors(path)[1] if path.exists() else {"step": 0, "finished": False}
 
     @cached_property
     def data(self) -> RunData:
@@ -254,10 +269,10 @@ def describe_start(config: TrainConfig) -> dict[str, Any]:
             f"start_from: {source.folder} was trained on the validation images too (protocol=paper), by which the "
             "clean protocol chooses weights; use --protocol paper"
         )
-    mine, theirs = _leaves(config_to_dict(config.model_settings)), _leaves(config_to_dict(source.config.model_settings))
-    for name in [*mine, *theirs]:
-        if mine.get(name) != theirs.get(name):
-            raise ValueError(f"start_from: {source.folder} has {name}={theirs.get(name)}, this one {mine.get(name)}")
+    found = _first_difference(source.config.model_settings, config.model_settings)
+    if found is not None:
+        name, theirs, mine = found
+        raise ValueError(f"start_from: {source.folder} has {name}={theirs}, this one {mine}")
     _, state = _read_weights(source.folder / source.chosen_weights)
     return {
         "run": source.folder.name,
@@ -287,6 +302,19 @@ def _sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise RunUnusableError(f"no usable weights in {path.parent}: {error}") from error
+
+
+def _first_difference(first: Any, second: Any, left_out: Sequence[str] = ()) -> tuple[str, Any, Any] | None:
+    """Dotted name and values of the first setting that two configurations don't share, ``None`` where they are equal.
+
+    Settings of ``left_out`` don't count.
+    """
+    # As JSON, which knows one kind of list.
+    one, other = (_leaves(json.loads(json.dumps(config_to_dict(settings)))) for settings in (first, second))
+    for name in [*other, *one]:
+        if name not in left_out and one.get(name) != other.get(name):
+            return name, one.get(name), other.get(name)
+    return None
 
 
 def _leaves(settings: Any, prefix: str = "") -> dict[str, Any]:

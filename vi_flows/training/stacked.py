@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
 from vi_flows.training.stacked_layers import MemberStreams, stack_modules
 from vi_flows.training.tasks.base import StackableTask
 
-__all__ = ["StackedTrainer", "is_finished", "stacks_of"]
+__all__ = ["StackedTrainer", "stacks_of"]
 
 
 class StackedTrainer(Trainer):
@@ -179,16 +178,6 @@ class StackedTrainer(Trainer):
         self._last_save = time.monotonic()
 
 
-def _saved_state(run: Run) -> dict[str, Any]:
-    path = run.folder / "checkpoint.safetensors"
-    return load_tensors(path)[1] if path.exists() else {"step": 0, "finished": False}
-
-
-def is_finished(run: Run) -> bool:
-    """Whether a run was trained to its end."""
-    return _saved_state(run)["finished"]
-
-
 def stacks_of(runs: Iterable[Run], size: int) -> list[list[Run]]:
     """The unfinished runs in stacks: equal settings but for the seed, and stopped at the same step.
 
@@ -203,7 +192,7 @@ def stacks_of(runs: Iterable[Run], size: int) -> list[list[Run]]:
         raise ValueError(f"a stack holds at least 1 run, got {size}")
     groups: dict[Any, list[Run]] = {}
     for run in runs:
-        state = _saved_state(run)
+        state = run.saved_state
         if not state["finished"]:
             # what can't be stacked is a group of its own
             key = (replace(run.config, seed=0), state["step"], None if run.config.stackable else run.folder)
