@@ -58,7 +58,7 @@ class PixelVAETrainConfig(VAETrainConfig):
         return f"{super().label}, {self.decoder.name} decoder"
 
     @property
-    def model_settings(self) -> PixelVAESettings:
+    def model_settings(self) -> Any:
         """Those of the VAE and of its decoder."""
         return PixelVAESettings(self.vae, self.decoder)
 
