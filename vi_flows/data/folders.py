@@ -1,150 +1,183 @@
-"""Images of one's own: a folder or a zip archive of image files, or arrays in an ``.npz`` file.
+"""Images of one's own: a folder or a zip archive of image files, or arrays in an ``.npz`` or ``.npy`` file.
 
-The files lie in ``train/``, ``test/`` and, if there are validation images, ``valid/`` or ``val/``; a further folder
-level is taken for the class. An ``.npz`` file has the arrays ``train``, ``test`` and, if need be, ``valid``,
-``labels_train`` and so on. Without validation images, a tenth of the training images is held out by a fixed seed. No
+The files lie in ``train/``, ``test/`` and, if there are validation images, ``valid/``, ``val/`` or ``validation/``, in
+capitals or not; a further folder level is taken for the class. An ``.npz`` file has the arrays ``train``, ``test`` and,
+if need be, ``valid``, ``labels_train`` and so on (see :func:`vi_flows.data.arrays.from_npz`). Without validation
+images, a tenth of the training images is held out by a fixed seed; images without any splits (an ``.npy`` file, or a
+folder in which no such folder is) are split in the proportions 8 : 1 : 1 by a fixed seed, with a word on it. No
 checksum is published for such images: the ``sha256`` of what is returned tells which they were.
+
+Every file that may be an image is read, or named in the error: a data set never has fewer images than its folder.
 """
 
 from __future__ import annotations
 
-import io
-import zipfile
+import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from vi_flows.data.arrays import ALL, from_npy, from_npz
 from vi_flows.data.base import DataCorruptError, DataNotFoundError, ImageData
 from vi_flows.data.dataset import Arrays, hold_out, image_data
+from vi_flows.data.limits import check_memory, is_junk, open_zip, read_member
+from vi_flows.data.pictures import decode
 
-_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
-_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+SPLITS = {
+    "train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+"""Folders by their names in small letters."""
+_TEXT = {
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf", ".log", ".ini", ".py",
+    ".sh", ".bib", ".cff",
+}  # fmt: skip
+_NOTES = {"LICENSE", "LICENCE", "COPYING", "README", "AUTHORS", "CITATION"}
+_ARRAYS = {".npz": from_npz, ".npy": from_npy}
+_said: set[Path] = set()  # what nobody has to be told twice
+_log = logging.getLogger(__name__)
 
 
 def load_path(path: Path) -> ImageData:
-    """Load images from a folder, a zip archive or an ``.npz`` file; see the module for their layout.
+    """Load images from a folder, a zip archive, an ``.npz`` or ``.npy`` file; see the module for their layout.
 
     Args:
         path: of the folder or file. All images must be of one size; those in grey values are kept in one channel if all
-            are, else all become RGB. Arrays are uint8 or bool, (N, H, W), (N, C, H, W) or (N, H, W, C).
+            are, else all become RGB. Arrays are uint8, bool or other numbers that uint8 can hold, or floating-point
+            numbers k/255, in one of the layouts (N, H, W), (N, C, H, W), (N, H, W, C) or (N, H·W).
 
     Returns:
         The images under the name of the file: 256 levels, to be binarised dynamically if at all; or, if there are only
-        the values 0 and 1 in an ``.npz`` file, 2 levels, static.
+        the values 0 and 1 in an array file, 2 levels, static.
 
     Raises:
         DataNotFoundError: if there is nothing at this path, or no training or no test images in it.
-        DataCorruptError: if an image cannot be read or differs from the others in size.
+        DataCorruptError: if an image cannot be read, differs from the others in size, or lies outside of the splits.
     """
-    if path.suffix == ".npz" and path.is_file():
-        arrays, labels = _from_npz(path)
+    is_array = path.suffix in _ARRAYS and path.is_file()
+    if is_array:
+        arrays, labels = _ARRAYS[path.suffix](path)
     elif path.is_dir():
         arrays, labels = _from_files(path, _in_folder(path))
     elif path.is_file():
         arrays, labels = _from_zip(path)
     else:
         raise DataNotFoundError(f"there is no file or folder {path}")
+    source = str(path)
+    if ALL in arrays:
+        arrays, labels = _split(path, arrays[ALL], labels.get(ALL))
+        source += " (split 8 : 1 : 1 by a fixed seed)"
     if absent := [split for split in ("train", "test") if not len(arrays.get(split, ()))]:
-        layout = "the arrays train and test" if path.suffix == ".npz" else "train/ and test/ with image files"
+        layout = "the arrays train and test" if is_array else "train/ and test/ with image files"
         raise DataNotFoundError(f"{path} has no {' and no '.join(absent)} images; it should have {layout}")
     shapes = {array.shape[1:] for array in arrays.values()}
     if len(shapes) > 1:
         raise DataCorruptError(f"the splits of {path} differ in the shape of their images: {sorted(shapes)}")
     (shape,) = shapes
     channels, height, width = shape
+    if not channels * height * width:
+        raise DataCorruptError(f"the images of {path} have the shape {shape}, without a pixel")
     flat = {split: array.reshape(len(array), -1) for split, array in arrays.items()}
-    complete = all(split in labels and len(labels[split]) == len(array) for split, array in flat.items())
     if "valid" not in flat:
-        classes = labels["train"] if complete else np.zeros(len(flat["train"]))
+        classes = labels.get("train", np.zeros(len(flat["train"])))
+        if len(classes) < 2:
+            raise DataNotFoundError(f"{path} has one training image, and none for validation")
         held, held_labels = hold_out(flat["train"], classes, max(1, len(classes) // 10))
-        flat, labels = flat | held, labels | held_labels
-    binary = path.suffix == ".npz" and all(array.size == 0 or array.max() <= 1 for array in flat.values())
+        flat, labels = flat | held, labels | held_labels if labels else {}
+    binary = is_array and all(array.size == 0 or array.max() <= 1 for array in flat.values())
     return image_data(
-        Arrays(**flat, labels={split: labels[split] for split in flat} if complete else {}),
+        Arrays(**flat, labels={split: labels[split] for split in flat} if labels else {}),
         name=path.stem,
         shape=(channels, height, width),
         levels=2 if binary else 256,
         binarization="static" if binary else "dynamic",
-        source=str(path),
+        source=source,
     )
 
 
-def _from_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            stored = {name: content[name] for name in content}
-    except Exception as error:  # a damaged archive can raise nearly anything
-        raise DataCorruptError(f"{path} is not a readable .npz file: {error}") from error
-    arrays = {}
-    for split in ("train", "valid", "test"):
-        if split not in stored:
-            continue
-        array = stored[split]
-        if array.dtype not in (np.uint8, np.bool_) or array.ndim not in (3, 4):
-            found = f"{array.dtype} {array.shape}"
-            layouts = "(N, H, W), (N, C, H, W) or (N, H, W, C)"
-            raise DataCorruptError(f"{path}: {split} must be uint8 or bool, {layouts}, not {found}")
-        arrays[split] = (_channels_first(array, f"{path}: {split}") if array.ndim == 4 else array[:, None]).astype(
-            np.uint8
+def _split(
+    path: Path, images: np.ndarray, labels: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Test images, then validation images, a tenth of all each."""
+    count = len(images) // 10
+    if not count:
+        raise DataNotFoundError(
+            f"{path} has {len(images)} images and no splits; give at least 10, or train/ and test/ of your own"
         )
-    return arrays, {split: stored[f"labels_{split}"] for split in arrays if f"labels_{split}" in stored}
-
-
-def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
-    """(N, C, H, W) of an array in that order or in (N, H, W, C), which its sizes tell apart.
-
-    Raises:
-        DataCorruptError: they don't.
-    """
-    _, second, height, last = array.shape
-    if height == last or last not in _CHANNELS:
-        return array
-    if second in _CHANNELS:
-        raise DataCorruptError(
-            f"{name} of shape {array.shape} may be (N, C, H, W) or (N, H, W, C); store grey images as (N, H, W), "
-            "colour ones as (N, C, H, W) with sides that are not 1, 3 or 4"
-        )
-    return array.transpose(0, 3, 1, 2)
+    if path not in _said:
+        _said.add(path)
+        _log.warning("%s has no splits: %d images each are held out for test and validation by a seed", path, count)
+    classes = np.zeros(len(images)) if labels is None else labels
+    first, first_labels = hold_out(images, classes, count)
+    second, second_labels = hold_out(first["train"], first_labels["train"], count)
+    found = second_labels | {"test": first_labels["valid"]}
+    return second | {"test": first["valid"]}, {} if labels is None else found
 
 
 Files = Iterator[tuple[PurePosixPath, Callable[[], bytes]]]
 
 
 def _in_folder(path: Path) -> Files:
-    names = (PurePosixPath(file.relative_to(path).as_posix()) for file in path.rglob("*") if file.is_file())
+    """The files below a folder, also behind links to folders; hidden ones are left out.
+
+    Raises:
+        DataCorruptError: a link leads nowhere or in a circle, or what is there is no file.
+        OSError: a folder can't be read.
+    """
+    names, seen = [], set()
+    for folder, inner, files in os.walk(path, followlinks=True, onerror=_fail):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            raise DataCorruptError(f"{folder} is there twice, by a link: remove the link")
+        seen.add((status.st_dev, status.st_ino))
+        inner[:] = [name for name in inner if not is_junk(PurePosixPath(name))]
+        names += [PurePosixPath(Path(folder, file).relative_to(path).as_posix()) for file in files]
     for name in sorted(names):  # as in an archive, so that the same images are the same data
+        if is_junk(name):
+            continue
+        if not (path / name).is_file():
+            raise DataCorruptError(f"{path}: {name} is no file, or a link to nothing")
         yield name, (path / name).read_bytes
 
 
+def _fail(error: OSError) -> None:
+    raise error
+
+
 def _from_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(map(PurePosixPath, archive.namelist()))
-            members = ((name, lambda name=name: archive.read(str(name))) for name in names)
-            return _from_files(path, members)
-    except zipfile.BadZipFile as error:
-        raise DataCorruptError(f"{path} is not a readable zip archive: {error}") from error
+    with open_zip(path, str(path)) as (archive, found):
+        places = sorted(place for place in map(PurePosixPath, found) if not is_junk(place))
+        infos = {PurePosixPath(name): info for name, info in found.items()}
+        members = (
+            (place, lambda place=place: read_member(archive, infos[place], f"{path}: {place}")) for place in places
+        )
+        return _from_files(path, members)
 
 
 def _from_files(path: Path, files: Files) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Images, uint8 (N, C, H, W), and classes, (N,), by split; no classes where a file has no class folder."""
     images: dict[str, list[np.ndarray]] = {}
     classes: dict[str, list[str | None]] = {}
-    size, first = None, None
+    first: dict[str, PurePosixPath] = {}
+    size, count = 0, 0
     for name, read in files:
-        place = next((index for index, part in enumerate(name.parts[:2]) if part in _SPLITS), None)
-        if place is None or name.suffix.lower() not in _IMAGES or name.name.startswith("."):
+        if name.suffix.lower() in _TEXT or name.name in _NOTES:
             continue
-        pixels = _decoded(f"{path}: {name}", read)
-        if size is None:
-            size, first = pixels.shape[1:], name
-        if pixels.shape[1:] != size:
-            raise DataCorruptError(f"{path}: {name} is {pixels.shape[1:]}, but {first} is {size}: resize them alike")
-        split = _SPLITS[name.parts[place]]
+        place = _place(name)
+        split = ALL if place is None else SPLITS[name.parts[place].lower()]
+        pixels = decode(f"{path}: {name}", _content(f"{path}: {name}", read))
+        _check_alike(path, name, split, first)
+        shown = next(iter(images.values()))[0] if images else pixels
+        if pixels.shape[1:] != shown.shape[1:]:
+            sizes = f"{name} is {pixels.shape[1:]}, but {next(iter(first.values()))} is {shown.shape[1:]}"
+            raise DataCorruptError(f"{path}: {sizes}: resize them alike")
+        size, count = size + pixels.nbytes, count + 1
+        check_memory(f"{path} (after {count} images)", size)
         images.setdefault(split, []).append(pixels)
-        classes.setdefault(split, []).append(name.parts[place + 1] if len(name.parts) > place + 2 else None)
+        below = name.parts[:-1][-1:] if place is None else name.parts[place + 1 : -1]
+        classes.setdefault(split, []).append(below[0] if below else None)
     channels = max((len(pixels) for stack in images.values() for pixels in stack), default=1)
     arrays = {
         split: np.stack([np.broadcast_to(pixels, (channels, *pixels.shape[1:])) for pixels in stack])
@@ -157,15 +190,34 @@ def _from_files(path: Path, files: Files) -> tuple[dict[str, np.ndarray], dict[s
     return arrays, {split: np.array([numbers[label] for label in found]) for split, found in classes.items()}
 
 
-def _decoded(name: str, read: Callable[[], bytes]) -> np.ndarray:
-    """One image, uint8 (C, H, W) with one channel if it is in grey values, else three."""
-    from PIL import Image
-
+def _content(name: str, read: Callable[[], bytes]) -> bytes:
     try:
-        image = Image.open(io.BytesIO(read()))
-        if image.mode not in ("1", "L", "P", "RGB"):
-            raise ValueError(f"the mode {image.mode} would lose something: convert it to RGB or grey values")
-        pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except Exception as error:  # a damaged image can raise nearly anything in Pillow
-        raise DataCorruptError(f"{name} is not a readable image: {error}") from error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return read()
+    except OSError as error:
+        raise DataCorruptError(f"{name} can't be read: {error}") from error
+
+
+def _place(name: PurePosixPath) -> int | None:
+    """Which part of a name is the folder of a split, or ``None``."""
+    return next((index for index, part in enumerate(name.parts[:-1]) if part.lower() in SPLITS), None)
+
+
+def _check_alike(path: Path, name: PurePosixPath, split: str, first: dict[str, PurePosixPath]) -> None:
+    """Refuse an image outside of the splits, or in a second folder of its split.
+
+    Args:
+        path: of all files.
+        name: of this one.
+        split: that it is in.
+        first: images by split so far; this one is entered.
+    """
+    before = first.setdefault(split, name)
+    if ALL in first:
+        if len(first) > 1:
+            raise DataCorruptError(
+                f"{path}: {first[ALL]} lies in none of train/, valid/ and test/: move it there, or away"
+            )
+        return
+    mine, theirs = (PurePosixPath(*file.parts[: (_place(file) or 0) + 1]) for file in (name, before))
+    if mine != theirs:
+        raise DataCorruptError(f"{path} has {split} images in {theirs}/ and in {mine}/: put them into one folder")

@@ -37,7 +37,7 @@ def find(name: str) -> Dataset:
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or os.sep in name or name.endswith((".zip", ".npz"))
+    return "/" in name or os.sep in name or name.endswith((".zip", ".npz", ".npy"))
 
 
 def load(

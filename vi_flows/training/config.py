@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 import cattrs
@@ -118,8 +119,10 @@ class TrainConfig(ABC):
 
     @property
     def slug(self) -> str:
-        """What people call the run: ``binarized_mnist-g1-clean-e800-s0``."""
-        return f"{self.dataset}-{self.name}-{self.protocol}-e{self.epochs}-s{self.seed}"
+        """What people call the run: ``binarized_mnist-g1-clean-e800-s0``; of a path to data only its last part,
+        so that it is a file's name itself."""
+        dataset = re.sub(r"[^\w.+-]", "_", PurePath(self.dataset).name)
+        return f"{dataset}-{self.name}-{self.protocol}-e{self.epochs}-s{self.seed}"
 
     @property
     def key(self) -> str:

@@ -42,7 +42,7 @@ def evaluate_run(
         The record and where it was written; the scores of the single images lie beside it.
 
     Raises:
-        RunUnusableError: there are no such weights.
+        RunUnusableError: there are no such weights, or the data are not those that they were trained on.
         RunError: there are no such images.
         RecordExistsError: the record is there already.
         ValueError: the settings are another kind's.
@@ -65,6 +65,7 @@ def evaluate_run(
     here.data = run.data
     task = here.build_task()
     trained = run.load_weights(task, weights)
+    run.check_data(trained)
     splits = run.data.split(run.config.protocol)
     rows = {"test": splits.test, "valid": splits.valid}[settings.split]
     if len(rows) == 0:

@@ -78,7 +78,7 @@ class Trainer:
         # All that a resumed run needs besides tensors; sums are over the images of the unfinished epoch.
         self.state: dict[str, Any] = {
             "step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "bound_sum": 0.0, "images": 0, "best": None,
-            "finished": False,
+            "finished": False, "data_sha256": run.data.sha256,
         }  # fmt: skip
         self.writer = _tensorboard_writer(run) if tensorboard else None
         self._last_save, self._save_seconds = time.monotonic(), 0.0
@@ -114,6 +114,7 @@ class Trainer:
 
         Raises:
             CheckpointError: it is damaged, of another model, or gone while its metrics or weights are there.
+            RunError: the data are not those that it was trained on.
         """
         path = self.run.folder / "checkpoint.safetensors"
         if not path.exists():
@@ -126,7 +127,9 @@ class Trainer:
             return self.start()
         tensors, state = load_tensors(path)
         self._check_state(path, tensors, state)
-        self.state = {"cpu_seconds": None, **state}  # not counted by the version that wrote the checkpoint
+        self.run.check_data(state)
+        # Not known to the versions that wrote older checkpoints.
+        self.state = {"cpu_seconds": None, "data_sha256": self.run.data.sha256, **state}
         groups = {prefix: _strip(tensors, prefix) for prefix in PREFIXES}
         try:
             self.module.load_state_dict(groups["model."])
@@ -142,7 +145,7 @@ class Trainer:
 
     def _check_state(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Refuse a checkpoint that this run can't have written."""
-        missing = [name for name in self.state if name not in state and name != "cpu_seconds"]
+        missing = [name for name in self.state if name not in state and name not in ("cpu_seconds", "data_sha256")]
         generators = {"rng.cpu", f"rng.{self.task.device.type}"} & {"rng.cpu", "rng.cuda"}
         missing += sorted(generators - tensors.keys())
         if missing:
@@ -368,7 +371,7 @@ class Trainer:
 
     def _save_weights(self, name: str, epoch: int) -> None:
         state = {"epoch": epoch, "steps": self.state["step"]}
-        state |= {figure: self.state[figure] for figure in ("seconds", "cpu_seconds")}
+        state |= {figure: self.state[figure] for figure in ("seconds", "cpu_seconds", "data_sha256")}
         if name == "best":
             state["valid_loss"] = self.state["best"]["valid_loss"]
         save_tensors(self.run.folder / f"{name}.safetensors", self.module.state_dict(), state)

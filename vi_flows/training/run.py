@@ -196,6 +196,22 @@ class Run:
     def _written(self) -> dict[str, Any]:
         return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
 
+    def check_data(self, state: dict[str, Any]) -> None:
+        """Refuse data that are not those of the training.
+
+        Args:
+            state: the bookkeeping of a checkpoint or of trained weights; older ones don't say which data they saw.
+
+        Raises:
+            RunUnusableError: the data have changed.
+        """
+        trained = state.get("data_sha256", self.data.sha256)
+        if trained != self.data.sha256:
+            raise RunUnusableError(
+                f"the data {self.config.dataset} are not those that the run in {self.folder} was trained on: their "
+                f"sha256 is {self.data.sha256[:16]}…, and was {str(trained)[:16]}…; put the old back, or train anew"
+            )
+
     def load_start(self, task: Task) -> None:
         """Put the weights that this run starts from into the task's module; nothing where they are fresh.
 
