@@ -11,7 +11,7 @@ import pytest
 import vi_flows
 
 PACKAGE = Path(vi_flows.__file__).parent
-LEAVES = {"data", "kernels", "nn", "parameters", "plotting", "records", "settings", "traces"}
+LEAVES = {"data", "kernels", "nn", "parallel", "parameters", "plotting", "records", "settings", "traces"}
 FLOORS = [
     LEAVES,
     {"transforms"},
@@ -23,6 +23,7 @@ FLOORS = [
     {"training"},
     {"bench", "fit2d", "table"},
     {"cli"},
+    {"__main__"},
 ]
 """From the ground up: a room imports from lower floors, and from the rooms beside it where :data:`BESIDE` says so."""
 BESIDE = {("evaluation", "objectives")}

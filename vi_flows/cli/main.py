@@ -6,6 +6,7 @@ line; 130 and 143 after SIGINT and SIGTERM.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -28,6 +29,14 @@ from vi_flows.fit2d import Fit2D
 from vi_flows.records import RecordError
 from vi_flows.training import RunUnusableError, TrainingDivergedError, TrainingInterrupted
 from vi_flows.training.checkpoint import CheckpointError
+from vi_flows.training.distributed import (
+    OtherProcessError,
+    ProcessLostError,
+    first_to_say,
+    let_others_speak,
+    num_processes,
+    speaks_here,
+)
 
 __all__ = ["main"]
 
@@ -74,7 +83,15 @@ Exit codes: 0; 1 for a failure (a file damaged or missing, a training that diver
 line; 130 after Ctrl-C and 143 after SIGTERM."""
 
 # Something is damaged, missing or broken. Other ValueErrors are mistakes of input: one line says what to mend.
-FAILURES = (RunUnusableError, RecordError, CheckpointError, DataNotFoundError, DataCorruptError, OSError)
+FAILURES = (
+    RunUnusableError,
+    RecordError,
+    CheckpointError,
+    DataNotFoundError,
+    DataCorruptError,
+    ProcessLostError,
+    OSError,
+)
 
 
 class Terminated(KeyboardInterrupt):
@@ -95,21 +112,23 @@ def main(args: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = _parse([word for word in words if word != "--debug"]).run()
+        code = _run([word for word in words if word != "--debug"])
     except TrainingInterrupted as stopped:
-        print("vi-flows: stopped; the checkpoint is up to date, go on with --resume", file=sys.stderr)
+        _say("stopped; the checkpoint is up to date, go on with --resume")
         code = 128 + stopped.number
     except Terminated:
-        print("vi-flows: stopped by SIGTERM", file=sys.stderr)
+        _say("stopped by SIGTERM")
         code = 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        print("vi-flows: stopped", file=sys.stderr)
+        _say("stopped")
         code = 130
     except BrokenPipeError:  # the reader of a pipe has gone; keep the interpreter's last flush quiet too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except TrainingDivergedError as error:
-        print(f"vi-flows: training diverged at {error}", file=sys.stderr)
+        _say(f"training diverged at {error}")
+        code = 1
+    except OtherProcessError:  # which says why
         code = 1
     except Exception as error:
         if debug:
@@ -117,13 +136,43 @@ def main(args: Sequence[str] | None = None) -> None:
         known = isinstance(error, FAILURES)
         code = 2 if isinstance(error, ValueError) and not known else 1
         if known or code == 2:
-            print(f"vi-flows: {error}", file=sys.stderr)
+            _say(str(error))
         else:
             first = str(error).splitlines()[0] if str(error) else repr(error)
-            print(f"vi-flows: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
+            _say(f"{type(error).__name__}: {first} (--debug shows where)")
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if code:
+        let_others_speak()
     raise SystemExit(code)
+
+
+def _say(message: str) -> None:
+    """One line to the standard error, once for all processes of a run."""
+    if first_to_say(message):
+        print(f"vi-flows: {message}", file=sys.stderr, flush=True)
+
+
+def _run(words: list[str]) -> int:
+    """The exit code of the command that the words describe.
+
+    Raises:
+        ValueError: several processes were started for a command that is for one.
+    """
+    with contextlib.ExitStack() as quiet:
+        if not speaks_here():  # help and mistakes are told once
+            nowhere = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(contextlib.redirect_stdout(nowhere))
+            quiet.enter_context(contextlib.redirect_stderr(nowhere))
+        try:
+            command = _parse(words)
+        except SystemExit as parsed:
+            if parsed.code:
+                let_others_speak()
+            raise
+    if num_processes() > 1 and words[:1] != ["train"]:
+        raise ValueError("torchrun is for vi-flows train; start this command without it")
+    return command.run()
 
 
 def _parse(words: list[str]) -> Any:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Union
 
 import torch
 import tyro
 
+from vi_flows.parallel import Ranks
 from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.config import TrainConfig, check_device
+from vi_flows.training.distributed import joined
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.loop import Trainer
@@ -45,11 +47,16 @@ class NewRun(Generic[C]):
 
     def run(self) -> int:
         """Train to the end; exit code 0."""
-        # Before a folder is made: the device and the data are there, and the settings describe a model.
-        check_device(self.config.device)
-        self.config.load_data()
-        Run(self.out, self.config).build_task()
-        return _train(Run.create(self.out, self.config), self.tensorboard, self.quiet, Trainer.start)
+        with joined(self.config.device) as (ranks, device):
+            run = Run(self.out, replace(self.config, device=device))
+            # Before a folder is made: the device and the data are there, and the settings describe a model.
+            with ranks.together():
+                check_device(device)
+            ranks.from_first(lambda: run.data.sha256)  # before the others, who read what it has put by
+            with ranks.together():
+                trainer_for(run, progress=False, ranks=ranks)
+            ranks.from_first(lambda: Run.create(self.out, self.config).folder)
+            return _train(run, self.tensorboard, self.quiet, ranks, Trainer.start)
 
 
 if TYPE_CHECKING:
@@ -92,7 +99,10 @@ class Resume:
 
     def run(self) -> int:
         """Train to the end; exit code 0."""
-        return _train(Run.open(self.resume, self.data_root), self.tensorboard, self.quiet, Trainer.resume)
+        run = Run.open(self.resume, self.data_root)
+        with joined(run.config.device) as (ranks, device):
+            run = Run(run.folder, replace(run.config, device=device))
+            return _train(run, self.tensorboard, self.quiet, ranks, Trainer.resume)
 
 
 def resumption(words: Sequence[str]) -> type[Resume] | None:
@@ -100,11 +110,17 @@ def resumption(words: Sequence[str]) -> type[Resume] | None:
     return Resume if any(word.partition("=")[0] == "--resume" for word in words) else None
 
 
-def _train(run: Run, tensorboard: bool, quiet: bool, begin: Callable[[Trainer], None]) -> int:
-    with run.locked():  # resuming trims the metrics: only the one process that trains may do so
-        trainer = trainer_for(run, progress=not quiet, tensorboard=tensorboard)
-        begin(trainer)
+def _train(run: Run, tensorboard: bool, quiet: bool, ranks: Ranks, begin: Callable[[Trainer], None]) -> int:
+    with ranks.together():
+        trainer = trainer_for(run, not quiet, tensorboard, ranks)
+    if len(set(ranks.gather(run.data.sha256))) > 1:
+        raise ValueError(f"the processes have read different data for {run.config.dataset}: see vi-flows data check")
+    with trainer.holding_the_run():  # resuming trims the metrics: only the one who trains may do so
+        with ranks.together():
+            begin(trainer)
         state = trainer.fit()
+    if not ranks.first:
+        return 0
     best = state["best"]
     chosen = f"; best validation {best['valid_loss']:.3f} {trainer.task.unit} at epoch {best['epoch']}" if best else ""
     print(f"{run.folder}: {state['step']} steps in {state['seconds']:.0f} s{chosen}")

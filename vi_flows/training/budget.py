@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from typing import Any
@@ -106,6 +105,5 @@ class BudgetTrainer(Trainer):
             "seconds": round(self.state["seconds"], 2),
         }
         self.state["bound_sum"], self.state["images"] = 0.0, 0
-        with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        self.log.add(metrics)
         self.save()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vi_flows.parallel import ALONE, Ranks
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
 
@@ -194,7 +195,17 @@ class CapturedTrainer(Trainer):
         super().end_epoch(bar)
 
 
-def trainer_for(run: Run, progress: bool = True, tensorboard: bool = False) -> Trainer:
-    """The trainer that a run's settings ask for; arguments as for :class:`~vi_flows.training.Trainer`."""
-    kind = CapturedTrainer if run.config.captured else Trainer
-    return kind(run, progress, tensorboard)
+def trainer_for(run: Run, progress: bool = True, tensorboard: bool = False, ranks: Ranks = ALONE) -> Trainer:
+    """The trainer that a run's settings ask for; arguments as for :class:`~vi_flows.training.Trainer`.
+
+    Raises:
+        ValueError: several processes are to train a run whose steps are recorded.
+    """
+    if not run.config.captured:
+        return Trainer(run, progress, tensorboard, ranks)
+    if ranks.size > 1:
+        raise ValueError(
+            f"a recorded CUDA graph belongs to one process, and there are {ranks.size}: leave --cuda-graph out, or "
+            "train without torchrun"
+        )
+    return CapturedTrainer(run, progress, tensorboard)

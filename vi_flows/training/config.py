@@ -73,7 +73,7 @@ class TrainConfig(ABC):
     epochs: Positive = 100
     """Passes over the training data."""
     batch_size: Positive = 100
-    """Rows of data a step; a shorter last batch is used too."""
+    """Rows of data a step, of all processes together; a shorter last batch is used too."""
     learning_rate: PositiveFloat = 1e-3
     """Adam's; the peak of the schedule."""
     schedule: Literal["constant", "cosine", "step"] = "cosine"

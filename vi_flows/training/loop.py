@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from vi_flows.objectives.step import OptimizerStep
-from vi_flows.records import write_atomic
+from vi_flows.parallel import ALONE, Ranks
 from vi_flows.training.checkpoint import (
     CheckpointError,
     first_not_finite,
@@ -25,6 +24,7 @@ from vi_flows.training.checkpoint import (
     restore_optimizer,
     save_tensors,
 )
+from vi_flows.training.log import RunLog
 from vi_flows.training.run import Run
 from vi_flows.training.signals import deferred_signals
 
@@ -57,14 +57,19 @@ class Trainer:
     whose state is part of the checkpoint. A run killed at any moment therefore repeats, from its last checkpoint,
     the very same steps.
 
+    Several processes may train one run: each takes its share of every minibatch, and the steps are those of one process
+    up to rounding (:mod:`vi_flows.parallel`), whatever their number, which may be another one after a stop. The first
+    process holds the lock, validates, and writes all files.
+
     Args:
         run: the run's folder and settings.
         progress: show a bar with bound, speed and time left.
         tensorboard: write TensorBoard events too (needs the extra ``log``).
+        ranks: the processes that train the run.
     """
 
-    def __init__(self, run: Run, progress: bool = True, tensorboard: bool = False) -> None:
-        self.run, self.config, self.progress = run, run.config, progress
+    def __init__(self, run: Run, progress: bool = True, tensorboard: bool = False, ranks: Ranks = ALONE) -> None:
+        self.run, self.config, self.progress, self.ranks = run, run.config, progress and ranks.first, ranks
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         self.task = run.build_task()
@@ -80,7 +85,7 @@ class Trainer:
             "step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "bound_sum": 0.0, "images": 0, "best": None,
             "finished": False, "data_sha256": run.data.sha256,
         }  # fmt: skip
-        self.writer = _tensorboard_writer(run) if tensorboard else None
+        self.log = RunLog(run.folder, tensorboard and ranks.first)
         self._last_save, self._save_seconds = time.monotonic(), 0.0
 
     @property
@@ -96,7 +101,7 @@ class Trainer:
     def make_step(self, optimizer: torch.optim.Optimizer, stacked: bool = False) -> OptimizerStep:
         """The training step with this run's clipping, which stops the training at a number that is not finite."""
         clip = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        return OptimizerStep(optimizer, self.stop_diverged, clip, stacked)
+        return OptimizerStep(optimizer, self.stop_diverged, clip, stacked, self.ranks)
 
     # State ------------------------------------------------------------------------------------------------------
 
@@ -117,7 +122,7 @@ class Trainer:
             RunError: the data are not those that it was trained on.
         """
         path = self.run.folder / "checkpoint.safetensors"
-        if not path.exists():
+        if not self.ranks.from_first(path.exists):
             later = [name for name in ("metrics.jsonl", "best.safetensors") if (self.run.folder / name).exists()]
             if later:
                 raise CheckpointError(
@@ -141,7 +146,8 @@ class Trainer:
         torch.set_rng_state(tensors["rng.cpu"])
         if self.task.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.task.device)
-        self._truncate_metrics()
+        if self.ranks.first:
+            self.log.truncate(self.state["step"])
 
     def _check_state(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Refuse a checkpoint that this run can't have written."""
@@ -164,6 +170,8 @@ class Trainer:
             TrainingDivergedError: a weight is NaN or infinite; the checkpoint of before stays.
         """
         self._check_weights()
+        if not self.ranks.first:
+            return
         begun = time.monotonic()
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in (self.ema or {}).items()}
@@ -190,9 +198,23 @@ class Trainer:
             TrainingDivergedError: a loss or gradient was NaN or infinite; nothing was updated with it.
             TrainingInterrupted: Ctrl-C or SIGTERM; the checkpoint is up to date.
             RunError: another process trains this run.
+            ProcessLostError: another process that trains it with this one is gone.
         """
-        with self.run.locked():
+        with self.holding_the_run():
             return self._fit(until)
+
+    @contextmanager
+    def holding_the_run(self) -> Iterator[None]:
+        """The run's lock, which the first process holds for all.
+
+        Raises:
+            RunUnusableError: somebody else holds it.
+        """
+        with ExitStack() as lock:
+            with self.ranks.together():
+                if self.ranks.first:
+                    lock.enter_context(self.run.locked())
+            yield
 
     def _fit(self, until: int | None) -> dict[str, Any]:
         begun, before = time.monotonic(), self.state["seconds"]
@@ -203,14 +225,17 @@ class Trainer:
             initial=self.state["step"] * self.config.batch_size,
             unit="img", unit_scale=True, disable=not self.progress, smoothing=0.05,
         )  # fmt: skip
-        with bar, deferred_signals() as stop:
+        with bar, deferred_signals() as received:
             self.module.train()
             while self.state["step"] < until:
                 for batch in self.batches():
                     bound = self.take_step(batch)
+                    # Whoever was asked to stop, all stop; and all have worked.
+                    reports = self.ranks.numbers(received[0] if received else 0, time.process_time() - cpu_begun)
+                    stop = int(max(number for number, _ in reports))
                     self.state["seconds"] = before + time.monotonic() - begun
                     if cpu_before is not None:
-                        self.state["cpu_seconds"] = cpu_before + time.process_time() - cpu_begun
+                        self.state["cpu_seconds"] = cpu_before + sum(seconds for _, seconds in reports)
                     bar.update(self.config.batch_size)
                     if self.state["step"] % 20 == 0:
                         bar.set_postfix_str(f"bound {bound:.2f} {self.task.unit}", refresh=False)
@@ -221,15 +246,24 @@ class Trainer:
                     if stop or arrived or time.monotonic() - self._last_save > self.config.checkpoint_seconds:
                         self.save()
                     if stop:
-                        raise TrainingInterrupted(stop[0])
+                        self._leave(stop)
                     if arrived:
                         return self.state
                 self.end_epoch(bar)
                 if self.state["step"] < self.total_steps and (stop or self.state["step"] == until):
                     self.save()
                     if stop:
-                        raise TrainingInterrupted(stop[0])
+                        self._leave(stop)
         return self.state
+
+    def _leave(self, number: int) -> NoReturn:
+        """Stop, once the first process has written its checkpoint.
+
+        Raises:
+            TrainingInterrupted: always.
+        """
+        self.ranks.gather(None)
+        raise TrainingInterrupted(number)
 
     def _check_weights(self) -> None:
         """The last update may have overflowed though its loss and gradient were finite: nothing is saved then."""
@@ -260,8 +294,11 @@ class Trainer:
         self.set_learning_rate(step)
         weight = self.config.kl_weight_at(step / self.steps_per_epoch)
         particles = self.config.num_particles_at(step // self.steps_per_epoch)
-        result = self.task.step(self.task.train_rows[batch], weight, particles)
-        figures = self.step(result.loss, result.bound)
+        rows = self.task.train_rows[batch]
+        with self.ranks.share(len(rows), self.task.row_dim) as share:
+            result = self.task.step(rows[share.rows], weight, particles)
+            parts = [share.part(mean, self.task.weigh, rows) for mean in result]
+            figures = self.step(*parts)
         assert figures is not None  # stop_diverged returns nothing, it raises
         ((_, bound, _),) = figures
         self.advance(bound, len(batch))
@@ -334,6 +371,10 @@ class Trainer:
     def end_epoch(self, bar: tqdm) -> None:
         """Validate, keep the best weights, write the metrics and, unless one was just written, the checkpoint."""
         self._check_weights()
+        self.ranks.check_equal(self.module.state_dict())
+        if not self.ranks.first:
+            self.state |= {"bound_sum": 0.0, "images": 0, "finished": self.state["step"] >= self.total_steps}
+            return
         epoch = self.state["step"] // self.steps_per_epoch
         metrics = {
             "epoch": epoch,
@@ -360,11 +401,7 @@ class Trainer:
                 if finished:
                     self.state["finished"] = True
                     self._save_weights("last", epoch)
-        with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-        if self.writer is not None:
-            for name, value in metrics.items():
-                self.writer.add_scalar(name, value, self.state["step"])
+        self.log.add(metrics)
         # Short epochs share a checkpoint: writing takes at most a twentieth of the time.
         if finished or time.monotonic() - self._last_save > max(EPOCH_CHECKPOINT_SECONDS, 20 * self._save_seconds):
             self.save()
@@ -376,31 +413,6 @@ class Trainer:
             state["valid_loss"] = self.state["best"]["valid_loss"]
         save_tensors(self.run.folder / f"{name}.safetensors", self.module.state_dict(), state)
 
-    def _truncate_metrics(self) -> None:
-        """Drop the lines of epochs that will be trained again."""
-        path = self.run.folder / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the kill came in mid-line
-                continue
-            if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-                raise CheckpointError(f"{path} holds a line that is no epoch's metrics: {line[:60]}")
-            if entry["step"] <= self.state["step"]:
-                kept.append(line)
-        write_atomic(path, "".join(line + "\n" for line in kept))
-
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _tensorboard_writer(run: Run) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("TensorBoard is not installed; pip install 'vi_flows[log]'") from error
-    return SummaryWriter(run.folder / "tensorboard")

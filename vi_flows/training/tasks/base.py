@@ -80,6 +80,8 @@ class Task(Protocol[E]):
     train_rows: Tensor
     unit: str
     device: torch.device
+    row_dim: int
+    """The dimension of a step's random draws that counts the rows."""
 
     @property
     def module(self) -> nn.Module:
@@ -90,6 +92,9 @@ class Task(Protocol[E]):
 
     def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
         """Loss of a minibatch of ``train_rows``, from ``num_particles`` draws a row where the task draws."""
+
+    def weigh(self, rows: Tensor) -> float:
+        """What the loss of these rows is a mean over: their number, where all weigh the same."""
 
     def validate(self) -> float | None:
         """The mean validation loss, lower is better, or ``None`` where the protocol has no validation rows."""

@@ -19,6 +19,7 @@ class ExactTask(ABC):
 
     Attributes:
         rows_scored: rows at once, without gradients.
+        row_dim: see :class:`~vi_flows.training.tasks.base.Task`.
 
     Args:
         device: where the model and its data are.
@@ -26,6 +27,7 @@ class ExactTask(ABC):
     """
 
     rows_scored: int
+    row_dim = 0
 
     def __init__(self, device: torch.device, low_precision: bool) -> None:
         self.device, self.low_precision = device, low_precision
@@ -36,6 +38,10 @@ class ExactTask(ABC):
 
     def initialize(self) -> None:  # noqa: B027
         """Nothing: no part of the initial weights depends on the data."""
+
+    def weigh(self, rows: Tensor) -> float:
+        """The number of rows."""
+        return len(rows)
 
     def precision(self) -> AbstractContextManager[None]:
         """Products in bfloat16 where the run asks for it: for training steps and validations."""

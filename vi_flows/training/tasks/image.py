@@ -68,6 +68,7 @@ class ImageFlowTask:
     """
 
     unit = "bits/dim"
+    row_dim = 0
 
     def __init__(self, config: ImageTrainConfig, data: ImageData) -> None:
         self.config, self.data = config, data
@@ -85,6 +86,10 @@ class ImageFlowTask:
         """Mean bits/dim of a minibatch, one draw of the noise; there is no KL term to weight and no particle."""
         loss = self.module(self.data.images(rows).to(self.device)).mean()
         return StepResult(loss, -loss.detach())
+
+    def weigh(self, rows: Tensor) -> float:
+        """The number of images."""
+        return len(rows)
 
     @torch.no_grad()
     def validate(self) -> float | None:

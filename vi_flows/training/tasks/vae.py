@@ -143,6 +143,7 @@ class VAETask:
     """
 
     unit = "nats"
+    row_dim = -2
 
     def __init__(self, config: VAETrainConfig, data: ImageData) -> None:
         self.config = config
@@ -195,6 +196,10 @@ class VAETask:
         """The negative bound of a minibatch, averaged over rows."""
         weighted, bound = self.row_bounds(rows, kl_weight, num_particles)
         return StepResult(-weighted.mean(), bound.mean())
+
+    def weigh(self, rows: Tensor) -> float:
+        """The number of rows."""
+        return len(rows)
 
     @torch.no_grad()
     def validate(self) -> float | None:

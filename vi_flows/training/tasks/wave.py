@@ -152,6 +152,10 @@ class WaveTask(ExactTask):
         loss = -log_probs.sum() / (rows[:, -2].long().sum() * math.log(2.0))
         return StepResult(loss, -loss.detach())
 
+    def weigh(self, rows: Tensor) -> float:
+        """The number of samples in the recordings."""
+        return float(rows[:, -2].sum())
+
     @torch.no_grad()
     def validate(self) -> float | None:
         """Bits a sample over the validation recordings."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vi_flows.parallel import mean_over_rows
 from vi_flows.transforms.base import Bijection
 from vi_flows.transforms.image.base import ImageBijection
 
@@ -19,9 +20,10 @@ def _per_channel(value: Tensor) -> Tensor:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel over everything else; shapes ``(C,)``."""
+    """Mean and variance of each channel over everything else, and over all processes' rows; shapes ``(C,)``."""
     flat = x.movedim(-3, 0).flatten(1)
-    return flat.mean(1), flat.var(1, unbiased=False)
+    mean = mean_over_rows(flat.mean(1))
+    return mean, mean_over_rows((flat - mean[:, None]).square().mean(1))
 
 
 class ActNorm(ImageBijection):
