@@ -10,6 +10,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Predictive
+from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
 from vi_flows.diagnostics import diagnose
@@ -162,15 +164,36 @@ def test_hidden_sites_are_refused(subsampled):
             call(hidden, guide, subsampled)
 
 
-def test_generators_are_left_alone():
-    def states():
-        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+def generator_states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
-    guide = AutoConvFlow(rows, num_blocks=1, prototype_args=(2,))
-    before = states()
+
+@pytest.mark.parametrize("kind", ["ours", "ours, begun by fit", "Pyro's"])
+def test_fit_and_diagnose_leave_all_generators_alone(kind):
+    if kind == "Pyro's":
+        guide = AutoNormal(rows)
+        guide(2)
+    else:
+        guide = AutoConvFlow(rows, num_blocks=1, prototype_args=(2,) if kind == "ours" else None)
+    before = generator_states()
     fit(rows, guide, 2, num_steps=2)
+    assert generator_states() == before
     diagnose(rows, guide, 2, num_samples=200)
-    assert states() == before
+    assert generator_states() == before
+
+
+def test_predictive_takes_from_torch_alone_and_seeds_nothing():
+    guide = AutoConvFlow(rows, num_blocks=1)
+    before, states, draws = generator_states(), [], []
+    for seed in (3, 3, 3, 4):  # at the first call the guide looks for its start, too
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            draws.append(Predictive(rows, guide=guide, num_samples=4)(2))
+            states.append(torch.get_rng_state().tolist())
+        assert generator_states() == before
+    assert states[1] == states[2] != states[3]
+    assert all(torch.equal(value, draws[2][name]) for name, value in draws[1].items())
+    assert any(not torch.equal(value, draws[3][name]) for name, value in draws[1].items())
 
 
 def test_an_empty_site_beside_another():
