@@ -10,7 +10,8 @@ from vi_flows.diagnostics import invertibility_margin
 from vi_flows.flows import FLOWS, conv_flow
 from vi_flows.guides.auto_conv_flow import mixed_conv_flow
 from vi_flows.kernels.activations import ACTIVATIONS
-from vi_flows.transforms import Chain, FromPyro, Inverse, Revert
+from vi_flows.transforms import Affine, Chain, FromPyro, Inverse, Revert
+from vi_flows.transforms.base import gains_of
 from vi_flows.transforms.vector.conv_flow import ConvFlowStack
 
 
@@ -97,3 +98,7 @@ def test_a_gain_is_between_the_parameter_and_what_it_stands_for():
     (layer,) = (m for m in flow.modules() if isinstance(m, ConvFlowStack))
     assert float(layer.effective_theta.detach().std()) == pytest.approx(0.3, rel=0.15)
     assert torch.allclose(layer.effective_theta, layer.gains["theta"] * layer.theta)
+    affine = Affine(torch.zeros(3), gain=0.25)
+    whole = gains_of(torch.nn.ModuleList([Chain([layer, Revert()]), affine]))
+    assert whole == {id(layer.theta): 0.1, id(affine.lower): 0.25}
+    assert gains_of(conv_flow(3)) == {}

@@ -10,7 +10,6 @@ import torch
 from vi_flows.bench.measure import Measurement, compare
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.flows.image_steps import Emerging, Glow, InvConv3x3, StepFlow
-from vi_flows.transforms import OneSidedConv2d
 
 __all__ = ["SAMPLERS", "SamplerShape", "build_sampler", "sampler_over_glow"]
 
@@ -51,11 +50,8 @@ def build_sampler(name: str, shape: SamplerShape, seed: int = 0) -> ImageDensity
     flow = settings.build(shape.image_shape)
     density = ImageDensity(flow, shape.image_shape, alpha=0.05)
     with torch.no_grad():
-        for module in density.modules():
-            if isinstance(module, OneSidedConv2d):
-                module.taps.normal_(std=0.02)
         for parameter in density.parameters():
-            if parameter.dim() == 4 and not parameter.any():
+            if parameter.dim() > 2 and not parameter.any():
                 parameter.normal_(std=0.01)
     density.initialize(torch.randint(0, 256, (32, *shape.image_shape)))
     return density.eval()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ TAILS = 0.01
 class _Scaled(ConvFlowStack):
     """A stack whose parameter ``theta`` holds ``θ / GAIN``."""
 
-    gains: ClassVar[dict[str, float]] = {"theta": GAIN}
+    gains = MappingProxyType({"theta": GAIN})
 
     def reset_parameters(self, init_scale: float = 0.0) -> None:
         super().reset_parameters(init_scale / GAIN)

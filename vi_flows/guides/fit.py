@@ -22,6 +22,7 @@ from vi_flows.guides.remaining import Remaining, remaining_kl
 from vi_flows.guides.start.gaussian_vi import points_at_once
 from vi_flows.guides.trainer import Trainer
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
+from vi_flows.transforms.base import gains_of
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -138,11 +139,10 @@ def fit(
             num_particles = 64 if _at_once(model, guide, args, kwargs) else 16
         loss_terms = _loss_terms(model, guide, args, kwargs, num_particles, objective)
         params = _parameters(guide, loss_terms, own)
+        gains = gains_of(guide) if isinstance(guide, nn.Module) else {}
         probe = _probe(model, guide, args, kwargs, 16 * num_particles)
         with Progress(num_steps, progress) as bar:
-            trainer = Trainer(
-                params, loss_terms, num_steps, learning_rate, _gains(guide), probe, bool(own), tolerance, bar
-            )
+            trainer = Trainer(params, loss_terms, num_steps, learning_rate, gains, probe, bool(own), tolerance, bar)
             trainer.run()
         _check(model, guide, args, kwargs)
         with torch.no_grad():
@@ -185,17 +185,6 @@ def _at_once(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, An
     with torch.no_grad():
         log_joint(guide.sample_posterior(2))
     return log_joint.vectorized
-
-
-def _gains(guide: Callable) -> dict[int, float]:
-    """By ``id`` of a parameter: the factor between it and what it stands for, where a layer names one."""
-    if not isinstance(guide, nn.Module):
-        return {}
-    return {
-        id(getattr(module, name)): gain
-        for module in guide.modules()
-        for name, gain in getattr(module, "gains", {}).items()
-    }
 
 
 def _loss_terms(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,17 +17,9 @@ from torch.distributions import constraints
 from vi_flows.nn.typed import ModuleListOf
 
 __all__ = [
-    "Bijection",
-    "Chain",
-    "ConditionalBijection",
-    "ConditionalChain",
-    "ConditionalInverse",
-    "EvaluationState",
-    "Inverse",
-    "min_slope_of",
-    "outermost",
-    "sum_event_dims",
-]
+    "Bijection", "Chain", "ConditionalBijection", "ConditionalChain", "ConditionalInverse", "EvaluationState",
+    "Inverse", "gains_of", "min_slope_of", "outermost", "sum_event_dims",
+]  # fmt: skip
 
 
 def sum_event_dims(value: Tensor, num_dims: int) -> Tensor:
@@ -91,6 +84,9 @@ def min_slope_of(parts: Iterable[_Capabilities]) -> float:
 class _Capabilities(nn.Module):
     """What a (conditional) bijection says of itself; by default, what all the bijections inside it say together."""
 
+    gains: Mapping[str, float] = MappingProxyType({})
+    """By name of a parameter of its own, the factor between it and what it stands for, where that is not 1."""
+
     @property
     def has_inverse(self) -> bool:
         """Whether ``inverse_and_ladj`` works at any point; otherwise it raises ``NotImplementedError``."""
@@ -108,6 +104,12 @@ class _Capabilities(nn.Module):
         above zero; NaN if parameters are. Of a conditional bijection: at the parameters that all contexts share.
         """
         return min_slope_of(outermost(self))
+
+
+def gains_of(module: nn.Module) -> dict[int, float]:
+    """The gains of all bijections within a module, by ``id`` of the parameter."""
+    parts = [m for m in module.modules() if isinstance(m, _Capabilities)]
+    return {id(part.get_parameter(name)): gain for part in parts for name, gain in part.gains.items()}
 
 
 class Bijection(_Capabilities, TransformModule, ABC):
