@@ -32,8 +32,8 @@ from vi_flows.distributions.image_config import image_config
 from vi_flows.records import Clock, Record, provenance, row_key
 from vi_flows.table import Machine, Selection, Workplace
 from vi_flows.table.claim import is_held
-from vi_flows.table.plan import Job
 from vi_flows.table.runner import Runner
+from vi_flows.table.vae_job import VAEJob
 from vi_flows.table.work import run_in_process
 from vi_flows.training import ImageTrainConfig, Run, TrainConfig, Trainer, VAETrainConfig, checkpoint, loop
 from vi_flows.training.checkpoint import load_tensors
@@ -134,12 +134,12 @@ def evaluate(folder: Path, going: Path) -> None:
 def table(folder: Path, going: Path) -> None:
     """What the table's runner starts for one row, with more checkpoints than it would write."""
     announce(going)
-    planned = Job.config
+    planned = VAEJob.config
 
-    def often(job: Job, *words: Any) -> VAETrainConfig:
+    def often(job: VAEJob, *words: Any) -> VAETrainConfig:
         return dataclasses.replace(planned(job, *words), checkpoint_seconds=0.05)
 
-    Job.config = often
+    VAEJob.config = often
     run_in_process(jobs(), place_of(folder), Machine(num_samples=50))
 
 
@@ -150,7 +150,7 @@ def runner(folder: Path, going: Path) -> None:
     assert not outcome.failed, outcome.failed
 
 
-def jobs() -> list[Job]:
+def jobs() -> list[VAEJob]:
     """Of the table."""
     return Selection(rows=(ROW,), epochs=4).jobs()
 

@@ -14,7 +14,7 @@ import pytest
 
 from vi_flows.cli import main
 from vi_flows.records import Record
-from vi_flows.table import Job, Machine, Row, Runner, Workplace, status_of, status_table
+from vi_flows.table import Machine, Row, Runner, VAEJob, Workplace, status_of, status_table
 from vi_flows.table.claim import Claim, HeldError, is_held, last_note
 from vi_flows.table.work import work
 from vi_flows.training import ImageTrainConfig, Run, RunError, TrainingInterrupted, VAETrainConfig
@@ -36,11 +36,11 @@ def place(tmp_path):
 
 
 def jobs_of(*seeds, epochs=2):
-    return [Job(ROW, seed, epochs) for seed in seeds]
+    return [VAEJob(ROW, seed, epochs) for seed in seeds]
 
 
 def finish_of(job, epochs=1):
-    return Job(FINISH, job.seed, epochs, job)
+    return VAEJob(FINISH, job.seed, epochs, job)
 
 
 def make(job, place, machine):
@@ -69,22 +69,22 @@ def test_a_run_is_trained_evaluated_and_recorded(place):
     assert record.settings["seed"] == 3
     assert epochs_of(job, place) == [1, 2]
     status = status_of(job, place)
-    assert (status.state, status.epoch, status.nll, status.seconds_left) == ("done", 2, record.figures["nll"], 0.0)
+    assert (status.state, status.progress, status.score, status.seconds_left) == ("done", 2, record.figures["nll"], 0.0)
 
 
 def test_an_ablation_is_evaluated_on_the_validation_images(place):
-    job = Job(replace(ROW, change="ema", paper_row=None), 0, 1)
+    job = VAEJob(replace(ROW, change="ema", paper_row=None), 0, 1)
     record = make(job, place, FAST)
     assert record.settings["evaluation"]["split"] == "valid"
     assert job.record(place) == place.results / "ablation" / "ablation-digits-g1-tiny-ema-e1-s0.json"
-    assert status_of(job, place).nll == record.figures["nll"]
+    assert status_of(job, place).score == record.figures["nll"]
     assert make(jobs_of(0, epochs=1)[0], place, FAST).settings["evaluation"]["split"] == "test"
 
 
 def test_images_are_annealed_where_that_is_asked_for(place, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "vi_flows.table.work.evaluate_run",
+        "vi_flows.table.vae_job.evaluate_run",
         lambda _, settings, **__: (asked.append(settings.ais and settings.ais.images), None),
     )
     for machine in (FAST, replace(FAST, ais_images=12)):
@@ -100,7 +100,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(place):
     trainer.start()
     trainer.fit(until=2 * trainer.steps_per_epoch)
     status = status_of(job, place)
-    assert (status.state, status.epoch, status.epochs) == ("stopped", 2, 4)
+    assert (status.state, status.progress, status.total) == ("stopped", 2, 4)
     assert make(job, place, FAST).figures["nll"] == expected.figures["nll"]
     assert epochs_of(job, place) == [1, 2, 3, 4]
 
@@ -245,7 +245,7 @@ def test_seeds_of_a_row_are_begun_together(place, monkeypatch):
     monkeypatch.setattr(
         Runner, "_start", lambda self, jobs: begun.append([self.pending.pop(j.name).name for j in jobs])
     )
-    longer, done = Job(ROW, 0, 3), jobs_of(5)[0]
+    longer, done = VAEJob(ROW, 0, 3), jobs_of(5)[0]
     Record("vae", "a", "a", {}, {"nll": 1.0}, {}).write(done.record(place))
     jobs = [*jobs_of(0), longer, *jobs_of(1), done, *jobs_of(2, 3)]
     outcome = Runner(jobs, place, replace(FAST, stack=3), processes=9).run()
@@ -348,7 +348,7 @@ def test_the_time_left_is_that_of_the_last_twenty_epochs(place):
     assert status_of(job, place).seconds_left == 850
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"epoch": 31, "st')  # in the middle of a line
     status = status_of(job, place)
-    assert (status.epoch, status.seconds_left, status.state) == (30, 120, "stopped")
+    assert (status.progress, status.seconds_left, status.state) == (30, 120, "stopped")
     table = status_table([job], place)
     assert "30/90" in table
     assert "0:02:00" in table

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from types import FrameType
+from typing import Any
 
 from vi_flows.table.claim import is_held, last_note
-from vi_flows.table.plan import Job, Workplace
-from vi_flows.table.work import DONE, HELD, Machine, run_in_process
+from vi_flows.table.job import Computer, Job, Workplace
+from vi_flows.table.work import DONE, HELD, OUT_OF_TIME, run_in_process
 from vi_flows.training import TrainingInterrupted
 
 __all__ = ["Outcome", "Runner"]
@@ -32,12 +35,14 @@ class Outcome:
         done: names of the jobs that have a record, made now or before.
         failed: what was wrong, by name.
         held: names of the jobs that other processes work on, and of those that wait for them.
+        left: names of the jobs that were stopped, or not begun, since the time was up.
     """
 
     def __init__(self) -> None:
         self.done: list[str] = []
         self.failed: dict[str, str] = {}
         self.held: list[str] = []
+        self.left: list[str] = []
 
 
 class Runner:
@@ -47,24 +52,33 @@ class Runner:
     starts from another one's weights waits for them. A job that fails is reported, and the others go on.
 
     Args:
-        jobs: in the order of :meth:`~vi_flows.table.plan.Selection.jobs`.
+        jobs: each after the one that it starts from.
         workplace: where runs and records are.
         machine: what computes.
         processes: jobs at a time.
+        wall_seconds: time after which nothing more is begun.
 
     Raises:
         ValueError: ``processes`` is less than 1.
     """
 
-    def __init__(self, jobs: Sequence[Job], workplace: Workplace, machine: Machine, processes: int = 1) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job[Any]],
+        workplace: Workplace,
+        machine: Computer,
+        processes: int = 1,
+        wall_seconds: float = math.inf,
+    ) -> None:
         if processes < 1:
             raise ValueError(f"there must be at least 1 process, got {processes}")
         self.pending = {job.name: job for job in jobs}
         self.workplace = workplace
         self.machine = machine
         self.processes = processes
+        self._ends = time.monotonic() + wall_seconds
         self.outcome = Outcome()
-        self._running: list[tuple[list[Job], ForkServerProcess]] = []
+        self._running: list[tuple[list[Job[Any]], ForkServerProcess]] = []
         self._stopped: int | None = None
 
     def run(self) -> Outcome:
@@ -75,15 +89,16 @@ class Runner:
         """
         with self._listening():
             while True:
-                if self._stopped is None:
+                over = self._stopped is not None or time.monotonic() > self._ends
+                if not over:
                     self._start_what_can_be()
-                if not self._running and (self._stopped is not None or not self._waits_for_others()):
+                if not self._running and (over or not self._waits_for_others()):
                     break
                 wait([process.sentinel for _, process in self._running], timeout=POLL_SECONDS)
                 self._collect()
         if self._stopped is not None:
             raise TrainingInterrupted(self._stopped)
-        self.outcome.held = list(self.pending)
+        (self.outcome.left if over else self.outcome.held).extend(self.pending)
         return self.outcome
 
     def _start_what_can_be(self) -> None:
@@ -107,24 +122,24 @@ class Runner:
             elif len(self._running) < self.processes and self._is_free(job):
                 self._start([job, *self._others_of_its_stack(job)])
 
-    def _others_of_its_stack(self, job: Job) -> list[Job]:
-        """Jobs that differ from ``job`` in their seeds and can be trained with it."""
-        if job.source is not None:
+    def _others_of_its_stack(self, job: Job[Any]) -> list[Job[Any]]:
+        """Jobs that can be trained with ``job``."""
+        if job.stack_key is None:
             return []
         same = [
             other
             for other in self.pending.values()
-            if (other.row, other.epochs) == (job.row, job.epochs)
+            if other.stack_key == job.stack_key
             and other is not job
             and not self._has_record(other)
             and self._is_free(other)
         ]
         return same[: self.machine.stack - 1]
 
-    def _has_record(self, job: Job) -> bool:
-        return job.record(self.workplace).exists()
+    def _has_record(self, job: Job[Any]) -> bool:
+        return job.has_record(self.workplace)
 
-    def _is_free(self, job: Job) -> bool:
+    def _is_free(self, job: Job[Any]) -> bool:
         ready = job.source is None or job.source.is_trained(self.workplace)
         return ready and not is_held(self.workplace.runs, job.name)
 
@@ -134,7 +149,7 @@ class Runner:
             job.source is not None and is_held(self.workplace.runs, job.source.name) for job in self.pending.values()
         )
 
-    def _start(self, jobs: list[Job]) -> None:
+    def _start(self, jobs: list[Job[Any]]) -> None:
         process = _CONTEXT.Process(target=run_in_process, args=(jobs, self.workplace, self.machine))
         # Until the child listens itself, a Ctrl-C in the terminal must not reach it.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -154,12 +169,15 @@ class Runner:
             for job in jobs:
                 self._enter(job, process.exitcode)
 
-    def _enter(self, job: Job, code: int | None) -> None:
+    def _enter(self, job: Job[Any], code: int | None) -> None:
         name = job.name
         if self._has_record(job) and code == DONE:
             self.outcome.done.append(name)
         elif code in (DONE, HELD):  # another runner was quicker
             self.pending[name] = job
+        elif code == OUT_OF_TIME:
+            self.outcome.left.append(name)
+            print(f"{name}: stopped, its time is up", flush=True)
         elif self._stopped is None or code not in (128 + signal.SIGTERM, -signal.SIGTERM):
             note = last_note(self.workplace.runs, name)
             reason = note["error"] if note["state"] == "failed" else _ending(code)

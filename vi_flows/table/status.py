@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from vi_flows.records import Record
 from vi_flows.table.claim import is_held, last_note
-from vi_flows.table.plan import Job, Workplace
+from vi_flows.table.job import Job, Workplace
 
 __all__ = ["JobStatus", "status_of", "status_table"]
 
@@ -25,26 +25,26 @@ class JobStatus:
         name: the job's.
         state: ``done``, ``training``, ``evaluating``, ``stopped`` (it goes on where it was), ``failed``, ``waiting``
             (for the run it starts from) or ``new``.
-        epoch: epochs that were finished.
-        epochs: of the whole run.
-        valid_loss: best validation loss so far, in nats; NaN where there is none.
-        nll: of the record, in nats; NaN where there is none.
+        progress: epochs that were finished, or what else counts (:attr:`Job.progress_name`).
+        total: the progress at the end of training.
+        valid_loss: best validation loss so far; NaN where there is none.
+        score: of the record (:attr:`Job.score_name`); NaN where there is none.
         seconds_left: of training at the present speed; NaN where nothing is known.
         error: why it failed.
     """
 
     name: str
     state: str
-    epoch: int
-    epochs: int
+    progress: float
+    total: float
     valid_loss: float = math.nan
-    nll: float = math.nan
+    score: float = math.nan
     seconds_left: float = math.nan
     error: str = ""
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The epochs of a run; a line that is being written is left out."""
+    """The lines of a run's metrics; one that is being written is left out."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -54,32 +54,32 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _seconds_left(epochs: list[dict[str, Any]], total: int, part: int = 20) -> float:
-    """What the last ``part`` epochs took, for each epoch that is left."""
-    if not epochs:
+def _seconds_left(lines: list[dict[str, Any]], name: str, total: float, part: int = 20) -> float:
+    """What the last ``part`` lines took, for all that is left."""
+    points = [{name: 0, "seconds": 0.0}, *lines][-1 - part :]
+    last, before = points[-1], points[0]
+    if last[name] == before[name]:
         return math.nan
-    last, before = epochs[-1], epochs[-1 - part] if len(epochs) > part else {"epoch": 0, "seconds": 0.0}
-    speed = (last["seconds"] - before["seconds"]) / (last["epoch"] - before["epoch"])
-    return (total - last["epoch"]) * speed
+    return max(total - last[name], 0.0) * (last["seconds"] - before["seconds"]) / (last[name] - before[name])
 
 
-def status_of(job: Job, workplace: Workplace) -> JobStatus:
+def status_of(job: Job[Any], workplace: Workplace) -> JobStatus:
     """Where a job stands now.
 
     Args:
         job: which.
         workplace: where its run and its record are.
     """
-    epochs = _lines(job.folder(workplace) / "metrics.jsonl")
-    epoch = epochs[-1]["epoch"] if epochs else 0
-    best = min((e["valid_loss"] for e in epochs if "valid_loss" in e), default=math.nan)
-    record = job.record(workplace)
-    if record.exists():
+    lines, name = _lines(job.folder(workplace) / "metrics.jsonl"), job.progress_name[0]
+    progress = lines[-1][name] if lines else 0
+    best = min((line["valid_loss"] for line in lines if "valid_loss" in line), default=math.nan)
+    if job.has_record(workplace):
+        record = job.record(workplace)
         differs = job.record_differs(workplace)
         if differs:
-            return JobStatus(job.name, "failed", 0, job.epochs, error=f"{record} is of a run with {differs}")
-        nll = Record.read(record).figures["nll"]
-        return JobStatus(job.name, "done", job.epochs, job.epochs, best, nll, 0.0)
+            return JobStatus(job.name, "failed", 0, job.total, error=f"{record} is of a run with {differs}")
+        score = Record.read(record).figures[job.score_name[0]]
+        return JobStatus(job.name, "done", progress if lines else job.total, job.total, best, score, 0.0)
     note = last_note(workplace.runs, job.name)
     error = ""
     if is_held(workplace.runs, job.name):
@@ -91,30 +91,35 @@ def status_of(job: Job, workplace: Workplace) -> JobStatus:
     else:
         ready = job.source is None or job.source.is_trained(workplace)
         state = "new" if ready else "waiting"
-    return JobStatus(job.name, state, epoch, job.epochs, best, math.nan, _seconds_left(epochs, job.epochs), error)
+    left = _seconds_left(lines, name, job.total)
+    return JobStatus(job.name, state, progress, job.total, best, math.nan, left, error)
 
 
 def _duration(seconds: float) -> str:
     return "–" if math.isnan(seconds) else str(timedelta(seconds=round(seconds)))
 
 
-def _nats(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
+def _number(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def status_table(jobs: Iterable[Job], workplace: Workplace) -> str:
+def status_table(jobs: Sequence[Job[Any]], workplace: Workplace) -> str:
     """One line a job, and one that counts them.
 
     Args:
-        jobs: which.
+        jobs: which, of one kind.
         workplace: where they are.
     """
     found = [status_of(job, workplace) for job in jobs]
-    cells = [("run", "state", "epoch", "validation", "NLL", "time left")]
+    progress, score = (jobs[0].progress_name[1], jobs[0].score_name[1]) if jobs else ("progress", "score")
+    cells = [("run", "state", progress, "validation", score, "time left")]
     cells += [
-        (s.name, s.state, f"{s.epoch}/{s.epochs}", _nats(s.valid_loss), _nats(s.nll), _duration(s.seconds_left))
-        for s in found
-    ]
+        (
+            s.name, s.state, f"{s.progress:.0f}/{s.total:.0f}", _number(s.valid_loss, job.digits),
+            _number(s.score, job.digits), _duration(s.seconds_left),
+        )
+        for s, job in zip(found, jobs, strict=True)
+    ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines += [f"{s.name} failed: {s.error}" for s in found if s.error]
