@@ -11,7 +11,7 @@ import pytest
 import vi_flows
 
 PACKAGE = Path(vi_flows.__file__).parent
-LEAVES = {"data", "kernels", "nn", "parallel", "parameters", "plotting", "records", "settings", "traces"}
+LEAVES = {"data", "kernels", "nn", "parallel", "parameters", "plotting", "progress", "records", "settings", "traces"}
 FLOORS = [
     LEAVES,
     {"transforms"},

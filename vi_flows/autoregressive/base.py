@@ -13,9 +13,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
-from tqdm import tqdm
 
 from vi_flows.autoregressive.outputs import Output
+from vi_flows.progress import progress_bar
 
 __all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout", "check_not_negative"]
 
@@ -150,7 +150,7 @@ class Autoregressive(nn.Module, ABC):
         order = self.generation_order()
         flat = x.flatten(1).clone()
         flat[:, order[num_known:]] = 0
-        for index in tqdm(order[num_known:].tolist(), unit="entry", disable=not progress):
+        for index in progress_bar(order[num_known:].tolist(), unit="entry", shown=progress):
             params = self.params(flat.reshape(-1, *self.event_shape), context)
             flat[:, index] = self.output.sample(params.flatten(1, -2)[:, index])
         return flat.reshape(-1, *self.event_shape)

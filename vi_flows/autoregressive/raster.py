@@ -8,13 +8,13 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vi_flows.autoregressive.base import Autoregressive, check_dropout
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.autoregressive.stepping import Stepper, head_linears
 from vi_flows.nn.masked import ContextBias, ContextMap, MaskedConv2d
 from vi_flows.nn.typed import ModuleListOf
+from vi_flows.progress import progress_bar
 
 __all__ = ["RasterModel", "ResidualRasterModel"]
 
@@ -94,7 +94,7 @@ class RasterModel(Autoregressive):
         channels, height, width = self.event_shape
         stepper, head = self.stepper(context), head_linears(self.head)
         shifts = [context_map(context) for context_map in self.context_maps]
-        bar = tqdm(total=height * width, unit="pixel", disable=not progress)
+        bar = progress_bar(total=height * width, unit="pixel", shown=progress)
         entry = 0
         for row in range(height):
             stepper.begin_row(row)

@@ -10,11 +10,11 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vi_flows.autoregressive.base import Autoregressive
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.nn.masked import CausalConv1d, ContextBias
+from vi_flows.progress import progress_bar
 
 __all__ = ["WaveNet", "mu_law_decode", "mu_law_encode"]
 
@@ -200,7 +200,7 @@ class WaveNet(Autoregressive):
         first = History(self.first, len(context))
         layers = [(layer, History(layer.conv, len(context))) for layer in self._layers()]
         previous = context.new_zeros(len(context), 1)
-        for time in tqdm(range(self.event_shape[0]), unit="step", disable=not progress):
+        for time in progress_bar(range(self.event_shape[0]), unit="step", shown=progress):
             h = first.step(previous, time)
             skips = []
             for layer, history in layers:

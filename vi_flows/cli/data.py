@@ -13,6 +13,7 @@ from vi_flows.data.base import DataCorruptError, DataNotFoundError
 from vi_flows.data.dataset import Dataset
 from vi_flows.data.registry import REGISTRY, find
 from vi_flows.data.sources import DataRoot, locate, resolve_root
+from vi_flows.progress import progress_bar
 
 _ALL = "all"
 
@@ -57,7 +58,7 @@ class DataCheck:
         if chosen is None:
             return 2
         rows, problems = [], []
-        for dataset in chosen:
+        for dataset in progress_bar(chosen, unit="set", leave=False):
             result, sha256, problem = self._check(dataset, root)
             rows.append((dataset.name, result, sha256))
             problems += [problem] if problem else []

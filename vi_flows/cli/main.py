@@ -22,6 +22,7 @@ from vi_flows.cli.bench import Bench, Info
 from vi_flows.cli.compare import Compare
 from vi_flows.cli.data import DataCheck, DataDownload, DataList
 from vi_flows.cli.demo import Demo
+from vi_flows.cli.examples import examples_for
 from vi_flows.cli.runs import Evaluate, Sample, Train, resumption
 from vi_flows.cli.table import Table
 from vi_flows.data import DataCorruptError, DataNotFoundError
@@ -77,7 +78,8 @@ OTHER_FORMS: dict[str, Callable[[Sequence[str]], type | None]] = {"train": resum
 
 DESCRIPTION = """Variational inference with normalizing flows: train, evaluate and draw from models; data, benchmarks.
 
---debug anywhere in the line shows the traceback of a failure.
+`vi-flows COMMAND --help` ends with examples. `vi-flows --tyro-print-completion bash` (or zsh, tcsh) prints a script for
+the shell that completes commands and options. --debug anywhere in the line shows the traceback of a failure.
 
 Exit codes: 0; 1 for a failure (a file damaged or missing, a training that diverged); 2 for a mistake in the command
 line; 130 after Ctrl-C and 143 after SIGTERM."""
@@ -169,6 +171,8 @@ def _run(words: list[str]) -> int:
         except SystemExit as parsed:
             if parsed.code:
                 let_others_speak()
+            elif {"-h", "--help"} & {*words} and (lines := examples_for(words)):
+                print("Examples:\n" + "".join(f"  {line}\n" for line in lines), end="")
             raise
     if num_processes() > 1 and words[:1] != ["train"]:
         raise ValueError("torchrun is for vi-flows train; start this command without it")
@@ -177,6 +181,9 @@ def _run(words: list[str]) -> int:
 
 def _parse(words: list[str]) -> Any:
     """The command that the words describe: an object whose ``run`` does it."""
+    # Colors where a person reads both streams and wants them (no-color.org).
+    colors = sys.stdout.isatty() and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    tyro._experimental_options["ansi_codes"] = colors
     name, behind = "".join(words[:1]), words[1:]
     other = OTHER_FORMS[name](behind) if name in OTHER_FORMS else None
     if other is not None:

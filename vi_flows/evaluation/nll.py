@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vi_flows.evaluation.psis import effective_sample_size, psis
 from vi_flows.objectives.bounds import ELBO
+from vi_flows.progress import progress_bar
 
 __all__ = ["NLLResult", "bootstrap_interval", "estimate_nll", "half_width", "pyro_log_weights"]
 
@@ -177,7 +177,8 @@ def estimate_nll(
     if len(data) == 0:
         raise ValueError("there are no rows to score")
     columns: dict[str, list[Tensor]] = {name: [] for name in ("nll", "nll_coarse", "elbo", "ess", "k_hat")}
-    with torch.random.fork_rng(devices_of(data.device)), tqdm(total=len(data), unit="row", disable=not progress) as bar:
+    bar = progress_bar(total=len(data), unit="row", shown=progress)
+    with torch.random.fork_rng(devices_of(data.device)), bar:
         for start in range(0, len(data), rows_per_chunk):
             rows = data[start : start + rows_per_chunk]
             torch.manual_seed((seed * 1_000_003 + start) % 2**63)

@@ -19,6 +19,7 @@ from vi_flows import flows
 from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
 from vi_flows.objectives.step import OptimizerStep
+from vi_flows.progress import progress_bar
 from vi_flows.records import Record, provenance, row_key
 from vi_flows.settings import NonNegative, Positive, PositiveFloat, check_settings
 from vi_flows.transforms import Bijection
@@ -75,6 +76,7 @@ def train_flow_2d(
     anneal_steps: int | None = None,
     start_beta: float = 0.05,
     seed: int = 0,
+    progress: bool = False,
 ) -> Tensor:
     r"""Minimise ``E_q[log q − β log p̃]`` with ``β`` rising linearly to 1, by Adam with a cosine decay.
 
@@ -90,6 +92,7 @@ def train_flow_2d(
         anneal_steps: steps until β = 1; default a third of ``num_steps``.
         start_beta: the first β.
         seed: of the draws; the global generator is left as it was.
+        progress: show a bar on a terminal.
 
     Returns:
         The loss of each step (at β = 1, ``KL − log Z`` plus noise), shape ``(num_steps,)``.
@@ -109,7 +112,7 @@ def train_flow_2d(
         optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
         take_step = OptimizerStep(optimizer, _stop, max_norm=10.0)
-        for step in range(num_steps):
+        for step in progress_bar(range(num_steps), shown=progress, unit="step", leave=False):
             beta = min(1.0, start_beta + (1 - start_beta) * step / anneal)
             noise = base.sample((batch_size,))
             x, ladj = flow.forward_and_ladj(noise)
@@ -316,7 +319,7 @@ class Fit2D:
             if len(self.learning_rates) * self.restarts > 1:
                 with contextlib.suppress(FloatingPointError):
                     losses = train_flow_2d(
-                        target, self._make(seed), self.probe_steps, self.batch_size, rate, seed=seed
+                        target, self._make(seed), self.probe_steps, self.batch_size, rate, seed=seed, progress=True
                     )  # fmt: skip
                     trials[-1]["objective"] = training_objective(losses)
         trials.sort(key=lambda trial: math.inf if trial["objective"] is None else trial["objective"])
@@ -326,7 +329,13 @@ class Fit2D:
             flow = self._make(seed)
             try:
                 result = fit_flow_2d(
-                    target, flow, self.num_steps, batch_size=self.batch_size, learning_rate=rate, seed=seed
+                    target,
+                    flow,
+                    self.num_steps,
+                    batch_size=self.batch_size,
+                    learning_rate=rate,
+                    seed=seed,
+                    progress=True,
                 )
             except FloatingPointError:
                 if best is None and place + 1 == min(self.finalists, len(trials)):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from types import TracebackType
 
-from tqdm import tqdm
-
 from vi_flows.guides.remaining import Remaining
+from vi_flows.progress import progress_bar
 
 __all__ = ["Progress"]
 
@@ -24,8 +23,7 @@ class Progress:
     """
 
     def __init__(self, total: int, shown: bool) -> None:
-        # ``None`` shows the bar on terminals alone.
-        self.bar = tqdm(total=total, desc="fit", unit="step", disable=None if shown else True, leave=False)
+        self.bar = progress_bar(total=total, desc="fit", unit="step", shown=shown, leave=False)
         self._elbo = math.nan
         self._left = ""
 

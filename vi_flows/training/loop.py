@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.parallel import ALONE, Ranks
+from vi_flows.progress import progress_bar
 from vi_flows.training.checkpoint import (
     CheckpointError,
     first_not_finite,
@@ -220,10 +221,10 @@ class Trainer:
         begun, before = time.monotonic(), self.state["seconds"]
         cpu_begun, cpu_before = time.process_time(), self.state["cpu_seconds"]
         until = self.total_steps if until is None else min(until, self.total_steps)
-        bar = tqdm(
+        bar = progress_bar(
             total=self.total_steps * self.config.batch_size,
             initial=self.state["step"] * self.config.batch_size,
-            unit="img", unit_scale=True, disable=not self.progress, smoothing=0.05,
+            unit="img", unit_scale=True, shown=self.progress, smoothing=0.05,
         )  # fmt: skip
         with bar, deferred_signals() as received:
             self.module.train()

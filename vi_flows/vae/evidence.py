@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vi_flows.evaluation import (
     AISResult,
@@ -24,6 +23,7 @@ from vi_flows.evaluation import (
     reverse_evidence,
 )
 from vi_flows.evaluation.nll import bootstrap_interval, devices_of
+from vi_flows.progress import progress_bar
 from vi_flows.settings import Bounds, NonNegative, Positive, check_settings
 from vi_flows.vae.annealing import AnnealingSpace, StartName
 from vi_flows.vae.vae import VAE
@@ -153,7 +153,7 @@ def _in_chunks(
     chunks = math.ceil(size * per_image / points_at_once(vae, device))
     per_chunk = max(math.ceil(size / max(chunks, 1)), 1)
     parts = []
-    bar = tqdm(total=size, unit="image", disable=not progress)
+    bar = progress_bar(total=size, unit="image", shown=progress)
     with torch.random.fork_rng(devices_of(device)), _exact_products(), bar:
         for first in range(0, size, per_chunk):
             chunk = slice(first, min(first + per_chunk, size))

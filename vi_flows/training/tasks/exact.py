@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from vi_flows.progress import progress_bar
 
 __all__ = ["ExactTask"]
 
@@ -55,7 +56,7 @@ class ExactTask(ABC):
     @torch.no_grad()
     def scores(self, rows: Tensor, progress: bool = False) -> Tensor:
         """:meth:`log_probs` of many rows, float64 on the CPU."""
-        parts = tqdm(rows.split(self.rows_scored), unit="batch", disable=not progress)
+        parts = progress_bar(rows.split(self.rows_scored), unit="batch", shown=progress)
         return torch.cat([self.log_probs(part).float() for part in parts]).double().cpu()
 
     def exact_scores(self, rows: Tensor, progress: bool = False) -> Tensor:

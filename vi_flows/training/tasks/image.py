@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 from torch import Tensor
-from tqdm import tqdm
 
 from vi_flows.data import ImageData
 from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density
 from vi_flows.evaluation.nll import half_width
+from vi_flows.progress import progress_bar
 from vi_flows.settings import Positive, PositiveFloat
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.base import DrawingSettings, Evaluation, EvaluationSettings, StepResult
@@ -123,7 +123,7 @@ class ImageFlowTask:
             parts = pixels.split(self.config.batch_size)
             scores = [
                 self.module.bits_per_dim(self.data.images(part).to(self.device), settings.num_samples).double().cpu()
-                for part in tqdm(parts, unit="batch", disable=not progress)
+                for part in progress_bar(parts, unit="batch", shown=progress)
             ]
         bits = torch.cat(scores)
         mean = bits.mean().item()

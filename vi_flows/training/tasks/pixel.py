@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -158,7 +157,7 @@ class PixelTask(ExactTask):
         chosen = self.splits.train[torch.randperm(len(self.splits.train))[:count]]
         top = 1 if self.binary else self.data.levels - 1
         shown = self.data.binarized(chosen) if settings.binary and self.binary else self.data.means(chosen)
-        samples = self.module.generate(self.no_context(count), progress=sys.stderr.isatty())
+        samples = self.module.generate(self.no_context(count), progress=True)
         grids = {"samples": samples.float().cpu() / top, "data": shown.reshape(-1, *self.data.shape)}
         channels, height, width = self.data.shape
         known, upper = channels * width * (height // 2), torch.zeros(self.data.shape, dtype=torch.bool)
@@ -166,7 +165,7 @@ class PixelTask(ExactTask):
         if columns > 1 and upper.flatten()[self.module.generation_order()[:known].cpu()].all():
             given = self._fixed(self.splits.test)[:rows]
             starts = given.repeat_interleave(columns - 1, 0)
-            ends = self.module.extend(starts, known, self.no_context(len(starts)), progress=sys.stderr.isatty())
+            ends = self.module.extend(starts, known, self.no_context(len(starts)), progress=True)
             lines = torch.cat([given[:, None], ends.unflatten(0, (len(given), columns - 1))], 1)
             grids["completions"] = lines.flatten(0, 1).float().cpu() / top
         return grids

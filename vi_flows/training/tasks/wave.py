@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -221,16 +220,14 @@ class WaveTask(ExactTask):
         steps = max(4, round(self.config.sample_seconds * self.data.rate))
         digits = torch.arange(count) % NUM_DIGITS
         model = self.module.with_length(steps)
-        samples = model.generate(self._context(digits), progress=sys.stderr.isatty())
+        samples = model.generate(self._context(digits), progress=True)
         test = _in_levels(self.splits.test)
         # As the samples: digit after digit, each time another take.
         takes = [test[test[:, -1] == digit] for digit in range(NUM_DIGITS)]
         kept = [takes[d][(i // NUM_DIGITS) % len(takes[d])] for i, d in enumerate(digits.tolist()) if len(takes[d])]
         recordings = torch.stack(kept)
         starts = torch.nn.functional.pad(recordings[:, :-2], (0, max(0, steps - self.data.max_steps)))[:, :steps]
-        ends = model.extend(
-            starts.float().to(self.device), steps // 4, self._context(recordings[:, -1]), progress=sys.stderr.isatty()
-        )
+        ends = model.extend(starts.float().to(self.device), steps // 4, self._context(recordings[:, -1]), progress=True)
         sounds = {
             "samples": list(samples.cpu()),
             "data": [row[: int(row[-2])].float() for row in recordings],
