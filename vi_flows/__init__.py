@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vi_flows.data import load as load
+    from vi_flows.diagnostics import Calibration as Calibration
     from vi_flows.diagnostics import Diagnosis as Diagnosis
+    from vi_flows.diagnostics import expected_coverage as expected_coverage
+    from vi_flows.diagnostics import simulation_based_calibration as simulation_based_calibration
     from vi_flows.diagnostics.diagnose import diagnose as diagnose
     from vi_flows.distributions import FlowNormal as FlowNormal
     from vi_flows.distributions import ImageDensity as ImageDensity
@@ -23,10 +26,13 @@ if TYPE_CHECKING:
     from vi_flows.flows import FLOWS as FLOWS
     from vi_flows.flows import conditional_conv_flow as conditional_conv_flow
     from vi_flows.flows import conv_flow as conv_flow
+    from vi_flows.guides import AmortizedFit as AmortizedFit
     from vi_flows.guides import AmortizedFlowGuide as AmortizedFlowGuide
+    from vi_flows.guides import AmortizedPosterior as AmortizedPosterior
     from vi_flows.guides import AutoConvFlow as AutoConvFlow
     from vi_flows.guides import AutoFlow as AutoFlow
     from vi_flows.guides import FitResult as FitResult
+    from vi_flows.guides import fit_amortized as fit_amortized
     from vi_flows.guides.fit import fit as fit
     from vi_flows.objectives import ELBO as ELBO
     from vi_flows.objectives import IWAE as IWAE
@@ -44,11 +50,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 ROOM_OF = {
+    "AmortizedFit": "guides",
     "AmortizedFlowGuide": "guides",
+    "AmortizedPosterior": "guides",
     "AutoConvFlow": "guides",
     "AutoFlow": "guides",
     "Bijection": "transforms",
     "Chain": "transforms",
+    "Calibration": "diagnostics",
     "DReG": "objectives",
     "Diagnosis": "diagnostics",
     "ELBO": "objectives",
@@ -68,9 +77,12 @@ ROOM_OF = {
     "conv_flow": "flows",
     "diagnose": "diagnostics",
     "estimate_nll": "evaluation",
+    "expected_coverage": "diagnostics",
     "fit": "guides",
+    "fit_amortized": "guides",
     "load": "data",
     "psis": "evaluation",
+    "simulation_based_calibration": "diagnostics",
 }
 """Where each public name lives."""
 

@@ -1,5 +1,6 @@
 """Pyro guides made of flows: for any model, for local latents, and one call that fits them."""
 
+from vi_flows.guides.amortize import AmortizedFit, AmortizedPosterior, SitesDistribution, fit_amortized
 from vi_flows.guides.amortized import AmortizedFlowGuide
 from vi_flows.guides.auto_conv_flow import AutoConvFlow, mixed_conv_flow
 from vi_flows.guides.auto_flow import AutoFlow, SubsampledLatentError, init_to_median_or_origin
@@ -10,16 +11,20 @@ from vi_flows.guides.start.pathfinder import GaussianStart, pathfinder
 from vi_flows.guides.supports import DependentSupportError
 
 __all__ = [
+    "AmortizedFit",
     "AmortizedFlowGuide",
+    "AmortizedPosterior",
     "AutoConvFlow",
     "AutoFlow",
     "DependentSupportError",
     "FitResult",
     "GaussianStart",
     "LogJoint",
+    "SitesDistribution",
     "SubsampledLatentError",
     "datatree",
     "fit",
+    "fit_amortized",
     "init_to_median_or_origin",
     "mixed_conv_flow",
     "pathfinder",

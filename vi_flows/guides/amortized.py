@@ -18,22 +18,32 @@ __all__ = ["AmortizedFlowGuide"]
 
 
 class _RowAffine(Bijection):
-    """``x = loc + exp(log_scale) ⊙ z`` with one location and scale a row."""
+    """``x = loc + exp(log_scale) ⊙ (z + N z)`` with one location, scale and strictly lower triangular ``N`` a row.
 
-    def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
+    Args:
+        loc: ``batch shape + (d,)``.
+        log_scale: likewise.
+        mixing: ``N``, ``batch shape + (d, d)``; ``None`` for none.
+    """
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, mixing: Tensor | None = None) -> None:
         super().__init__(event_dim=1)
-        self.loc, self.log_scale = loc, log_scale
+        self.loc, self.log_scale, self.mixing = loc, log_scale, mixing
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mixing is not None:
+            x = x + (self.mixing @ x.unsqueeze(-1)).squeeze(-1)
         y = self.loc + self.log_scale.exp() * x
         return y, self.log_scale.sum(-1).expand(y.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x = (y - self.loc) * (-self.log_scale).exp()
+        if self.mixing is not None:
+            x = torch.linalg.solve_triangular(self.mixing, x.unsqueeze(-1), upper=False, unitriangular=True).squeeze(-1)
         return x, -self.log_scale.sum(-1).expand(x.shape[:-1])
 
-    def _state_tensors(self) -> tuple[Tensor, Tensor]:
-        return self.loc, self.log_scale
+    def _state_tensors(self) -> tuple[Tensor, ...]:
+        return (self.loc, self.log_scale) if self.mixing is None else (self.loc, self.log_scale, self.mixing)
 
 
 class AmortizedFlowGuide(PyroModule):
@@ -66,9 +76,11 @@ class AmortizedFlowGuide(PyroModule):
         scalar: the site is a scalar in the plate (``dist.Normal(0, 1)`` and not ``….to_event(1)``); needs
             ``latent_dim`` 1.
         init_scale: initial standard deviation.
+        affine: ``diagonal``, or ``full``: ``exp(log_scale(h)) ⊙ (I + N(h))`` in place of ``exp(log_scale(h))``, with
+            a strictly lower triangular ``N``, which starts at zero.
 
     Raises:
-        ValueError: a size is less than 1, or ``scalar`` with more than one dimension.
+        ValueError: an option is out of range, or ``scalar`` with more than one dimension.
     """
 
     def __init__(
@@ -83,6 +95,7 @@ class AmortizedFlowGuide(PyroModule):
         support: constraints.Constraint = constraints.real,
         scalar: bool = False,
         init_scale: float = 0.1,
+        affine: str = "diagonal",
     ) -> None:
         super().__init__()
         if context_dim < 1 or latent_dim < 1 or not hidden_dims or min(hidden_dims) < 1:
@@ -91,6 +104,8 @@ class AmortizedFlowGuide(PyroModule):
             raise ValueError(f"a scalar site has latent_dim 1, got {latent_dim}")
         if not init_scale > 0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
+        if affine not in ("diagonal", "full"):
+            raise ValueError(f"affine must be 'diagonal' or 'full', got {affine!r}")
         self.latent_dim, self.scalar, self.support = latent_dim, scalar, support
         self.context_dim = context_dim
         self.embed = embed
@@ -100,10 +115,12 @@ class AmortizedFlowGuide(PyroModule):
             layers += [nn.Linear(width, hidden), nn.Tanh()]
             width = hidden
         self.network = nn.Sequential(*layers)
-        self.head = nn.Linear(width, 2 * latent_dim)
+        num_mixing = latent_dim * (latent_dim - 1) // 2 if affine == "full" else 0
+        self.head = nn.Linear(width, 2 * latent_dim + num_mixing)
         nn.init.zeros_(self.head.weight[latent_dim:])
         with torch.no_grad():
-            self.head.bias[latent_dim:] = torch.tensor(init_scale).log()
+            self.head.bias[latent_dim : 2 * latent_dim] = torch.tensor(init_scale).log()
+            self.head.bias[2 * latent_dim :] = 0.0
         if flow is None:
             flow = conditional_conv_flow(latent_dim, width, num_blocks, activation=activation)
         self.flow = flow
@@ -124,11 +141,19 @@ class AmortizedFlowGuide(PyroModule):
         if rows.dim() < 1 or rows.shape[-1] != self.context_dim:
             raise ValueError(f"expected rows of {self.context_dim} entries, got a tensor of {tuple(rows.shape)}")
         h = self.network(rows)
-        loc, log_scale = self.head(h).chunk(2, -1)
+        loc, log_scale, below = self.head(h).tensor_split((self.latent_dim, 2 * self.latent_dim), -1)
         base = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
-        parts: list = [Chain([self.flow.condition(h), _RowAffine(loc, log_scale)])]
+        parts: list = [Chain([self.flow.condition(h), _RowAffine(loc, log_scale, self._mixing(below))])]
         if self.scalar:
             parts.append(ReshapeTransform(torch.Size([1]), torch.Size()))
         if self.support is not constraints.real:
             parts.append(biject_to(self.support))
         return dist.TransformedDistribution(base, parts)
+
+    def _mixing(self, below: Tensor) -> Tensor | None:
+        if not below.shape[-1]:
+            return None
+        rows, columns = torch.tril_indices(self.latent_dim, self.latent_dim, offset=-1, device=below.device)
+        empty = below.new_zeros(*below.shape[:-1], self.latent_dim, self.latent_dim)
+        filled = empty.flatten(-2).index_copy(-1, rows * self.latent_dim + columns, below)
+        return filled.unflatten(-1, (-1, self.latent_dim))

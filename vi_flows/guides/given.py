@@ -7,18 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
 
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
-from vi_flows.guides.sites import innermost, is_discrete, is_fixed, latent_sites
-from vi_flows.guides.supports import same_support
+from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
+from vi_flows.guides.supports import check_support, same_support
 from vi_flows.traces import Site, nodes, stochastic_nodes
 
 __all__ = ["check_model", "check_program", "parameters_of", "preserved_generators"]
@@ -183,39 +181,4 @@ def _check_latents(prototype: Trace, trace: Trace) -> None:
                 f"the support of latent site {name!r} is not the one that the guide was built for: build a new guide "
                 "with these arguments"
             )
-        _check_distribution(name, site["fn"])
-
-
-def _check_distribution(name: str, fn: Any) -> None:
-    fn = innermost(fn)
-    if isinstance(fn, torch.distributions.VonMises | dist.VonMises3D | dist.SineBivariateVonMises):
-        raise ValueError(
-            f"latent site {name!r} is circular, which no map from the real line covers once: sample a vector of two "
-            "normals and take its angle with torch.atan2"
-        )
-    # The library's own subclasses declare theirs by hand; a composed one declares its last transform's codomain.
-    if type(fn) not in (dist.TransformedDistribution, torch.distributions.TransformedDistribution):
-        return
-    to_support = biject_to(fn.support)
-    # Far out on the line, and not so far where a support's edge would be met by rounding.
-    sizes = (1.0, 30.0, 1000.0) if _is_real(fn.support) else (0.3, 1.0, 3.0)
-    shape = to_support.inverse_shape(fn.shape())
-    directions = torch.randn((32, *shape), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    points = to_support(torch.cat([size * directions for size in sizes]).to(fn.sample().dtype))
-    try:
-        for transform in reversed(fn.transforms):
-            points = transform.inv(points)
-        good = fn.base_dist.support.check(points)
-    except NotImplementedError:
-        return
-    if not bool((good | points.isinf().reshape(*good.shape, -1).any(-1)).all()):
-        raise ValueError(
-            f"latent site {name!r} declares the support {fn.support}, but its density ends within it: sample the "
-            f"untransformed site and compute {name} from it with pyro.deterministic"
-        )
-
-
-def _is_real(support: constraints.Constraint) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real
+        check_support(name, site["fn"])

@@ -1,4 +1,4 @@
-"""Which sites of a Pyro program have a support that depends on other latent sites."""
+"""The supports of latent sites: whether they depend on other latents, and whether they are what they say."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
+from vi_flows.guides.sites import innermost
 from vi_flows.traces import nodes, stochastic_nodes
 
-__all__ = ["DependentSupportError", "same_support", "sites_with_dependent_support"]
+__all__ = ["DependentSupportError", "check_support", "same_support", "sites_with_dependent_support"]
 
 SHIFT = 0.7
 """How far the other latents are moved, in unconstrained space: far enough that a bound which follows them shows it."""
@@ -81,3 +83,43 @@ def _bounds(constraint: Constraint) -> Iterator[Tensor]:
                     yield from _bounds(item)
         elif isinstance(value, Tensor | float | int) and not isinstance(value, bool):
             yield torch.as_tensor(value, dtype=torch.float64)
+
+
+def check_support(name: str, fn: Any) -> None:
+    """Refuse what no map from the real line covers once, and densities that end within the declared support.
+
+    Raises:
+        ValueError: names the site and the way out.
+    """
+    fn = innermost(fn)
+    if isinstance(fn, torch.distributions.VonMises | dist.VonMises3D | dist.SineBivariateVonMises):
+        raise ValueError(
+            f"latent site {name!r} is circular, which no map from the real line covers once: sample a vector of two "
+            "normals and take its angle with torch.atan2"
+        )
+    # The library's own subclasses declare theirs by hand; a composed one declares its last transform's codomain.
+    if type(fn) not in (dist.TransformedDistribution, torch.distributions.TransformedDistribution):
+        return
+    to_support = biject_to(fn.support)
+    # Far out on the line, and not so far where a support's edge would be met by rounding.
+    sizes = (1.0, 30.0, 1000.0) if _is_real(fn.support) else (0.3, 1.0, 3.0)
+    shape = to_support.inverse_shape(fn.shape())
+    directions = torch.randn((32, *shape), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points = to_support(torch.cat([size * directions for size in sizes]).to(fn.sample().dtype))
+    try:
+        for transform in reversed(fn.transforms):
+            points = transform.inv(points)
+        good = fn.base_dist.support.check(points)
+    except NotImplementedError:
+        return
+    if not bool((good | points.isinf().reshape(*good.shape, -1).any(-1)).all()):
+        raise ValueError(
+            f"latent site {name!r} declares the support {fn.support}, but its density ends within it: sample the "
+            f"untransformed site and compute {name} from it with pyro.deterministic"
+        )
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
