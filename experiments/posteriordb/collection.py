@@ -21,6 +21,9 @@ PROGRAMS: dict[str, Program] = {p.name: p for p in [*regressions.PROGRAMS, *seri
 def load(name: str, root: Path | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Data and reference draws of a posterior, one tensor ``(chains, draws)`` a scalar.
 
+    Where the collection's draws are not there and the posterior has a closed form, its own independent draws stand in
+    for them (``Program.exact``).
+
     Below ``posteriordb/`` of the data root there may be either a folder for each posterior (``NAME/data.json.zip``,
     ``NAME/reference_draws.json.zip``) or a checkout of the collection itself, whose layout this is::
 
@@ -44,6 +47,9 @@ def load(name: str, root: Path | None = None) -> tuple[dict[str, Any], dict[str,
             database / "data" / "data" / f"{entry['data_name']}.json.zip",
             database / "reference_posteriors" / "draws" / "draws" / f"{draws}.json.zip",
         )
+    elif (program := PROGRAMS.get(name)) and program.exact and (top / program.data_of / "data.json.zip").is_file():
+        data = _unzip(top / program.data_of / "data.json.zip")
+        return data, program.exact(data)
     else:
         raise FileNotFoundError(
             f"no {name} below {top}: set VI_FLOWS_DATA to the folder that holds posteriordb/, a folder for each "

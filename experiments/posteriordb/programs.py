@@ -29,6 +29,9 @@ class Program:
         formula: the Stan program's log density with NumPy and SciPy alone, up to a constant, of the data and the
             values of the program's sites; written from the Stan program, not from the Pyro one.
         derived: from draws of the sites to those of the Stan program's parameters.
+        data_of: the posterior whose folder has the data, where that has none of its own.
+        exact: of the data, independent draws of the posterior, one tensor ``(chains, draws)`` a scalar; for posteriors
+            in closed form, whose reference draws need not be there.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Program:
     arguments: Callable[[Data], tuple[Any, ...]]
     formula: Callable[[Data, Mapping[str, np.ndarray]], float]
     derived: Callable[[Draws], Draws] = dict
+    data_of: str = ""
+    exact: Callable[[Data], dict[str, Tensor]] | None = None
 
     def scalars(self, draws: Draws) -> dict[str, Tensor]:
         """From draws of the sites to one tensor ``(draws,)`` a scalar, by Stan's names: ``beta[1]``, …"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -45,11 +46,49 @@ def formula(columns: Columns, cauchy: float, data: Data, values: Values) -> floa
     return float(stats.norm.logpdf(y, mean, values["sigma"]).sum() + prior)
 
 
+def exact(columns: Columns, cauchy: float, data: Data, chains: int = 10, draws: int = 1000) -> dict[str, Tensor]:
+    """Independent draws of the posterior: σ² is inverse gamma, β given σ normal (flat priors).
+
+    Under ``p(β, σ) = 1`` the marginal of ``u = σ²`` is ``u^{−(n−k+1)/2} e^{−RSS/2u}``. A half-Cauchy on σ accepts such
+    draws with probability ``1 / (1 + u/c²)``.
+    """
+    x, y = columns(data)
+    design, answer = np.stack(x, -1), np.asarray(y, float)
+    num_rows, size = design.shape
+    rng = np.random.default_rng(0)
+    # Not from the normal equations: covariates in raw units square their condition.
+    q, r = np.linalg.qr(design)
+    centre = np.linalg.solve(r, q.T @ answer)
+    residual = float(np.square(answer - design @ centre).sum())
+    found: list[np.ndarray] = []
+    while sum(map(len, found)) < chains * draws:
+        square = stats.invgamma.rvs((num_rows - size - 1) / 2, scale=residual / 2, size=100_000, random_state=rng)
+        found.append(square[rng.random(len(square)) * (1 + square / cauchy**2) < 1] if cauchy else square)
+    sigma = np.sqrt(np.concatenate(found)[: chains * draws])
+    beta = centre + sigma[:, None] * np.linalg.solve(r, rng.standard_normal((size, len(sigma)))).T
+    scalars = {f"beta[{j + 1}]": beta[:, j] for j in range(size)} | {"sigma": sigma}
+    return {name: torch.from_numpy(value.reshape(chains, draws).copy()) for name, value in scalars.items()}
+
+
 def _kidscore(*names: str) -> Columns:
     def columns(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
         return [np.ones(data["N"]), *(np.array(data[name], float) for name in names)], np.array(data["kid_score"])
 
     return columns
+
+
+def _kidscore_interaction(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
+    school, quotient = np.array(data["mom_hs"], float), np.array(data["mom_iq"], float)
+    return [np.ones(data["N"]), school, quotient, school * quotient], np.array(data["kid_score"])
+
+
+def _height(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
+    return [np.ones(data["N"]), np.array(data["height"], float)], np.array(data["earn"], float)
+
+
+def _log_height(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
+    columns, earnings = _height(data)
+    return columns, np.log(earnings)
 
 
 def _log10_height(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
@@ -64,6 +103,26 @@ def _log_interaction(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
 def _log_volume(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
     volume = np.prod([data[name] for name in ("diam1", "diam2", "canopy_height")], axis=0)
     return [np.ones(data["N"]), np.log(volume)], np.log(np.array(data["weight"], float))
+
+
+def _log_mesquite(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
+    names = ("diam1", "diam2", "canopy_height", "total_height", "density")
+    logs = [np.log(np.array(data[name], float)) for name in names]
+    return [np.ones(data["N"]), *logs, np.array(data["group"], float)], np.log(np.array(data["weight"], float))
+
+
+def _log_volume_area(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
+    (one, volume), weight = _log_volume(data)
+    area = np.log(np.array(data["diam1"], float)) + np.log(np.array(data["diam2"], float))
+    return [one, volume, area, np.array(data["group"], float)], weight
+
+
+def _log_volume_area_shape(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
+    (one, volume, area, group), weight = _log_volume_area(data)
+    first, second, height, density = (
+        np.log(np.array(data[name], float)) for name in ("diam1", "diam2", "total_height", "density")
+    )
+    return [one, volume, area, first - second, height, density, group], weight
 
 
 def _mesquite(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
@@ -81,6 +140,50 @@ def _nes(data: Data) -> tuple[list[np.ndarray], np.ndarray]:
 
 def _regression(name: str, columns: Columns, cauchy: float = 0.0) -> Program:
     return Program(name, regression, partial(arguments, columns, cauchy), partial(formula, columns, cauchy))
+
+
+RowFormula = Callable[[dict[str, float], np.ndarray], tuple[float, float]]
+"""Of one row of the data and the coefficients, as the Stan program writes them: the response and its mean."""
+
+
+def _in_closed_form(name: str, columns: Columns, data_of: str, by_row: RowFormula, cauchy: float = 0.0) -> Program:
+    """One whose reference draws are made here; so its formula must not share the columns with the program."""
+    return Program(
+        name, regression, partial(arguments, columns, cauchy), partial(_by_row, by_row, cauchy), data_of=data_of,
+        exact=partial(exact, columns, cauchy),
+    )  # fmt: skip
+
+
+def _by_row(by_row: RowFormula, cauchy: float, data: Data, values: Values) -> float:
+    """A sum over rows, one after another."""
+    log_p = math.log(1 / (1 + (float(values["sigma"]) / cauchy) ** 2)) if cauchy else 0.0
+    for i in range(data["N"]):
+        row = {key: float(value[i]) for key, value in data.items() if isinstance(value, list)}
+        response, mean = by_row(row, values["beta"])
+        log_p += float(stats.norm.logpdf(response, mean, values["sigma"]))
+    return log_p
+
+
+def _kidscore_interaction_row(row: dict[str, float], b: np.ndarray) -> tuple[float, float]:
+    return row["kid_score"], b[0] + b[1] * row["mom_hs"] + b[2] * row["mom_iq"] + b[3] * row["mom_hs"] * row["mom_iq"]
+
+
+def _log_mesquite_row(row: dict[str, float], b: np.ndarray) -> tuple[float, float]:
+    sizes = row["diam1"] ** b[1] * row["diam2"] ** b[2] * row["canopy_height"] ** b[3] * row["total_height"] ** b[4]
+    return math.log(row["weight"]), b[0] + math.log(sizes) + b[5] * math.log(row["density"]) + b[6] * row["group"]
+
+
+def _log_volume_area_row(row: dict[str, float], b: np.ndarray) -> tuple[float, float]:
+    area = row["diam1"] * row["diam2"]
+    volume = area * row["canopy_height"]
+    return math.log(row["weight"]), b[0] + b[1] * math.log(volume) + b[2] * math.log(area) + b[3] * row["group"]
+
+
+def _log_volume_area_shape_row(row: dict[str, float], b: np.ndarray) -> tuple[float, float]:
+    area = row["diam1"] * row["diam2"]
+    mean = b[0] + b[1] * math.log(area * row["canopy_height"]) + b[2] * math.log(area)
+    mean += b[3] * math.log(row["diam1"] / row["diam2"]) + b[4] * math.log(row["total_height"])
+    return math.log(row["weight"]), mean + b[5] * math.log(row["density"]) + b[6] * row["group"]
 
 
 def normal_prior(x: Tensor, y: Tensor) -> None:
@@ -151,6 +254,26 @@ PROGRAMS = [
     _regression("earnings-logearn_interaction", _log_interaction),
     _regression("mesquite-logmesquite_logvolume", _log_volume),
     _regression("mesquite-mesquite", _mesquite),
+    _in_closed_form(
+        "kidiq-kidscore_interaction", _kidscore_interaction, "kidiq-kidscore_momhs", _kidscore_interaction_row, 2.5
+    ),
+    _in_closed_form(
+        "earnings-earn_height",
+        _height,
+        "earnings-log10earn_height",
+        lambda row, b: (row["earn"], b[0] + b[1] * row["height"]),
+    ),
+    _in_closed_form(
+        "earnings-logearn_height",
+        _log_height,
+        "earnings-log10earn_height",
+        lambda row, b: (math.log(row["earn"]), b[0] + b[1] * row["height"]),
+    ),
+    _in_closed_form("mesquite-logmesquite", _log_mesquite, "mesquite-mesquite", _log_mesquite_row),
+    _in_closed_form("mesquite-logmesquite_logva", _log_volume_area, "mesquite-mesquite", _log_volume_area_row),
+    _in_closed_form(
+        "mesquite-logmesquite_logvas", _log_volume_area_shape, "mesquite-mesquite", _log_volume_area_shape_row
+    ),
     _regression("nes1972-nes", _nes),
     _regression("nes1976-nes", _nes),
     Program("sblrc-blr", normal_prior, lambda data: (tensor(data["X"]), tensor(data["y"])), _normal_prior_formula),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from experiments.posteriordb import collection
+from experiments.posteriordb.regressions import exact
 from vi_flows.guides import AutoConvFlow
 from vi_flows.guides.log_joint import LogJoint
 
@@ -42,3 +43,26 @@ def test_scalars_have_the_names_of_the_reference_draws(name):
     data, chains = collection.load(name, ROOT)
     guide = AutoConvFlow(program.model, num_blocks=1, warm_start=False, prototype_args=program.arguments(data))
     assert set(program.scalars(guide.sample_posterior(2))) == set(chains)
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["kidiq-kidscore_momhsiq", "mesquite-mesquite"])
+def test_draws_in_closed_form_agree_with_the_reference_draws(name):
+    columns, cauchy = collection.PROGRAMS[name].arguments.args
+    data, chains = collection.load(name, ROOT)
+    found = exact(columns, cauchy, data)
+    assert set(found) == set(chains)
+    for scalar, reference in chains.items():
+        sd = float(reference.std())
+        assert found[scalar].shape == (10, 1000)
+        assert abs(float(found[scalar].mean() - reference.mean())) < 0.06 * sd, scalar  # four standard errors
+        assert abs(float(found[scalar].std()) / sd - 1) < 0.04, scalar
+
+
+@needs_data
+def test_a_posterior_without_reference_draws_has_its_own():
+    data, chains = collection.load("mesquite-logmesquite_logva", ROOT)
+    assert data["N"] == 46
+    assert set(chains) == {"beta[1]", "beta[2]", "beta[3]", "beta[4]", "sigma"}
+    with pytest.raises(FileNotFoundError, match="VI_FLOWS_DATA"):
+        collection.load("mesquite-logmesquite_logva", ROOT / "nothing")
