@@ -52,7 +52,7 @@ def test_a_draw_outside_of_the_support_leaves_everything_to_gain():
         ({"kl": 0.009}, False),
         ({"kl_se": 0.004}, False),
         ({"shift": 0.021}, False),
-        ({"stretch": 0.031}, False),
+        ({"stretch": 0.051}, False),
     ],
 )
 def test_noise_means_and_spreads_count(change, below):

@@ -89,11 +89,12 @@ def fit(
     """Fit a guide to a model by maximising the ELBO.
 
     Before the first step, and after every hundred for the average of the latest parameters, the divergence that is left
-    is estimated from importance weights (:func:`~vi_flows.guides.remaining.remaining_kl`). The fit ends at once if the
-    start has less than ``tolerance`` to gain, with means and spreads in place, and later below half of that.
+    is estimated from importance weights (:func:`~vi_flows.guides.remaining.remaining_kl`). The fit ends where less than
+    ``tolerance`` is left, with means and spreads in place.
 
-    Otherwise: Adam at a constant rate until the ELBO has stopped rising (a trend test over windows of steps) or 70 % of
-    ``num_steps`` are used, then a linear descent of the rate to zero over another 40 % of the steps taken so far,
+    Otherwise: Adam at a constant rate, with a descent of the rate over a hundred steps as soon as little is left, until
+    the ELBO has stopped rising (on the same draws, from look to look) or 70 % of ``num_steps`` are used, then a linear
+    descent of the rate to zero over another 40 % of the steps taken so far,
     at most to ``num_steps``. Steps with non-finite gradients are skipped; gradients are clipped at ten times their
     running norm. The guide is never left worse than it was; a second call goes on from where the first ended. Ctrl-C
     ends the fit and keeps the best parameters so far.
@@ -135,12 +136,13 @@ def fit(
     began = time.perf_counter()
     with preserved_generators(seed):
         own = _check(model, guide, args, kwargs)
+        at_once = _at_once(model, guide, args, kwargs)
         if num_particles is None:
-            num_particles = 64 if _at_once(model, guide, args, kwargs) else 16
+            num_particles = 64 if at_once else 16
         loss_terms = _loss_terms(model, guide, args, kwargs, num_particles, objective)
         params = _parameters(guide, loss_terms, own)
         gains = gains_of(guide) if isinstance(guide, nn.Module) else {}
-        probe = _probe(model, guide, args, kwargs, 16 * num_particles)
+        probe = _probe(model, guide, args, kwargs, 4096 if at_once else 256)
         with Progress(num_steps, progress) as bar:
             trainer = Trainer(params, loss_terms, num_steps, learning_rate, gains, probe, bool(own), tolerance, bar)
             trainer.run()
@@ -214,7 +216,7 @@ def _loss_terms(
 def _probe(
     model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any], num_draws: int
 ) -> Callable[[bool], Remaining] | None:
-    """Estimates what remains, from the same noise at every call or from four times as much fresh noise.
+    """Estimates what remains, from the same noise at every call or from fresh noise.
 
     ``None`` where the log density is not a function of the latents.
     """
@@ -232,7 +234,7 @@ def _probe(
 
     @torch.no_grad()
     def probe(fresh: bool) -> Remaining:
-        z = base.sample((4 * num_draws,)) if fresh else noise
+        z = base.sample((num_draws,)) if fresh else noise
         x, ladj = flow.forward_and_ladj(z)
         log_p = torch.cat([log_density(part) for part in x.split(points_at_once(x.shape[-1]))])
         return remaining_kl(log_p + ladj - base.log_prob(z), x)

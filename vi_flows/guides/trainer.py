@@ -18,6 +18,9 @@ __all__ = ["Trainer"]
 WINDOW = 100
 """Steps between two looks at what remains, and the horizon of the average of the parameters."""
 
+NEAR = 4.0
+"""Times the tolerance: from so little on, a short descent of the rate may be all that is missing."""
+
 ELBO_NOISE = 0.05
 """Nats: between ELBOs closer than that, a thousand draws don't decide."""
 
@@ -32,10 +35,9 @@ class Trainer:
         learning_rate: of the constant phase.
         gains: by ``id`` of a parameter, the factor between it and what it stands for: Adam's steps do not know it.
         probe: estimates what remains to be gained by the parameters in place: on the same noise at every call, or,
-            asked for it, on more and fresh noise. ``None`` where that can't be known.
+            asked for it, on fresh noise. ``None`` where that can't be known.
         own: whether parameters of the model are among them: then a guide that matches its posterior is not the end.
-        tolerance: nats; a start with less to gain is not trained, and training ends at half as much: a look among many
-            may be a lucky one.
+        tolerance: nats; with less to gain, training ends.
         progress: is told of every step.
     """
 
@@ -63,6 +65,8 @@ class Trainer:
         self.stopped = "num_steps"
         self._norm = math.nan
         self._failed = 0
+        self._next_attempt = 0
+        self._averages: list[Remaining] = []
 
     def run(self) -> None:
         """Train until nothing is left to gain, the descent is over, or Ctrl-C; the best parameters met stay."""
@@ -72,7 +76,7 @@ class Trainer:
                 return
             # Not before it is needed: PyTorch's optimizers take seconds to import.
             self.take = OptimizerStep(self._adam(), self._skip)
-            if self._constant_phase() or self._descent():
+            if self._constant_phase() or self._last_descent():
                 self._put(self.average)
                 return
         except KeyboardInterrupt:
@@ -90,23 +94,43 @@ class Trainer:
         while len(self.losses) < constant:
             self._step()
             if len(self.losses) % WINDOW == 0:
-                if self._nothing_left(self.average, 0.5 * self.tolerance):
+                if self._nothing_left(self.average, self.tolerance):
+                    return True
+                if self._near() and self._attempt(constant):
                     return True
                 if self._flat():
                     self.stopped = "no further gain"
                     return False
         return False
 
-    def _descent(self) -> bool:
+    def _last_descent(self) -> bool:
         """Likewise."""
         done = len(self.losses)
-        descent = min(self.num_steps - done, max(WINDOW, int(0.4 * done)))
-        self.progress.expect(done + descent)
-        for i in range(descent):
+        length = min(self.num_steps - done, max(WINDOW, int(0.4 * done)))
+        self.progress.expect(done + length)
+        return self._descent(length)
+
+    def _near(self) -> bool:
+        """Whether what remains is so little that a good part of it is the noise of the steps themselves."""
+        near = bool(self.remaining) and self.remaining[-1][1].kl < NEAR * self.tolerance
+        return near and not self.own and len(self.losses) >= self._next_attempt
+
+    def _attempt(self, constant: int) -> bool:
+        """A short descent; whether nothing was left to gain at its end. Else the rate is what it was."""
+        if self._descent(min(WINDOW, constant - len(self.losses))):
+            return True
+        self._next_attempt = 2 * len(self.losses)
+        for group in self.take.optimizer.param_groups:
+            group["lr"] = group["initial"]
+        return False
+
+    def _descent(self, length: int) -> bool:
+        """The rate falls to zero in ``length`` steps; whether nothing was left to gain on the way or at the end."""
+        for i in range(length):
             for group in self.take.optimizer.param_groups:
-                group["lr"] = group["initial"] * (1 - i / descent)
+                group["lr"] = group["initial"] * (1 - i / length)
             self._step()
-            if len(self.losses) % WINDOW == 0 and self._nothing_left(self.average, 0.5 * self.tolerance):
+            if len(self.losses) % WINDOW == 0 and self._nothing_left(self.average, self.tolerance):
                 return True
         return False
 
@@ -129,6 +153,8 @@ class Trainer:
         finally:
             self._put(there)
         self.remaining.append((len(self.losses), found))
+        if values is self.average and not fresh:
+            self._averages.append(found)
         self.progress.look(found)
         return found
 
@@ -162,16 +188,25 @@ class Trainer:
         return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=fused)
 
     def _flat(self) -> bool:
-        """Whether the mean loss of the last five windows is no lower than that of the five before, beyond noise."""
+        """Whether the ELBO has stopped rising.
+
+        On the same draws at every look, the average's mean over three looks is less than a tenth of the tolerance above
+        that of the three before. Where there are no looks: the median loss of five windows of steps is no lower than
+        that of the five before, beyond noise.
+        """
+        looks = self._averages
+        if self.tolerance > 0 and len(looks) >= 6 and all(math.isfinite(look.elbo) for look in looks[-6:]):
+            new, old = (sum(look.elbo for look in part) / 3 for part in (looks[-3:], looks[-6:-3]))
+            return new - old < 0.1 * self.tolerance
         w = 5 * WINDOW
         if len(self.losses) < 2 * w:
             return False
-        new = torch.tensor(self.losses[-w:], dtype=torch.float64)
-        old = torch.tensor(self.losses[-2 * w : -w], dtype=torch.float64)
-        new, old = new[torch.isfinite(new)], old[torch.isfinite(old)]
+        late = torch.tensor(self.losses[-w:], dtype=torch.float64)
+        early = torch.tensor(self.losses[-2 * w : -w], dtype=torch.float64)
+        late, early = late[torch.isfinite(late)], early[torch.isfinite(early)]
         # Medians: single particles in a far tail must not decide.
-        gain = float(old.median() - new.median())
-        noise = float(old.quantile(0.75) - old.quantile(0.25)) / len(old) ** 0.5
+        gain = float(early.median() - late.median())
+        noise = float(early.quantile(0.75) - early.quantile(0.25)) / len(early) ** 0.5
         return gain < max(noise, 1e-3)
 
     def _step(self) -> None:
