@@ -104,7 +104,7 @@ def test_chardata_without_labels(tiny: SimpleNamespace) -> None:
     ("matrices", "message"),
     [
         ({"data": np.zeros((784, 13))}, "without testdata"),
-        ({"data": np.zeros((784, 13)), "testdata": np.zeros((5, 784))}, r"testdata has shape \(5, 784\)"),
+        ({"data": np.zeros((784, 13)), "testdata": np.zeros((5, 784))}, r"testdata is float64 \(5, 784\) instead of"),
         ({"data": np.full((784, 13), 2.0), "testdata": np.zeros((784, 5))}, "outside"),
         ({"data": np.full((784, 13), np.nan), "testdata": np.zeros((784, 5))}, "outside"),
         ({"data": np.zeros((784, 14)), "testdata": np.zeros((784, 5))}, r"\(10, 4, 5\) images"),
@@ -236,7 +236,7 @@ def test_omniglot_is_verified_by_its_images_not_its_zip(
 def test_damaged_zip_is_refused(tiny: SimpleNamespace, damage: Callable[[bytes], bytes]) -> None:
     path = tiny.write("omniglot28")[1]
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataCorruptError, match="not a readable zip archive of PNG images") as caught:
+    with pytest.raises(DataCorruptError, match=r"not a readable zip archive|can't be read") as caught:
         load("omniglot28", tiny.root)
     assert registry.REGISTRY["omniglot28"].files[1].checksum in str(caught.value)
     assert "found    no checksum" in str(caught.value)

@@ -36,7 +36,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     pixels = RNG.integers(0, 256, (6, 3, 3072), dtype=np.uint8)
     content = {
         name: pickle.dumps({"data": part, "labels": [i, 0, 9], "filenames": ["a.png"] * 3}, protocol=2)
-        for i, (name, part) in enumerate(zip(cifar._BATCHES, pixels, strict=True))
+        for i, (name, part) in enumerate(zip(cifar.BATCHES, pixels, strict=True))
     }
     monkeypatch.setattr(cifar, "_VALID", 4)
     expect(monkeypatch, content)
@@ -66,7 +66,7 @@ def test_cifar10_is_the_batches_in_order(tmp_path: Path, batches: dict[str, byte
 
 
 def test_the_published_checksums_are_those_expected() -> None:
-    assert registry.find("cifar10").files[0].checksum == "md5-of-batches:" + cifar._digest_of(cifar._BATCHES)
+    assert registry.find("cifar10").files[0].checksum == "md5-of-batches:" + cifar._digest_of(cifar.BATCHES)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_channels_last_is_told_by_the_sizes(tmp_path: Path, stored: tuple[int, .
         ({"train": np.zeros((3, 4, 5)), "test": COLOUR}, "differ in their types: train is float64, test is uint8"),
         ({"train": COLOUR.reshape(12, -1), "test": COLOUR}, r"must have the layout .* not \(12, 60\)"),
         ({"train": COLOUR[:, :, 1:], "test": COLOUR}, "differ in the shape"),
-        ({"train": np.array([{}], dtype=object), "test": COLOUR}, "not a readable .npz file"),
+        ({"train": np.array([{}], dtype=object), "test": COLOUR}, "holds Python objects, which are not loaded"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:

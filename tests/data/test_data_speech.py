@@ -64,5 +64,23 @@ def test_missing_recordings_and_damaged_archives(tmp_path):
     with pytest.raises(DataNotFoundError, match="nothing_here"):
         load_speech("nothing_here", tmp_path)
     (tmp_path / "bad.zip").write_bytes(b"no archive")
-    with pytest.raises(DataCorruptError, match="no zip archive"):
+    with pytest.raises(DataCorruptError, match="not a readable zip archive"):
         load_speech("bad", tmp_path)
+
+
+def test_recordings_of_other_names_or_cut_short_are_refused_and_what_others_left_is_not(tmp_path):
+    folder = write_recordings(tmp_path / "few")
+    before = load_speech(str(folder)).sha256
+    (folder / "._1_ann_20.wav").write_bytes(b"left by a Mac")
+    (folder / "3_ann_21.WAV").write_bytes((folder / "3_ann_10.wav").read_bytes())
+    data = load_speech(str(folder))
+    assert data.sha256 != before
+    assert len(data.train) == 21
+    (folder / "noise.wav").write_bytes(b"")
+    with pytest.raises(DataCorruptError, match=r"noise\.wav is not named DIGIT_SPEAKER_TAKE\.wav"):
+        load_speech(str(folder))
+    (folder / "noise.wav").unlink()
+    whole = (folder / "3_ann_10.wav").read_bytes()
+    (folder / "3_ann_10.wav").write_bytes(whole[:-20])
+    with pytest.raises(DataCorruptError, match=r"3_ann_10\.wav can't be read as a WAV file: Reached EOF"):
+        load_speech(str(folder))

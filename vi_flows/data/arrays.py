@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from vi_flows.data.base import DataCorruptError
-from vi_flows.data.limits import open_zip, read_npy
+from vi_flows.data.limits import open_zip, read_npy, short
 
 __all__ = ["ALL", "from_npy", "from_npz", "numbered"]
 
@@ -45,13 +45,9 @@ def from_npz(path: Path) -> tuple[Splits, Splits]:
             ones, has a layout that can't be told, or an array of images has a name that is no split's.
     """
     stored: dict[str, np.ndarray] = {}
-    try:
-        with open_zip(path, str(path)) as (archive, files):
-            for place, info in files.items():
-                with archive.open(info) as stream:
-                    stored[place.removesuffix(".npy")] = _read(stream, info.file_size, f"{path}: {place}")
-    except DataCorruptError as error:
-        raise DataCorruptError(f"{path} is not a readable .npz file: {error}") from error
+    with open_zip(path, str(path)) as (archive, files):
+        for place, info in files.items():
+            stored[place.removesuffix(".npy")] = _read(archive, info, f"{path}: {place}")
     arrays, names = _named(stored, _IMAGES, str(path))
     labels, _ = _named(stored, _LABELS, str(path))
     others = sorted(n for n, a in stored.items() if a.ndim >= (3 if arrays else 2) and n not in names.values())
@@ -64,13 +60,14 @@ def from_npz(path: Path) -> tuple[Splits, Splits]:
     return _as_images(arrays, str(path), names), numbered(labels, arrays, str(path))
 
 
-def _read(stream: IO[bytes], size: int, name: str) -> np.ndarray:
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
     try:
-        return read_npy(stream, size, name)
+        with archive.open(info) as stream:
+            return read_npy(stream, info.file_size, name)
     except DataCorruptError:
         raise
     except Exception as error:  # what is compressed may be damaged
-        raise DataCorruptError(f"{name} can't be read: {error}") from error
+        raise DataCorruptError(f"{name} can't be read: {short(error)}") from error
 
 
 def _named(stored: Splits, patterns: tuple[str, ...], path: str) -> tuple[Splits, dict[str, str]]:

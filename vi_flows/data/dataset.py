@@ -49,7 +49,7 @@ def image_data(
     arrays: Arrays, name: str, shape: tuple[int, int, int], levels: int, binarization: Binarization, source: str
 ) -> ImageData:
     """The container of what a ``build`` returned; the arguments are the container's fields."""
-    splits = {split: torch.from_numpy(np.ascontiguousarray(getattr(arrays, split))) for split in _SPLITS}
+    splits = {split: torch.from_numpy(np.require(getattr(arrays, split), requirements=["C", "W"])) for split in _SPLITS}
     labels = {split: torch.from_numpy(array.astype(np.int64)) for split, array in arrays.labels.items()}
     sha256 = content_sha256(shape, levels, splits)
     return ImageData(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -18,7 +19,7 @@ from vi_flows.data.base import DataCorruptError
 
 __all__ = [
     "MOST_MEMBER_BYTES", "MOST_PIXELS", "check_memory", "is_junk", "memory_bytes", "open_zip", "read_member",
-    "read_npy",
+    "read_npy", "short",
 ]  # fmt: skip
 
 MOST_MEMBER_BYTES = 1 << 28
@@ -26,6 +27,12 @@ MOST_MEMBER_BYTES = 1 << 28
 MOST_PIXELS = 1 << 26
 """Pixels of one image."""
 _MAGIC = 8  # bytes before the length of an .npy file's header
+
+
+def short(error: BaseException) -> str:
+    """The first line of an error's message, cut; parsers like to quote the file."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return first if len(first) <= 200 else first[:199] + "…"
 
 
 def memory_bytes() -> int:
@@ -65,14 +72,18 @@ def open_zip(source: Path | IO[bytes], name: str) -> Iterator[tuple[zipfile.ZipF
         name: of it, in messages.
 
     Raises:
-        DataCorruptError: it can't be read (also while it is used), or a name in it leads outside, is there twice, or is
-            that of a link.
+        DataCorruptError: it can't be read, or a name in it leads outside, is there twice, or is that of a link.
     """
     try:
-        with zipfile.ZipFile(source) as archive:
-            yield archive, _files_of(archive, name)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, UnicodeError) as error:
-        raise DataCorruptError(f"{name} is not a readable zip archive: {error}") from error
+        opened = zipfile.ZipFile(source)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of the disk; the other one is a place before the beginning
+            raise
+        raise DataCorruptError(f"{name} is not a readable zip archive: its directory is damaged") from error
+    except Exception as error:  # a damaged directory can raise nearly anything
+        raise DataCorruptError(f"{name} is not a readable zip archive: {short(error)}") from error
+    with opened as archive:
+        yield archive, _files_of(archive, name)
 
 
 def _files_of(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
@@ -108,7 +119,7 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, most
     try:
         return archive.read(info)
     except Exception as error:  # a damaged or encrypted file can raise nearly anything
-        raise DataCorruptError(f"{name} can't be read: {error}") from error
+        raise DataCorruptError(f"{name} can't be read: {short(error)}") from error
 
 
 def read_npy(stream: IO[bytes], size: int, name: str) -> np.ndarray:
@@ -147,5 +158,5 @@ def read_npy(stream: IO[bytes], size: int, name: str) -> np.ndarray:
     except DataCorruptError:
         raise
     except Exception as error:  # a damaged header can raise nearly anything in numpy's parser
-        reason = f"no version of an .npy file: {error}" if isinstance(error, KeyError) else error
+        reason = f"no version of an .npy file: {error}" if isinstance(error, KeyError) else short(error)
         raise DataCorruptError(f"{name} is not a readable .npy array: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from vi_flows.data.dataset import Arrays, Dataset
 from vi_flows.data.sources import SourceFile
 
 _PIXELS = 28 * 28
+_MOST_DIMS = 8  # images of any kind have fewer
 _VALID = 10_000  # the last of the 60 000 training images
 
 
@@ -30,10 +32,14 @@ def parse_idx(content: bytes) -> np.ndarray:
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DataCorruptError(f"not an idx file of unsigned bytes: it starts with {content[:4]!r}")
     rank = content[3]
+    if not 1 <= rank <= _MOST_DIMS:
+        raise DataCorruptError(f"an idx file of {rank} dimensions; 1 to {_MOST_DIMS} can be")
     start = 4 + 4 * rank
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-    if len(shape) != rank or len(content) - start != int(np.prod(shape, dtype=np.int64)):
-        raise DataCorruptError(f"an idx file of shape {shape} with {len(content) - start} bytes of values")
+    head = content[4:start]
+    shape = tuple(int.from_bytes(head[i : i + 4], "big") for i in range(0, len(head) - 3, 4))
+    # Not by numpy, whose products overflow: a header may claim 2^40 items.
+    if len(shape) != rank or len(content) - start != math.prod(shape):
+        raise DataCorruptError(f"an idx file of shape {shape} with {max(len(content) - start, 0)} bytes of values")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
@@ -12,11 +11,15 @@ import numpy as np
 
 from vi_flows.data.base import DataCorruptError
 from vi_flows.data.dataset import Arrays, Dataset, hold_out
+from vi_flows.data.limits import is_junk, open_zip, read_member, short
+from vi_flows.data.matlab import load_matrices
 from vi_flows.data.sources import SourceFile
 
 _SIDE = 28
 _ORIGINAL_SIDE = 105
 _TRAIN_DRAWERS = 15  # of 20; the others are the test set
+_MOST_MAT_BYTES = 1 << 30  # of chardata.mat, inflated; the file of the papers has 0.3
+_MOST_BYTES = 1 << 20  # of a PNG file; the originals have some hundreds
 _VALID = 1345  # as in the published importance-weighted autoencoder experiments
 
 
@@ -35,18 +38,20 @@ def decoded(archive: bytes) -> Iterator[tuple[PurePosixPath, np.ndarray]]:
     from PIL import Image
 
     try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as members:
-            names = map(PurePosixPath, members.namelist())
+        with open_zip(io.BytesIO(archive), "the archive") as (members, files):
+            found = {PurePosixPath(place): info for place, info in files.items()}
             # Some zip programs add files of their own, with a leading dot or in folders with underscores.
-            for name in sorted(name for name in names if name.suffix == ".png" and name.name[0].isdigit()):
-                image = Image.open(io.BytesIO(members.read(str(name))))
+            names = [name for name in found if name.suffix == ".png" and name.name[0].isdigit() and not is_junk(name)]
+            for name in sorted(names):
+                content = read_member(members, found[name], str(name), _MOST_BYTES)
+                image = Image.open(io.BytesIO(content), formats=["PNG"])
                 if image.size != (_ORIGINAL_SIDE, _ORIGINAL_SIDE):
                     raise DataCorruptError(f"{name} is {image.size} instead of {_ORIGINAL_SIDE}x{_ORIGINAL_SIDE}")
                 yield name, np.asarray(image.convert("1"))
     except DataCorruptError:
         raise
     except Exception as error:  # a damaged archive or image can raise nearly anything in zipfile and Pillow
-        raise DataCorruptError(f"not a readable zip archive of PNG images: {error}") from error
+        raise DataCorruptError(f"not a readable zip archive of PNG images: {short(error)}") from error
 
 
 def images_sha256(archive: bytes) -> str:
@@ -95,28 +100,42 @@ def _build_omniglot28(contents: Sequence[bytes]) -> Arrays:
 
 def _matrix(matrix: np.ndarray, name: str) -> np.ndarray:
     """Row-major uint8 (N, 784) from a column of column-major grey values in [0, 1] per image."""
-    if matrix.ndim != 2 or matrix.shape[0] != _SIDE * _SIDE or not matrix.size:
-        raise DataCorruptError(f"{name} has shape {matrix.shape} instead of ({_SIDE * _SIDE}, N)")
+    if matrix.ndim != 2 or matrix.shape[0] != _SIDE * _SIDE or not matrix.size or matrix.dtype.kind not in "buif":
+        raise DataCorruptError(f"{name} is {matrix.dtype} {matrix.shape} instead of numbers ({_SIDE * _SIDE}, N)")
     if not (matrix.min() >= 0 and matrix.max() <= 1):
         raise DataCorruptError(f"{name} has values outside [0, 1]: {matrix.min()} … {matrix.max()}")
     images = np.rint(matrix.T * 255).astype(np.uint8).reshape(-1, _SIDE, _SIDE)
     return images.transpose(0, 2, 1).reshape(-1, _SIDE * _SIDE)
 
 
-def _build_chardata(contents: Sequence[bytes]) -> Arrays:
-    from scipy.io import loadmat
+def _classes(targets: np.ndarray | None) -> np.ndarray | None:
+    """The row of the one in each column, or ``None`` where there are none."""
+    if targets is None or targets.ndim != 2 or not targets.size or targets.dtype.kind not in "buif":
+        return None
+    return targets.argmax(0)
 
+
+def chardata(content: bytes) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Images, uint8 (N, 784), and classes, (N,) or ``None``, of the training and the test part of the VAE papers' file.
+
+    Raises:
+        DataCorruptError: it can't be read, lacks a part, or has values that are no grey values in [0, 1].
+    """
     keys = ["data", "testdata", "target", "testtarget"]
-    try:
-        matrices = loadmat(io.BytesIO(contents[0]), variable_names=keys)
-    except Exception as error:  # a damaged file can raise nearly anything in the parser
-        raise DataCorruptError(f"not a readable MATLAB file: {error}") from error
+    matrices = load_matrices(content, keys, _MOST_MAT_BYTES)
     if absent := [key for key in keys[:2] if key not in matrices]:
         raise DataCorruptError(f"a MATLAB file without {' and '.join(absent)}")
-    train, test = (_matrix(matrices[key], key) for key in keys[:2])
+    images = [_matrix(matrices[key], key) for key in keys[:2]]
+    classes = [_classes(matrices.get(key)) for key in keys[2:]]
+    if any(found is None or len(found) != len(part) for found, part in zip(classes, images, strict=True)):
+        classes = [None, None]
+    return list(zip(images, classes, strict=True))
+
+
+def _build_chardata(contents: Sequence[bytes]) -> Arrays:
+    (train, classes), (test, test_classes) = chardata(contents[0])
     splits, chosen = hold_out(train, np.arange(len(train)), _VALID)
-    classes, test_classes = (matrices[key].argmax(0) if key in matrices else None for key in keys[2:])
-    if classes is None or test_classes is None or (len(classes), len(test_classes)) != (len(train), len(test)):
+    if classes is None or test_classes is None:
         return Arrays(splits["train"], splits["valid"], test)
     labels = {name: classes[i] for name, i in chosen.items()} | {"test": test_classes}
     return Arrays(splits["train"], splits["valid"], test, labels)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vi_flows.data.base import DataCorruptError
-from vi_flows.data.limits import MOST_PIXELS
+from vi_flows.data.limits import MOST_PIXELS, short
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -58,7 +58,7 @@ def decode(name: str, content: bytes) -> np.ndarray:
         kinds = ", ".join(known)
         raise DataCorruptError(f"{name} is not a readable image (of {kinds}): convert it, or move it away") from error
     except Exception as error:  # a damaged image can raise nearly anything in Pillow
-        raise DataCorruptError(f"{name} is not a readable image: {error}") from error
+        raise DataCorruptError(f"{name} is not a readable image: {short(error)}") from error
 
 
 def _bits(image: ImageFile.ImageFile, content: bytes) -> int:

@@ -9,22 +9,23 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import zipfile
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vi_flows.data.base import DataCorruptError, DataNotFoundError, Protocol, Splits
+from vi_flows.data.limits import is_junk, open_zip, read_member, short
 from vi_flows.data.sources import resolve_root
 
 __all__ = ["NUM_DIGITS", "SpeechData", "load_speech"]
 
 NUM_DIGITS = 10
 TEST_TAKES, VALID_TAKES = range(5), range(5, 10)  # the data set's own test takes are 0 to 4
-_NAME = re.compile(r"(\d)_([^_/]+)_(\d+)\.wav$")
+_NAME = re.compile(r"(\d)_([^_/]+)_(\d+)\.wav", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +80,10 @@ def load_speech(name: str = "fsdd-jackson", root: Path | None = None) -> SpeechD
     recordings: dict[str, list[tuple[np.ndarray, int]]] = {"train": [], "valid": [], "test": []}
     rates = set()
     for file, content in _contents(path):
-        found = _NAME.search(file)
+        found = _NAME.fullmatch(PurePosixPath(file).name)
         if found is None:
-            continue
-        rate, samples = _read_wav(f"{path}: {file}", content)
+            raise DataCorruptError(f"{path}: {file} is not named DIGIT_SPEAKER_TAKE.wav; rename it, or move it away")
+        rate, samples = read_wav(f"{path}: {file}", content)
         rates.add(rate)
         take = int(found[3])
         split = "test" if take in TEST_TAKES else "valid" if take in VALID_TAKES else "train"
@@ -106,21 +107,39 @@ def load_speech(name: str = "fsdd-jackson", root: Path | None = None) -> SpeechD
 def _contents(path: Path) -> list[tuple[str, bytes]]:
     """The WAV files by name, in the order of their names."""
     if path.is_dir():
-        return [(file.name, file.read_bytes()) for file in sorted(path.rglob("*.wav"))]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [(name, archive.read(name)) for name in sorted(archive.namelist()) if name.endswith(".wav")]
-    except zipfile.BadZipFile as error:
-        raise DataCorruptError(f"{path} is no zip archive: {error}") from error
+        return [(file.name, file.read_bytes()) for file in sorted(path.rglob("*")) if _is_recording(file.name)]
+    with open_zip(path, str(path)) as (archive, files):
+        return [
+            (name, read_member(archive, info, f"{path}: {name}"))
+            for name, info in sorted(files.items())
+            if _is_recording(name)
+        ]
 
 
-def _read_wav(place: str, content: bytes) -> tuple[int, np.ndarray]:
+def _is_recording(name: str) -> bool:
+    return name.lower().endswith(".wav") and not is_junk(PurePosixPath(name))
+
+
+def read_wav(place: str, content: bytes) -> tuple[int, np.ndarray]:
+    """Sampling rate and 16-bit samples ``(T,)`` of a WAV file.
+
+    Args:
+        place: the file's name in messages.
+        content: of the file.
+
+    Raises:
+        DataCorruptError: it can't be read, ends too early, or has other samples.
+    """
     from scipy.io import wavfile
 
     try:
-        rate, samples = wavfile.read(io.BytesIO(content))
+        with warnings.catch_warnings():
+            # Of chunks that are no samples; a recording that ends too early is damaged.
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)
+            warnings.filterwarnings("error", "Reached EOF", wavfile.WavFileWarning)
+            rate, samples = wavfile.read(io.BytesIO(content))
     except Exception as error:  # the reader raises many kinds for damaged files
-        raise DataCorruptError(f"{place} can't be read as a WAV file: {error}") from error
+        raise DataCorruptError(f"{place} can't be read as a WAV file: {short(error)}") from error
     if samples.dtype != np.int16 or samples.ndim != 1 or not len(samples):
         raise DataCorruptError(f"{place} has {samples.dtype} samples of shape {samples.shape}; 16-bit mono is needed")
     return rate, samples

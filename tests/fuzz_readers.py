@@ -1,0 +1,560 @@
+"""Feeds damaged files to every reader: ``python tests/fuzz_readers.py --inputs 100000``.
+
+Each input is a good file, mutated by a seed: bits flipped, numbers replaced by extreme ones, cut, spliced with another
+file. It must be read, or refused by the reader's own error in one sentence: no other exception, no memory that a small
+file can't need, no hang, no crash. Every input can be made again from its kind, seed and number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save
+from scipy.io import savemat, wavfile
+from scipy.sparse import eye_array
+from tabulate import tabulate
+
+from vi_flows.data import DataCorruptError, DataNotFoundError
+from vi_flows.data.arrays import from_npy, from_npz
+from vi_flows.data.cifar import BATCHES, batches, unpickled
+from vi_flows.data.folders import load_path
+from vi_flows.data.mnist import parse_amat, parse_idx
+from vi_flows.data.omniglot import chardata, decoded
+from vi_flows.data.pictures import decode
+from vi_flows.data.speech import read_wav
+from vi_flows.records import Clock, Record, provenance, row_key
+from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
+
+SECONDS = 10.0
+"""CPU time that an input may take; the files have a few kilobytes."""
+MEMORY = 1 << 28
+"""Bytes by which the process may grow."""
+NUMBERS = [0, 1, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1]
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+class TooSlow(BaseException):
+    """No ``Exception``, so that no reader takes it for damage."""
+
+
+def written(write: Callable[..., Any], *words: Any, **options: Any) -> bytes:
+    """What ``write(file, …)`` writes."""
+    file = io.BytesIO()
+    write(file, *words, **options)
+    return file.getvalue()
+
+
+def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    """An image file of a few pixels."""
+    return written(Image.fromarray(PIXELS).convert(mode).save, kind, **options)
+
+
+def idx_files() -> list[bytes]:
+    """idx files of one to four dimensions."""
+    arrays = [PIXELS[:, 0, 0], PIXELS[..., 0], PIXELS, PIXELS[None]]
+    return [bytes([0, 0, 8, a.ndim]) + np.array(a.shape, ">u4").tobytes() + a.tobytes() for a in arrays]
+
+
+def amat_files() -> list[bytes]:
+    """Lines of zeros and ones."""
+    rows = [RNG.integers(0, 2, (n, 12)) for n in (1, 3)]
+    return ["".join(" ".join(map(str, row)) + "\n" for row in array).encode() for array in rows]
+
+
+def mat_files() -> list[bytes]:
+    """Files of both versions, compressed or not, with matrices of other types beside."""
+    grey = {"data": RNG.random((784, 3)), "testdata": RNG.random((784, 2))}
+    small = {"data": RNG.random((784, 1)).astype(np.float32), "target": np.eye(3, dtype=np.uint8), "name": "text"}
+    kinds = {"cell": np.array([1, "a"], object), "struct": {"a": 1.0}, "data": np.zeros((784, 1), bool)}
+    sparse = {"data": eye_array(784, 2).tocsc(), "testdata": np.ones((784, 1)) * 1j}
+    old = [written(savemat, values, format="4") for values in (grey, small)]
+    return old + [written(savemat, v, do_compression=c) for v in (grey, small, kinds, sparse) for c in (True, False)]
+
+
+def npy_files() -> list[bytes]:
+    """Arrays of several types and layouts."""
+    arrays = [PIXELS, PIXELS[..., 0] > 9, PIXELS / 255, np.asfortranarray(PIXELS), np.zeros((10, 16), np.int16)]
+    others = [np.array(["a", "b"]), np.zeros(3, [("a", "u1")])]
+    return [written(np.save, array) for array in arrays + others] + [
+        written(np.lib.format.write_array, PIXELS, version=(2, 0))
+    ]
+
+
+def npz_files() -> list[bytes]:
+    """Splits with labels."""
+    rows, words = np.repeat(PIXELS[None, ..., 0], 12, 0), np.array(["cat", "dog"] * 6)
+    named = {"train": rows, "test": rows[:2], "labels_train": words, "labels_test": words[:2]}
+    others = {"x_train": rows / 255, "x_test": rows / 255, "y_train": np.arange(12), "y_test": np.arange(12)}
+    return [written(write, **names) for write in (np.savez, np.savez_compressed) for names in (named, others)] + [
+        written(np.savez, rows)
+    ]
+
+
+def image_files() -> list[bytes]:
+    """Every format that is read, in several modes."""
+    exif, more = Image.Exif(), {"save_all": True, "append_images": [Image.fromarray(255 - PIXELS)]}
+    exif[0x0112] = 6
+    files = [picture("PNG", mode) for mode in ("RGB", "L", "P", "1", "RGBA", "LA", "I;16")]
+    files += [picture("PNG", "L", transparency=3), picture("PNG", "P", transparency=1), picture("PNG", exif=exif)]
+    files += [picture("JPEG"), picture("JPEG", "L", progressive=True), picture("JPEG", exif=exif)]
+    files += [picture("JPEG", "CMYK"), picture("BMP"), picture("BMP", "P"), picture("BMP", "1")]
+    files += [picture("GIF"), picture("GIF", "L", transparency=3), picture("PPM"), picture("PPM", "1")]
+    files += [picture("WEBP"), picture("WEBP", "RGBA", lossless=True), picture("WEBP", exif=exif)]
+    files += [picture("TIFF", mode) for mode in ("RGB", "L", "1", "P", "F")]
+    files += [picture("TIFF", compression=name) for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")]
+    return files + [picture(kind, **more) for kind in ("GIF", "PNG", "WEBP", "TIFF", "MPO")]
+
+
+def wav_files() -> list[bytes]:
+    """Of several sample types."""
+    tone = RNG.integers(-9, 9, 40)
+    kinds = [tone.astype(kind) for kind in (np.int16, np.uint8, np.int32, np.float32)]
+    return [written(wavfile.write, 8000, samples) for samples in [*kinds, tone.astype(np.int16).reshape(-1, 2)]]
+
+
+def checkpoint_files() -> list[bytes]:
+    """With and without a checksum."""
+    tensors = {"model.a": torch.arange(6.0).reshape(2, 3), "rng": torch.arange(9, dtype=torch.uint8)}
+    tensors |= {"b": torch.ones((), dtype=torch.int64), "c": torch.zeros(0, 4), "d": torch.ones(2).bfloat16()}
+    state = {"step": 3, "best": {"epoch": 1, "valid_loss": 2.5}, "finished": False}
+    with tempfile.TemporaryDirectory() as folder:
+        save_tensors(Path(folder, "a"), tensors, state)
+        whole = Path(folder, "a").read_bytes()
+    return [whole, save(tensors, {"state": json.dumps(state)})]
+
+
+def cifar_files() -> list[bytes]:
+    """Batches in the protocols of Python 2 and later."""
+    batch = {"data": RNG.integers(0, 256, (2, 3072), dtype=np.uint8), "labels": [3, 9], "filenames": ["a.png", "b.png"]}
+    return [pickle.dumps(batch, protocol) for protocol in range(6)]
+
+
+def zip_files() -> list[bytes]:
+    """Folders of images."""
+    png, jpeg = picture("PNG"), picture("JPEG")
+    files = {"train/a/1.png": png, "train/b/2.jpg": jpeg, "test/a/3.png": png, "valid/b/4.png": png, "README": b"x"}
+
+    def write(file: io.BytesIO, how: int) -> None:
+        with zipfile.ZipFile(file, "w", how) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+
+    return [written(write, how) for how in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)]
+
+
+def omniglot_files() -> list[bytes]:
+    """Two characters in one archive."""
+    paper = Image.fromarray(np.tile(PIXELS[..., 0] > 99, (18, 14))[:105, :105])
+    drawing = written(paper.save, "PNG")
+
+    def write(file: io.BytesIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in ("0001_01.png", "0001_02.png"):
+                archive.writestr(f"images_background/Latin/character01/{name}", drawing)
+
+    return [written(write)]
+
+
+def tar_files() -> list[bytes]:
+    """CIFAR's batches, with short ones in their place."""
+
+    def write(file: io.BytesIO, kind: int) -> None:
+        with tarfile.open(fileobj=file, mode="w", format=kind) as archive:
+            for name in BATCHES:
+                member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+                member.size = 20
+                archive.addfile(member, io.BytesIO(name.ljust(20).encode()))
+
+    return [written(write, kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
+
+
+# Readers ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def place() -> Path:
+    """A file for the readers that take a path; in memory where the system offers that."""
+    shared = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="fuzz-", dir=shared if os.access(shared, os.W_OK) else None))
+
+
+def of_path(read: Callable[[Path], Any], name: str) -> Callable[[bytes], Any]:
+    """A reader of contents."""
+
+    def from_content(content: bytes) -> Any:
+        path = place() / name
+        path.write_bytes(content)
+        return read(path)
+
+    return from_content
+
+
+def check_idx(content: bytes) -> None:
+    """An array of bytes."""
+    assert parse_idx(content).dtype == np.uint8
+
+
+def check_amat(content: bytes) -> None:
+    """Zeros and ones."""
+    assert set(np.unique(parse_amat(content, 12))) <= {0, 1}
+
+
+def check_mat(content: bytes) -> None:
+    """Grey values of both parts."""
+    for images, labels in chardata(content):
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == (784,)
+        assert labels is None or labels.shape == (len(images),)
+
+
+def check_arrays(read: Callable[[Path], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]) -> Callable[[Path], None]:
+    """Images and as many labels."""
+
+    def check(path: Path) -> None:
+        images, labels = read(path)
+        assert all(array.dtype == np.uint8 and array.ndim == 4 for array in images.values())
+        assert all(labels[split].shape == (len(images[split]),) for split in labels)
+        assert all(array.dtype == np.int64 for array in labels.values())
+
+    return check
+
+
+def check_image(content: bytes) -> None:
+    """Grey or colour."""
+    pixels = decode("a file", content)
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 3
+    assert len(pixels) in (1, 3)
+
+
+def check_wav(content: bytes) -> None:
+    """16-bit samples."""
+    rate, samples = read_wav("a file", content)
+    assert isinstance(rate, int)
+    assert samples.dtype == np.int16
+    assert samples.ndim == 1
+
+
+def check_checkpoint(path: Path) -> None:
+    """Tensors and their bookkeeping."""
+    tensors, state = load_tensors(path)
+    assert isinstance(state, dict)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+
+
+def check_cifar(content: bytes) -> None:
+    """Pixels and classes."""
+    pixels, labels = unpickled(content)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (len(labels), 3072)
+
+
+def check_tar(content: bytes) -> None:
+    """All batches."""
+    assert set(batches(content)) == set(BATCHES)
+
+
+def check_omniglot(content: bytes) -> None:
+    """Drawings of one size."""
+    assert all(pixels.shape == (105, 105) for _, pixels in decoded(content))
+
+
+def check_zip(path: Path) -> None:
+    """A data set, whose container checks itself."""
+    load_path(path)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A reader, good files of its kind, and how checksums in them are put right after a mutation."""
+
+    files: Callable[[], list[bytes]]
+    read: Callable[[bytes], Any]
+    repair: Callable[[bytes, random.Random], bytes] | None = None
+
+
+def with_crcs(content: bytes, draw: random.Random) -> bytes:
+    """A PNG file whose chunks have the checksums of their content, where their lengths allow it."""
+    if not content.startswith(b"\x89PNG"):
+        return content
+    found, at = bytearray(content), 8
+    while at + 12 <= len(found):
+        (length,) = struct.unpack_from(">I", found, at)
+        if at + 12 + length > len(found):
+            break
+        struct.pack_into(">I", found, at + 8 + length, zlib.crc32(found[at + 4 : at + 8 + length]))
+        at += 12 + length
+    return bytes(found)
+
+
+def rezipped(content: bytes, draw: random.Random) -> bytes:
+    """A good archive with one member mutated, instead of the mutated archive."""
+    seeds = npz_files_once()
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(draw.choice(seeds))) as old, zipfile.ZipFile(file, "w") as new:
+        names = old.namelist()
+        hit = draw.choice(names)
+        for name in names:
+            inner = old.read(name)
+            new.writestr(name, mutated(inner, [inner], draw) if name == hit else inner)
+    return file.getvalue()
+
+
+npz_files_once = cache(npz_files)
+KINDS: dict[str, Kind] = {
+    "idx": Kind(idx_files, check_idx),
+    "amat": Kind(amat_files, check_amat),
+    "mat": Kind(mat_files, check_mat),
+    "npy": Kind(npy_files, of_path(check_arrays(from_npy), "a.npy")),
+    "npz": Kind(npz_files, of_path(check_arrays(from_npz), "a.npz"), rezipped),
+    "image": Kind(image_files, check_image, with_crcs),
+    "zip": Kind(zip_files, of_path(check_zip, "a.zip")),
+    "wav": Kind(wav_files, check_wav),
+    "checkpoint": Kind(checkpoint_files, of_path(check_checkpoint, "a.safetensors")),
+    "cifar": Kind(cifar_files, check_cifar),
+    "tar": Kind(tar_files, check_tar),
+    "omniglot": Kind(omniglot_files, check_omniglot),
+}
+REFUSALS = (DataCorruptError, DataNotFoundError, CheckpointError)
+
+
+# Mutations --------------------------------------------------------------------------------------------------------
+
+
+def mutated(content: bytes, files: list[bytes], draw: random.Random) -> bytes:
+    """One to four changes of a file.
+
+    Args:
+        content: of a good file.
+        files: others to splice with.
+        draw: of the changes.
+    """
+    data = bytearray(content)
+    for _ in range(draw.choice((1, 1, 1, 2, 3, 4))):
+        if not data:
+            break
+        # Headers say most and are short.
+        near = min(len(data), draw.choice((16, 64, 256, len(data))))
+        at = draw.randrange(near)
+        change = draw.randrange(9)
+        if change == 0:
+            data[at] ^= 1 << draw.randrange(8)
+        elif change == 1:
+            data[at] = draw.choice((0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)))
+        elif change == 2:
+            width, order = draw.choice((2, 4, 8)), draw.choice(("little", "big"))
+            data[at : at + width] = (draw.choice(NUMBERS) % 256**width).to_bytes(width, order)
+        elif change == 3:
+            del data[draw.randrange(len(data)) :]
+        elif change == 4:
+            del data[at : at + draw.randint(1, 32)]
+        elif change == 5:
+            data[at:at] = data[at : at + draw.randint(1, 32)] * draw.randint(1, 3)
+        elif change == 6:
+            data[at:at] = draw.randbytes(draw.randint(1, 16))
+        elif change == 7:
+            other = draw.choice(files)
+            data[at:] = other[draw.randrange(len(other)) :]
+        else:  # a number in words, as in the headers of arrays and checkpoints
+            digits = [i for i in range(near) if chr(data[i]).isdigit() and data[i] < 128]
+            if digits:
+                at = draw.choice(digits)
+                data[at : at + 1] = str(draw.choice(NUMBERS) - draw.choice((0, 0, 2**63))).encode()
+    return bytes(data)
+
+
+def input_of(name: str, seed: int, number: int) -> bytes:
+    """The input of this number."""
+    kind, draw = KINDS[name], random.Random(f"{name} {seed} {number}")
+    files = files_of(name)
+    content = mutated(draw.choice(files), files, draw)
+    return content if kind.repair is None or draw.random() < 0.5 else kind.repair(content, draw)
+
+
+@cache
+def files_of(name: str) -> list[bytes]:
+    """Good files of a kind."""
+    return KINDS[name].files()
+
+
+# Running ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What became of the inputs: counts, reasons of refusal, and what must not be, by the input's number."""
+
+    read: int = 0
+    refused: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def limited_time() -> Iterator[None]:
+    """Stop at :data:`SECONDS` of CPU time."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TooSlow
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def failure_of(error: BaseException) -> str | None:
+    """Why an exception is none of the reader's own, or ``None``."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, MemoryError):
+            return "MemoryError"
+        chain = chain.__cause__ or chain.__context__
+    if not isinstance(error, REFUSALS):
+        return f"{type(error).__name__}: {error}"
+    text = str(error)
+    return None if text and "\n" not in text and len(text) < 500 else f"no sentence: {text!r}"
+
+
+def peak() -> int:
+    """Bytes that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def feed(name: str, seed: int, number: int, tally: Tally) -> None:
+    """One input."""
+    content, before = input_of(name, seed, number), peak()
+    problem = None
+    try:
+        with limited_time():
+            KINDS[name].read(content)
+        tally.read += 1
+    except TooSlow:
+        problem = f"more than {SECONDS:g} s"
+    except Exception as error:
+        problem = failure_of(error)
+        if problem is None:
+            tally.refused += 1
+            tally.reasons["".join(c for c in str(error).split(": ")[-1] if not c.isdigit())[:60]] += 1
+    if peak() - before > MEMORY:
+        problem = f"{(peak() - before) >> 20} MiB"
+    if problem is not None:
+        tally.failures[str(number)] = problem
+
+
+def fuzz(name: str, numbers: range, seed: int = 0) -> Tally:
+    """These inputs, in this process."""
+    tally = Tally()
+    for number in numbers:
+        feed(name, seed, number, tally)
+    return tally
+
+
+def work(name: str, seed: int, begin: int, end: int, result: Path) -> None:
+    """The body of a process of its own, where a crash can be noticed; writes its tally, and first where it is."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and others print their complaints
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 35, 1 << 35))
+    tally, at = Tally(), os.open(result.with_suffix(".at"), os.O_RDWR | os.O_CREAT)
+    for number in range(begin, end):
+        os.pwrite(at, struct.pack("<q", number), 0)
+        feed(name, seed, number, tally)
+    result.write_text(json.dumps(vars(tally)))
+    for left in place().iterdir():
+        left.unlink()
+    place().rmdir()
+
+
+def fuzz_in_processes(name: str, inputs: int, seed: int) -> Tally:
+    """As :func:`fuzz`, a few thousand inputs a process; an input that ends its process is a failure too."""
+    total, begin = Tally(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        while begin < inputs:
+            end = min(begin + 5000, inputs)
+            result = Path(folder, f"{begin}.json")
+            command = [sys.executable, __file__, "--work", name, str(seed), str(begin), str(end), str(result)]
+            code = subprocess.run(command, check=False).returncode
+            if code:
+                (dead,) = struct.unpack("<q", result.with_suffix(".at").read_bytes())
+                total.failures[str(dead)] = f"the process ended with {code}"
+                done = fuzz_in_processes_part(name, seed, begin, dead, Path(folder))
+                begin = dead + 1
+            else:
+                done, begin = json.loads(result.read_text()), end
+            total.read += done["read"]
+            total.refused += done["refused"]
+            total.reasons.update(done["reasons"])
+            total.failures |= done["failures"]
+    return total
+
+
+def fuzz_in_processes_part(name: str, seed: int, begin: int, end: int, folder: Path) -> dict[str, Any]:
+    """The inputs before one that ended its process."""
+    result = folder / f"again-{begin}.json"
+    command = [sys.executable, __file__, "--work", name, str(seed), str(begin), str(end), str(result)]
+    subprocess.run(command, check=True)
+    return json.loads(result.read_text())
+
+
+def main() -> int:
+    """Feed, print the counts, write the record; exit code 1 where anything was neither read nor refused."""
+    if sys.argv[1:2] == ["--work"]:
+        name, seed, begin, end, result = sys.argv[2:]
+        work(name, int(seed), int(begin), int(end), Path(result))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=1000, help="of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", type=Path, help="where to write it, e.g. experiments/results/fuzz-readers.json")
+    options = parser.parse_args()
+    clock, figures = Clock(), {}
+    for name in options.kinds:
+        tally = fuzz_in_processes(name, options.inputs, options.seed)
+        figures[name] = {
+            "inputs": options.inputs, "read": tally.read, "refused": tally.refused,
+            "kinds_of_refusal": len(tally.reasons), "failures": tally.failures,
+        }  # fmt: skip
+        print(name, json.dumps(figures[name]), flush=True)
+    settings = {"inputs": options.inputs, "kinds": options.kinds, "seed": options.seed}
+    record = Record(
+        kind="fuzz-readers", key=row_key("fuzz-readers", settings), label=f"{options.inputs} damaged files a reader",
+        settings=settings, figures=figures, provenance=provenance(clock=clock),
+    )  # fmt: skip
+    if options.record is not None:
+        record.write(options.record, overwrite=True)
+    rows = [(name, *list(found.values())[:4], len(found["failures"])) for name, found in figures.items()]
+    print(tabulate(rows, ("kind", "inputs", "read", "refused", "kinds of refusal", "failures")))
+    return int(any(found["failures"] for found in figures.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
