@@ -258,6 +258,34 @@ def render_pixel() -> str:
     return "\n".join(lines)
 
 
+def render_gains() -> str:
+    """What a flow gains over the plain VAE of the same data, architecture, objective, protocol and seed, by images."""
+    records = [Record.read(path) for path in sorted((HERE / "results" / "vae").glob("*.json"))]
+    records = [record for record in records if "ais" in record.figures and record.settings["seed"] == 0]
+
+    def group(record: Record) -> tuple[str, ...]:
+        settings = record.settings
+        return settings["dataset"], settings["vae"]["architecture"], settings["objective"], settings["protocol"]
+
+    def is_plain(record: Record) -> bool:
+        vae = record.settings["vae"]
+        return vae["flow"] is None and not vae["num_extra_layers"]
+
+    plain = {group(record): record for record in records if is_plain(record)}
+    lines = ["| data set, protocol | model | gain, nats an image | ± 1.96 standard errors |", "|---|---|---|---|"]
+    for record in sorted(records, key=lambda record: (*group(record), sort_key(record))):
+        if record.settings["vae"]["flow"] is None or group(record) not in plain:
+            continue
+        gains = plain[group(record)].scores["nll"].astype(float) - record.scores["nll"]
+        mean, error = float(gains.mean()), 1.96 * float(gains.std(ddof=1)) / len(gains) ** 0.5
+        dataset, architecture, _, protocol = group(record)
+        lines.append(
+            f"| {dataset}, {architecture.upper()}, {protocol} | {label_of(record)} | {mean:.2f} "
+            f"| {mean - error:.2f} – {mean + error:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 SECTIONS = {
     "vae-tables": render_vae,
     "fit2d-table": render_fit2d,
@@ -268,6 +296,7 @@ SECTIONS = {
     "posteriordb-table": render_posteriordb,
     "generation-table": render_generation,
     "pixel-table": render_pixel,
+    "gains-table": render_gains,
 }
 """By name: in README.md between ``<!-- NAME -->`` and ``<!-- /NAME -->``, in the site at ``<!-- record: NAME -->``."""
 
