@@ -28,10 +28,10 @@ def main(kernel: str) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            assert error.name is not None, name
-            if error.name.partition(".")[0] not in EXTRAS:
+            library = (error.name or "").partition(".")[0]
+            if library not in EXTRAS:
                 raise
-            waiting[name] = error.name
+            waiting[name] = library
     assert active_kernel() == kernel, f"the kernel is {active_kernel()}, not {kernel}"
     files = distribution("vi_flows").files or []
     print(f"{len(names)} modules of {home} import; kernel {kernel}; {len(files)} files; wait for extras: {waiting}")
