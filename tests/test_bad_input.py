@@ -24,6 +24,7 @@ from vi_flows.autoregressive import (
     mu_law_encode,
 )
 from vi_flows.cli import main
+from vi_flows.cli.main import COMMANDS as main_commands
 from vi_flows.data import binarize, load
 from vi_flows.diagnostics import diagnose
 from vi_flows.distributions import BernoulliLogits, FlowNormal, bits_per_dim
@@ -244,6 +245,15 @@ COMMANDS += each(
     ("list.json", "names no schema"), ("garbage.json", "garbage.json is no record"), ("schema.json", "another schema"),
     ("started", "vi-flows evaluate started"),
 )  # fmt: skip
+COMMANDS += each("runs", 2, ("nowhere", "no folder nowhere"), ("one.json", "no folder one.json"))
+COMMANDS += each(
+    "results", 2, ("nowhere", "no record or folder nowhere"), ("full", "vi-flows evaluate RUN"),
+    ("one.json --format foo", "github"), ("one.json --picture one.txt", "--picture must end in .png"),
+)  # fmt: skip
+COMMANDS += each(
+    "results", 1, ("file", "file is no record"), ("garbage.json", "garbage.json is no record"),
+    ("schema.json", "another schema"),
+)  # fmt: skip
 COMMANDS += each("sample", 2, ("", "RUN"))
 COMMANDS += each("sample", 1, ("nowhere", "nowhere holds no run"), ("trained --out file", "file"))
 COMMANDS += each(
@@ -339,8 +349,7 @@ def test_command_lines_are_refused(line, code, word, place, monkeypatch, capsys)
 def test_there_are_enough_of_them():
     lines = [line for line, _, _ in COMMANDS]
     assert len(set(lines)) == len(lines) >= 250
-    commands = {"train", "evaluate", "compare", "sample", "fit2d", "table", "data", "demo", "bench", "info"}
-    assert commands <= {line.split()[0] for line in lines}
+    assert {*main_commands} <= {line.split()[0] for line in lines}
     assert len(CALLS) >= 100
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["save_image_grid"]
+__all__ = ["save_image_grid", "save_intervals"]
 
 
 def save_image_grid(images: Tensor, path: Path, columns: int | None = None, scale: int = 2, padding: int = 1) -> Path:
@@ -45,4 +46,33 @@ def save_image_grid(images: Tensor, path: Path, columns: int | None = None, scal
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, optimize=True)
+    return path
+
+
+def save_intervals(groups: Mapping[str, Sequence[tuple[str, float, float, float]]], path: Path) -> Path:
+    """Draw values with their intervals, a line each, one panel a group.
+
+    Args:
+        groups: by title with unit; of each line its name, value, and the interval's ends.
+        path: the picture, by its ending; its folder is made.
+
+    Returns:
+        ``path``.
+    """
+    from matplotlib.figure import Figure
+
+    counts = [len(lines) for lines in groups.values()]
+    figure = Figure(figsize=(9.0, 0.28 * sum(counts) + 0.9 * len(counts)), layout="constrained")
+    panels = figure.subplots(len(counts), 1, squeeze=False, height_ratios=[count + 1.5 for count in counts])[:, 0]
+    for panel, (title, lines) in zip(panels, groups.items(), strict=True):
+        for place, (_, value, low, high) in enumerate(lines):
+            panel.plot([low, high], [place, place], color="0.5", linewidth=2)
+            panel.plot(value, place, "o", color="C0", markersize=5)
+        panel.set_yticks(range(len(lines)), [name for name, *_ in lines], fontsize=8)
+        panel.set_ylim(len(lines) - 0.5, -0.5)
+        panel.set_title(title, fontsize=9, loc="left")
+        panel.grid(axis="x", color="0.9")
+        panel.tick_params(axis="x", labelsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
     return path

@@ -10,7 +10,8 @@ import torch
 
 from vi_flows.bench import GOALS, compare, images, kernels, measure, rows, table, vae
 from vi_flows.bench.images import SamplerShape
-from vi_flows.cli.bench import Bench, Info
+from vi_flows.cli.bench import Bench
+from vi_flows.cli.info import Info
 from vi_flows.kernels import active_kernel
 from vi_flows.records import Record
 from vi_flows.vae import VAEConfig

@@ -1,4 +1,4 @@
-"""The commands ``vi-flows bench`` and ``vi-flows info``: dataclasses whose fields are their options."""
+"""The command ``vi-flows bench``: a dataclass whose fields are its options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vi_flows.bench.rows import GOALS, Row, format_table, measure_row
 from vi_flows.kernels import active_kernel, kernel_reason, native
 from vi_flows.records import Clock, Record, git_revision, provenance, row_key
 
-__all__ = ["Bench", "Info"]
+__all__ = ["Bench", "environment"]
 
 Measure = Callable[[], tuple[Measurement, str]]
 
@@ -42,24 +42,6 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-@dataclass(frozen=True)
-class Info:
-    """Say which ConvFlow kernel is used and why, and the versions that matter in a report."""
-
-    json: bool = False
-    """Print JSON."""
-
-    def run(self) -> int:
-        """Print it; exit code 0."""
-        found = environment()
-        if self.json:
-            print(json.dumps(found, indent=2))
-        else:
-            for name, value in found.items():
-                print(f"{name.replace('_', ' '):16} {'-' if value is None else value}")
-        return 0
 
 
 @dataclass(frozen=True)

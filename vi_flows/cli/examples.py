@@ -28,6 +28,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "vi-flows sample runs/g1",
         "vi-flows sample runs/glow --temperature 0.8 --out pictures",
     ),
+    "runs": ("vi-flows runs", "vi-flows runs runs/table --json"),
+    "results": ("vi-flows results runs", "vi-flows results experiments/results/vae --format github --picture vae.png"),
     "table run": (
         "vi-flows table run --rows 'binarized_mnist-g1-*-clean' --seeds 0 1 2 --processes 2",
         "vi-flows table run --shard 1/2",

@@ -18,11 +18,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from vi_flows.cli.bench import Bench, Info
+from vi_flows.cli.bench import Bench
 from vi_flows.cli.compare import Compare
 from vi_flows.cli.data import DataCheck, DataDownload, DataList
 from vi_flows.cli.demo import Demo
 from vi_flows.cli.examples import examples_for
+from vi_flows.cli.info import Info
+from vi_flows.cli.listing import Results, Runs
 from vi_flows.cli.runs import Evaluate, Sample, Train, resumption
 from vi_flows.cli.table import Table
 from vi_flows.data import DataCorruptError, DataNotFoundError
@@ -65,6 +67,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "sample": Sample,
+    "runs": Runs,
+    "results": Results,
     "table": Table,
     "fit2d": Fit2D,
     "data": Data,

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 __all__ = [
-    "CheckpointError", "first_not_finite", "flatten_optimizer", "load_tensors", "restore_optimizer", "save_tensors",
+    "CheckpointError", "first_not_finite", "flatten_optimizer", "load_state", "load_tensors", "restore_optimizer",
+    "save_tensors",
 ]  # fmt: skip
 
 
@@ -66,6 +67,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(state, dict):
         raise CheckpointError(f"the checkpoint {path} is damaged (its bookkeeping is {state!r})")
     return tensors, state
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The bookkeeping of a checkpoint without its tensors: quick, and without a look at the checksum.
+
+    Raises:
+        CheckpointError: the file is missing, or its header can't be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads((file.metadata() or {})["state"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint {path} is missing or damaged ({error})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"the checkpoint {path} is damaged (its bookkeeping is {state!r})")
+    return state
 
 
 def _checksum(tensors: dict[str, Tensor], state: str) -> str:

@@ -42,7 +42,7 @@ class Kind(NamedTuple):
     """A kind of run: its settings and those of its evaluation and drawing, its task, and what draws its samples.
 
     ``task`` is made from (settings, data); ``draw`` gets (task, folder, settings of the drawing) and returns the files
-    that it wrote.
+    that it wrote; ``figure`` is that of a record which its ``interval`` belongs to.
     """
 
     config: type[TrainConfig]
@@ -50,6 +50,7 @@ class Kind(NamedTuple):
     evaluation: type[EvaluationSettings] = EvaluationSettings
     drawing: type[DrawingSettings] = DrawingSettings
     draw: Callable[[Any, Path, Any], list[Path]] = draw_grids
+    figure: str = "nll"
 
     def evaluation_settings(self, given: Mapping[str, Any]) -> EvaluationSettings:
         """The settings of an evaluation by name, with defaults for the others.
@@ -72,10 +73,10 @@ KINDS: dict[str, Kind] = {
     kind.config.kind: kind
     for kind in (
         Kind(VAETrainConfig, VAETask, VAEEvaluationSettings, BinaryDrawingSettings),
-        Kind(ImageTrainConfig, ImageFlowTask, ImageEvaluationSettings, ImageDrawingSettings),
+        Kind(ImageTrainConfig, ImageFlowTask, ImageEvaluationSettings, ImageDrawingSettings, figure="bits_per_dim"),
         Kind(PixelTrainConfig, PixelTask, drawing=BinaryDrawingSettings),
         Kind(PixelVAETrainConfig, PixelVAETask, PixelVAEEvaluationSettings, BinaryDrawingSettings),
-        Kind(WaveTrainConfig, WaveTask, draw=WaveTask.draw),
+        Kind(WaveTrainConfig, WaveTask, draw=WaveTask.draw, figure="bits_per_sample"),
     )
 }
 """Every kind by its name."""

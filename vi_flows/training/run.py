@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,18 +64,27 @@ class Run:
             return
         handle = os.open(self.folder, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunUnusableError(
-                    f"another process is training the run in {self.folder}; wait for it, or stop it"
-                ) from None
+            for _ in range(20):  # whoever only looks whether the run is held has it for an instant
+                if _try_lock(handle, fcntl.LOCK_EX):
+                    break
+                time.sleep(0.01)
+            else:
+                raise RunUnusableError(f"another process is training the run in {self.folder}; wait for it, or stop it")
             self._locked = True
             for left in self.folder.glob("*.tmp"):  # a process was killed while it wrote; nobody else writes now
                 left.unlink()
             yield
         finally:
             self._locked = False
+            os.close(handle)
+
+    @property
+    def held(self) -> bool:
+        """Whether a living process holds the run's folder."""
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            return not _try_lock(handle, fcntl.LOCK_SH)
+        finally:
             os.close(handle)
 
     @classmethod
@@ -262,6 +272,14 @@ class Run:
             raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}") from error
         task.module.eval()
         return {"weights": which, **state}
+
+
+def _try_lock(handle: int, operation: int) -> bool:
+    try:
+        fcntl.flock(handle, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def describe_start(config: TrainConfig) -> dict[str, Any]:

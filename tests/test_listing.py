@@ -1,0 +1,129 @@
+"""`vi-flows runs`, `results` and `info`: what there is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vi_flows.cli import main
+from vi_flows.records import Record
+from vi_flows.training import Run, Trainer, VAETrainConfig
+from vi_flows.training.status import find_runs, status_of_run
+from vi_flows.vae import VAEConfig
+
+SMALL = VAETrainConfig(vae=VAEConfig(latent_dims=(3,), hidden_dims=((8,),)), epochs=2, batch_size=400, threads=1)
+
+
+def run(*args):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(arg) for arg in args])
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One finished, one stopped within its second epoch, one without a step, one whose settings are damaged."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, until in (("deep/finished", None), ("stopped", 6)):
+        trainer = Trainer(Run.create(folder / name, SMALL), progress=False)
+        trainer.start()
+        trainer.fit(until)
+    Run.create(folder / "new", SMALL)
+    Run.create(folder / "damaged", SMALL)
+    (folder / "damaged" / "config.json").write_text("{")
+    return folder
+
+
+def test_states(runs):
+    found = {str(path.relative_to(runs)): status_of_run(path) for path in find_runs(runs)}
+    assert {name: (status.state, status.epoch) for name, status in found.items()} == {
+        "damaged": ("damaged", 0), "deep/finished": ("finished", 2), "new": ("new", 0), "stopped": ("interrupted", 1),
+    }  # fmt: skip
+    done = found["deep/finished"]
+    lines = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    assert done.best == min(line["valid_loss"] for line in lines)
+    assert (done.kind, done.label, done.dataset, done.epochs) == ("vae", "VAE", "digits", 2)
+    with Run.open(runs / "stopped").locked():
+        assert status_of_run(runs / "stopped").state == "running"
+    assert status_of_run(runs / "stopped").state == "interrupted"
+
+
+def test_the_age_is_that_of_the_last_file_written(runs):
+    for path in [runs / "new", *(runs / "new").iterdir()]:
+        os.utime(path, (0, time.time() - 5000))
+    (runs / "new" / "metrics.jsonl").touch()
+    os.utime(runs / "new" / "metrics.jsonl", (0, time.time() - 100))
+    os.utime(runs / "new", (0, time.time() - 5000))
+    assert status_of_run(runs / "new").age == pytest.approx(100, abs=30)
+
+
+def test_a_damaged_checkpoint_is_said(runs, tmp_path):
+    Run.create(tmp_path / "run", SMALL)
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"nothing")
+    assert status_of_run(tmp_path / "run").state == "damaged"
+
+
+def test_the_table_of_runs(runs, capsys):
+    assert run("runs", runs) == 0
+    out, err = capsys.readouterr()
+    assert "1 damaged, 1 finished, 1 interrupted, 1 new" in out
+    assert f"vi-flows train --resume {runs / 'stopped'}" in out
+    assert "config.json can't be read" in err
+    assert run("runs", runs, "--json") == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["state"] for entry in entries] == ["damaged", "finished", "new", "interrupted"]
+    assert entries[2]["best"] is None
+    assert run("runs", runs / "nowhere") == 2
+    assert "no folder" in capsys.readouterr().err
+
+
+def record(kind, figures, seed=0, label="some, model"):
+    settings = {"dataset": "digits", "seed": seed, "evaluation": {"split": "test"}}
+    return Record(kind, f"key{seed}", label, settings, figures, {}, scores={"nll": np.zeros(2, np.float32)})
+
+
+def test_results_as_table_and_picture(tmp_path, capsys):
+    record("vae", {"nll": 12.5, "interval": [12.0, 13.0], "num_rows": 9}).write(tmp_path / "a" / "worse.json")
+    record("vae", {"nll": 11.5, "interval": [11.0, 12.0], "num_rows": 9}, 1).write(tmp_path / "a" / "better.json")
+    record("image", {"nll": 1.0, "bits_per_dim": 3.25, "interval": [3.2, 3.3]}).write(tmp_path / "b" / "image.json")
+    record("bench", {"nll": 1.0}).write(tmp_path / "b" / "bench.json")
+    (tmp_path / "b" / "other.json").write_text("[]")
+    picture = tmp_path / "pictures" / "all.png"
+    words = (tmp_path / "a", tmp_path / "b", tmp_path / "a" / "worse.json", "--format", "csv", "--picture", picture)
+    assert run("results", *words) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert [row[1:6] for row in rows[1:]] == [
+        ["some, model", "0", "bits/dim", "3.2500", "3.2000 – 3.3000"],
+        ["some, model", "1", "NLL, nats", "11.5000", "11.0000 – 12.0000"],
+        ["some, model", "0", "NLL, nats", "12.5000", "12.0000 – 13.0000"],
+    ]
+    with Image.open(picture) as drawn:
+        assert len(set(drawn.convert("RGB").getcolors(1 << 20))) > 10
+    for words, message in (
+        ((tmp_path / "b" / "bench.json",), "no record of an evaluated run"),
+        ((tmp_path / "pictures",), "vi-flows evaluate RUN"),
+        ((tmp_path / "nowhere",), "there is no record or folder"),
+        ((tmp_path / "a", "--picture", tmp_path / "a.txt"), "--picture must end in"),
+    ):
+        assert run("results", *words) in (1, 2)
+        assert message in capsys.readouterr().err
+
+
+def test_info_names_the_data_and_the_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VI_FLOWS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "file").write_bytes(bytes(3 * 2**20))
+    assert run("info", "--json", "--data-root", tmp_path) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["data_found"] == ["digits"]
+    assert "binarized_mnist" in found["data_missing"]
+    assert found["cache"] == f"{tmp_path / 'cache'} (1 files, 3 MiB)"
+    assert found["devices"][0] == "cpu"
+    assert str(tmp_path) in found["data_root"]
