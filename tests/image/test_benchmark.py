@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +14,15 @@ from tests.image.test_experiments import script
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
 from vi_flows.distributions.image_config import build_image_density, image_config
-from vi_flows.records import Record
-from vi_flows.training import ImageTrainConfig, Run
+from vi_flows.table import OutOfTimeError, Workplace, status_of
+from vi_flows.table.work import work
+from vi_flows.training import ImageTrainConfig, Run, RunError
 from vi_flows.training.budget import BudgetTrainer
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.transforms import ActNorm, Bijection, Chain, Inverse
+
+benchmark = script("image_benchmark")
+job_module = importlib.import_module("image_benchmark_job")
 
 TINY = {"flow": "glow", "num_levels": 1, "num_steps": 1, "width": 4}
 
@@ -110,59 +116,80 @@ def test_round_trip_errors_and_the_range_of_images():
     assert round_trip_error(ImageDensity(Off(), (1, 2, 2)), torch.zeros(3, 1, 2, 2)) == pytest.approx(0.25)
 
 
-def test_a_row_from_start_to_table(tmp_path, capsys, monkeypatch):
-    module = script("image_benchmark")
-    monkeypatch.setattr(module, "DATASET", "digits")
-    monkeypatch.setattr(module, "CHUNK", 20)
-    monkeypatch.setitem(module.ROWS, "glow", (TINY, 1e-3))
-    out = tmp_path / "runs"
+@pytest.fixture
+def tiny(monkeypatch):
+    """The benchmark with a quick row on quick images: the module of its jobs."""
+    monkeypatch.setattr(job_module, "DATASET", "digits")
+    monkeypatch.setattr(job_module, "CHUNK", 20)
+    monkeypatch.setitem(job_module.ROWS, "glow", (TINY, 1e-3))
+    return job_module
 
-    def one(command, wall=math.inf, evaluate=0.0, seed=0):
-        return module.One(f"glow-s{seed}", command, out, 0.5, wall, evaluate, 8).run()
 
-    assert one("run", wall=0.0) == 124  # stopped at once: no record yet, but a checkpoint
-    assert not (out / "glow-s0" / "record.json").exists()
-    assert one("run") == 0
-    record = Record.read(out / "glow-s0" / "record.json").figures
+def test_a_row_from_start_to_table(tmp_path, capsys, tiny):
+    place = Workplace(tmp_path / "runs", tmp_path / "runs")
+    job, whole = (tiny.BudgetJob("glow", 0, 0.5, only_scores=scores) for scores in (False, True))
+    limits = tiny.Limits(evaluate_seconds=0.0, num_samples=8)
+    with pytest.raises(OutOfTimeError):  # stopped at once: no record yet, but a checkpoint
+        work([job], place, replace(limits, wall_seconds=0.0))
+    assert not job.has_record(place)
+    assert status_of(job, place).state == "stopped"
+    record = work([job], place, limits)["glow-s0"].figures
     assert record["num_images"] == 20 < record["num_test_images"]
     assert record["budget_used"] == 1.0
-    assert one("evaluate", evaluate=math.inf) == 0
-    whole = Record.read(out / "glow-s0" / "record.json").figures
-    assert whole["num_images"] == whole["num_test_images"]
-    assert whole["steps"] == record["steps"]
-    with module.claimed(out / "glow-s0.lock") as mine:
-        assert mine
-        assert one("run") == module.TAKEN
-    module.Render(out, results=tmp_path / "results", figures=tmp_path / "figures").run()
+    assert job.has_record(place)
+    assert not whole.has_record(place)
+    with pytest.raises(OutOfTimeError, match=f"40 of {record['num_test_images']} test images"):
+        work([whole], place, limits)
+    scored = work([whole], place, replace(limits, evaluate_seconds=math.inf))["glow-s0"].figures
+    assert scored["num_images"] == scored["num_test_images"]
+    assert scored["steps"] == record["steps"]
+    assert whole.has_record(place)
+    status = status_of(job, place)
+    assert (status.state, status.score) == ("done", scored["bits_per_dim"])
+    other = replace(job, budget_seconds=2.0)
+    assert "--budget-seconds 0.5, not 2" in status_of(other, place).error
+    with pytest.raises(RunError, match=r"--budget-seconds 0\.5, not 2"):
+        other.evaluate(place, limits)
+    benchmark.Render(place.runs, results=tmp_path / "results", figures=tmp_path / "figures").run()
     for name in ("curves", "samples"):
         assert (tmp_path / "figures" / f"image-benchmark-{name}.png").stat().st_size > 1000
     table = capsys.readouterr().out
-    assert f"| glow | {whole['bits_per_dim']:.4f} |" in table
+    assert f"| glow | {scored['bits_per_dim']:.4f} |" in table
     assert "†" in table
-    assert module.Status(out, ("glow",), (0,)).run() == 0
-    assert "100 % of the budget" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="i/n"):
-        module.RunAll(out, shard="3/2").mine()
-    with pytest.raises(SystemExit, match="unknown row 'maf'"):
-        module.Status(out, ("maf",)).run()
-    shards = [module.RunAll(out, shard=f"{i}/4").mine() for i in (1, 2, 3, 4)]
-    assert sorted(name for shard in shards for name in shard) == sorted(module.RunAll(out).mine())
+    assert benchmark.Status(place.runs, ("glow",), (0,), budget_seconds=0.5).run() == 0
+    assert f"{scored['bits_per_dim']:.4f}" in capsys.readouterr().out
+
+
+def test_nothing_is_begun_after_the_time_is_up_and_the_exit_code_says_so(tmp_path, capsys):
+    out = tmp_path / "runs"
+    assert benchmark.RunAll(out, ("glow",), (0,), limits=job_module.Limits(wall_seconds=-1.0)).run() == 1
+    assert "0 of 1 runs are done; the same command goes on with 1" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_rows_and_shards():
+    with pytest.raises(ValueError, match="i/n"):
+        benchmark.RunAll(shard="3/2").mine()
+    with pytest.raises(ValueError, match="unknown row 'maf'"):
+        benchmark.Status(rows=("maf",)).run()
+    shards = [benchmark.RunAll(shard=f"{i}/4").mine() for i in (1, 2, 3, 4)]
+    names = [job.name for job in benchmark.RunAll().mine()]
+    assert sorted(job.name for shard in shards for job in shard) == sorted(names)
+    assert names[:2] == ["nice-s0", "real_nvp-s0"]
 
 
 def test_intervals_over_seeds_are_students():
-    module = script("image_benchmark")
     base = {
         "row": "glow", "half_width": 1.0, "num_images": 9, "num_test_images": 9, "budget_used": 1.0, "parameters": 5,
         "cpu_seconds": 1.0, "images_seen": 2, "round_trip_error": 1e-5,
         "samples": {"cpu_seconds": 0.01, "finite_images": 1.0, "saturated_pixels": 0.0},
     }  # fmt: skip
-    table = module.markdown_table([{**base, "bits_per_dim": b} for b in (1.0, 1.1, 1.2)])
+    table = benchmark.markdown_table([{**base, "bits_per_dim": b} for b in (1.0, 1.1, 1.2)])
     # Standard deviation 0.1 of three seeds: 4.303 · 0.1/√3.
     assert "| glow | 1.1000 | 0.2484 | 3 |" in table
 
 
-@pytest.mark.parametrize("row", list(script("image_benchmark").ROWS))
+@pytest.mark.parametrize("row", list(job_module.ROWS))
 def test_rows_stay_within_the_class(row):
-    module = script("image_benchmark")
-    density = build_image_density(module.run_config(row, 0, None).image, (1, 28, 28))
-    assert sum(p.numel() for p in density.parameters()) <= module.MAX_PARAMETERS
+    density = build_image_density(job_module.run_config(row, 0, None).image, (1, 28, 28))
+    assert sum(p.numel() for p in density.parameters()) <= job_module.MAX_PARAMETERS

@@ -15,6 +15,8 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 
 
 def script(name):
+    if str(FOLDER) not in sys.path:  # as where a script is run: its neighbors can be imported
+        sys.path.insert(0, str(FOLDER))
     spec = importlib.util.spec_from_file_location(f"experiment_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their annotations up there

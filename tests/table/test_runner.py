@@ -111,6 +111,10 @@ def test_a_run_goes_on_from_the_weights_of_its_source(place):
     assert status_of(finish, place).state == "waiting"
     make(job, place, FAST)
     assert status_of(finish, place).state == "new"
+    run = Run.create(finish.folder(place), finish.config(place))
+    assert status_of(finish, place).state == "stopped"
+    with run.locked():  # trained by another command than the table's
+        assert status_of(finish, place).state == "training"
     record = make(finish, place, FAST)
     assert finish.name == "digits-g1-tiny-iwae3-clean-e2+1-s1"
     assert Run.open(finish.folder(place)).started_from["run"] == job.name

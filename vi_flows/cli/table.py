@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
 from vi_flows.settings import Positive, check_settings
-from vi_flows.table import Machine, Runner, Selection, Workplace, status_table, table_rows
-from vi_flows.training import TrainingInterrupted
+from vi_flows.table import Machine, Selection, Workplace, status_table, table_rows, work_through
 from vi_flows.training.config import check_device
 
 __all__ = ["Table", "TableRows", "TableRun", "TableStatus"]
@@ -34,17 +32,7 @@ class TableRun:
         """Print what is begun, done and failed; exit code 1 if something failed."""
         check_settings(self)
         check_device(self.machine.device)  # one that is not there is named now, not by every row
-        jobs = self.selection.jobs()
-        try:
-            outcome = Runner(jobs, self.workplace, self.machine, self.processes).run()
-        except TrainingInterrupted as stopped:
-            print("vi-flows: stopped; every run has its checkpoint, the same command goes on", file=sys.stderr)
-            return 128 + stopped.number
-        print(f"{len(outcome.done)} of {len(jobs)} runs are done", end="")
-        print(f"; other processes work on {len(outcome.held)}" if outcome.held else "")
-        for name, reason in outcome.failed.items():
-            print(f"vi-flows: {name} failed: {reason}", file=sys.stderr)
-        return 1 if outcome.failed else 0
+        return work_through(self.selection.jobs(), self.workplace, self.machine, self.processes)
 
 
 @dataclass(frozen=True)

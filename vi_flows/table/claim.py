@@ -14,7 +14,7 @@ from typing import Any
 
 from vi_flows.records import write_atomic
 
-__all__ = ["Claim", "HeldError", "is_held", "last_note"]
+__all__ = ["Claim", "HeldError", "is_held", "is_locked", "last_note"]
 
 
 class HeldError(RuntimeError):
@@ -79,7 +79,11 @@ class Claim:
 
 def is_held(runs: Path, name: str) -> bool:
     """Whether a living process holds the run."""
-    path = _path(runs, name, "lock")
+    return is_locked(_path(runs, name, "lock"))
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process has locked a file or folder; the folder of a run is, while it is trained."""
     if not path.exists():
         return False
     handle = os.open(path, os.O_RDONLY)

@@ -131,7 +131,11 @@ class Job(ABC, Generic[C]):
 
     @abstractmethod
     def evaluate(self, workplace: Workplace, machine: C) -> Record:
-        """Judge the trained weights and write the record."""
+        """Judge the trained weights and write the record.
+
+        Raises:
+            OutOfTimeError: its time was up; what it found is kept.
+        """
 
     @abstractmethod
     def summary(self, record: Record) -> str:

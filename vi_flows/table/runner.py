@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from vi_flows.table.job import Computer, Job, Workplace
 from vi_flows.table.work import DONE, HELD, OUT_OF_TIME, run_in_process
 from vi_flows.training import TrainingInterrupted
 
-__all__ = ["Outcome", "Runner"]
+__all__ = ["Outcome", "Runner", "work_through"]
 
 POLL_SECONDS = 5.0
 
@@ -201,6 +202,31 @@ class Runner:
                 signal.signal(number, handler)
             for _, process in self._running:
                 process.terminate()
+
+
+def work_through(
+    jobs: Sequence[Job[Any]],
+    workplace: Workplace,
+    machine: Computer,
+    processes: int = 1,
+    wall_seconds: float = math.inf,
+) -> int:
+    """Run jobs and print what became of them; arguments as for :class:`Runner`.
+
+    Returns:
+        An exit code: 0; 1 where something failed or is left; 128 plus the signal's number where one stopped it.
+    """
+    try:
+        outcome = Runner(jobs, workplace, machine, processes, wall_seconds).run()
+    except TrainingInterrupted as stopped:
+        print("stopped; every run has its checkpoint, the same command goes on", file=sys.stderr)
+        return 128 + stopped.number
+    print(f"{len(outcome.done)} of {len(jobs)} runs are done", end="")
+    print(f"; other processes work on {len(outcome.held)}" if outcome.held else "", end="")
+    print(f"; the same command goes on with {len(outcome.left)}" if outcome.left else "")
+    for name, reason in outcome.failed.items():
+        print(f"{name} failed: {reason}", file=sys.stderr)
+    return 1 if outcome.failed or outcome.left else 0
 
 
 def _ending(code: int | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vi_flows.records import Record
-from vi_flows.table.claim import is_held, last_note
+from vi_flows.table.claim import is_held, is_locked, last_note
 from vi_flows.table.job import Job, Workplace
 
 __all__ = ["JobStatus", "status_of", "status_table"]
@@ -87,7 +87,7 @@ def status_of(job: Job[Any], workplace: Workplace) -> JobStatus:
     elif note["state"] == "failed":
         state, error = "failed", note["error"]
     elif job.folder(workplace).exists():
-        state = "stopped"
+        state = "training" if is_locked(job.folder(workplace)) else "stopped"  # by a command of its own
     else:
         ready = job.source is None or job.source.is_trained(workplace)
         state = "new" if ready else "waiting"

@@ -1,0 +1,112 @@
+"""Table and figures of the small-compute benchmark of image flows; see ``image_benchmark.py``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vi_flows.training import Run
+
+# Student's t quantile at 97.5 % for the interval over n seeds.
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+
+
+def markdown_table(records: list[dict[str, Any]]) -> str:
+    """The table, best row first; intervals are over seeds (Student's t), or over test images for one seed."""
+    lines = [
+        "| row | bits/dim | ± 95 % | seeds | parameters | CPU s | images seen | sampling, ms an image "
+        "| finite | saturated pixels | round trip |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        rows.setdefault(record["row"], []).append(record)
+
+    def mean(name: str, group: list[dict[str, Any]]) -> float:
+        return sum(r[name] for r in group) / len(group)
+
+    for row, group in sorted(rows.items(), key=lambda item: mean("bits_per_dim", item[1])):
+        bits, count = [r["bits_per_dim"] for r in group], len(group)
+        center = mean("bits_per_dim", group)
+        half = group[0]["half_width"]
+        if count > 1:
+            spread = math.sqrt(sum((b - center) ** 2 for b in bits) / (count - 1))
+            half = STUDENT[min(count, max(STUDENT))] * spread / math.sqrt(count)
+        samples = [r["samples"] for r in group]
+        note = "†" if count == 1 else ""
+        partial = (
+            "" if all(r["num_images"] == r["num_test_images"] for r in group) else f" ({group[0]['num_images']} images)"
+        )
+        short = "" if all(r["budget_used"] >= 1 for r in group) else " (cut)"
+        lines.append(
+            f"| {row}{short} | {center:.4f}{partial} | {half:.4f}{note} | {count} | {group[0]['parameters']:,} "
+            f"| {mean('cpu_seconds', group):.0f} | {mean('images_seen', group) / 1000:.0f} k "
+            f"| {1000 * mean('cpu_seconds', samples):.1f} | {100 * mean('finite_images', samples):.1f} % "
+            f"| {100 * mean('saturated_pixels', samples):.2f} % | {max(r['round_trip_error'] for r in group):.0e} |"
+        )
+    if any(len(group) == 1 for group in rows.values()):
+        lines += ["", "† one seed: the interval is over test images."]
+    return "\n".join(lines)
+
+
+def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
+    """Validation bits/dim of the averaged weights over CPU time, a line a row (its first seed)."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    first: dict[str, dict[str, Any]] = {}
+    for record in sorted(records, key=lambda r: r["seed"]):
+        first.setdefault(record["row"], record)
+    ordered = sorted(first.values(), key=lambda r: r["curve"][-1]["valid_loss"])
+    for index, record in enumerate(ordered):
+        curve = [line for line in record["curve"] if line["step"] > 1]
+        axes.plot(
+            [line["cpu_seconds"] for line in curve], [line["valid_loss"] for line in curve],
+            color=plt.get_cmap("tab20")(index % 20), ls=("-", "--")[index % 2], lw=1.2, label=record["row"],
+        )  # fmt: skip
+    low = ordered[0]["curve"][-1]["valid_loss"]
+    axes.set(xlabel="CPU seconds of training", ylabel="validation bits/dim", ylim=(low - 0.03, low + 0.6))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_samples(
+    out: Path, records: list[dict[str, Any]], path: Path, data_root: Path | None, columns: int = 16
+) -> None:
+    """A line of samples at temperature 1 a row (its first seed), of the rows whose weights are in ``out``."""
+    import matplotlib.pyplot as plt
+
+    names = [f"{r['row']}-s{r['seed']}" for r in sorted(records, key=lambda r: (r["seed"], r["bits_per_dim"]))]
+    chosen: dict[str, str] = {}
+    for name in names:
+        if (out / name / "best.safetensors").exists():
+            chosen.setdefault(name.rpartition("-s")[0], name)
+    if not chosen:
+        return
+    figure, axes = plt.subplots(len(chosen) + 1, 1, figsize=(0.5 * columns + 2.0, 0.5 * (len(chosen) + 1)))
+    strips: dict[str, torch.Tensor] = {}
+    for row, name in chosen.items():
+        run = Run.open(out / name, data_root)
+        task = run.build_task()
+        run.load_weights(task, "best")
+        strips.setdefault("MNIST", run.data.images("test")[:columns])
+        torch.manual_seed(0)
+        logits = task.module.sample_logits(columns)
+        # A sample that is not finite is shown in red, never as a picture.
+        images = (256 * task.module.pixels.forward_and_ladj(logits)[0]).floor().clamp(0, 255)
+        strips[row] = images.masked_fill(~logits.isfinite().flatten(1).all(1)[:, None, None, None], torch.nan)
+    palette = plt.get_cmap("gray_r").with_extremes(bad="red")
+    for axis, (row, images) in zip(axes, strips.items(), strict=True):
+        axis.imshow(torch.cat(list(images[:, 0].float()), 1).numpy(), cmap=palette, vmin=0, vmax=255)
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=7)
+    figure.subplots_adjust(left=2.0 / (0.5 * columns + 2.0), right=0.995, top=0.995, bottom=0.005, hspace=0.05)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,230 @@
+"""Rows of the small-compute benchmark of image flows, and how one is trained and scored; see ``image_benchmark.py``."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import tyro
+
+from vi_flows.distributions.image_checks import check_samples, round_trip_error
+from vi_flows.distributions.image_config import image_config
+from vi_flows.evaluation.nll import half_width
+from vi_flows.records import Record, provenance, row_key
+from vi_flows.settings import Positive
+from vi_flows.table import Job, OutOfTimeError, Workplace
+from vi_flows.training import ImageTrainConfig, Run, RunError, TrainingDivergedError
+from vi_flows.training.budget import BudgetTrainer
+from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
+
+DATASET = "mnist"
+MAX_PARAMETERS = 100_000
+NUM_DRAWS = 8
+CHUNK = 250  # test images scored between two saves
+
+STEPS: dict[str, Any] = {"num_levels": 2, "num_steps": 6, "width": 52}
+MASKED: dict[str, Any] = {"num_levels": 2, "num_couplings": 2, "width": 24, "num_blocks": 1}
+OURS: dict[str, Any] = {"flow": "flow_pp", "num_levels": 2, "num_steps": 2, "conditioner": "gated"}
+ROWS: dict[str, tuple[dict[str, Any], float]] = {
+    "nice": ({"flow": "nice", "num_couplings": 4, "hidden_dims": (14, 14), "base": "logistic"}, 2e-3),
+    "real_nvp": ({"flow": "real_nvp", "num_final": 0, **MASKED}, 5e-3),
+    "mconv-cepstrum": ({"flow": "mconv", "filter": "cepstrum", **MASKED}, 5e-3),
+    "mconv-kernel": ({"flow": "mconv", "filter": "kernel", **MASKED}, 5e-3),
+    "mconv-cosine": ({"flow": "mconv", "filter": "cosine", **MASKED}, 5e-3),
+    "glow": ({"flow": "glow", **STEPS}, 5e-3),
+    "inv3x3-masked": ({"flow": "inv_conv3x3", "masked": True, **STEPS}, 5e-3),
+    "inv3x3-block": ({"flow": "inv_conv3x3", **STEPS}, 5e-3),
+    "inv3x3-quad": ({"flow": "inv_conv3x3", "coupling": "quad", **STEPS, "width": 28}, 5e-3),
+    "emerging": ({"flow": "emerging", **STEPS}, 5e-3),
+    "periodic": ({"flow": "periodic", **STEPS}, 5e-3),
+    "finc": ({"flow": "finc", **STEPS}, 5e-3),
+    "flow_pp-mixture": ({**OURS, "coupling": "quad_mixture", "width": 25}, 4e-3),
+    "flow_pp-spline": ({**OURS, "coupling": "quad_spline", "width": 24}, 4e-3),
+    "flow_pp-spline-vardeq": (
+        {**OURS, "coupling": "quad_spline", "width": 22, "dequantization": "variational"}, 4e-3,
+    ),
+}  # fmt: skip
+"""Rows by name: the flow, and the peak of Adam's learning rate."""
+
+
+def run_config(row: str, seed: int, data_root: Path | None) -> ImageTrainConfig:
+    """The settings of one run."""
+    flow, learning_rate = ROWS[row]
+    return ImageTrainConfig(
+        dataset=DATASET, data_root=data_root, protocol="clean", image=image_config(**flow), seed=seed, threads=1,
+        epochs=1000, batch_size=32, learning_rate=learning_rate, schedule="cosine", lr_warmup_steps=200,
+        ema_decay=0.999, clip_norm=100.0, valid_images=1000,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may take beside its budget, and what it is scored by."""
+
+    device: ClassVar[str] = "cpu"
+    stack: ClassVar[int] = 1
+
+    wall_seconds: float = math.inf
+    """Stop (and save) every run that is still training so long after the start."""
+    evaluate_seconds: float = 60.0
+    """CPU seconds for the scores of test images; the rest of the images is left to `evaluate`."""
+    num_samples: Positive = 256
+    """Samples drawn for the check of stability."""
+    began: tyro.conf.Suppress[float] = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class BudgetJob(Job[Limits]):
+    """One row and one seed; in its folder are the run and its record.
+
+    Attributes:
+        row: in :data:`ROWS`.
+        seed: of everything.
+        budget_seconds: CPU seconds that the steps may use.
+        only_scores: whether it is only scored, and finished with all test images.
+    """
+
+    source: ClassVar[None] = None
+    progress_name: ClassVar[tuple[str, str]] = ("cpu_seconds", "CPU s")
+    score_name: ClassVar[tuple[str, str]] = ("bits_per_dim", "bits/dim")
+    digits: ClassVar[int] = 4
+
+    row: str
+    seed: int
+    budget_seconds: float
+    only_scores: bool = False
+
+    @property
+    def name(self) -> str:
+        """``glow-s0``."""
+        return f"{self.row}-s{self.seed}"
+
+    @property
+    def total(self) -> float:
+        """The budget."""
+        return self.budget_seconds
+
+    def record(self, workplace: Workplace) -> Path:
+        """See :meth:`Job.record`."""
+        return self.folder(workplace) / "record.json"
+
+    def has_record(self, workplace: Workplace) -> bool:
+        """See :meth:`Job.has_record`."""
+        path = self.record(workplace)
+        if not (path.exists() and self.only_scores):
+            return path.exists()
+        figures = Record.read(path).figures
+        return figures["num_images"] == figures["num_test_images"]
+
+    def settings(self, workplace: Workplace) -> ImageTrainConfig:
+        """See :meth:`Job.settings`."""
+        return run_config(self.row, self.seed, workplace.data_root)
+
+    def record_differs(self, workplace: Workplace) -> str:
+        """See :meth:`Job.record_differs`; the budget counts too."""
+        found = Record.read(self.record(workplace)).settings["budget_seconds"]
+        budget = "" if found == self.budget_seconds else f"--budget-seconds {found:g}, not {self.budget_seconds:g}"
+        return budget or super().record_differs(workplace)
+
+    def train(self, others: Sequence[BudgetJob], workplace: Workplace, machine: Limits) -> None:
+        """Train to the end of the budget; a run that diverges keeps the weights of before."""
+        if self.only_scores:
+            return
+        run = Run.open_or_create(self.folder(workplace), self.settings(workplace))
+        wall_seconds = machine.began + machine.wall_seconds - time.time()
+        trainer = BudgetTrainer(run, self.budget_seconds, min(60.0, self.budget_seconds / 8), wall_seconds)
+        size = sum(p.numel() for p in trainer.parameters)
+        if size > MAX_PARAMETERS:
+            raise ValueError(f"{self.row} has {size} parameters; the class allows {MAX_PARAMETERS}")
+        trainer.resume()
+        try:
+            trainer.fit()
+        except TrainingDivergedError as error:
+            (run.folder / "diverged.txt").write_text(f"{error}\n", encoding="utf-8")
+            if not (run.folder / "best.safetensors").exists():
+                raise
+        else:
+            if not trainer.state["finished"]:
+                raise OutOfTimeError(self.name)
+
+    def evaluate(self, workplace: Workplace, machine: Limits) -> Record:
+        """Score test images in parts, each kept as soon as it is there, check samples, and write the record."""
+        folder, path = self.folder(workplace), self.record(workplace)
+        differs = self.record_differs(workplace) if path.exists() else ""
+        if differs:
+            raise RunError(f"{path} is of a run with {differs}")
+        run = Run.open(folder, workplace.data_root)
+        task = run.build_task()
+        trained = run.load_weights(task, "best")
+        density, data, test = task.module, run.data, run.data.split("clean").test
+        scores = self._scores(folder / "scores.safetensors", density, data.images(test), machine.evaluate_seconds)
+        torch.manual_seed(0)
+        samples, state = check_samples(density, machine.num_samples), run.saved_state
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"] | {"data_root": None}
+        settings |= {"budget_seconds": self.budget_seconds, "num_draws": NUM_DRAWS}
+        figures = {
+            "row": self.row,
+            "seed": run.config.seed,
+            "bits_per_dim": scores.double().mean().item(),
+            "half_width": half_width(scores.double()),
+            "num_images": len(scores),
+            "num_test_images": len(test),
+            "num_draws": NUM_DRAWS,
+            "valid_bits_per_dim": trained["valid_loss"],
+            "parameters": sum(p.numel() for p in density.parameters()),
+            "budget_seconds": self.budget_seconds,
+            "budget_used": min(1.0, state["cpu_seconds"] / self.budget_seconds),
+            "cpu_seconds": state["cpu_seconds"],
+            "validation_cpu_seconds": state["validation_cpu_seconds"],
+            "seconds": state["seconds"],
+            "steps": state["step"],
+            "images_seen": state["step"] * run.config.batch_size,
+            "diverged": (folder / "diverged.txt").exists(),
+            "round_trip_error": round_trip_error(density, data.images(test[:100])),
+            "samples": samples._asdict(),
+            "curve": [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()],
+        }
+        record = Record(
+            kind="image_benchmark",
+            key=row_key(self.name, {"run": run.key, "budget_seconds": self.budget_seconds}),
+            label=self.row,
+            settings=settings,
+            figures=figures,
+            scores={"bits_per_dim": scores.numpy()},
+            provenance=provenance(data_sha256=data.sha256, trained_at_revision=run.trained_at),
+        )
+        record.write(path, overwrite=True)
+        if not self.has_record(workplace):
+            raise OutOfTimeError(f"{len(scores)} of {len(test)} test images are scored")
+        return record
+
+    def _scores(self, path: Path, density: Any, images: torch.Tensor, seconds: float) -> torch.Tensor:
+        """Bits/dim of the first images, as many as fit into the time, going on from those that are in the file."""
+        began = time.process_time()
+        try:
+            scores = load_tensors(path)[0]["bits_per_dim"]
+        except CheckpointError:
+            scores = torch.zeros(0)
+        while len(scores) < len(images):
+            torch.manual_seed(len(scores))
+            with torch.no_grad():
+                part = density.bits_per_dim(images[len(scores) : len(scores) + CHUNK], NUM_DRAWS)
+            scores = torch.cat([scores, part.float()])
+            save_tensors(path, {"bits_per_dim": scores}, {"num_draws": NUM_DRAWS})
+            if time.process_time() - began > seconds:
+                break
+        return scores
+
+    def summary(self, record: Record) -> str:
+        """Bits/dim, of how many images, and what was used."""
+        figures = record.figures
+        return (
+            f"{figures['bits_per_dim']:.4f} bits/dim of {figures['num_images']} test images; "
+            f"{100 * figures['budget_used']:.0f} % of the budget, {figures['steps']} steps"
+        )
