@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pyro.distributions.transforms as pyro_transforms
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from vi_flows import flows
 from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
+from vi_flows.kernels.activations import ACTIVATIONS
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.progress import progress_bar
 from vi_flows.records import Record, provenance, row_key
-from vi_flows.settings import NonNegative, Positive, PositiveFloat, check_settings
+from vi_flows.settings import NonNegative, OneOf, Positive, PositiveFloat, check_settings
 from vi_flows.transforms import Bijection
 
 __all__ = ["Fit2D", "Fit2DResult", "fit_flow_2d", "flow_log_density", "make_flow_2d", "train_flow_2d"]
@@ -255,7 +256,7 @@ class Fit2D:
     dilations: tuple[Positive, ...] = (1, 2)
     """Of a ConvBlock; the paper has 1 and 2 for two dimensions. The second tap of dilation 2 meets only zeros there:
     with 1 alone, and twice the blocks, every layer mixes."""
-    activation: Literal["leaky_relu", "tanh", "sigmoid", "softplus", "elu"] = "tanh"
+    activation: Annotated[str, OneOf(tuple(ACTIVATIONS))] = "tanh"
     """ConvFlow's activation. leaky_relu has the paper's slope 0.01, but its log-determinant jumps, so that the
     reparameterised gradient misses a term and the fit can diverge."""
     num_steps: Positive = 6000

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from vi_flows.flows.base import VectorFlow
-from vi_flows.settings import NonNegativeFloat, Positive
+from vi_flows.kernels.activations import ACTIVATIONS
+from vi_flows.settings import NonNegativeFloat, OneOf, Positive
 from vi_flows.transforms import ConditionalConvFlow, ConvFlowStack
 
 __all__ = ["ConvFlow", "conditional_conv_flow", "conv_flow"]
@@ -26,7 +27,7 @@ class ConvFlow(VectorFlow):
     """Taps of each layer, at most the dimension (the paper: 2 at d = 2, 5 at 50 and 100)."""
     dilations: tuple[Positive, ...] | None = None
     """Of the layers of a block; None: powers of two up to the dimension, the paper's choice."""
-    activation: Literal["leaky_relu", "tanh", "sigmoid", "softplus", "elu"] = "leaky_relu"
+    activation: Annotated[str, OneOf(tuple(ACTIVATIONS))] = "leaky_relu"
     """The paper's h; all but leaky_relu have a continuous log-determinant."""
     negative_slope: NonNegativeFloat = 0.01
     """Of the leaky ReLU."""
