@@ -12,7 +12,7 @@ from pyro.optim import Adam
 
 from tests.guides.models import correlated, flat, gaussian, hierarchical, supports
 from vi_flows.flows import FLOWS
-from vi_flows.guides import AutoConvFlow, AutoFlow, DependentSupportError, LogJoint, init_to_median_or_origin
+from vi_flows.guides import AutoConvFlow, AutoFlow, LogJoint, init_to_median_or_origin
 from vi_flows.guides.auto_conv_flow import mixed_conv_flow
 
 
@@ -240,18 +240,3 @@ def test_gaussian_start_ignores_the_callers_handlers():
     with poutine.trace() as tape:
         AutoConvFlow(gaussian)
     assert not [n for n, s in tape.trace.nodes.items() if s["type"] == "sample"]
-
-
-def test_support_that_depends_on_other_latents_is_refused():
-    def triangle():
-        alpha = pyro.sample("alpha", dist.Uniform(0.0, 1.0))
-        pyro.sample("beta", dist.Uniform(torch.zeros(2), (1 - alpha) * torch.ones(2)).to_event(1))
-
-    def fixed():
-        alpha = pyro.sample("alpha", dist.Uniform(0.0, 1.0))
-        pyro.sample("fraction", dist.Uniform(torch.zeros(2), torch.ones(2)).to_event(1))
-        pyro.sample("scale", dist.LogNormal(alpha, alpha))
-
-    with pytest.raises(DependentSupportError, match=r"'beta' depends on other latents.*beta_fraction"):
-        AutoConvFlow(triangle)
-    assert AutoConvFlow(fixed).latent_dim == 4

@@ -6,6 +6,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.distributions import Transform, transform_to
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.observations import check_observations
 from vi_flows.guides.posterior import FlowPosterior
+from vi_flows.guides.site_maps import MapsOfTheProgram
 from vi_flows.guides.sites import latent_sites, left_to_the_model
 from vi_flows.guides.start.pathfinder import pathfinder
 from vi_flows.guides.supports import DependentSupportError, sites_with_dependent_support
@@ -93,7 +95,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
 
     Raises:
         SubsampledLatentError: at set-up, for a latent site in a subsampled plate.
-        DependentSupportError: at set-up, for a latent site whose bounds depend on other latents.
+        DependentSupportError: at set-up, for a latent site whose bounds depend on discrete latents.
         RuntimeError: at set-up, if the model has no latent site.
         ValueError: an option is out of range.
     """
@@ -132,6 +134,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         self._wants_warm_start = warm_start if warm_start is not None else init_loc_fn is None and init_scale is None
         self._start_is_due = self._wants_warm_start
         self.transform: Chain | None = None
+        self._dependent, self._dependent_maps = (), None
         if prototype_args is not None or prototype_kwargs is not None or _takes_no_arguments(model):
             self.set_up(*(prototype_args or ()), **(prototype_kwargs or {}))
 
@@ -210,12 +213,22 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                     )
 
     def _check_supports(self, prototype: pyro.poutine.Trace, *args: Any, **kwargs: Any) -> None:
-        for name in sites_with_dependent_support(prototype, self._program(), args, kwargs):
-            raise DependentSupportError(
-                f"the support of latent site {name!r} depends on other latents: {type(self).__name__} maps each site "
-                "to one fixed support and would leave the true one. Sample the site within fixed bounds and compute "
-                f"the rest, for instance {name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))."
-            )
+        self._dependent = tuple(sites_with_dependent_support(prototype, self._program(), args, kwargs))
+        if not self._dependent:
+            return
+        shapes = {name: site["value"].shape for name, site in stochastic_nodes(prototype)}
+        maps = MapsOfTheProgram(self._program(), args, kwargs, self._unconstrained_shapes, shapes)
+        latents = {name: torch.zeros(shape) for name, shape in self._unconstrained_shapes.items()}
+        with torch.random.fork_rng(devices=[]):
+            runs = [maps.constrain(latents)[0] for _ in range(8)]
+        for name in self._dependent:
+            if not all(torch.equal(run[name], runs[0][name]) for run in runs):
+                raise DependentSupportError(
+                    f"the support of latent site {name!r} depends on a site that is summed out or hidden, so that no "
+                    "map keeps to it. Sample the site within fixed bounds and compute the rest, for instance "
+                    f"{name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))."
+                )
+        self._dependent_maps = maps
 
     def warm_start(self, *args: Any, **kwargs: Any) -> bool:
         """Move the affine part to the best Gaussian along quasi-Newton paths of the model's log density.
@@ -305,7 +318,21 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         """Sample every site, as a Pyro guide with the model's arguments."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        return super().forward(*args, **kwargs)
+        if not self._dependent:
+            return super().forward(*args, **kwargs)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        values, ladjs = self._maps().constrain(self.split(latent))
+        result = {}
+        for name, site in stochastic_nodes(self._prototype()):
+            event_dim = site["fn"].event_dim
+            shape = torch.broadcast_shapes(site["value"].shape, latent.shape[:-1] + (1,) * event_dim)
+            log_density = -ladjs[name].reshape(*shape[: len(shape) - event_dim], -1).sum(-1)
+            with ExitStack() as stack:
+                for frame in self._cond_indep_stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                result[name] = pyro.sample(name, dist.Delta(values[name].reshape(shape), log_density, event_dim))
+        return result
 
     def _built(self) -> Chain:
         if self.transform is None:
@@ -325,13 +352,14 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         state = dict(self.__dict__)
         # A program can't be written to a file, and the live guide must not lose its own.
         state.update(_model=None, _user_model=None, master=None, create_plates=None, _set_up=(), _init=None)
+        state.update(_dependent_maps=None)
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoFlow:
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        for name in ("_model", "_user_model", "create_plates", "_set_up", "_init"):
+        for name in ("_model", "_user_model", "create_plates", "_set_up", "_init", "_dependent_maps"):
             object.__setattr__(new, name, getattr(self, name))
         return new
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,7 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
     """
     with poutine.block(), torch.no_grad(), pyro.validation_enabled(True):
         guide.set_up_for(model, *args, **kwargs)
+        guide.follow(model, *args, **kwargs)
         noise = guide.get_base_dist().mean
         values, _ = guide.constrain(guide.get_transform().forward_and_ladj(noise)[0])
         prototype = guide.prototype_trace
@@ -64,7 +65,7 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
         for name, value in values.items():
             replayed.nodes[name] = {**prototype.nodes[name], "value": value}
         trace = poutine.trace(poutine.replay(model, trace=replayed)).get_trace(*args, **kwargs)
-        _check_latents(prototype, trace)
+        _check_latents(prototype, trace, guide.dependent_sites)
         check_observations(trace)
         possible = PossibleWhereMasked(trace).values
         _compute_log_prob(trace, possible)
@@ -151,7 +152,7 @@ def _compute_log_prob(trace: Trace, possible: Mapping[str, Tensor]) -> None:
     trace.compute_log_prob()
 
 
-def _check_latents(prototype: Trace, trace: Trace) -> None:
+def _check_latents(prototype: Trace, trace: Trace, dependent: Collection[str]) -> None:
     mine = dict(stochastic_nodes(prototype))
     given = {name: site for name, site in latent_sites(trace) if name in mine or not is_fixed(site["fn"])}
     # Discrete ones are summed out, or refused, by the log joint density.
@@ -176,7 +177,7 @@ def _check_latents(prototype: Trace, trace: Trace) -> None:
                 f"latent site {name!r} has shape {tuple(shape)}, the guide was built for {tuple(had)}: build a new "
                 "guide for these data"
             )
-        if not same_support(site["fn"].support, mine[name]["fn"].support):
+        if name not in dependent and not same_support(site["fn"].support, mine[name]["fn"].support):
             raise ValueError(
                 f"the support of latent site {name!r} is not the one that the guide was built for: build a new guide "
                 "with these arguments"

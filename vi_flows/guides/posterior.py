@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch.distributions import biject_to
 
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.resampling import resampled_indices
+from vi_flows.guides.site_maps import FixedMaps, MapsOfTheProgram, SiteMaps
 from vi_flows.guides.whitened_affine import WhitenedAffine
-from vi_flows.traces import Site, stochastic_nodes
+from vi_flows.traces import Site, nodes, stochastic_nodes
 from vi_flows.transforms import Bijection, Chain
 
 __all__ = ["FlowPosterior"]
@@ -35,6 +37,10 @@ class FlowPosterior:
     _unpack_latent: Callable[[Tensor], Iterator[tuple[Site, Tensor]]]
     set_up: Callable[..., Any]
     get_base_dist: Callable[[], TorchDistribution]
+    _dependent: tuple[str, ...]
+    """Sites whose support depends on other sites."""
+    _dependent_maps: MapsOfTheProgram | None
+    """The maps to all supports, where one of them depends on other sites."""
 
     @property
     def location_scale(self) -> WhitenedAffine:
@@ -90,8 +96,14 @@ class FlowPosterior:
         result: dict[str, list[Tensor]] = {}
         for latent in torch.quantile(draws, levels, dim=0):
             for site, value in self._unpack_latent(latent):
-                result.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
-        return {name: torch.stack(values) for name, values in result.items()}
+                if site["name"] not in self._dependent:
+                    result.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+        found = {name: torch.stack(values) for name, values in result.items()}
+        if self._dependent:
+            # Where the support moves with other sites, the coordinate's quantile is not the site's.
+            values = self.constrain(draws)[0]
+            found |= {name: torch.quantile(values[name], levels.to(values[name]), dim=0) for name in self._dependent}
+        return found
 
     @torch.no_grad()
     def _quasi_random_draws(self, num_draws: int = 8192, flow: Bijection | None = None) -> Tensor:
@@ -124,15 +136,18 @@ class FlowPosterior:
             values: constrained values of every site, each of shape ``sample shape + site shape``.
 
         Returns:
-            Shape ``sample shape``.
+            Shape ``sample shape``; −∞ outside of the supports.
 
         Raises:
             ValueError: a site is missing or its shape doesn't fit.
             NotImplementedError: the flow has no inverse (Pyro's planar, radial).
         """
         latent, ladj = self.unconstrain(values)
-        noise, inverse_ladj = self._built().inverse_and_ladj(latent)
-        return self.get_base_dist().log_prob(noise) + inverse_ladj + ladj
+        outside = latent.isnan().any(-1)
+        inside = torch.where(outside[..., None], torch.zeros_like(latent), latent)
+        noise, inverse_ladj = self._built().inverse_and_ladj(inside)
+        log_q = self.get_base_dist().log_prob(noise) + inverse_ladj + ladj
+        return torch.where(outside, torch.full_like(log_q, -math.inf), log_q)
 
     def split(self, latent: Tensor) -> dict[str, Tensor]:
         """The parts of unconstrained latent vectors by site, on the real line.
@@ -186,14 +201,34 @@ class FlowPosterior:
         Returns:
             Values by site, and ``log|det|`` of the map of shape ``sample shape``.
         """
-        values, total, pieces = {}, latent.new_zeros(latent.shape[:-1]), self.split(latent)
-        for name, site in stochastic_nodes(self._prototype()):
-            piece = pieces[name]
-            transform = biject_to(site["fn"].support)
-            values[name] = transform(piece)
-            ladj = transform.log_abs_det_jacobian(piece, values[name])
+        values, ladjs = self._maps().constrain(self.split(latent))
+        total = latent.new_zeros(latent.shape[:-1])
+        for ladj in ladjs.values():
             total = total + ladj.reshape(*latent.shape[:-1], -1).sum(-1)
         return values, total
+
+    @property
+    def dependent_sites(self) -> tuple[str, ...]:
+        """Names of the sites whose support depends on other sites."""
+        return self._dependent
+
+    def _maps(self) -> SiteMaps:
+        sites = dict(stochastic_nodes(self._prototype()))
+        if not self._dependent:
+            return FixedMaps({name: site["fn"].support for name, site in sites.items()})
+        if self._dependent_maps is None:
+            raise RuntimeError(
+                f"a guide loaded from a file holds no model, and the support of {self._dependent[0]!r} depends on "
+                "other sites; construct one with the model and load_state_dict"
+            )
+        return self._dependent_maps
+
+    def follow(self, model: Callable, *args: Any, **kwargs: Any) -> None:
+        """From now on, supports that depend on other sites are those of this model with these arguments."""
+        sites = dict(stochastic_nodes(self._prototype()))
+        if self._dependent:
+            shapes = {name: site["value"].shape for name, site in sites.items()}
+            self._dependent_maps = MapsOfTheProgram(model, args, kwargs, self._unconstrained_shapes, shapes)
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Pack the sites' values into unconstrained latent vectors: the inverse of :meth:`constrain`.
@@ -202,13 +237,14 @@ class FlowPosterior:
             values: by site, each of shape ``sample shape + site shape``.
 
         Returns:
-            Shape ``sample shape + (d,)``, and ``log|det|`` of the map, of shape ``sample shape``.
+            Shape ``sample shape + (d,)``, NaN outside of the supports, and ``log|det|`` of the map, of shape
+            ``sample shape``.
 
         Raises:
             ValueError: a site is missing or its shape doesn't fit.
         """
         like = self.location_scale.loc
-        pieces, ladjs = [], []
+        given, batches = {}, []
         for name, site in stochastic_nodes(self._prototype()):
             if name not in values:
                 raise ValueError(f"no value given for latent site {name!r}")
@@ -217,13 +253,13 @@ class FlowPosterior:
             batch = value.shape[: value.dim() - len(shape)]
             if value.dim() < len(shape) or value.shape != batch + shape:
                 raise ValueError(f"site {name!r} has shape {tuple(shape)}, got a value of shape {tuple(value.shape)}")
-            transform = biject_to(site["fn"].support)
-            piece = transform.inv(value)
-            ladjs.append(-transform.log_abs_det_jacobian(piece, value).reshape(*batch, -1).sum(-1))
-            pieces.append(piece.reshape(*batch, -1))
-        batch = torch.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
-        latent = torch.cat([piece.expand(*batch, -1) for piece in pieces], -1)
-        return latent, torch.stack([ladj.expand(batch) for ladj in ladjs]).sum(0)
+            given[name] = value
+            batches.append(batch)
+        batch = torch.broadcast_shapes(*batches)
+        given = {name: v.expand(batch + nodes(self._prototype())[name]["value"].shape) for name, v in given.items()}
+        pieces, ladjs = self._maps().unconstrain(given)
+        latent = torch.cat([pieces[name].reshape(*batch, -1) for name in given], -1)
+        return latent, torch.stack([ladjs[name].reshape(*batch, -1).sum(-1) for name in given]).sum(0)
 
     def log_density_fn(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
         """The model's log joint density as a function of unconstrained latent vectors ``(S, d) → (S,)``."""

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, independent
 
 from vi_flows.guides.log_joint import over_draws
 
@@ -154,6 +154,15 @@ def _inverse(support: Constraint, value: Tensor) -> tuple[Tensor, Tensor]:
     latent = transform.inv(value)
     ladj = -transform.log_abs_det_jacobian(latent, value)
     # Inverses clamp at the edges of a support, and would take what lies beyond them for a point just within.
-    inside = support.check(value)
+    base = support
+    while isinstance(base, independent):
+        base = base.base_constraint
+    if base.event_dim == 0:
+        inside = support.check(value)
+    else:
+        # Constraints on vectors (simplex, Cholesky factor) are checked to a precision that their own maps can miss.
+        inside = (
+            torch.isclose(transform(latent), value, rtol=1e-3, atol=1e-4).flatten(value.dim() - base.event_dim).all(-1)
+        )
     kept = inside.reshape(inside.shape + (1,) * (latent.dim() - inside.dim()))
     return torch.where(kept, latent, torch.full_like(latent, math.nan)), ladj
