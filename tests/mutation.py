@@ -227,7 +227,7 @@ def tests_of_lines(work: Path, folders: list[str], limit: float) -> tuple[dict, 
 def chosen(lines: dict[int, list[str]], seconds: dict[str, float], mutant: Mutant, where: list[str]) -> list[str]:
     """Tests of ``where`` that run the lines of the mutant's statement, the quick ones first.
 
-    What runs at the import has no test; then it is the whole files of tests that run any line of the file. Where no test
+    What runs at the import has no test; then it is the whole files of tests that run any line of the file. Where none
     is seen to run it, processes that tests start may: then it is all that have the module's name in their file's.
     """
     span = mutant.span
