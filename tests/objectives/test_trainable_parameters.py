@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.transforms.cases import SMALL_FLOWS
 from vi_flows.flows import FLOWS, repeat_pyro
 from vi_flows.guides import AutoFlow, fit
-from vi_flows.objectives import ELBO, IWAE, DReG, StickingTheLanding
+from vi_flows.objectives import DIRECT_OBJECTIVES, ELBO, IWAE, DReG, StickingTheLanding
 from vi_flows.objectives.path_gradient import with_detached_parameters
+from vi_flows.vae import VAEConfig, build_vae
 
 
 def model():
@@ -55,6 +57,23 @@ def test_trainable_parameters_are_what_they_were(name, step):
     assert after == before
     assert all(p.is_leaf and isinstance(p, nn.Parameter) for p in guide.parameters())
     assert any(trainable for _, trainable in after.values())
+
+
+@pytest.mark.parametrize("name", SMALL_FLOWS)
+@pytest.mark.parametrize("amortized", [False, True])
+def test_trainable_parameters_of_a_vae_are_what_they_were(name, amortized):
+    """After a step of each objective of the direct path, one after the other."""
+    vae = build_vae(VAEConfig(latent_dims=(4,), hidden_dims=((5,),), flow=SMALL_FLOWS[name], amortized=amortized), 6)
+    optimizer = torch.optim.SGD(vae.parameters(), lr=1e-3)
+    before = {n: (id(p), p.requires_grad) for n, p in vae.named_parameters(remove_duplicate=False)}
+    for objective in DIRECT_OBJECTIVES.values():
+        optimizer.zero_grad()
+        objective.row_bounds(vae, torch.ones(3, 6), 2, 0.5)[0].sum().backward()
+        optimizer.step()
+        after = {n: (id(p), p.requires_grad) for n, p in vae.named_parameters(remove_duplicate=False)}
+        assert after == before
+        assert all(p.is_leaf and isinstance(p, nn.Parameter) for p in vae.parameters())
+    assert all(trainable for _, trainable in before.values())
 
 
 def test_shared_modules_and_parameters_are_detached_wherever_used():
