@@ -41,7 +41,7 @@ class NewRun(Generic[C]):
     config: Annotated[C, tyro.conf.arg(name="")]
     """Settings of the run."""
     tensorboard: bool = False
-    """Write TensorBoard events into the run's folder too (needs the extra `log`)."""
+    """Write TensorBoard's curves and samples into the run's folder too (needs the extra `tensorboard`)."""
     quiet: bool = False
     """No progress bar."""
 
@@ -54,7 +54,7 @@ class NewRun(Generic[C]):
                 check_device(device)
             ranks.from_first(lambda: run.data.sha256)  # before the others, who read what it has put by
             with ranks.together():
-                trainer_for(run, progress=False, ranks=ranks)
+                trainer_for(run, False, self.tensorboard, ranks)
             ranks.from_first(lambda: Run.create(self.out, self.config).folder)
             return _train(run, self.tensorboard, self.quiet, ranks, Trainer.start)
 
@@ -93,7 +93,7 @@ class Resume:
     data_root: Path | None = None
     """Where the data are now, if not where they were."""
     tensorboard: bool = False
-    """Write TensorBoard events into the run's folder too (needs the extra `log`)."""
+    """Write TensorBoard's curves and samples into the run's folder too (needs the extra `tensorboard`)."""
     quiet: bool = False
     """No progress bar."""
 

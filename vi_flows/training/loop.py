@@ -65,7 +65,7 @@ class Trainer:
     Args:
         run: the run's folder and settings.
         progress: show a bar with bound, speed and time left.
-        tensorboard: write TensorBoard events too (needs the extra ``log``).
+        tensorboard: write TensorBoard events too (needs the extra ``tensorboard``).
         ranks: the processes that train the run.
     """
 
@@ -86,7 +86,7 @@ class Trainer:
             "step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "bound_sum": 0.0, "images": 0, "best": None,
             "finished": False, "data_sha256": run.data.sha256,
         }  # fmt: skip
-        self.log = RunLog(run.folder, tensorboard and ranks.first)
+        self.log = RunLog(run, tensorboard and ranks.first)
         self._last_save, self._save_seconds = time.monotonic(), 0.0
 
     @property
@@ -402,6 +402,7 @@ class Trainer:
                 if finished:
                     self.state["finished"] = True
                     self._save_weights("last", epoch)
+                self.log.show(self.task, self.state["step"], finished)
         self.log.add(metrics)
         # Short epochs share a checkpoint: writing takes at most a twentieth of the time.
         if finished or time.monotonic() - self._last_save > max(EPOCH_CHECKPOINT_SECONDS, 20 * self._save_seconds):
