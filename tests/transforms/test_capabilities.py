@@ -11,7 +11,7 @@ from vi_flows.flows import FLOWS, conv_flow
 from vi_flows.guides.auto_conv_flow import mixed_conv_flow
 from vi_flows.kernels.activations import ACTIVATIONS
 from vi_flows.transforms import Affine, Chain, FromPyro, Inverse, Revert
-from vi_flows.transforms.base import gains_of
+from vi_flows.transforms.capabilities import gains_of
 from vi_flows.transforms.vector.conv_flow import ConvFlowStack
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vi_flows.transforms.base import min_slope_of, outermost
+from vi_flows.transforms.capabilities import min_slope_of, outermost
 
 __all__ = ["active_units", "invertibility_margin"]
 

@@ -22,7 +22,7 @@ from vi_flows.guides.remaining import Remaining, remaining_kl
 from vi_flows.guides.start.gaussian_vi import points_at_once
 from vi_flows.guides.trainer import Trainer
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
-from vi_flows.transforms.base import gains_of
+from vi_flows.transforms.capabilities import gains_of
 
 if TYPE_CHECKING:
     from xarray import DataTree

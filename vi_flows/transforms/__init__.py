@@ -1,14 +1,7 @@
 """Bijections: the contract, ConvFlow, image layers, and Pyro's own transforms under the same contract."""
 
-from vi_flows.transforms.base import (
-    Bijection,
-    Chain,
-    ConditionalBijection,
-    ConditionalChain,
-    ConditionalInverse,
-    EvaluationState,
-    Inverse,
-)
+from vi_flows.transforms.base import Bijection, ConditionalBijection
+from vi_flows.transforms.composition import Chain, ConditionalChain, ConditionalInverse, Inverse
 from vi_flows.transforms.coupling import ChannelGroups, Checkerboard, ConditionalCoupling, Coupling, VectorGroups
 from vi_flows.transforms.coupling_maps import AdditiveMap, AffineMap, ConvMap, MConvMap
 from vi_flows.transforms.coupling_mixture import MixtureMap
@@ -23,6 +16,7 @@ from vi_flows.transforms.image.logit import Logit
 from vi_flows.transforms.image.multi_scale import MultiScale, SplitPrior
 from vi_flows.transforms.image.periodic_conv import PeriodicConv2d
 from vi_flows.transforms.image.squeeze import ChannelPermutation, Squeeze
+from vi_flows.transforms.memo import EvaluationState
 from vi_flows.transforms.recompute import Checkpointed
 from vi_flows.transforms.vector.affine import Affine
 from vi_flows.transforms.vector.conv_flow import ConditionalConvFlow, ConvBlock, ConvFlow, ConvFlowStack, Revert

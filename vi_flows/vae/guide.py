@@ -13,7 +13,7 @@ from vi_flows.nn import MLP, GaussianHead
 from vi_flows.nn.typed import ModuleDictOf, ModuleListOf
 from vi_flows.parameters import register_module
 from vi_flows.transforms import Bijection, ConditionalBijection
-from vi_flows.transforms.base import outermost
+from vi_flows.transforms.capabilities import outermost
 from vi_flows.vae.model import data_plate, latent_names
 
 __all__ = ["AmortizedGuide"]

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vi_flows.transforms.base import Chain, EvaluationState
+from vi_flows.transforms.composition import Chain
 from vi_flows.transforms.image.base import ImageBijection, fold_batch
 from vi_flows.transforms.image.conv1x1 import LUMatrix
+from vi_flows.transforms.memo import EvaluationState
 
 __all__ = ["CORNERS", "EmergingConv2d", "OneSidedConv2d", "RowSolver", "solve_by_pixels"]
 

@@ -1,0 +1,146 @@
+"""Bijections made of bijections: one after the other, and in the other direction; with and without a context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vi_flows.nn.typed import ModuleListOf
+from vi_flows.transforms.base import Bijection, ConditionalBijection, sum_event_dims
+
+__all__ = ["Chain", "ConditionalChain", "ConditionalInverse", "Inverse"]
+
+
+class Chain(Bijection):
+    r"""Composition ``y = f_n(… f_2(f_1(x)))``; the log-determinants add.
+
+    Parts with fewer event dimensions than the widest one have their log-determinants summed over the rest.
+
+    Args:
+        bijections: the parts in forward order; an empty chain is the identity with ``event_dim``.
+        event_dim: event dimensions of the whole; by default the largest among the parts (1 if there are none).
+
+    Raises:
+        TypeError: a part is not a :class:`Bijection` (wrap Pyro's own transforms in ``FromPyro``).
+    """
+
+    def __init__(self, bijections: Sequence[Bijection], event_dim: int | None = None) -> None:
+        parts = list(bijections)
+        for part in parts:
+            if not isinstance(part, Bijection):
+                raise TypeError(f"a Chain is made of Bijections, got {type(part).__name__}; wrap it in FromPyro")
+        widest = max((part.event_dim for part in parts), default=1 if event_dim is None else 0)
+        if event_dim is not None and event_dim < widest:
+            raise ValueError(f"event_dim={event_dim} is less than the {widest} event dimensions of a part")
+        super().__init__(widest if event_dim is None else event_dim)
+        self.parts: ModuleListOf[Bijection] = ModuleListOf(parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Bijection:
+        return self.parts[index]
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass through every part, first to last."""
+        return self._fold(x, ((part.forward_and_ladj, part.event_dim) for part in self.parts))
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass through every part's inverse, last to first."""
+        return self._fold(y, ((part.inverse_and_ladj, part.event_dim) for part in reversed(self.parts)))
+
+    def _fold(self, value: Tensor, steps: Iterable[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
+        total = value.new_zeros(value.shape[: value.dim() - self.event_dim])
+        for step, event_dim in steps:
+            value, ladj = step(value)
+            total = total + sum_event_dims(ladj, self.event_dim - event_dim)
+        return value, total
+
+    def _state_tensors(self) -> Iterable[Tensor]:
+        for part in self.parts:
+            yield from part._state_tensors()
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        """Shape of the output for an input of ``shape``."""
+        for part in self.parts:
+            shape = part.forward_shape(shape)
+        return shape
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        """Shape of the input for an output of ``shape``."""
+        for part in reversed(self.parts):
+            shape = part.inverse_shape(shape)
+        return shape
+
+
+class Inverse(Bijection):
+    """The same bijection in the other direction, as a module that registers its parameters.
+
+    ``Inverse(flow)`` trades which of sampling and scoring is the forward pass of ``flow``.
+
+    Args:
+        bijection: what to invert.
+
+    Raises:
+        TypeError: it is not a :class:`Bijection` (wrap Pyro's own transforms in ``FromPyro``).
+    """
+
+    def __init__(self, bijection: Bijection) -> None:
+        if not isinstance(bijection, Bijection):
+            raise TypeError(f"Inverse takes a Bijection, got {type(bijection).__name__}; wrap it in FromPyro")
+        super().__init__(bijection.event_dim)
+        self.bijection = bijection
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner bijection's inverse."""
+        return self.bijection.inverse_and_ladj(x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner bijection's forward pass."""
+        return self.bijection.forward_and_ladj(y)
+
+    def _state_tensors(self) -> Iterable[Tensor]:
+        return self.bijection._state_tensors()
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        """Shape of the output for an input of ``shape``."""
+        return self.bijection.inverse_shape(shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        """Shape of the input for an output of ``shape``."""
+        return self.bijection.forward_shape(shape)
+
+
+class ConditionalChain(ConditionalBijection):
+    """Composition of conditional and unconditional bijections, conditioned on one context.
+
+    Args:
+        parts: in forward order.
+    """
+
+    def __init__(self, parts: Sequence[ConditionalBijection | Bijection]) -> None:
+        super().__init__()
+        self.parts: ModuleListOf[ConditionalBijection | Bijection] = ModuleListOf(parts)
+
+    def condition(self, context: Tensor) -> Chain:
+        """Condition every part; unconditional ones enter the chain as they are."""
+        return Chain([part.condition(context) for part in self.parts])
+
+
+class ConditionalInverse(ConditionalBijection):
+    """A family of bijections in the other direction, see :class:`Inverse`.
+
+    Args:
+        family: what to invert.
+    """
+
+    def __init__(self, family: ConditionalBijection) -> None:
+        super().__init__()
+        self.family = family
+
+    def condition(self, context: Tensor) -> Inverse:
+        """The inverse of the family's bijection for each row of ``context``."""
+        return Inverse(self.family.condition(context))
