@@ -254,6 +254,7 @@ def kill_at(moment: str, folder: Path, draw: random.Random, seconds: float) -> b
         process = start(JOBS[moment], folder, going)
         wait_for(going.exists, process)
         if moment == "runner":  # its own process begins later
+            wait_for(lambda: any(folder.rglob("checkpoint.safetensors")), process)
             wait_for(lambda: is_held(folder / "runs", jobs()[0].name), process)
         process.join(draw.uniform(0, 0.5 * seconds))
         process.kill()
