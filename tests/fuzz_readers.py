@@ -534,26 +534,27 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=1000, help="of each kind")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", type=Path, help="where to write it, e.g. experiments/results/fuzz-readers.json")
+    parser.add_argument("--records", type=Path, help="folder of a record a kind, e.g. experiments/results/fuzz")
     options = parser.parse_args()
-    clock, figures = Clock(), {}
+    found = {}
     for name in options.kinds:
+        clock = Clock()
         tally = fuzz_in_processes(name, options.inputs, options.seed)
-        figures[name] = {
+        found[name] = {
             "inputs": options.inputs, "read": tally.read, "refused": tally.refused,
             "kinds_of_refusal": len(tally.reasons), "failures": tally.failures,
         }  # fmt: skip
-        print(name, json.dumps(figures[name]), flush=True)
-    settings = {"inputs": options.inputs, "kinds": options.kinds, "seed": options.seed}
-    record = Record(
-        kind="fuzz-readers", key=row_key("fuzz-readers", settings), label=f"{options.inputs} damaged files a reader",
-        settings=settings, figures=figures, provenance=provenance(clock=clock),
-    )  # fmt: skip
-    if options.record is not None:
-        record.write(options.record, overwrite=True)
-    rows = [(name, *list(found.values())[:4], len(found["failures"])) for name, found in figures.items()]
+        print(name, json.dumps(found[name]), flush=True)
+        settings = {"kind": name, "inputs": options.inputs, "seed": options.seed}
+        record = Record(
+            kind="fuzz-readers", key=row_key(f"fuzz-{name}", settings), label=f"{options.inputs} damaged files: {name}",
+            settings=settings, figures=found[name], provenance=provenance(clock=clock),
+        )  # fmt: skip
+        if options.records is not None:
+            record.write(options.records / f"{name}.json", overwrite=True)
+    rows = [(name, *list(tally.values())[:4], len(tally["failures"])) for name, tally in found.items()]
     print(tabulate(rows, ("kind", "inputs", "read", "refused", "kinds of refusal", "failures")))
-    return int(any(found["failures"] for found in figures.values()))
+    return int(any(tally["failures"] for tally in found.values()))
 
 
 if __name__ == "__main__":

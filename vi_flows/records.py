@@ -6,6 +6,7 @@ records can be compared by, lie in a file of the same name that ends in ``.npz``
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -42,13 +43,22 @@ class RecordExistsError(ValueError):
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step: readers see the old content or the new, never a part."""
+    """Replace a file in one step: readers see the old content or the new, never a part.
+
+    Raises:
+        OSError: the disk is full, or the folder can't be written; what was there before stays.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # on a full disk, its part would be in the way
+        raise OSError(f"{path} can't be written: {error}") from error
 
 
 def git_revision() -> str | None:
@@ -217,7 +227,7 @@ class Record:
             raise RecordError(f"there is no record {path}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{path} is no record ({error})") from error
         if not isinstance(content, dict) or "schema" not in content:
             raise RecordError(f"{path} is no record (it names no schema)")
@@ -238,6 +248,9 @@ class Record:
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != sha256:
             raise RecordError(f"the scores {path} are missing, or not those that the record was written with")
-        with np.load(io.BytesIO(content)) as found:
-            scores = {name: found[name] for name in found.files}
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as found:
+                scores = {name: found[name] for name in found.files}
+        except Exception as error:  # written with this hash, and yet no scores
+            raise RecordError(f"the scores {path} can't be read: {error}") from error
         return Record(**{**self.__dict__, "scores": scores})

@@ -40,7 +40,10 @@ def parse_idx(content: bytes) -> np.ndarray:
     # Not by numpy, whose products overflow: a header may claim 2^40 items.
     if len(shape) != rank or len(content) - start != math.prod(shape):
         raise DataCorruptError(f"an idx file of shape {shape} with {max(len(content) - start, 0)} bytes of values")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    try:
+        return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    except ValueError as error:  # no values, and sides whose product is beyond numpy all the same
+        raise DataCorruptError(f"an idx file of shape {shape}: {error}") from error
 
 
 def parse_amat(content: bytes, num_pixels: int) -> np.ndarray:

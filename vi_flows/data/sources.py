@@ -193,6 +193,12 @@ def download(file: SourceFile, root: DataRoot, progress: bool = False) -> Path:
     import pooch
 
     failures = []
+    known = file.served_checksum or file.checksum
+    if known is None:
+        raise DataNotFoundError(
+            f"{file.name} could not be downloaded, because no checksum of it is published: fetch it yourself from "
+            f"{' or '.join(file.urls)}, look at it, and put it at {root.path / file.name}"
+        )
     for url in file.urls:
         name = file.name + (".gz" if url.endswith(".gz") else "")
         target = root.path / name
@@ -201,7 +207,7 @@ def download(file: SourceFile, root: DataRoot, progress: bool = False) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             pooch.retrieve(
                 url,
-                known_hash=file.served_checksum or file.checksum,
+                known_hash=known,
                 fname=partial.name,
                 path=partial.parent,
                 downloader=pooch.HTTPDownloader(progressbar=progress, timeout=_TIMEOUT),

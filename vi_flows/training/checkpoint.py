@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,13 +16,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 __all__ = [
-    "CheckpointError", "first_not_finite", "flatten_optimizer", "load_state", "load_tensors", "restore_optimizer",
-    "save_tensors",
+    "CheckpointError", "CheckpointWriteError", "first_not_finite", "flatten_optimizer", "load_state", "load_tensors",
+    "restore_optimizer", "save_tensors",
 ]  # fmt: skip
 
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or of another model."""
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; the one before it is whole."""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -31,15 +36,23 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
         path: the safetensors file.
         tensors: by name, any device.
         state: numbers and strings that belong to them.
+
+    Raises:
+        CheckpointWriteError: the disk is full, or the folder can't be written; what was there before stays.
     """
     temporary = path.with_name(path.name + ".tmp")
     # Copies: safetensors refuses tensors that share memory, and the training goes on in the originals.
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state)
-    save_file(copies, temporary, metadata={"state": text, "sha256": _checksum(copies, text)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        save_file(copies, temporary, metadata={"state": text, "sha256": _checksum(copies, text)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # on a full disk, its part would be in the way
+        raise CheckpointWriteError(f"{path} can't be written: {error}") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -59,7 +72,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = json.loads(metadata["state"])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error})") from error
     # Any second entry means a checksum was written, even where damage hit the entry's own name.
     if metadata.keys() != {"state"} and metadata.get("sha256") != _checksum(tensors, metadata["state"]):

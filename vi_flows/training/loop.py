@@ -201,7 +201,7 @@ class Trainer:
             RunError: another process trains this run.
             ProcessLostError: another process that trains it with this one is gone.
         """
-        with self.holding_the_run():
+        with self.holding_the_run(), self.run.writing():
             return self._fit(until)
 
     @contextmanager

@@ -87,6 +87,21 @@ class Run:
         finally:
             os.close(handle)
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say how to go on where the disk is full or the folder can't be written.
+
+        Raises:
+            OSError: in one sentence.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"the training in {self.folder} stopped: {error}; its last checkpoint is whole: make room, then go on "
+                f"with vi-flows train --resume {self.folder}"
+            ) from error
+
     @classmethod
     def create(cls, folder: Path, config: TrainConfig) -> Run:
         """Start a new run.
@@ -133,7 +148,7 @@ class Run:
             if not isinstance(content, dict) or content.get("kind") not in KINDS or "settings" not in content:
                 raise ValueError(f"it says nothing of one of the kinds {', '.join(KINDS)}")
             config = config_from_dict(KINDS[content["kind"]].config, content["settings"])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunUnusableError(f"{path} can't be read: {error}") from error
         return cls(folder, config if data_root is None else replace(config, data_root=data_root))
 
