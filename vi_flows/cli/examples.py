@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "vi-flows table run --rows 'binarized_mnist-g1-*-clean' --seeds 0 1 2 --processes 2",
         "vi-flows table run --shard 1/2",
     ),
+    "table submit": ("vi-flows table submit --shards 8 --processes 4 --partition cpu --hours 12 --seeds 0 1 2",),
     "table status": ("vi-flows table status --seeds 0 1 2",),
     "table rows": ("vi-flows table rows",),
     "fit2d": ("vi-flows fit2d --target banana --flow conv_flow --num-blocks 8 --out runs/banana",),

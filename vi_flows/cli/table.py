@@ -9,9 +9,10 @@ import tyro
 
 from vi_flows.settings import Positive, check_settings
 from vi_flows.table import Machine, Selection, Workplace, status_table, table_rows, work_through
+from vi_flows.table.submit import Cluster, submit_shards
 from vi_flows.training.config import check_device
 
-__all__ = ["Table", "TableRows", "TableRun", "TableStatus"]
+__all__ = ["Table", "TableRows", "TableRun", "TableStatus", "TableSubmit"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,31 @@ class TableRun:
         check_settings(self)
         check_device(self.machine.device)  # one that is not there is named now, not by every row
         return work_through(self.selection.jobs(), self.workplace, self.machine, self.processes)
+
+
+@dataclass(frozen=True)
+class TableSubmit:
+    """Send the shards of the list to a cluster by submitit (extra `cluster`), each as a job that does `table run`."""
+
+    cluster: Annotated[Cluster, tyro.conf.arg(name="")]
+    selection: Annotated[Selection, tyro.conf.arg(name="")] = field(default_factory=Selection)
+    workplace: Annotated[Workplace, tyro.conf.arg(name="")] = field(default_factory=Workplace)
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = field(default_factory=Machine)
+    processes: Positive = 1
+    """Runs at a time in each job, a core each."""
+    wait: bool = False
+    """Wait for the jobs to end."""
+
+    def run(self) -> int:
+        """Print the jobs' names; exit code 0, or with ``wait`` the worst of theirs."""
+        check_settings(self)
+        jobs = submit_shards(self.selection, self.workplace, self.machine, self.processes, self.cluster)
+        for job in jobs:
+            print(f"job {job.job_id}: {job.paths.stdout}", flush=True)
+        if self.wait or self.cluster.cluster == "debug":  # which does nothing until it is waited for
+            return max(job.result() for job in jobs)
+        print("how far they are: vi-flows table status, with the same options")
+        return 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +90,7 @@ class Table:
 
     command: (
         Annotated[TableRun, tyro.conf.subcommand("run", prefix_name=False)]
+        | Annotated[TableSubmit, tyro.conf.subcommand("submit", prefix_name=False)]
         | Annotated[TableStatus, tyro.conf.subcommand("status", prefix_name=False)]
         | Annotated[TableRows, tyro.conf.subcommand("rows", prefix_name=False)]
     )
