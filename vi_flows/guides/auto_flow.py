@@ -280,8 +280,10 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                 stacklevel=2,
             )
             return False
+        # Averaged over the dimensions, so that many of them need fewer draws.
+        num_draws = min(8192, max(64, 400_000 // self.latent_dim))
         # The flow's own spread at its start is not quite one: its tails are those of no Gaussian.
-        variance = self._quasi_random_draws(flow=self._built()[0]).var(0).mean().double().cpu()
+        variance = self._quasi_random_draws(num_draws, self._built()[0]).var(0).mean().double().cpu()
         self.location_scale.set_gaussian(start.loc, start.covariance / variance)
         self._start_is_due = False
         return True

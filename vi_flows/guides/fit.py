@@ -13,7 +13,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.auto_flow import FULL_AFFINE_DIM, AutoFlow
 from vi_flows.guides.datatree import datatree
 from vi_flows.guides.given import check_model, check_program, parameters_of, preserved_generators
 from vi_flows.guides.log_joint import LogJoint
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 __all__ = ["FitResult", "fit"]
+
+CALM_DIM = 50
+"""Beyond that many latent dimensions the learning rate falls as ``d^{−1/2}``."""
 
 
 @dataclass
@@ -107,9 +110,10 @@ def fit(
         guide: a guide of it; a module, or a function with ``pyro.param`` statements.
         args: arguments of both.
         num_steps: the most optimizer steps.
-        num_particles: draws a step; default 64, which cost little more than one where they are evaluated at once, or
-            16 where the model runs once per draw.
-        learning_rate: of Adam, before the descent, in terms of what a parameter stands for (a layer's ``gains``).
+        num_particles: draws a step; default 64 (32 beyond 200 dimensions), which cost little more than one where they
+            are evaluated at once, or 16 where the model runs once per draw.
+        learning_rate: of Adam, before the descent, in terms of what a parameter stands for (a layer's ``gains``); with
+            an AutoFlow of more than 50 dimensions, ``√(50/d)`` of it.
         objective: ``stl`` (the path gradient: the score term, of mean zero, is left out; Roeder, Wu and Duvenaud 2017)
             or ``elbo`` (the whole derivative). Flows without an inverse, with leaky ReLUs (see
             :func:`~vi_flows.objectives.path_gradient.supports_path_gradient`), and guides other than AutoFlow, use
@@ -137,12 +141,16 @@ def fit(
     with preserved_generators(seed):
         own = _check(model, guide, args, kwargs)
         at_once = _at_once(model, guide, args, kwargs)
+        dim = max(1, guide.latent_dim) if isinstance(guide, AutoFlow) else 1
         if num_particles is None:
-            num_particles = 64 if at_once else 16
+            num_particles = (64 if dim <= FULL_AFFINE_DIM else 32) if at_once else 16
+        # The noise of the steps, as a divergence, adds up over the dimensions.
+        learning_rate *= min(1.0, (CALM_DIM / dim) ** 0.5)
+        num_draws = max(1024, min(4096, 400_000 // dim)) if at_once else 256
         loss_terms = _loss_terms(model, guide, args, kwargs, num_particles, objective)
         params = _parameters(guide, loss_terms, own)
         gains = gains_of(guide) if isinstance(guide, nn.Module) else {}
-        probe = _probe(model, guide, args, kwargs, 4096 if at_once else 256)
+        probe = _probe(model, guide, args, kwargs, num_draws)
         with Progress(num_steps, progress) as bar:
             trainer = Trainer(params, loss_terms, num_steps, learning_rate, gains, probe, bool(own), tolerance, bar)
             trainer.run()

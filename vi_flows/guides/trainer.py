@@ -72,7 +72,7 @@ class Trainer:
         """Train until nothing is left to gain, the descent is over, or Ctrl-C; the best parameters met stay."""
         before = self._copy()
         try:
-            if self._nothing_left(before, self.tolerance):
+            if self._nothing_left(self.average, self.tolerance):
                 return
             # Not before it is needed: PyTorch's optimizers take seconds to import.
             self.take = OptimizerStep(self._adam(), self._skip)

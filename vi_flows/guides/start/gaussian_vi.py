@@ -89,16 +89,21 @@ def refine_gaussian(
         noise = antithetic_normal(num_draws, dim, generator)
         _, grad = value_and_grad(log_density, loc + noise @ tril.T)
         score = grad @ tril
+        del grad  # with hundreds of dimensions, each of these is as large as the model's whole memory
         good = torch.isfinite(score).all(-1)
         if int(good.sum()) < 2 * (dim + 1):
             return None
-        score = score[good]
+        if not bool(good.all()):
+            noise, score = noise[good], score[good]
         # Single draws in a far tail must not decide: scores of the optimum have the length of the noise, √d.
         size = torch.linalg.vector_norm(score, dim=-1)
         limit = 5 * size.median().clamp(min=dim**0.5)
-        score = score * (limit / size.clamp(min=1e-300)).clamp(max=1.0)[:, None]
-        design = torch.cat([torch.ones(int(good.sum()), 1, dtype=loc.dtype), noise[good]], 1)
-        coefficients = torch.linalg.solve(design.T @ design, design.T @ score)
+        score *= (limit / size.clamp(min=1e-300)).clamp(max=1.0)[:, None]
+        # Normal equations of the design (1, noise).
+        gram, cross = loc.new_empty(dim + 1, dim + 1), loc.new_empty(dim + 1, dim)
+        gram[0, 0], gram[0, 1:], cross[0] = len(noise), noise.sum(0), score.sum(0)
+        gram[1:, 0], gram[1:, 1:], cross[1:] = gram[0, 1:], noise.T @ noise, noise.T @ score
+        coefficients = torch.linalg.solve(gram, cross)
         b, a = coefficients[0], -coefficients[1:]
         if not bool(torch.isfinite(coefficients).all()):
             return None
@@ -107,8 +112,8 @@ def refine_gaussian(
         share = rate * 2.0 / (iteration + 2) if shrink else rate
         step = vectors @ ((vectors.T @ b) / values)
         # How far the linear fit can be trusted: without bound where the scores are linear.
-        residual = (score - design @ coefficients).square().mean().sqrt()
-        linear = (noise[good] @ a.T).square().mean().sqrt()
+        residual = score.sub_(b).add_(noise @ a).square_().mean().sqrt()
+        linear = (noise @ a.T).square_().mean().sqrt()
         radius = dim**0.5 * max(1.0, 0.5 * float(linear / residual.clamp(min=1e-300)))
         step = step * min(1.0, radius / float(step.norm().clamp(min=1e-300)))
         loc = loc + share * tril @ step

@@ -76,7 +76,8 @@ def pathfinder(
         starts: starting points, shape ``(num_paths, d)``.
         num_draws: draws for each ELBO.
         max_iterations: of each L-BFGS run.
-        max_candidates: points of each path whose ELBO is estimated.
+        max_candidates: points of each path whose ELBO is estimated; beyond ``max_rounds_dim`` dimensions a third, as
+            their covariances are large.
         max_dense_dim: beyond that many dimensions the covariance stays diagonal.
         max_newton_dim: beyond that many dimensions there are no Newton steps and no refinement.
         max_rounds_dim: beyond that many dimensions natural gradients only polish the winner of the paths, in few steps.
@@ -90,6 +91,7 @@ def pathfinder(
     dim = starts.shape[-1]
     few, many = (antithetic_normal(size, dim, generator) for size in (num_draws, 8 * num_draws))
     dense, newton = dim <= max_dense_dim, dim <= max_newton_dim
+    max_candidates = max_candidates if dim <= max_rounds_dim else max(1, max_candidates // 3)
 
     def density(x: Tensor) -> Tensor:
         return log_density(x.to(starts)).double().cpu()
@@ -112,9 +114,10 @@ def pathfinder(
         if not newton:
             continue
         if not met:
-            visited, top = _newton(density, x, top)
+            visited, top = _newton(density, x, top, max_candidates)
             tops.append(top)
-            best = _best(best, *_scores(density, visited[-max_candidates:], few))
+            best = _best(best, *_scores(density, visited, few))
+            del visited
         outside.append(start)
     if not newton:
         return best
@@ -321,9 +324,9 @@ def _scores(log_density: LogDensity, gaussians: list[tuple[Tensor, Tensor]], noi
 
 
 def _newton(
-    log_density: LogDensity, x: Tensor, value: float, max_iterations: int = 40
+    log_density: LogDensity, x: Tensor, value: float, max_kept: int, max_iterations: int = 40
 ) -> tuple[list[tuple[Tensor, Tensor]], float]:
-    """Points with inverse Hessians (of the eigenvalues' sizes) along a Newton path with halved steps, and its top."""
+    """Of a Newton path with halved steps: its last points with inverse Hessians (eigenvalues' sizes), and its top."""
     visited: list[tuple[Tensor, Tensor]] = []
     halvings = 0.5 ** torch.arange(12, dtype=x.dtype)
     for _ in range(max_iterations):
@@ -331,7 +334,7 @@ def _newton(
         covariance = inverse_curvature(log_density, x, 1e-12, visited[-1][1] if visited else None)
         if covariance is None or not bool(torch.isfinite(grad).all()):
             break
-        visited.append((x, covariance))
+        visited = [*visited, (x, covariance)][-max_kept:]
         step = covariance @ grad
         gain = float(grad @ step)
         if not 1e-9 < gain < float("inf"):
