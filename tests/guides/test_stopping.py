@@ -12,6 +12,7 @@ import torch
 from vi_flows.guides import AutoConvFlow, fit
 from vi_flows.guides.progress import Progress
 from vi_flows.guides.remaining import Remaining, remaining_kl
+from vi_flows.guides.trainer import Trainer
 
 DOUBLE = torch.float64
 
@@ -181,3 +182,56 @@ def test_no_bar_where_none_is_wanted(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     fit(skewed, AutoConvFlow(skewed, num_blocks=1), num_steps=3, progress=False)
     assert sys.stderr.getvalue() == ""
+
+
+def trained(probe_kl, num_steps=4000):
+    """A trainer of one parameter, whose looks find what ``probe_kl`` says of the rate; with the rates at its looks."""
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    rates = []
+
+    def probe(fresh):
+        rate = trainer.take.optimizer.param_groups[0]["lr"] if trainer.losses else 1.0
+        rates.append(rate)
+        return Remaining(-1.0, probe_kl(rate), 0.0, 0.0, 0.0)
+
+    def loss():
+        return (parameter - 1).square().reshape(1)
+
+    with Progress(num_steps, False) as bar:
+        trainer = Trainer([parameter], loss, num_steps, 0.1, {}, probe, False, 0.01, bar)
+        trainer.run()
+    return trainer, rates
+
+
+def test_a_descent_of_the_rate_ends_a_fit_with_little_left():
+    trainer, rates = trained(lambda rate: 0.03 if rate > 0.01 else 0.004)
+    assert (len(trainer.losses), trainer.stopped) == (200, "nothing left to gain")
+    assert rates == pytest.approx([1.0, 0.1, 0.001, 0.001])  # the last twice, with fresh draws
+
+
+def test_a_descent_in_vain_is_taken_back_and_an_elbo_at_rest_ends_the_fit():
+    trainer, rates = trained(lambda rate: 0.03)
+    # Looks at 0, 100, …, 500 show no rise; then the last descent.
+    assert (len(trainer.losses), trainer.stopped) == (700, "no further gain")
+    assert rates[:6] == pytest.approx([1.0, 0.1, 0.001, 0.1, 0.1, 0.001])  # again at twice the steps
+    assert trainer.take.optimizer.param_groups[0]["lr"] < 0.001
+
+
+def test_far_from_the_end_there_is_no_short_descent():
+    trainer, rates = trained(lambda rate: 0.05, num_steps=300)
+    assert rates[:3] == pytest.approx([1.0, 0.1, 0.1])
+    assert len(trainer.losses) == 300  # 210 at the constant rate, and a last descent as far as the steps go
+
+
+@pytest.mark.parametrize(("dim", "step"), [(20, 0.01), (200, 0.005)])
+def test_many_dimensions_are_trained_at_a_lower_rate(dim, step):
+    def model():
+        pyro.sample("x", dist.Normal(torch.ones(dim), 1.0).to_event(1))
+
+    guide = AutoConvFlow(
+        model, num_blocks=1, init_loc_fn=pyro.infer.autoguide.init_to_value(values={"x": torch.zeros(dim)})
+    )
+    result = fit(model, guide, num_steps=1)
+    assert result.num_steps == 1
+    # Adam's first step has the length of the rate.
+    assert float(guide.location_scale.loc.detach().abs().mean()) == pytest.approx(step, rel=0.01)
