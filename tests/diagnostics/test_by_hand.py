@@ -10,9 +10,11 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vi_flows.diagnostics import diagnose, elsewhere
-from vi_flows.diagnostics.diagnose import Diagnosis, _chunks, _judge, _moments, _share, _short
-from vi_flows.diagnostics.elsewhere import _ascend, _starts, missed_mass
+from vi_flows.diagnostics.diagnose import Diagnosis, _chunks, _moments, _share, _short
+from vi_flows.diagnostics.elsewhere import missed_mass
+from vi_flows.diagnostics.verdict import judge
 from vi_flows.evaluation.psis import PSIS
+from vi_flows.guides.start.ascent import FAR, ascend, overdispersed
 
 
 def weights(k_hat, share):
@@ -51,7 +53,7 @@ NARROWER = {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor(0.90)}
     ],
 )
 def test_the_verdict_at_its_thresholds(k_hat, share, shift, ratio, verdict):
-    found, reason = _judge(weights(k_hat, share), None, shift, ratio, 1000)
+    found, reason = judge(weights(k_hat, share), None, shift, ratio, None, 1000)
     assert found == verdict
     assert f"k-hat {k_hat:.2f}, ESS {share:.0%}" in reason
 
@@ -63,11 +65,11 @@ def test_the_verdict_of_data_points_lets_one_in_twenty_be_bad(bad, verdict):
     k = torch.full((101,), 0.4)
     k[:bad] = 0.9
     rows = weights(k, torch.full((101,), 0.7))
-    found, reason = _judge(weights(3.0, 0.0), rows, None, None, 1000)
+    found, reason = judge(weights(3.0, 0.0), rows, None, None, None, 1000)
     assert found == verdict
     assert "mean ESS 70%" in reason
     unknown = weights(torch.full((101,), math.nan), torch.full((101,), 0.7))
-    assert _judge(weights(3.0, 0.0), unknown, None, None, 1000)[0] == "don't trust"
+    assert judge(weights(3.0, 0.0), unknown, None, None, None, 1000)[0] == "don't trust"
 
 
 def report(**changes):
@@ -76,6 +78,7 @@ def report(**changes):
         "gap": 0.25, "k_hat": 0.126, "ess": 312.4, "k_hat_rows": None, "ess_rows": None, "shift": None,
         "sd_ratio": None, "invertibility_margin": None, "active_units": None, "log_weights": torch.zeros(4),
         "draws": None, "weights": torch.tensor([0.1, 0.2, 0.3, 0.4]), "elsewhere": "not looked",
+        "chains": None,
     }  # fmt: skip
     return Diagnosis(**{**values, **changes})
 
@@ -152,7 +155,7 @@ def test_small_parts():
     assert _short(torch.tensor([1.0, 2.0, 3.0])) == "[1, 2, 3]"
     assert _short(torch.tensor([1.0, 2.0, 3.0, 4.0])) == "[1, 2, 3, …]"
     defaults = {n: p.default for n, p in inspect.signature(diagnose).parameters.items() if p.default is not p.empty}
-    assert defaults == {"num_samples": 4000, "num_paths": 40, "seed": 0, "model_kwargs": None}
+    assert defaults == {"num_samples": 4000, "num_paths": 40, "num_chains": 500, "seed": 0, "model_kwargs": None}
 
 
 # Elsewhere ----------------------------------------------------------------------------------------------------------
@@ -163,7 +166,7 @@ CENTRE = torch.tensor([3.0, -1.0], dtype=torch.float64)
 
 @pytest.mark.parametrize(("number", "each"), [(40, 4), (31, 4), (10, 1), (1, 1)])
 def test_the_starts_of_the_paths(number, each):
-    u = _starts(2, number, CENTRE, ROOT, torch.Generator().manual_seed(3))
+    u = overdispersed(2, number, CENTRE, ROOT, torch.Generator().manual_seed(3))
     noise = torch.randn(4, each, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     far = torch.cat([size * part for size, part in zip((3.0, 10.0, 30.0, 100.0), noise, strict=True)])
     assert u.shape == (8 * each + 2 * each + 1, 2)
@@ -182,10 +185,10 @@ def test_paths_climb_to_the_mode_of_their_slope():
     def two(u):
         return torch.logaddexp(-0.5 * (u - 4).square().sum(-1), -2.0 * (u + 4).square().sum(-1))
 
-    ends = _ascend(two, torch.tensor([[40.0, 30.0], [-6.0, -4.0], [5.0, 4.0]], dtype=torch.float64))
+    ends = ascend(two, torch.tensor([[40.0, 30.0], [-6.0, -4.0], [5.0, 4.0]], dtype=torch.float64))
     torch.testing.assert_close(ends, torch.tensor([[4.0, 4.0], [-4.0, -4.0], [4.0, 4.0]]).double(), atol=2e-2, rtol=0)
     start = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
-    assert torch.equal(_ascend(two, start, num_steps=0), start)
+    assert torch.equal(ascend(two, start, num_steps=0), start)
 
 
 def mixture(share, place, sd):
@@ -220,4 +223,4 @@ def test_nothing_is_missed_where_the_guide_is_right_or_there_are_too_many_dimens
     many = Independent(Normal(torch.zeros(elsewhere.MAX_DIM + 1), 1.0), 1)
     assert elsewhere.MAX_DIM == 200
     assert missed_mass(many.log_prob, many.log_prob, many.sample(torch.Size([300])), 0.0) is None
-    assert (elsewhere.MISSED_RATIO, elsewhere.FAR, elsewhere.MAX_MODES) == (10.0, (3.0, 10.0, 30.0, 100.0), 10)
+    assert (elsewhere.MISSED_RATIO, FAR, elsewhere.MAX_MODES) == (10.0, (3.0, 10.0, 30.0, 100.0), 10)

@@ -12,22 +12,21 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from vi_flows.diagnostics.chains import Moved, moved_by_chains
 from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
 from vi_flows.diagnostics.measures import active_units, invertibility_margin
-from vi_flows.evaluation.psis import PSIS, psis
+from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, judge
+from vi_flows.evaluation.psis import psis
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model, check_program, preserved_generators
+from vi_flows.guides.log_joint import LogJoint
 from vi_flows.objectives import ELBO
 from vi_flows.traces import nodes
 
 __all__ = ["Diagnosis", "diagnose"]
 
-K_FINITE_VARIANCE = 0.5
-K_USABLE = 0.7
 MISSED_SHARE = 0.01
 """A mode that no draw reached is reported from this share of the mass on."""
-ROW_SHARE = 0.05
-"""At most this share of data points may exceed a threshold."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Diagnosis:
         weights: normalised smoothed weights ``(S,)`` of ``draws``.
         draws: the draws by site, where they are of global latents.
         elsewhere: what was found where no draw had come: ``nothing``, a mode in words, or ``not looked``.
+        chains: how far short chains of the posterior move the draws' means and spreads; ``None`` where there were none.
     """
 
     verdict: str
@@ -76,6 +76,7 @@ class Diagnosis:
     weights: Tensor = field(repr=False)
     draws: dict[str, Tensor] | None = field(repr=False)
     elsewhere: str
+    chains: Moved | None
 
     def __str__(self) -> str:
         lines = [
@@ -100,6 +101,11 @@ class Diagnosis:
             ratios = torch.cat([r.flatten() for r in self.sd_ratio.values()])
             lines.append(f"weighting     moves means by at most: {worst}")
             lines.append(f"              sd of the draws / weighted sd: {ratios.min():.2f}…{ratios.max():.2f}")
+        if self.chains is not None:
+            lines.append(
+                f"chains        of the posterior move means by at least {self.chains.shift:.2f} sd, sds by at least "
+                f"{math.expm1(self.chains.stretch):.0%}"
+            )
         if self.invertibility_margin is not None:
             lines.append(f"margin        smallest slope of a ConvFlow layer {self.invertibility_margin:.1e}")
         lines.append(
@@ -163,6 +169,7 @@ def diagnose(
     *args: Any,
     num_samples: int = 4000,
     num_paths: int = 40,
+    num_chains: int = 500,
     seed: int | None = 0,
     model_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
@@ -176,6 +183,9 @@ def diagnose(
         num_samples: draws ``S``.
         num_paths: paths that look for mass which no draw reached
             (:func:`~vi_flows.diagnostics.elsewhere.missed_mass`; guides of global latents, up to 200 dimensions).
+        num_chains: short chains of the posterior that start at draws
+            (:func:`~vi_flows.diagnostics.chains.moved_by_chains`; likewise, where the model can be evaluated for many
+            draws in one pass).
         seed: of the draws; the global generators are left as they were.
         model_kwargs: keyword arguments of both whose names this function has, too (``{"seed": 3}``).
         kwargs: other keyword arguments of both.
@@ -203,7 +213,11 @@ def diagnose(
     row_psis = None if rows is None else psis(log_w)
     weights = joint_psis.log_weights.exp()
     shift, sd_ratio = (None, None) if draws is None else _moments(draws, weights)
-    verdict, reason = _judge(joint_psis, row_psis, shift, sd_ratio, num_samples)
+    chains = None
+    if isinstance(guide, AutoFlow) and num_chains > 0:
+        with preserved_generators(seed), poutine.block():
+            chains = _chains(model, guide, args, kwargs, latents[:num_chains])
+    verdict, reason = judge(joint_psis, row_psis, shift, sd_ratio, chains, num_samples)
     elsewhere = "not looked"
     if isinstance(guide, AutoFlow) and verdict != "don't trust" and num_paths > 0:
         with preserved_generators(seed), poutine.block():
@@ -235,6 +249,7 @@ def diagnose(
         weights=weights,
         draws=draws,
         elsewhere=elsewhere,
+        chains=chains,
     )
 
 
@@ -276,6 +291,15 @@ def _elsewhere(
     log_density = guide.log_density_of(model, *args, **kwargs)
     missed = missed_mass(log_density, log_q, latents, log_evidence, num_paths)
     return "nothing" if missed is None or missed.share < MISSED_SHARE else _in_words(missed, guide)
+
+
+def _chains(model: Callable, guide: AutoFlow, args: tuple, kwargs: dict[str, Any], latents: Tensor) -> Moved | None:
+    log_joint = LogJoint(model, args, kwargs)
+    log_joint(guide.constrain(latents[:2])[0])
+    if guide.latent_dim > MAX_DIM or not log_joint.vectorized:
+        return None
+    density = guide.log_density_of(model, *args, **kwargs)
+    return moved_by_chains(density, latents, lambda x: guide.constrain(x)[0])
 
 
 def _in_words(missed: Missed, guide: AutoFlow) -> str:
@@ -334,36 +358,6 @@ def _moments(draws: dict[str, Tensor], weights: Tensor) -> tuple[dict[str, Tenso
         # Coordinates that can't move (a simplex of one, a Cholesky factor's zeros) have a ratio of one.
         ratios[name] = (sd / weighted_sd).reshape(value.shape[1:])
     return shifts, ratios
-
-
-def _judge(
-    joint: PSIS,
-    rows: PSIS | None,
-    shift: dict[str, Tensor] | None,
-    sd_ratio: dict[str, Tensor] | None,
-    num_samples: int,
-) -> tuple[str, str]:
-    good = True
-    if rows is None:
-        k, share = float(joint.k_hat), float(joint.ess) / num_samples
-        where = f"k-hat {k:.2f}, ESS {share:.0%}"
-        if shift is not None and sd_ratio is not None:
-            moved = max(float(s.abs().max()) for s in shift.values())
-            stretched = max(float(r.log().abs().max()) for r in sd_ratio.values())
-            good = moved <= 0.1 and stretched <= math.log(1.1)
-    else:
-        k = float(rows.k_hat.flatten().nan_to_num(nan=math.inf).quantile(1 - ROW_SHARE))
-        share = float(rows.ess.mean()) / num_samples
-        where = f"95 % of the data points have a k-hat below {k:.2f}, mean ESS {share:.0%}"
-    if k > K_USABLE and share >= 0.9 and good and shift is not None:
-        # Nearly equal weights: what the tail hides carries too little to move a mean.
-        return "use importance weights", f"{where}: means and spreads are right, probabilities far in the tails are not"
-    if not k <= K_USABLE:
-        return "don't trust", f"{where}: the guide misses mass that no weighting of its draws brings back"
-    # Between 0.5 and 0.7 the weights' variance may be infinite, which nearly equal weights show to be far in the tail.
-    if good and (share >= 0.5 if k <= K_FINITE_VARIANCE else share >= 0.9):
-        return "ok", f"{where}: the draws can be used as they are"
-    return "use importance weights", f"{where}: weight the draws (`weighted_mean`), or improve the guide"
 
 
 def _share(values: Tensor, level: float) -> float:

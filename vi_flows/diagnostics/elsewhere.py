@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from vi_flows.guides.start.gaussian_vi import value_and_grad
+from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
 from vi_flows.guides.start.pathfinder import climb, inverse_curvature
 
 __all__ = ["MAX_DIM", "Missed", "missed_mass"]
@@ -18,9 +18,6 @@ LogDensity = Callable[[Tensor], Tensor]
 
 MISSED_RATIO = 10.0
 """A place is missed where the posterior's density is this many times the guide's, or more."""
-
-FAR = (3.0, 10.0, 30.0, 100.0)
-"""How many times the guide's own spread the starts have."""
 
 MAX_MODES = 10
 """How many ends of paths are looked at."""
@@ -73,7 +70,7 @@ def missed_mass(
     Returns:
         The mode of most mass among those that are missed, or ``None``.
     """
-    dim, log_density = x.shape[-1], _where_defined(log_density)
+    dim, log_density = x.shape[-1], where_defined(log_density)
     if dim > MAX_DIM or num_paths < 1:
         return None
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +89,7 @@ def missed_mass(
             return (whole(log_density, u) - log_evidence - whole(log_q, u)).nan_to_num(nan=-torch.inf)
 
     best: Missed | None = None
-    ends = _ascend(lambda u: whole(log_density, u), _starts(dim, num_paths, centre, root, generator))
+    ends = ascend(lambda u: whole(log_density, u), overdispersed(dim, num_paths, centre, root, generator))
     missed = excess(ends) > torch.tensor(MISSED_RATIO).log()
     seen: list[Tensor] = []
     for end in ends[missed]:
@@ -122,49 +119,6 @@ def missed_mass(
         if best is None or share > best.share:
             best = Missed(share, float(top.norm()), centre + root @ top)
     return best
-
-
-def _where_defined(log_density: LogDensity) -> LogDensity:
-    """The density with −∞ where the model can't be evaluated: far out a matrix of its may have no Cholesky factor."""
-
-    def evaluate(points: Tensor) -> Tensor:
-        try:
-            return log_density(points)
-        except (RuntimeError, ValueError):  # LinAlgError is a RuntimeError
-            if len(points) == 1:
-                return points.sum(-1) * 0.0 - torch.inf
-            return torch.cat([evaluate(point[None]) for point in points])
-
-    return evaluate
-
-
-def _starts(dim: int, number: int, centre: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
-    each = (number + 9) // 10
-    noise = torch.randn(4, each, dim, dtype=torch.float64, generator=generator)
-    far = (torch.tensor(FAR, dtype=torch.float64)[:, None, None] * noise).reshape(-1, dim)
-    near = 4 * torch.rand(2 * each, dim, dtype=torch.float64, generator=generator) - 2
-    # Models that don't know a sign have their other mode at the mirror image.
-    places = torch.cat([near, -centre[None]])
-    return torch.cat([far, -far, torch.linalg.solve_triangular(root, (places - centre).T, upper=False).T])
-
-
-def _ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60) -> Tensor:
-    """All paths at once: gradient steps with the lengths of Barzilai and Borwein (1988), halved where they descend."""
-    value, grad = value_and_grad(log_density, u)
-    length = u.norm(dim=-1).clamp(min=1.0) / grad.norm(dim=-1).clamp(min=1e-12) / 10
-    for _ in range(num_steps):
-        if not bool((grad.nan_to_num().norm(dim=-1) > 1e-2).any()):
-            break
-        step = (length[:, None] * grad).nan_to_num(0.0, 0.0, 0.0)
-        tried, slope = value_and_grad(log_density, u + step)
-        good = (tried >= value) & slope.isfinite().all(-1)
-        change = (step * (grad - slope)).sum(-1)
-        longer = torch.where(change > 0, step.square().sum(-1) / change.clamp(min=1e-300), 2 * length)
-        length = torch.where(good, longer, length / 4)
-        u = torch.where(good[:, None], u + step, u)
-        grad = torch.where(good[:, None], slope, grad)
-        value = torch.where(good, tried, value)
-    return u
 
 
 def _log_det(root: Tensor) -> Tensor:

@@ -15,22 +15,26 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import prototype_hide_fn
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor, nn
-from torch.distributions import Transform, transform_to
+from torch.distributions import Transform
 
+from vi_flows.guides.base import Base, MixtureBase, NormalBase, base_like
+from vi_flows.guides.initial import init_to_median_or_origin
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.observations import check_observations
 from vi_flows.guides.posterior import FlowPosterior
 from vi_flows.guides.site_maps import MapsOfTheProgram
 from vi_flows.guides.sites import latent_sites, left_to_the_model
-from vi_flows.guides.start.pathfinder import pathfinder
+from vi_flows.guides.start.modes import mixture_start
+from vi_flows.guides.start.pathfinder import GaussianStart, pathfinder
 from vi_flows.guides.supports import DependentSupportError, sites_with_dependent_support
+from vi_flows.guides.tensors import map_tensors
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.traces import stochastic_nodes
 from vi_flows.transforms import Bijection, Chain, FromPyro
 
-__all__ = ["AutoFlow", "SubsampledLatentError", "init_to_median_or_origin"]
+__all__ = ["AutoFlow", "SubsampledLatentError"]
 
 FULL_AFFINE_DIM = 200
 """Up to that many latent dimensions the learned affine part is a full Cholesky factor by default."""
@@ -43,26 +47,6 @@ class SubsampledLatentError(ValueError):
     """A latent site lives in a subsampled plate, where one vector of latents can't stand for all of the data."""
 
 
-def init_to_median_or_origin(site: dict[str, Any] | None = None) -> Any:
-    """Pyro's ``init_to_median``, and the origin of the unconstrained space for improper (flat) priors."""
-    if site is None:
-        return init_to_median_or_origin
-    fn = site["fn"]
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
-    if isinstance(fn, dist.ImproperUniform):
-        return init_to_origin(site)
-    return init_to_median(site)
-
-
-def init_to_origin(site: dict[str, Any]) -> Tensor:
-    """The image of zero under the map to the support; needs no sample from the prior."""
-    shape = site["fn"].batch_shape + site["fn"].event_shape
-    transform = transform_to(site["fn"].support)
-    value = transform(torch.zeros(transform.inverse_shape(shape)))
-    return value.expand(shape).clone()
-
-
 class AutoFlow(FlowPosterior, AutoContinuous):
     r"""A guide for any Pyro model with continuous latents: base → flow → affine → supports of the sites.
 
@@ -72,7 +56,10 @@ class AutoFlow(FlowPosterior, AutoContinuous):
 
     It starts at a Gaussian: where neither ``init_loc_fn`` nor ``init_scale`` is given, at the one that quasi-Newton
     paths through the model's log density find (:func:`~vi_flows.guides.start.pathfinder.pathfinder`), so that badly
-    scaled and strongly correlated posteriors start well; else at ``init_loc_fn``'s values with ``init_scale``.
+    scaled and strongly correlated posteriors start well; else at ``init_loc_fn``'s values with ``init_scale``. Where
+    paths from far outside find several modes, up to 200 dimensions and with a full affine part, ``z`` comes from a
+    mixture of Gaussians, one or more a mode (:class:`~vi_flows.guides.base.MixtureBase`), in place of ``N(0, I_d)``;
+    :func:`~vi_flows.guides.fit` learns their weights, too, Pyro's own loops keep those of the start.
 
     Parameters exist right after construction when the model takes no arguments or ``prototype_args`` are given, so
     optimizers of ``torch.optim``, ``load_state_dict``, ``.double()`` and ``.to(device)`` work; otherwise they appear
@@ -135,6 +122,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         self._start_is_due = self._wants_warm_start
         self.transform: Chain | None = None
         self._dependent, self._dependent_maps = (), None
+        self.base: Base | None = None
         if prototype_args is not None or prototype_kwargs is not None or _takes_no_arguments(model):
             self.set_up(*(prototype_args or ()), **(prototype_kwargs or {}))
 
@@ -195,6 +183,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             flow = FromPyro(flow)
         location_scale = WhitenedAffine(loc, init_scale, affine, rank, dense, self.latent_dim**-0.5)
         self.transform = Chain([flow.to(loc), location_scale])
+        self.base = NormalBase(self.latent_dim, loc)
         self._set_up = ()
         if self._wants_warm_start:
             self.warm_start(*args, **kwargs)
@@ -285,8 +274,20 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         # The flow's own spread at its start is not quite one: its tails are those of no Gaussian.
         variance = self._quasi_random_draws(num_draws, self._built()[0]).var(0).mean().double().cpu()
         self.location_scale.set_gaussian(start.loc, start.covariance / variance)
+        self.base = NormalBase(self.latent_dim, self.location_scale.loc)
+        if log_joint.vectorized and self.location_scale.whitening.dim() == 2:
+            self._start_at_modes(self._pull_back(log_joint), start, loc)
         self._start_is_due = False
         return True
+
+    def _start_at_modes(self, log_density: Callable[[Tensor], Tensor], start: GaussianStart, like: Tensor) -> None:
+        """A mixture as base, in coordinates where it has mean 0 and covariance ``I``, if there are several modes."""
+        generator = torch.Generator().manual_seed(0)
+        with pyro.poutine.block():
+            found = mixture_start(lambda x: log_density(x.to(like)).double().cpu(), start, generator)
+        if found is not None:
+            self.location_scale.set_gaussian(*found.moments())
+            self.base = MixtureBase.of(found, self.location_scale.loc)
 
     # Pyro's interface.
 
@@ -304,9 +305,19 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         return self._model[0]
 
     def get_base_dist(self) -> dist.TorchDistribution:
-        """``N(0, I_d)`` of the parameters' type and device."""
-        loc = self.location_scale.loc
-        return dist.Normal(loc.new_zeros(()), loc.new_ones(())).expand([self.latent_dim]).to_event(1)
+        """``N(0, I_d)``, or the mixture of Gaussians, of the parameters' type and device."""
+        return self.base_of_draws.distribution()
+
+    @property
+    def base_of_draws(self) -> Base:
+        """The base distribution with its parameters.
+
+        Raises:
+            RuntimeError: the guide has no parameters yet.
+        """
+        self._built()
+        assert self.base is not None  # the two are made together
+        return self.base
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Chain:
         """The flow with the affine part, one bijection; it does not depend on the arguments."""
@@ -365,12 +376,18 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             object.__setattr__(new, name, getattr(self, name))
         return new
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # The file says what the base is; this guide's own start may have found another number of modes.
+        if self.transform is not None:
+            self.base = base_like(state_dict, f"{prefix}base.", self.latent_dim, self.location_scale.loc)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoFlow:
         super()._apply(fn, recurse)
         if self.prototype_trace is not None:
             # Supports with tensor bounds live on a device, too.
             for _, site in stochastic_nodes(self.prototype_trace):
-                site["fn"] = _map_tensors(site["fn"], fn, {})
+                site["fn"] = map_tensors(site["fn"], fn, {})
                 site["value"] = fn(site["value"])
         return self
 
@@ -389,27 +406,3 @@ def _takes_no_arguments(model: Callable) -> bool:
         return not inspect.signature(target).parameters
     except (TypeError, ValueError):
         return False
-
-
-_TENSOR_HOLDERS = (torch.distributions.Distribution, Transform, torch.distributions.constraints.Constraint)
-
-
-def _map_tensors(value: Any, fn: Callable[[Tensor], Tensor], seen: dict[int, Any]) -> Any:
-    """A copy of a distribution (or constraint, transform, container) with ``fn`` applied to every tensor in it."""
-    if isinstance(value, nn.Parameter) or value is None or isinstance(value, type | str | int | float):
-        return value
-    if isinstance(value, Tensor):
-        return fn(value)
-    if id(value) in seen:
-        return seen[id(value)]
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(_map_tensors(item, fn, seen) for item in value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(item, fn, seen) for key, item in value.items()}
-    if isinstance(value, _TENSOR_HOLDERS) and not isinstance(value, nn.Module):
-        new = copy.copy(value)
-        seen[id(value)] = new
-        for key, item in vars(value).items():
-            new.__dict__[key] = _map_tensors(item, fn, seen)
-        return new
-    return value

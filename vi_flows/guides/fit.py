@@ -205,18 +205,18 @@ def _loss_terms(
         elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1)
         return lambda: elbo.differentiable_loss(model, guide, *args, **kwargs)
     log_density = guide.log_density_of(model, *args, **kwargs)
-    flow, base = guide.get_transform(), guide.get_base_dist()
+    flow, base = guide.get_transform(), guide.base_of_draws
     path = objective == "stl" and supports_path_gradient(flow)
 
     def loss_terms() -> Tensor:
-        noise = guide.get_base_dist().sample((num_particles,))
+        noise, weights = base.strata(num_particles)
         x, ladj = flow.forward_and_ladj(noise)
         if path and torch.is_grad_enabled():
             z, inverse_ladj = inverse_with_detached_parameters(flow, x)
-            log_q = base.log_prob(z) + inverse_ladj
+            log_q = base.detached().log_prob(z) + inverse_ladj
         else:
-            log_q = base.log_prob(noise) - ladj
-        return log_q - log_density(x)
+            log_q = base.distribution().log_prob(noise) - ladj
+        return weights * (log_q - log_density(x))
 
     return loss_terms
 
@@ -231,20 +231,20 @@ def _probe(
     if not isinstance(guide, AutoFlow):
         return None
     log_density = guide.log_density_of(model, *args, **kwargs)
-    flow, base = guide.get_transform(), guide.get_base_dist()
-    noise = base.sample((num_draws,))
+    flow, base = guide.get_transform(), guide.base_of_draws
+    noise = base.noise(num_draws)
     with torch.no_grad():
         # Subsampled data differ from run to run.
-        x = flow.forward_and_ladj(noise[:2])[0]
+        x = flow.forward_and_ladj(base.place(noise[:2]))[0]
         first, second = log_density(x), log_density(x)
     if not torch.allclose(first, second, rtol=1e-5, equal_nan=True):
         return None
 
     @torch.no_grad()
     def probe(fresh: bool) -> Remaining:
-        z = base.sample((num_draws,)) if fresh else noise
+        z = base.place(base.noise(num_draws) if fresh else noise)
         x, ladj = flow.forward_and_ladj(z)
         log_p = torch.cat([log_density(part) for part in x.split(points_at_once(x.shape[-1]))])
-        return remaining_kl(log_p + ladj - base.log_prob(z), x)
+        return remaining_kl(log_p + ladj - base.distribution().log_prob(z), x)
 
     return probe

@@ -57,7 +57,7 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
     with poutine.block(), torch.no_grad(), pyro.validation_enabled(True):
         guide.set_up_for(model, *args, **kwargs)
         guide.follow(model, *args, **kwargs)
-        noise = guide.get_base_dist().mean
+        noise = guide.get_base_dist().mode
         values, _ = guide.constrain(guide.get_transform().forward_and_ladj(noise)[0])
         prototype = guide.prototype_trace
         assert prototype is not None  # it is set up

@@ -12,6 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import biject_to
 
+from vi_flows.guides.base import Base
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.resampling import resampled_indices
 from vi_flows.guides.site_maps import FixedMaps, MapsOfTheProgram, SiteMaps
@@ -23,7 +24,7 @@ __all__ = ["FlowPosterior"]
 
 
 class FlowPosterior:
-    r"""Methods of a guide whose unconstrained latent vector is ``x = T(z)``, ``z ~ N(0, I_d)``, with a bijection ``T``.
+    r"""Methods of a guide whose unconstrained latent vector is ``x = T(z)`` with a bijection ``T`` and ``z`` of a base.
 
     Each site takes its part of ``x`` and maps it to its support. The guide brings the bijection (last in its chain the
     affine part), the base distribution and the prototype trace of its model (:class:`~vi_flows.guides.AutoFlow`).
@@ -41,6 +42,11 @@ class FlowPosterior:
     """Sites whose support depends on other sites."""
     _dependent_maps: MapsOfTheProgram | None
     """The maps to all supports, where one of them depends on other sites."""
+
+    @property
+    def base_of_draws(self) -> Base:
+        """The base distribution with its parameters."""
+        raise NotImplementedError  # the guide's own
 
     @property
     def location_scale(self) -> WhitenedAffine:
@@ -107,14 +113,16 @@ class FlowPosterior:
 
     @torch.no_grad()
     def _quasi_random_draws(self, num_draws: int = 8192, flow: Bijection | None = None) -> Tensor:
-        """The same at every call; of ``flow`` in place of the whole bijection."""
-        dim = self.latent_dim
+        """The same at every call; of ``flow``, from a standard normal, in place of the whole bijection."""
+        dim = self.base_of_draws.width if flow is None else self.latent_dim
         if dim <= torch.quasirandom.SobolEngine.MAXDIM:
             uniform = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(num_draws, dtype=torch.float64)
             noise = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
         else:
             noise = torch.randn(num_draws, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        return (self._built() if flow is None else flow).forward_and_ladj(noise.to(self.location_scale.loc))[0]
+        noise = noise.to(self.location_scale.loc)
+        z = self.base_of_draws.place(noise) if flow is None else noise
+        return (self._built() if flow is None else flow).forward_and_ladj(z)[0]
 
     @torch.no_grad()
     def sample_posterior(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

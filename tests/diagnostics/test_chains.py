@@ -1,0 +1,115 @@
+"""Short chains of the posterior move draws that are not its own, and leave those that are."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from vi_flows.diagnostics import diagnose
+from vi_flows.diagnostics.chains import Moved, moved_by_chains
+from vi_flows.diagnostics.verdict import judge
+from vi_flows.evaluation.psis import PSIS
+from vi_flows.guides import AutoConvFlow, AutoFlow, fit
+
+DOUBLE = torch.float64
+
+
+def log_p(x):
+    """N((1, −2), [[4, 1.9], [1.9, 1]]), not normalised."""
+    tril = torch.linalg.cholesky(torch.tensor([[4.0, 1.9], [1.9, 1.0]], dtype=DOUBLE))
+    z = torch.linalg.solve_triangular(tril, (x - torch.tensor([1.0, -2.0], dtype=DOUBLE)).T, upper=False)
+    return 7.0 - 0.5 * z.square().sum(0)
+
+
+def draws(number, factor=1.0, move=0.0):
+    torch.manual_seed(0)
+    tril = torch.linalg.cholesky(torch.tensor([[4.0, 1.9], [1.9, 1.0]], dtype=DOUBLE))
+    centre = torch.tensor([1.0 + 2 * move, -2.0 + move], dtype=DOUBLE)
+    return centre + factor * torch.randn(number, 2, dtype=DOUBLE) @ tril.T
+
+
+def as_site(x):
+    return {"x": x}
+
+
+@pytest.mark.parametrize(
+    ("factor", "move", "least_shift", "least_stretch"),
+    [(1.0, 0.0, 0.0, 0.0), (0.6, 0.0, 0.0, 0.35), (1.6, 0.0, 0.0, 0.05), (1.0, 0.5, 0.35, 0.0)],
+)
+def test_wrong_moments_move_and_right_ones_stay(factor, move, least_shift, least_stretch):
+    moved = moved_by_chains(log_p, draws(500, factor, move), as_site)
+    assert moved.acceptance > 0.6
+    assert least_shift <= moved.shift <= max(move, 0.02)
+    assert least_stretch <= moved.stretch <= abs(math.log(factor)) + 0.02
+
+
+def test_chains_leave_what_importance_weights_cant_see():
+    """A guide cut at ±1 sd: weights within are nearly equal, and all its moments are within what they show."""
+    x = draws(3000)
+    x = x[((x - torch.tensor([1.0, -2.0])).abs() < torch.tensor([2.0, 1.0])).all(-1)][:500]
+    assert moved_by_chains(log_p, x, as_site).stretch > 0.3
+
+
+def test_a_density_that_ends_is_no_error():
+    def half(x):
+        return torch.where(x[:, 0] > 0, -x[:, 0] + 0.0 * x.sum(-1), -torch.inf)
+
+    torch.manual_seed(0)
+    x = torch.distributions.Exponential(torch.ones((), dtype=DOUBLE)).sample((500, 1))
+    moved = moved_by_chains(half, x, as_site)
+    assert moved.shift < 0.1
+    assert moved.stretch < 0.1
+    assert moved_by_chains(half, -x, as_site) is None
+    assert moved_by_chains(half, torch.ones(100, 1, dtype=DOUBLE), as_site) is None
+
+
+STILL, FAR = Moved(0.0, 0.0, "x", 0.9), Moved(0.2, 0.0, "x", 0.9)
+
+
+@pytest.mark.parametrize(("k_hat", "ess", "shift", "chains", "verdict"), [
+    (0.9, 3990.0, 0.0, STILL, "ok"), (0.9, 3000.0, 0.0, STILL, "don't trust"), (0.6, 3400.0, 0.0, STILL, "ok"),
+    (0.6, 3400.0, 0.15, STILL, "ok"), (0.3, 3400.0, 0.15, STILL, "use importance weights"),
+    (0.3, 2100.0, 0.0, STILL, "ok"), (0.3, 1900.0, 0.0, STILL, "use importance weights"),
+    (0.3, 3900.0, 0.0, FAR, "don't trust"), (0.3, 3900.0, 0.2, FAR, "use importance weights"),
+    (0.9, 3990.0, 0.0, FAR, "don't trust"), (-math.inf, 4000.0, 0.0, STILL, "ok")])  # fmt: skip
+def test_what_weights_and_chains_say_together(k_hat, ess, shift, chains, verdict):
+    joint = PSIS(torch.zeros(4000), torch.tensor(k_hat), torch.tensor(ess), torch.tensor(0.0))
+    assert judge(joint, None, {"x": torch.tensor(shift)}, {"x": torch.tensor(1.0)}, chains, 4000)[0] == verdict
+
+
+def heavy():
+    pyro.sample("x", dist.StudentT(3.0, torch.zeros(2), 1.0).to_event(1))
+
+
+def bounded(dim):
+    parts = [dist.transforms.TanhTransform(), dist.transforms.AffineTransform(0.0, 1.2)]
+    return torch.distributions.transforms.IndependentTransform(dist.transforms.ComposeTransform(parts), 1)
+
+
+def normal():
+    pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+@pytest.mark.slow
+def test_heavy_tails_are_ok():
+    guide = AutoConvFlow(heavy, num_blocks=2)
+    fit(heavy, guide, num_steps=400, progress=False)
+    report = diagnose(heavy, guide)
+    assert report.k_hat > 0.7
+    assert report.verdict == "ok", str(report)
+    assert "probabilities far in the tails can not" in report.reason
+
+
+def test_a_well_fitted_normal_is_ok_and_a_bounded_guide_is_not():
+    report = diagnose(normal, AutoConvFlow(normal, num_blocks=1))
+    assert report.verdict == "ok", str(report)
+    assert "move means by at least 0.00 sd" in str(report)
+    guide = AutoFlow(normal, bounded)
+    with torch.no_grad():
+        guide.location_scale.log_scale -= math.log(1.3)
+    report = diagnose(normal, guide)
+    assert report.verdict != "ok"
+    assert report.chains.stretch > 0.1
+    assert diagnose(normal, guide, num_chains=0).chains is None

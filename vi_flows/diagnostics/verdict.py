@@ -1,0 +1,93 @@
+"""What importance weights and short chains say together of a guide, in one of three verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from vi_flows.diagnostics.chains import Moved
+from vi_flows.evaluation.psis import PSIS
+
+__all__ = ["K_FINITE_VARIANCE", "K_USABLE", "judge"]
+
+K_FINITE_VARIANCE = 0.5
+"""Above, the variance of the weights is infinite."""
+
+K_USABLE = 0.7
+"""Above, smoothed weights are no use either."""
+
+ROW_SHARE = 0.05
+"""At most this share of data points may exceed a threshold."""
+
+SMALL_SHIFT = 0.1
+"""Standard deviations by which a mean may be off."""
+
+SMALL_STRETCH = math.log(1.1)
+"""Likewise, the log of the ratio of the standard deviations."""
+
+
+def judge(
+    joint: PSIS,
+    rows: PSIS | None,
+    shift: Mapping[str, Tensor] | None,
+    sd_ratio: Mapping[str, Tensor] | None,
+    chains: Moved | None,
+    num_samples: int,
+) -> tuple[str, str]:
+    """The verdict, and the sentence that gives the reason.
+
+    ``ok`` says that means are within 0.1 sd and sds within a tenth, and that the draws are those of nearly the same
+    joint law (ESS of at least half). Where the weights have a finite variance (k-hat up to 0.5), they are the evidence.
+    Above, a weighted moment is not: single draws decide it, and their number can't be judged from the weights. There
+    chains of the posterior that start at the draws are (:func:`~vi_flows.diagnostics.chains.moved_by_chains`), and an
+    ESS of 80 %, as the sample's own overstates it. Chains are heard at any k-hat: they leave the places that draws
+    reached, and mass that lies just outside of them gives no weight at all.
+
+    Args:
+        joint: of the weights of all draws.
+        rows: of each data point, where the guide is of local latents.
+        shift: how far weighting moves the means, in sd, by site; ``None`` for guides of local latents.
+        sd_ratio: likewise of the sds.
+        chains: what short chains do, or ``None`` where none were run.
+        num_samples: draws.
+    """
+    if rows is not None:
+        return _judge_rows(rows, num_samples)
+    k, share = float(joint.k_hat), float(joint.ess) / num_samples
+    where = f"k-hat {k:.2f}, ESS {share:.0%}"
+    moved = stretched = 0.0
+    if shift is not None and sd_ratio is not None:
+        moved = max(float(s.abs().max()) for s in shift.values())
+        stretched = max(float(r.log().abs().max()) for r in sd_ratio.values())
+    good = moved <= SMALL_SHIFT and stretched <= SMALL_STRETCH
+    still = chains is not None and chains.shift <= SMALL_SHIFT and chains.stretch <= SMALL_STRETCH
+    if chains is not None and not still and (good or not k <= K_USABLE):
+        return "don't trust", (
+            f"{where}: short chains of the posterior leave the guide's draws, and move {chains.where!r} by "
+            f"{chains.shift:.2f} sd or more, a spread by {math.expm1(chains.stretch):.0%} or more"
+        )
+    if still and (share >= 0.5 and good if k <= K_FINITE_VARIANCE else share >= 0.8):
+        if k <= K_USABLE:
+            return "ok", f"{where}: the draws can be used as they are"
+        return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
+    if k > K_USABLE and share >= 0.9 and good and shift is not None:
+        # Nearly equal weights: what the tail hides carries too little to move a mean.
+        return "use importance weights", f"{where}: means and spreads are right, probabilities far in the tails are not"
+    if not k <= K_USABLE:
+        return "don't trust", f"{where}: the guide misses mass that no weighting of its draws brings back"
+    if chains is None and good and (share >= 0.5 if k <= K_FINITE_VARIANCE else share >= 0.9):
+        return "ok", f"{where}: the draws can be used as they are"
+    return "use importance weights", f"{where}: weight the draws (`weighted_mean`), or improve the guide"
+
+
+def _judge_rows(rows: PSIS, num_samples: int) -> tuple[str, str]:
+    k = float(rows.k_hat.flatten().nan_to_num(nan=math.inf).quantile(1 - ROW_SHARE))
+    share = float(rows.ess.mean()) / num_samples
+    where = f"95 % of the data points have a k-hat below {k:.2f}, mean ESS {share:.0%}"
+    if not k <= K_USABLE:
+        return "don't trust", f"{where}: the guide misses mass that no weighting of its draws brings back"
+    if share >= (0.5 if k <= K_FINITE_VARIANCE else 0.9):
+        return "ok", f"{where}: the draws can be used as they are"
+    return "use importance weights", f"{where}: weight the draws (`weighted_mean`), or improve the guide"

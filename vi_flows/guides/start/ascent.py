@@ -1,0 +1,72 @@
+"""Paths from far outside up to the modes of a density, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vi_flows.guides.start.gaussian_vi import value_and_grad
+
+__all__ = ["ascend", "overdispersed", "where_defined"]
+
+LogDensity = Callable[[Tensor], Tensor]
+
+FAR = (3.0, 10.0, 30.0, 100.0)
+"""How many times the known spread the starts have."""
+
+
+def where_defined(log_density: LogDensity) -> LogDensity:
+    """The density with −∞ where the model can't be evaluated: far out a matrix of its may have no Cholesky factor."""
+
+    def evaluate(points: Tensor) -> Tensor:
+        try:
+            return log_density(points)
+        except (RuntimeError, ValueError):  # LinAlgError is a RuntimeError
+            if len(points) == 1:
+                return points.sum(-1) * 0.0 - torch.inf
+            return torch.cat([evaluate(point[None]) for point in points])
+
+    return evaluate
+
+
+def overdispersed(dim: int, number: int, centre: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
+    """Starts in coordinates ``u`` with ``x = centre + root u``.
+
+    They are 3, 10, 30 and 100 times standard normal draws and their mirror images, points near the origin of the
+    unconstrained space, and the mirror image of ``centre`` in that origin.
+
+    Args:
+        dim: ``d``.
+        number: of starts, rounded up to a multiple of ten; one more comes with the mirror image.
+        centre: shape ``(d,)``.
+        root: lower triangular, shape ``(d, d)``.
+        generator: source of the draws.
+    """
+    each = (number + 9) // 10
+    noise = torch.randn(4, each, dim, dtype=torch.float64, generator=generator)
+    far = (torch.tensor(FAR, dtype=torch.float64)[:, None, None] * noise).reshape(-1, dim)
+    near = 4 * torch.rand(2 * each, dim, dtype=torch.float64, generator=generator) - 2
+    # Models that don't know a sign have their other mode at the mirror image.
+    places = torch.cat([near, -centre[None]])
+    return torch.cat([far, -far, torch.linalg.solve_triangular(root, (places - centre).T, upper=False).T])
+
+
+def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60) -> Tensor:
+    """All paths at once: gradient steps with the lengths of Barzilai and Borwein (1988), halved where they descend."""
+    value, grad = value_and_grad(log_density, u)
+    length = u.norm(dim=-1).clamp(min=1.0) / grad.norm(dim=-1).clamp(min=1e-12) / 10
+    for _ in range(num_steps):
+        if not bool((grad.nan_to_num().norm(dim=-1) > 1e-2).any()):
+            break
+        step = (length[:, None] * grad).nan_to_num(0.0, 0.0, 0.0)
+        tried, slope = value_and_grad(log_density, u + step)
+        good = (tried >= value) & slope.isfinite().all(-1)
+        change = (step * (grad - slope)).sum(-1)
+        longer = torch.where(change > 0, step.square().sum(-1) / change.clamp(min=1e-300), 2 * length)
+        length = torch.where(good, longer, length / 4)
+        u = torch.where(good[:, None], u + step, u)
+        grad = torch.where(good[:, None], slope, grad)
+        value = torch.where(good, tried, value)
+    return u

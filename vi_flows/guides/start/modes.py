@@ -1,0 +1,336 @@
+"""A mixture of Gaussians over the modes of a density, where there are several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vi_flows.guides.remaining import remaining_kl
+from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
+from vi_flows.guides.start.gaussian_vi import antithetic_normal, refine_gaussian
+from vi_flows.guides.start.pathfinder import NEAR_KL, GaussianStart, climb, inverse_curvature
+
+__all__ = ["MixtureStart", "mixture_start"]
+
+LogDensity = Callable[[Tensor], Tensor]
+
+MAX_DIM = 200
+"""No Hessians beyond: one Gaussian is all there is."""
+
+NUM_PATHS = 20
+"""From far outside, at first; the centre's mirror image starts one more."""
+
+MAX_PATHS = 640
+"""Where nearly every path ends at a mode of its own: the modes of a ring are a continuum."""
+
+MAX_MODES = 64
+"""Components at most."""
+
+VALLEY = 1.0
+"""Nats: two modes are apart where the density falls that far between them, on the straight line."""
+
+DENT = 0.03
+"""Nats: and where modes are apart, a place counts as one more from that fall on: a bent ridge is covered by pieces."""
+
+PATIENCE = 3
+"""So many climbs in a row that end at modes which are known are enough."""
+
+FEW = 8
+"""Up to so many components are refined by natural gradients before the fit."""
+
+SMALL = 0.01
+"""A mode with that share of the heaviest one's mass is left out."""
+
+RISE = 0.005
+"""Nats: a mixture whose ELBO is not higher by so much is not worth its components."""
+
+MISSED_RATIO = 10.0
+"""A place is missed where the density is this many times that of the Gaussian, or more."""
+
+
+@dataclass(frozen=True)
+class MixtureStart:
+    """``Σ_k π_k N(m_k, L_k L_kᵀ)`` with its Monte Carlo ELBO.
+
+    Attributes:
+        log_weights: ``log π``, shape ``(K,)``.
+        locs: shape ``(K, d)``.
+        trils: lower triangular, shape ``(K, d, d)``.
+        elbo: nats.
+    """
+
+    log_weights: Tensor
+    locs: Tensor
+    trils: Tensor
+    elbo: float
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the whole."""
+        weights = self.log_weights.exp()
+        mean = weights @ self.locs
+        spread = self.trils @ self.trils.mT + (self.locs - mean).unsqueeze(-1) * (self.locs - mean).unsqueeze(-2)
+        return mean, (weights[:, None, None] * spread).sum(0)
+
+    def parts(self, x: Tensor) -> Tensor:
+        """``log π_k N_k(x)`` of points ``(S, d)``, shape ``(S, K)``."""
+        z = torch.linalg.solve_triangular(self.trils, (x[:, None] - self.locs).permute(1, 2, 0), upper=False)
+        log_det = self.trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        constant = 0.5 * x.shape[-1] * math.log(2 * math.pi)
+        return self.log_weights - log_det - constant - 0.5 * z.square().sum(1).T
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """``(K, S, d)`` from ``(S, d)``: the same noise in every component."""
+        return self.locs[:, None] + noise @ self.trils.mT
+
+
+def mixture_start(log_density: LogDensity, start: GaussianStart, generator: torch.Generator) -> MixtureStart | None:
+    r"""Gaussians at all modes that paths from far outside find, where these are several.
+
+    Several paths from overdispersed starts, as in multi-path Pathfinder (Zhang, Carpenter, Gelman and Vehtari 2022):
+    20 that set out from far outside of the Gaussian at hand climb side by side. Ends that are one mode with what is
+    known already are dropped; two modes are apart where on the straight line between them the density falls by at least
+    a nat. A posterior of one mode costs these paths, and there is no mixture. Where there are more modes, every one
+    gets a Gaussian with the curvature there, narrower than the way to its neighbour, and the weight of the highest
+    ELBO; where nearly every path has a mode of its own, as on a ring, many more paths are sent.
+
+    Each of a few components then moves by natural gradients towards ``log p(x) + log r_k(x)`` with its responsibilities
+    ``r_k`` (Arenz, Zhong and Neumann 2018), which raises the mixture's ELBO. The mixture is taken where its ELBO is
+    above that of the Gaussian.
+
+    Args:
+        log_density: unnormalised log density of unconstrained points ``(S, d) → (S,)``, differentiable, float64.
+        start: the best single Gaussian.
+        generator: source of the draws.
+    """
+    dim = start.loc.numel()
+    if dim > MAX_DIM:
+        return None
+    density = where_defined(log_density)
+    covariance = torch.diag(start.covariance) if start.covariance.dim() == 1 else start.covariance
+    root, info = torch.linalg.cholesky_ex(covariance)
+    if int(info) != 0:
+        return None
+
+    def whole(u: Tensor) -> Tensor:
+        return density(start.loc + u @ root.T)
+
+    found = _modes(whole, start.loc, root, generator)
+    if found is None:
+        return None
+    mixture = _local(whole, *found, generator)
+    if mixture is None:
+        return None
+    mixture = _refined(whole, mixture, generator)
+    if mixture is None:
+        return None
+    log_det = root.diagonal().log().sum()
+    noise = antithetic_normal(2000, dim, generator)
+    with torch.no_grad():
+        single = whole(noise) + 0.5 * noise.square().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
+    rise = mixture.elbo - float(single.mean())
+    if not rise > max(RISE, 2 * float(single.std()) / len(noise) ** 0.5):
+        return None
+    return MixtureStart(
+        mixture.log_weights, start.loc + mixture.locs @ root.T, root @ mixture.trils, mixture.elbo + float(log_det)
+    )
+
+
+def _modes(density: LogDensity, centre: Tensor, root: Tensor, generator: torch.Generator) -> tuple[Tensor, bool] | None:
+    """Tops apart from each other, and whether the first is the Gaussian's own, which reaches none of the others."""
+    dim = len(centre)
+    noise = antithetic_normal(200, dim, generator)
+    with torch.no_grad():
+        log_w = density(noise) + 0.5 * noise.square().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
+    left = remaining_kl(log_w, noise)
+    near = left.kl + 2 * left.kl_se < NEAR_KL
+    log_mass = float(torch.logsumexp(log_w.nan_to_num(nan=-torch.inf), 0)) - math.log(len(noise))
+    threshold = math.log(MISSED_RATIO) + log_mass - 0.5 * dim * math.log(2 * math.pi)
+
+    def missed(u: Tensor) -> Tensor:
+        with torch.no_grad():
+            return density(u) + 0.5 * u.square().sum(-1) > threshold
+
+    number, at_home = NUM_PATHS, False
+    tops: list[Tensor] = []
+    while True:
+        ends = ascend(density, overdispersed(dim, number, centre, root, generator), 40)
+        with torch.no_grad():
+            ends = ends[density(ends).isfinite()]
+        if near:  # then what the Gaussian reaches is one mode
+            ends = ends[missed(ends)]
+        if len(ends) == 0:
+            return None
+        if not tops:
+            path = climb(density, torch.zeros(dim, dtype=torch.float64), 100)
+            at_home = bool(path)  # not where the density has no gradient, as at the centre of a ring
+            tops = [torch.as_tensor(path[-1][0]) if at_home else ends[0]]
+        tops = _apart(density, tops, ends[_heavy(density, tops[0], ends)])
+        if len(tops) < 2:
+            return None
+        if len(tops) >= MAX_MODES or len(tops) <= number / 4 or number >= MAX_PATHS:
+            break
+        number *= 4
+    stacked = torch.stack(tops)
+    return stacked, at_home and bool(missed(stacked[1:]).all())
+
+
+def _heavy(density: LogDensity, top: Tensor, ends: Tensor) -> Tensor:
+    """The indices of ends that can have mass, beginning with the highest.
+
+    In coordinates where the known mode has a spread of one, another one that is apart from it has at most a third of
+    its distance, ``r / 3`` in every direction. So where ``log p(end) + d log(r / 3)`` is below the known one's height
+    by more than the log of the smallest share, the path is still far from a mode, or its mode is too small.
+    """
+    with torch.no_grad():
+        height, value = density(top[None]), density(ends)
+    volume = len(top) * ((ends - top).norm(dim=-1) / 3).clamp(min=1.0).log()
+    order = value.argsort(descending=True)
+    return order[(value + volume > height + math.log(SMALL))[order]]
+
+
+def _apart(density: LogDensity, tops: list[Tensor], ends: Tensor) -> list[Tensor]:
+    """The tops, and those of the ends, climbed to theirs, that are apart from all of them."""
+    tops = list(tops)
+    in_vain = 0
+    for end in ends:
+        depth = VALLEY if len(tops) == 1 else DENT
+        if len(tops) >= MAX_MODES or in_vain >= PATIENCE:
+            break
+        if not bool((_fall(density, torch.stack(tops), end) > depth).all()):
+            continue
+        path = climb(density, end, 100)
+        top = torch.as_tensor(path[-1][0]) if path else end
+        if bool((_fall(density, torch.stack(tops), top) > depth).all()):
+            tops.append(top)
+            in_vain = 0
+        else:
+            in_vain += 1
+    return tops
+
+
+def _fall(density: LogDensity, tops: Tensor, end: Tensor, num_points: int = 32) -> Tensor:
+    """By how much the density falls from the lower of two places, on the way from each of the tops to ``end``."""
+    share = torch.linspace(0, 1, num_points + 2, dtype=torch.float64)[:, None, None]
+    way = tops + share * (end - tops)
+    with torch.no_grad():
+        value = density(way.reshape(-1, len(end))).reshape(way.shape[:-1]).nan_to_num(nan=-torch.inf)
+    return torch.minimum(value[0], value[-1]) - value.amin(0)
+
+
+def _local(density: LogDensity, tops: Tensor, alone: bool, generator: torch.Generator) -> MixtureStart | None:
+    """Gaussians at the tops, with Laplace's weights; where the first is ``alone``, it is the coordinates' own."""
+    number, dim = tops.shape
+    apart = torch.cdist(tops, tops) + torch.diag(torch.full((number,), torch.inf, dtype=torch.float64))
+    limit = (apart.amin(1) / (3.0 if number <= FEW else 1.5)).square()
+    kept, log_weights, trils = [], [], []
+    for index, top in enumerate(tops):
+        if index == 0 and alone:
+            tril, loc = torch.eye(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
+        else:
+            curvature = inverse_curvature(density, top, 1e-10)
+            if curvature is None:
+                continue
+            values, vectors = torch.linalg.eigh(curvature)
+            values = values.clamp(min=1e-12).clamp(max=float(limit[index]))
+            root, info = torch.linalg.cholesky_ex((vectors * values) @ vectors.T)
+            if int(info) != 0:
+                continue
+            tril, loc = root, top
+            if number <= FEW:
+                tril, loc = _settled(density, loc, tril, generator)
+        with torch.no_grad():
+            value = float(density(loc[None]))
+        kept.append(loc)
+        trils.append(tril)
+        log_weights.append(value + float(tril.diagonal().log().sum()))
+    if len(kept) < 2:
+        return None
+    weights = torch.tensor(log_weights, dtype=torch.float64).nan_to_num(nan=-torch.inf)
+    return MixtureStart(weights.log_softmax(0), torch.stack(kept), torch.stack(trils), -math.inf)
+
+
+def _settled(
+    density: LogDensity, loc: Tensor, tril: Tensor, generator: torch.Generator, num_rounds: int = 4
+) -> tuple[Tensor, Tensor]:
+    """The triangle and the location after rounds of natural gradients, as long as the ELBO rises."""
+    noise = antithetic_normal(256, len(loc), generator)
+    best = -math.inf
+    here = loc, tril
+    for _ in range(num_rounds):
+        with torch.no_grad():
+            elbo = float(density(here[0] + noise @ here[1].T).mean() + here[1].diagonal().log().sum())
+        if not elbo > best + 0.01:
+            break
+        loc, tril, best = *here, elbo
+        moved = refine_gaussian(density, loc, tril, generator=generator)
+        if moved is None:
+            break
+        here = moved
+    return tril, loc
+
+
+def _refined(density: LogDensity, mixture: MixtureStart, generator: torch.Generator) -> MixtureStart | None:
+    """Weights by importance sampling, and natural-gradient steps of few components; ``None`` where one is left."""
+    pruned = _weighed(density, mixture, generator)
+    if pruned is None:
+        return None
+    best = pruned
+    for _ in range(4 if len(best.locs) <= FEW else 0):
+        locs, trils = best.locs.clone(), best.trils.clone()
+        for k in range(len(locs)):
+
+            def target(x: Tensor, k: int = k, held: MixtureStart = best) -> Tensor:
+                return density(x) + held.parts(x).log_softmax(-1)[:, k]
+
+            moved = refine_gaussian(target, locs[k], trils[k], 3, generator=generator)
+            if moved is not None:
+                locs[k], trils[k] = moved
+        tried = _weighed(density, MixtureStart(best.log_weights, locs, trils, -math.inf), generator)
+        if tried is None or not tried.elbo > best.elbo:
+            break
+        best, rise = tried, tried.elbo - best.elbo
+        if rise < 0.01:
+            break
+    return best
+
+
+def _weighed(density: LogDensity, mixture: MixtureStart, generator: torch.Generator) -> MixtureStart | None:
+    """With the weights of the highest ELBO for these components, those of little weight left out.
+
+    There ``π_k ∝ exp E_k[log p − log q + log π_k]``, solved by a few steps of that map on the same draws.
+    """
+    number, dim = mixture.locs.shape
+    noise = antithetic_normal(max(64, 2000 // number), dim, generator)
+    while True:
+        x = mixture.draw(noise)
+        with torch.no_grad():
+            log_p = density(x.reshape(-1, dim)).reshape(x.shape[:-1])
+        good = log_p.isfinite().all(-1)
+        if not bool(good.all()):
+            if int(good.sum()) < 2:
+                return None
+            mixture = _chosen(mixture, good)
+            continue
+        log_w = mixture.log_weights
+        parts = MixtureStart(torch.zeros_like(log_w), mixture.locs, mixture.trils, 0.0).parts(x.reshape(-1, dim))
+        parts = parts.reshape(*x.shape[:-1], -1)
+        for _ in range(20):
+            gain = (log_p - torch.logsumexp(parts + log_w, -1)).mean(-1)
+            log_w = (log_w + gain).log_softmax(0)
+        elbo = float((log_w.exp() * (log_p - torch.logsumexp(parts + log_w, -1)).mean(-1)).sum())
+        heavy = log_w > log_w.max() + math.log(SMALL)
+        if int(heavy.sum()) < 2:
+            return None
+        if bool(heavy.all()):
+            return MixtureStart(log_w, mixture.locs, mixture.trils, elbo)
+        mixture = _chosen(MixtureStart(log_w, mixture.locs, mixture.trils, elbo), heavy)
+
+
+def _chosen(mixture: MixtureStart, which: Tensor) -> MixtureStart:
+    return MixtureStart(
+        mixture.log_weights[which].log_softmax(0), mixture.locs[which], mixture.trils[which], mixture.elbo
+    )
