@@ -207,8 +207,8 @@ def test_parts_of_files_that_a_killed_process_left_are_no_obstacle_and_are_clean
 
 TERMINATE = """
 import os, signal, sys
-from vi_flows.cli import bench, main
-bench.environment = lambda: os.kill(os.getpid(), signal.{name})
+from vi_flows.cli import info, main
+info.environment = lambda: os.kill(os.getpid(), signal.{name})
 main(["info"])
 """
 

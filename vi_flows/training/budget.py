@@ -6,11 +6,9 @@ import math
 import time
 from typing import Any
 
-import torch
-
-from vi_flows.training.loop import Trainer, TrainingInterrupted
+from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
-from vi_flows.training.signals import deferred_signals
+from vi_flows.training.signals import TrainingInterrupted, deferred_signals
 
 __all__ = ["BudgetTrainer"]
 
@@ -85,15 +83,7 @@ class BudgetTrainer(Trainer):
         """Validate, keep the best weights, write a line of metrics and the checkpoint."""
         self._check_weights()
         started, epoch = time.process_time(), self.state["step"] // self.steps_per_epoch
-        with self._evaluation_weights():
-            torch.manual_seed(self.config.seed)
-            loss = self.task.validate()
-            best = math.inf if self.state["best"] is None else self.state["best"]["valid_loss"]
-            if loss is not None and loss < best:
-                self.state["best"] = {"epoch": epoch, "valid_loss": loss}
-                self._save_weights("best", epoch)
-            if self.state["finished"]:
-                self._save_weights("last", epoch)
+        loss = self.judge(epoch)
         self.state["validation_cpu_seconds"] += time.process_time() - started
         metrics = {
             "epoch": epoch,

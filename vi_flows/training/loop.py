@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -20,35 +18,21 @@ from vi_flows.progress import progress_bar
 from vi_flows.training.checkpoint import (
     CheckpointError,
     first_not_finite,
-    flatten_optimizer,
     load_tensors,
-    restore_optimizer,
     save_tensors,
 )
 from vi_flows.training.log import RunLog
 from vi_flows.training.run import Run
-from vi_flows.training.signals import deferred_signals
+from vi_flows.training.signals import TrainingInterrupted, deferred_signals
+from vi_flows.training.snapshot import check_snapshot, restore, snapshot
 
 __all__ = ["Trainer", "TrainingDivergedError", "TrainingInterrupted"]
 
 EPOCH_CHECKPOINT_SECONDS = 2.0  # a checkpoint at the end of an epoch is left out while the last one is younger
-PREFIXES = ("model.", "ema.", "optimizer.")
 
 
 class TrainingDivergedError(FloatingPointError):
     """The loss or its gradient became NaN or infinite."""
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Training was asked to stop; the checkpoint was written.
-
-    Args:
-        number: the signal that asked.
-    """
-
-    def __init__(self, number: int = signal.SIGINT) -> None:
-        super().__init__()
-        self.number = number
 
 
 class Trainer:
@@ -132,37 +116,15 @@ class Trainer:
                 )
             return self.start()
         tensors, state = load_tensors(path)
-        self._check_state(path, tensors, state)
+        check_snapshot(path, tensors, state, self.state, self.total_steps, self.task.device)
         self.run.check_data(state)
         # Not known to the versions that wrote older checkpoints.
         self.state = {"cpu_seconds": None, "data_sha256": self.run.data.sha256, **state}
-        groups = {prefix: _strip(tensors, prefix) for prefix in PREFIXES}
-        try:
-            self.module.load_state_dict(groups["model."])
-            restore_optimizer(self.optimizer, groups["optimizer."])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+        average = restore(tensors, self.module, self.optimizer, self.task.device)
         if self.config.ema_decay is not None:
-            self.ema = {name: tensor.to(self.task.device) for name, tensor in groups["ema."].items()}
-        torch.set_rng_state(tensors["rng.cpu"])
-        if self.task.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng.cuda"], self.task.device)
+            self.ema = average
         if self.ranks.first:
             self.log.truncate(self.state["step"])
-
-    def _check_state(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Refuse a checkpoint that this run can't have written."""
-        missing = [name for name in self.state if name not in state and name not in ("cpu_seconds", "data_sha256")]
-        generators = {"rng.cpu", f"rng.{self.task.device.type}"} & {"rng.cpu", "rng.cuda"}
-        missing += sorted(generators - tensors.keys())
-        if missing:
-            raise CheckpointError(f"the checkpoint {path} is damaged (it has no {missing[0]})")
-        step = state["step"]
-        if type(step) is not int or not 0 <= step <= self.total_steps:
-            raise CheckpointError(f"the checkpoint {path} is of step {step!r}; the run has {self.total_steps}")
-        bad = first_not_finite((name, tensor) for name, tensor in tensors.items() if name.startswith("model."))
-        if bad is not None:  # nothing can go on from it
-            raise CheckpointError(f"the checkpoint {path} holds {bad} that is NaN or infinite")
 
     def save(self) -> None:
         """Write the checkpoint: weights, average, optimizer, generators and bookkeeping in one file.
@@ -174,12 +136,7 @@ class Trainer:
         if not self.ranks.first:
             return
         begun = time.monotonic()
-        tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in (self.ema or {}).items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in flatten_optimizer(self.optimizer).items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if self.task.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.task.device)
+        tensors = snapshot(self.module, self.ema, self.optimizer, self.task.device)
         save_tensors(self.run.folder / "checkpoint.safetensors", tensors, self.state)
         self._last_save = time.monotonic()
         self._save_seconds = self._last_save - begun
@@ -387,26 +344,35 @@ class Trainer:
         self.state["bound_sum"], self.state["images"] = 0.0, 0
         finished = self.state["step"] >= self.total_steps
         if epoch % self.config.validate_every == 0 or finished:
-            with self._evaluation_weights():
-                torch.manual_seed(self.config.seed)
-                loss = self.task.validate()
-                if loss is not None:
-                    metrics["valid_loss"] = loss
-                    # A loss that is not finite is never the best: no later one would compare as less than a NaN.
-                    best = math.nan if self.state["best"] is None else self.state["best"]["valid_loss"]
-                    if loss < (math.inf if math.isnan(best) else best):
-                        self.state["best"] = {"epoch": epoch, "valid_loss": loss}
-                        self._save_weights("best", epoch)
-                    best = self.state["best"]["valid_loss"] if self.state["best"] else math.nan
-                    bar.set_description(f"valid {loss:.2f} (best {best:.2f})", refresh=False)
-                if finished:
-                    self.state["finished"] = True
-                    self._save_weights("last", epoch)
+            self.state["finished"] = finished
+            loss = self.judge(epoch)
+            if loss is not None:
+                metrics["valid_loss"] = loss
+                best = self.state["best"]["valid_loss"] if self.state["best"] else math.nan
+                bar.set_description(f"valid {loss:.2f} (best {best:.2f})", refresh=False)
                 self.log.show(self.task, self.state["step"], finished)
         self.log.add(metrics)
         # Short epochs share a checkpoint: writing takes at most a twentieth of the time.
         if finished or time.monotonic() - self._last_save > max(EPOCH_CHECKPOINT_SECONDS, 20 * self._save_seconds):
             self.save()
+
+    def judge(self, epoch: int) -> float | None:
+        """The validation loss of the weights that are evaluated; keep them where they are the best, or the last.
+
+        Args:
+            epoch: that is written beside them.
+        """
+        with self._evaluation_weights():
+            torch.manual_seed(self.config.seed)
+            loss = self.task.validate()
+            # A loss that is not finite is never the best: no later one would compare as less than a NaN.
+            best = math.nan if self.state["best"] is None else self.state["best"]["valid_loss"]
+            if loss is not None and loss < (math.inf if math.isnan(best) else best):
+                self.state["best"] = {"epoch": epoch, "valid_loss": loss}
+                self._save_weights("best", epoch)
+            if self.state["finished"]:
+                self._save_weights("last", epoch)
+        return loss
 
     def _save_weights(self, name: str, epoch: int) -> None:
         state = {"epoch": epoch, "steps": self.state["step"]}
@@ -414,7 +380,3 @@ class Trainer:
         if name == "best":
             state["valid_loss"] = self.state["best"]["valid_loss"]
         save_tensors(self.run.folder / f"{name}.safetensors", self.module.state_dict(), state)
-
-
-def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

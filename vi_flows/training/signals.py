@@ -1,4 +1,4 @@
-"""Signals that wait for the end of a step."""
+"""Signals that wait for the end of a step, and what they end in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["deferred_signals"]
+__all__ = ["TrainingInterrupted", "deferred_signals"]
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was asked to stop; the checkpoint was written.
+
+    Args:
+        number: the signal that asked.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = number
 
 
 @contextmanager
