@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 # The default run draws the same examples every time; `--hypothesis-profile=default` searches for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """No test, and nothing that a test calls in its process, connects to anything but this machine."""
+    connect = socket.socket.connect
+
+    def guarded(this: socket.socket, address: Any) -> None:
+        if this.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise RuntimeError(f"a test reaches for the network: {address[0]}")
+        connect(this, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        yield

@@ -24,7 +24,7 @@ __all__ = [
 
 MOST_MEMBER_BYTES = 1 << 28
 """Bytes of one image or recording in an archive."""
-MOST_PIXELS = 1 << 26
+MOST_PIXELS = 1 << 23
 """Pixels of one image."""
 _MAGIC = 8  # bytes before the length of an .npy file's header
 

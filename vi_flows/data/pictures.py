@@ -46,7 +46,8 @@ def decode(name: str, content: bytes) -> np.ndarray:
             warnings.simplefilter("ignore")  # of Pillow, on damaged metadata and on large images
             with Image.open(io.BytesIO(content), formats=known) as image:
                 if image.width * image.height > MOST_PIXELS:
-                    raise ValueError(f"it claims {image.width}x{image.height} pixels; {MOST_PIXELS} are the most")
+                    sides = f"{image.width}x{image.height}"
+                    raise ValueError(f"it claims {sides} pixels; {MOST_PIXELS} are the most: resize it")
                 frames = getattr(image, "n_frames", 1)
                 if frames != 1:
                     raise ValueError(f"it has {frames} frames or pages: store each as an image of its own")
@@ -81,7 +82,9 @@ def _channels(image: Image.Image) -> np.ndarray:
     if image.mode not in ("1", "L", "P", "RGB", "LA", "PA", "RGBA"):
         raise ValueError(f"its mode is {image.mode}, which can't be converted without loss: store RGB or grey values")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        has_alpha = image.mode in ("LA", "RGBA")
+        alpha = image.getchannel("A") if has_alpha else image.convert("RGBA").getchannel("A")
+        if np.asarray(alpha).min() < 255:
             raise ValueError("it has transparent pixels (mode RGBA): put a background behind them")
         if image.mode == "LA":
             return np.asarray(image.convert("L"))[None]
