@@ -22,10 +22,8 @@ from unittest import SkipTest
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
-import vi_flows
-
-PAGES = Path(vi_flows.__file__).parent / "docs" / "pages"
-ROOT = PAGES.parents[2]
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "vi_flows" / "docs" / "pages"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
