@@ -148,10 +148,14 @@ def applied(mutant: Mutant) -> tuple[str, str]:
 
 
 class Timed:
-    """Pytest plugin: says coverage which test runs, and remembers how long each took."""
+    """Pytest plugin: says coverage which test runs, and remembers how long each took and which of them failed."""
 
     def __init__(self, cover: object) -> None:
-        self.cover, self.seconds = cover, {}
+        self.cover, self.seconds, self.failed = cover, {}, set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: object) -> Iterator[None]:
@@ -213,14 +217,16 @@ def tests_of_lines(work: Path, folders: list[str], limit: float) -> tuple[dict, 
             code = int(pytest.main(["-q", "-p", "no:cacheprovider", *folders], plugins=[timed]))
         data = cover.get_data()
         lines = {str(Path(f).relative_to(work)): data.contexts_by_lineno(f) for f in data.measured_files()}
-        out.write_text(json.dumps([lines, timed.seconds]), encoding="utf-8")
-        return code
+        out.write_text(json.dumps([lines, timed.seconds, sorted(timed.failed)]), encoding="utf-8")
+        return code if code != 1 else 0
 
     if (found := in_child(work, limit, task)) != "survived":
-        # Tests that fail anyway would count every mutant as killed.
         print((work / OUTPUT).read_text(encoding="utf-8")[-3000:])
         sys.exit(f"without any change the tests end as {found!r}: mend them (or raise --limit) first")
-    lines, seconds = json.loads(out.read_text(encoding="utf-8"))
+    lines, seconds, failed = json.loads(out.read_text(encoding="utf-8"))
+    for name in failed:  # it would count every mutant as killed
+        print(f"fails without any change and is left out: {name}")
+        seconds.pop(name, None)
     return {f: {int(n): tests for n, tests in of.items()} for f, of in lines.items()}, seconds
 
 

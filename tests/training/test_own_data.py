@@ -14,6 +14,7 @@ from vi_flows.records import Record
 from vi_flows.training import Run, RunError, Trainer, VAETrainConfig
 from vi_flows.training.checkpoint import load_tensors, save_tensors
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.vae import VAEConfig
 
 RNG = np.random.default_rng(0)
@@ -89,11 +90,11 @@ def test_data_that_changed_are_neither_evaluated_nor_trained_on(tmp_path: Path) 
     again.fit()
     np.save(tmp_path / "mine.npy", changed)
     with pytest.raises(RunError, match=r"mine\.npy are not those"):
-        evaluate_run(Run.open(tmp_path / "run"), 2, progress=False)
+        evaluate_run(Run.open(tmp_path / "run"), VAEEvaluationSettings(limit=2), progress=False)
     for name in ("checkpoint", "best"):  # of a version that didn't note the data
         tensors, state = load_tensors(tmp_path / "run" / f"{name}.safetensors")
         del state["data_sha256"]
         save_tensors(tmp_path / "run" / f"{name}.safetensors", tensors, state)
     Trainer(Run.open(tmp_path / "run"), progress=False).resume()
-    evaluate_run(Run.open(tmp_path / "run"), 2, progress=False)
+    evaluate_run(Run.open(tmp_path / "run"), VAEEvaluationSettings(limit=2), progress=False)
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2

@@ -179,8 +179,7 @@ class Trainer:
         cpu_begun, cpu_before = time.process_time(), self.state["cpu_seconds"]
         until = self.total_steps if until is None else min(until, self.total_steps)
         bar = progress_bar(
-            total=self.total_steps * self.config.batch_size,
-            initial=self.state["step"] * self.config.batch_size,
+            total=self.total_steps * self.config.batch_size, initial=self.state["step"] * self.config.batch_size,
             unit="img", unit_scale=True, shown=self.progress, smoothing=0.05,
         )  # fmt: skip
         with bar, deferred_signals() as received:
@@ -208,6 +207,7 @@ class Trainer:
                     if arrived:
                         return self.state
                 self.end_epoch(bar)
+                stop = stop or int(max(n for (n,) in self.ranks.numbers(received[0] if received else 0)))  # came since
                 if self.state["step"] < self.total_steps and (stop or self.state["step"] == until):
                     self.save()
                     if stop:
