@@ -289,6 +289,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=300.0, help="seconds a mutant")
     parser.add_argument("--spend", type=float, default=math.inf, help="seconds of tests a mutant, the quick ones first")
     parser.add_argument("--again", nargs="*", type=Path, help="reports whose survivors run again, instead of a draw")
+    parser.add_argument("--tests", nargs="*", help="tests for every mutant, where coverage is not to choose them")
     parser.add_argument("--json", type=Path, default=Path("mutants.json"), help="where the verdicts go")
     options = parser.parse_args()
     files = [path.resolve() for path in options.files or ()] or [
@@ -314,14 +315,14 @@ def main() -> None:
             drawn = random.Random(options.seed).sample(drawn, min(options.sample, total))
         rooms = sorted({m.path.relative_to(work).parts[1] for m in drawn})
         where = list(dict.fromkeys(f for room in rooms for f in TESTS[room]))
-        lines, seconds = tests_of_lines(work, where, 20 * options.limit)
+        lines, seconds = ({}, {}) if options.tests else tests_of_lines(work, where, 20 * options.limit)
         sys.dont_write_bytecode = True
         print(f"{len(seconds)} tests of {', '.join(rooms)}: {sum(seconds.values()):.0f} s", flush=True)
         report: list[dict[str, object]] = []
         for mutant in drawn:
             name = mutant.path.relative_to(work)
-            tests = chosen(lines.get(str(name), {}), seconds, mutant, TESTS[name.parts[1]])
-            within = list(itertools.accumulate(map(seconds.__getitem__, tests)))
+            tests = options.tests or chosen(lines.get(str(name), {}), seconds, mutant, TESTS[name.parts[1]])
+            within = list(itertools.accumulate(seconds.get(test, 0.0) for test in tests))
             tests = [test for test, spent in zip(tests, within, strict=True) if spent <= max(options.spend, within[0])]
             report.append(result_of(mutant, work, tests, options.limit))
             print(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -13,12 +13,14 @@ from scipy.io import wavfile
 from torch import nn
 
 from tests.data.speech_files import write_recordings
+from vi_flows.autoregressive.config import pixel_config
 from vi_flows.data import load
 from vi_flows.flows import IAF
-from vi_flows.training import ImageTrainConfig, PixelTrainConfig, Run, VAETrainConfig, WaveTrainConfig
+from vi_flows.training import ImageTrainConfig, PixelTrainConfig, Run, Trainer, VAETrainConfig, WaveTrainConfig
 from vi_flows.training.budget import BudgetTrainer
 from vi_flows.training.config import check_device
 from vi_flows.training.kinds import KINDS
+from vi_flows.training.stacked import StackedTrainer
 from vi_flows.training.tasks.base import BinaryDrawingSettings, DrawingSettings, EvaluationSettings
 from vi_flows.training.tasks.image import ImageDrawingSettings, ImageEvaluationSettings, ImageFlowTask
 from vi_flows.training.tasks.pixel import PixelTask
@@ -203,6 +205,50 @@ def test_figures_of_a_pixel_model():
     assert task.report(found.figures)[0] == "NLL  1.500 nats (exact), 95 % interval [0.520, 2.480]"
 
 
+def test_pictures_of_a_pixel_model_are_between_black_and_white():
+    """Grey values 0 … 16 are divided by 16."""
+    data = load("digits")
+    task = PixelTask(PixelTrainConfig(pixel=pixel_config("pixel_cnn", "categorical", width=4, num_blocks=0)), data)
+    task.module.generate = lambda context, progress: torch.full((len(context), 1, 8, 8), 16.0)
+    task.module.extend = lambda starts, known, context, progress: starts
+    grids = task.pictures(BinaryDrawingSettings(2, 3))
+    assert (grids["samples"] == 1).all()
+    assert grids["data"].max() == 1
+    assert grids["completions"].max() == 1
+    assert grids["completions"].shape == (6, 1, 8, 8)
+
+
+def test_which_dimension_of_a_training_tensor_counts_rows():
+    assert (VAETask.row_dim, ImageFlowTask.row_dim, PixelTask.row_dim, WaveTask.row_dim) == (-2, 0, 0, 0)
+
+
+def test_the_bound_of_an_epoch_is_the_mean_over_its_own_images(tmp_path):
+    """Three batches of 500, 500 and 297 images with bounds 1, 2, 3 and then 4, 5, 6."""
+    config = VAETrainConfig(vae=VAEConfig(latent_dims=(2,), hidden_dims=((3,),)), epochs=2, batch_size=500, threads=1)
+    trainer = Trainer(Run.create(tmp_path / "run", config), progress=False)
+    bounds = iter(range(1, 7))
+
+    def take_step(batch):
+        trainer.advance(float(bound := next(bounds)), len(batch))
+        return bound
+
+    trainer.take_step = take_step
+    trainer.start()
+    trainer.fit()
+    first, second = (line["train_bound"] for line in lines_of(trainer))
+    assert first == pytest.approx((500 + 2 * 500 + 3 * 297) / 1297)
+    assert second == pytest.approx((4 * 500 + 5 * 500 + 6 * 297) / 1297)
+
+
+def test_stacked_runs_share_their_data(tmp_path):
+    config = VAETrainConfig(vae=VAEConfig(latent_dims=(2,), hidden_dims=((3,),)), epochs=1, threads=1)
+    runs = [Run.create(tmp_path / f"s{seed}", replace(config, seed=seed)) for seed in range(3)]
+    trainer = StackedTrainer(runs, progress=False)
+    assert [member.run for member in trainer.members] == runs
+    assert all(run.data is runs[0].data for run in runs)
+    assert not runs[0].data.train.eq(0).all()
+
+
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     return str(write_recordings(tmp_path_factory.mktemp("speech") / "few"))
@@ -247,6 +293,7 @@ def test_loss_and_sounds_of_a_wave_model(recordings, tmp_path):
     assert task.validate() == pytest.approx(expected.item() / math.log(2), rel=1e-5)
     files = task.draw(tmp_path, DrawingSettings(1, 3))
     assert [path.name for path in files] == ["samples.wav", "data.wav", "continuations.wav"]
+    assert task.draw(tmp_path, DrawingSettings(1, 3)) == files  # once more into the same folder
     sounds = {path.stem: wavfile.read(path) for path in files}
     assert {name: rate for name, (rate, _) in sounds.items()} == dict.fromkeys(sounds, 8000)
     steps, pause = 80, 2000  # 0.01 s and a quarter of a second
@@ -298,6 +345,7 @@ def test_a_budget_counts_the_steps_alone(tmp_path):
     trainer.start()
     state = trainer.fit()
     assert (state["step"], state["cpu_seconds"], state["finished"], trainer.used) == (4, 1.0, True, 1.0)
+    assert 0 <= state["seconds"] < 600
     # After the first step, then every two steps: 1, 3 and at the end.
     assert [line["step"] for line in lines_of(trainer)] == [1, 3, 4]
     assert [line["cpu_seconds"] for line in lines_of(trainer)] == [0.25, 0.75, 1.0]

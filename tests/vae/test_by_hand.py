@@ -9,6 +9,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from tests.image.test_density import small_flow
+from vi_flows.distributions.image import ImageDensity
 from vi_flows.flows import IAF, ConvFlow
 from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.vae import VAE, AmortizedGuide, GenerativeModel, VAEConfig, annealing, build_vae, evaluate_vae, evidence
@@ -123,6 +125,12 @@ def test_samples_and_reconstructions():
     assert vae.model(size=3).shape == (3, 9)
     assert vae.model().shape == (1, 9)
     assert [tuple(z.shape) for z in vae.model.sample_latents(5)] == [(5, 2)]
+
+
+def test_the_encoder_of_images_sees_grey_values_between_zero_and_one():
+    density = ImageDensity(small_flow("inv_conv3x3"), (1, 8, 8), num_levels=17)
+    rows = FlowLikelihoodVAE(density, 4, (5,))._rows(torch.full((2, 1, 8, 8), 16))
+    assert torch.equal(rows, torch.ones(2, 64))
 
 
 # Annealing ----------------------------------------------------------------------------------------------------------
