@@ -35,7 +35,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "training": ["tests/training", "tests/image/test_benchmark.py"],
-    "vae": ["tests/vae", "tests/objectives/test_direct.py", "tests/flows/test_vector_flows.py"],
+    "vae": [
+        "tests/vae",
+        "tests/objectives/test_direct.py",
+        "tests/flows/test_vector_flows.py",
+        "tests/evaluation/test_by_hand.py",
+    ],
     "objectives": ["tests/objectives"],
     "diagnostics": ["tests/diagnostics", "tests/evaluation", "tests/image/test_attributes.py"],
     "evaluation": ["tests/evaluation", "tests/diagnostics", "tests/vae/test_evidence.py"],
