@@ -53,9 +53,9 @@ def entries(paths: tuple[Path, ...]) -> list[dict]:
     return [entry for path in paths for entry in json.loads(path.read_text(encoding="utf-8"))["mutants"]]
 
 
-def identity(entry: dict) -> tuple[str, str, str]:
-    """File, kind and change: the line may have moved in between."""
-    return entry["file"], entry["kind"], entry["change"]
+def identity(entry: dict) -> tuple[str, int, str, str]:
+    """File, line, kind and change: what has moved in between still counts as alive."""
+    return entry["file"], entry["line"], entry["kind"], entry["change"]
 
 
 def main(options: Options) -> None:

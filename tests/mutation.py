@@ -314,8 +314,8 @@ def main() -> None:
         drawn = [mutant for path in files for mutant in mutants(work / path.relative_to(ROOT))]
         total = len(drawn)
         if options.again:
-            old = {(e["file"], e["kind"], e["change"]) for e in read_records(options.again) if survived(e)}
-            drawn = [m for m in drawn if (str(m.path.relative_to(work)), m.kind, applied(m)[0]) in old]
+            old = {(e["file"], e["line"], e["kind"], e["change"]) for e in read_records(options.again) if survived(e)}
+            drawn = [m for m in drawn if (str(m.path.relative_to(work)), m.line, m.kind, applied(m)[0]) in old]
         else:
             drawn = random.Random(options.seed).sample(drawn, min(options.sample, total))
         rooms = sorted({m.path.relative_to(work).parts[1] for m in drawn})

@@ -124,7 +124,9 @@ def test_the_report_in_pictures(tmp_path):
     assert [label.get_text() for label in right.get_xticklabels()] == ["a", "b"]
     assert (tmp_path / "sub" / "report.png").stat().st_size > 1000
     report(shift=shift).plot(tmp_path / "sub" / "again.png")  # into the same folder
-    assert "tensor" not in repr(report(shift=shift, sd_ratio=shift, draws=shift, k_hat_rows=torch.ones(1)))
+    assert "tensor" not in repr(
+        report(shift=shift, sd_ratio=shift, draws=shift, k_hat_rows=torch.ones(1), ess_rows=torch.ones(1))
+    )
 
 
 def test_means_by_the_weights():

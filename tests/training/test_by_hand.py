@@ -384,6 +384,6 @@ def test_a_budget_can_be_left_and_gone_on_with(tmp_path):
     hurried = budget_run(tmp_path / "hurried", cpu_seconds=1.0, wall_seconds=-1.0)
     hurried.start()
     assert hurried.fit()["step"] == 1
-    whole = budget_run(tmp_path / "whole", cpu_seconds=1e9)
+    whole = budget_run(tmp_path / "whole", cpu_seconds=1e9, wall_seconds=900.0)
     whole.start()
     assert whole.fit()["step"] == whole.total_steps == 8
