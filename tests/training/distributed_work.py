@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vi_flows.autoregressive.config import pixel_config
+from vi_flows.autoregressive.config import Residual, pixel_config
 from vi_flows.data import load
 from vi_flows.data.base import ImageData
 from vi_flows.distributions.image_config import image_config
@@ -18,6 +18,7 @@ from vi_flows.flows import ConvFlow
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.training import ImageTrainConfig, PixelTrainConfig, Run, Trainer, VAETrainConfig, WaveTrainConfig
 from vi_flows.training.distributed import joined
+from vi_flows.training.tasks.pixel_vae import PixelVAETrainConfig
 from vi_flows.training.tasks.wave import WaveConfig
 from vi_flows.vae import VAEConfig
 
@@ -39,6 +40,11 @@ FLOAT64 = {
 }
 FLOAT32 = {
     "made": PixelTrainConfig(pixel=pixel_config("made", hidden_dims=(32,), num_masks=2, dropout=0.2), **COMMON),
+    "pixel_vae": PixelVAETrainConfig(
+        vae=VAEConfig(latent_dims=(2,), hidden_dims=((8,),)),
+        decoder=Residual(width=4, num_blocks=1, first_kernel=3),
+        **COMMON,
+    ),
     "pixel_cnn": PixelTrainConfig(pixel=pixel_config("pixel_cnn", width=8, num_blocks=1), **COMMON),
 }
 
