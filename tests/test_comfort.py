@@ -13,7 +13,9 @@ from vi_flows import progress
 from vi_flows.cli import main
 from vi_flows.cli.examples import EXAMPLES, examples_for
 from vi_flows.cli.main import COMMANDS, _parse
+from vi_flows.training import Run, Trainer, VAETrainConfig
 from vi_flows.training.kinds import KINDS
+from vi_flows.vae import VAEConfig
 
 
 class Terminal(io.StringIO):
@@ -82,3 +84,24 @@ def test_completion_of_commands_and_options(tmp_path, capsys):
         )
         found = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
         assert expected in found.stdout.split(), (found.stdout, found.stderr)
+
+
+def said(capsys, *words):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_failures_say_what_to_do_next(tmp_path, capsys):
+    small = VAEConfig(latent_dims=(2,), hidden_dims=((4,),))
+    run = Run.create(tmp_path / "run", VAETrainConfig(vae=small, epochs=2, batch_size=400, threads=1))
+    assert f"vi-flows train --resume {run.folder} makes them" in said(capsys, "evaluate", run.folder)
+    assert "vi-flows runs lists" in said(capsys, "evaluate", tmp_path)
+    trainer = Trainer(run, progress=False)
+    trainer.start()
+    trainer.fit(until=6)
+    (run.folder / "checkpoint.safetensors").write_bytes(b"damaged")
+    assert f"--from {run.folder} --out NEW" in said(capsys, "train", "--resume", run.folder)
+    (run.folder / "best.safetensors").write_bytes(b"damaged")
+    assert "start it again in another folder" in said(capsys, "train", "--resume", run.folder)

@@ -13,6 +13,7 @@ import tyro
 from vi_flows.parallel import Ranks
 from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.training.captured import trainer_for
+from vi_flows.training.checkpoint import CheckpointError
 from vi_flows.training.config import TrainConfig, check_device
 from vi_flows.training.distributed import joined
 from vi_flows.training.evaluate import evaluate_run
@@ -102,7 +103,10 @@ class Resume:
         run = Run.open(self.resume, self.data_root)
         with joined(run.config.device) as (ranks, device):
             run = Run(run.folder, replace(run.config, device=device))
-            return _train(run, self.tensorboard, self.quiet, ranks, Trainer.resume)
+            try:
+                return _train(run, self.tensorboard, self.quiet, ranks, Trainer.resume)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}; {run.way_without_checkpoint()}") from error
 
 
 def resumption(words: Sequence[str]) -> type[Resume] | None:

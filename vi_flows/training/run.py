@@ -142,7 +142,9 @@ class Run:
         folder = Path(folder)
         path = folder / "config.json"
         if not path.is_file():
-            raise RunUnusableError(f"{folder} holds no run (no file config.json in it)")
+            raise RunUnusableError(
+                f"{folder} holds no run (no file config.json in it); vi-flows runs lists those there are"
+            )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or content.get("kind") not in KINDS or "settings" not in content:
@@ -253,6 +255,17 @@ class Run:
         source.load_weights(task)
         task.module.train(mode)
 
+    def way_without_checkpoint(self) -> str:
+        """What to do where the run can't go on, in words: to start from its weights, if they are whole."""
+        try:
+            load_tensors(self.folder / self.chosen_weights)
+        except CheckpointError:
+            return "start it again in another folder"
+        return (
+            f"its {self.chosen_weights} is whole: vi-flows train {self.config.kind} --from {self.folder} --out NEW "
+            "with the same model and data starts from those weights"
+        )
+
     @property
     def chosen_weights(self) -> str:
         """The file of the weights that the protocol chooses."""
@@ -284,7 +297,9 @@ class Run:
                 raise CheckpointError(f"{bad} in {name} is NaN or infinite")
             task.module.load_state_dict(tensors)
         except (CheckpointError, RuntimeError) as error:
-            raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}") from error
+            missing = not (self.folder / name).exists()
+            way = f"; vi-flows train --resume {self.folder} makes them" if missing else ""
+            raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}{way}") from error
         task.module.eval()
         return {"weights": which, **state}
 
