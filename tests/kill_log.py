@@ -35,7 +35,8 @@ from vi_flows.table.claim import is_held
 from vi_flows.table.runner import Runner
 from vi_flows.table.vae_job import VAEJob
 from vi_flows.table.work import run_in_process
-from vi_flows.training import ImageTrainConfig, Run, TrainConfig, Trainer, VAETrainConfig, checkpoint, loop
+from vi_flows.training import ImageTrainConfig, Run, TrainConfig, Trainer, VAETrainConfig, checkpoint
+from vi_flows.training import log as metrics_log  # its dumps is where a line of metrics is made
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETask
@@ -121,7 +122,7 @@ def train_and_die_in_a_line(folder: Path, write: int, share: float) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return line
 
-    loop.json = SimpleNamespace(dumps=part, loads=json.loads, JSONDecodeError=json.JSONDecodeError)
+    metrics_log.json = SimpleNamespace(dumps=part, loads=json.loads, JSONDecodeError=json.JSONDecodeError)
     train(folder, mark_of(folder))
 
 
