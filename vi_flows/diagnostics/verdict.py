@@ -18,6 +18,9 @@ K_FINITE_VARIANCE = 0.5
 K_USABLE = 0.7
 """Above, smoothed weights are no use either."""
 
+K_FINITE_MEAN = 1.0
+"""From here on, the mean of the weights is infinite: what their tail holds has no bound."""
+
 ROW_SHARE = 0.05
 """At most this share of data points may exceed a threshold."""
 
@@ -43,7 +46,8 @@ def judge(
     Above, a weighted moment is not: single draws decide it, and their number can't be judged from the weights. There
     chains of the posterior that start at the draws are (:func:`~vi_flows.diagnostics.chains.moved_by_chains`), and an
     ESS of 80 %, as the sample's own overstates it. Chains are heard at any k-hat: they leave the places that draws
-    reached, and mass that lies just outside of them gives no weight at all.
+    reached, and mass that lies just outside of them gives no weight at all. Chains are local, though: from a k-hat of 1
+    on, where the weights have no mean, far tails may hold any mass, and no verdict is ``ok``.
 
     Args:
         joint: of the weights of all draws.
@@ -68,7 +72,7 @@ def judge(
             f"{where}: short chains of the posterior leave the guide's draws, and move {chains.where!r} by "
             f"{chains.shift:.2f} sd or more, a spread by {math.expm1(chains.stretch):.0%} or more"
         )
-    if still and (share >= 0.5 and good if k <= K_FINITE_VARIANCE else share >= 0.8):
+    if still and k < K_FINITE_MEAN and (share >= 0.5 and good if k <= K_FINITE_VARIANCE else share >= 0.8):
         if k <= K_USABLE:
             return "ok", f"{where}: the draws can be used as they are"
         return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
