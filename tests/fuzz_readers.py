@@ -88,7 +88,7 @@ def amat_files() -> list[bytes]:
 
 
 def mat_files() -> list[bytes]:
-    """Files of both versions, compressed or not, with matrices of other types beside."""
+    """Files of two versions, compressed or not, with matrices of other types beside."""
     grey = {"data": RNG.random((784, 3)), "testdata": RNG.random((784, 2))}
     small = {"data": RNG.random((784, 1)).astype(np.float32), "target": np.eye(3, dtype=np.uint8), "name": "text"}
     kinds = {"cell": np.array([1, "a"], object), "struct": {"a": 1.0}, "data": np.zeros((784, 1), bool)}

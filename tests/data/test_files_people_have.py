@@ -270,6 +270,7 @@ def test_one_class_is_a_class_and_a_folder_without_splits_is_split(
         (lambda a: a.writestr("/train/x.png", PNG), "leads out of the archive"),
         (lambda a: a.writestr("C:\\train\\x.png", PNG), "leads out of the archive"),
         (lambda a: a.writestr("train\\..\\..\\x.png", PNG), "leads out of the archive"),
+        (lambda a: a.writestr("train/a\nb.png", PNG), r"'train/a\\nb\.png' has control characters"),
         (lambda a: a.writestr("train/a-a.png", PNG), r"two files of the name train/a-a\.png"),
         (lambda a: a.writestr(link("train/l.png"), "/etc/passwd"), r"train/l\.png is a link"),
     ],
@@ -289,7 +290,9 @@ def link(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def test_an_archive_from_windows(tmp_path: Path) -> None:
+def test_archives_from_windows_and_from_a_mac(tmp_path: Path) -> None:
+    data = load(stored(tmp_path / "mac.zip", both(PNG, "a.png") | {"train/Icon\r": b""}))
+    assert np.array_equal(first(data), RGB)
     data = load(stored(tmp_path / "own.zip", {name.replace("/", "\\"): c for name, c in both(PNG, "a.png").items()}))
     assert np.array_equal(first(data), RGB)
 

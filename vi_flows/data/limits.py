@@ -92,6 +92,10 @@ def _files_of(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]
         place = info.filename.replace("\\", "/")  # written by some programs of Windows
         if place.startswith("/") or place[1:3] == ":/" or ".." in place.split("/"):
             raise DataCorruptError(f"{name}: the name {info.filename!r} leads out of the archive")
+        if place.endswith("Icon\r"):  # of a folder, on a Mac
+            continue
+        if any(ord(letter) < 32 for letter in place):
+            raise DataCorruptError(f"{name}: the name {info.filename!r} has control characters")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataCorruptError(f"{name}: {info.filename} is a link; archive the file itself")
         if place.endswith("/"):

@@ -46,6 +46,11 @@ class SourceFile:
     digest: Callable[[bytes], str] | None = None
 
     @property
+    def known_hash(self) -> str | None:
+        """Of the bytes behind the URLs; without one, nothing is downloaded."""
+        return self.served_checksum or self.checksum
+
+    @property
     def name(self) -> str:
         """The preferred path under the data root."""
         return self.paths[0]
@@ -110,7 +115,11 @@ def not_found(dataset: str, missing: Sequence[SourceFile], root: DataRoot, reaso
     if reason:
         lines.append(reason)
     option = f" --data-root {root.path}" if root.origin == "data root" else ""
-    lines.append(f"Fetch it with: vi-flows data download {dataset}{option}")
+    unknown = next((file for file in missing if file.known_hash is None), None)
+    if unknown is None:
+        lines.append(f"Fetch it with: vi-flows data download {dataset}{option}")
+    else:
+        lines.append(f"No checksum of it is published: fetch it yourself, and put it at {root.path / unknown.name}")
     return DataNotFoundError("\n".join(lines))
 
 
@@ -193,7 +202,7 @@ def download(file: SourceFile, root: DataRoot, progress: bool = False) -> Path:
     import pooch
 
     failures = []
-    known = file.served_checksum or file.checksum
+    known = file.known_hash
     if known is None:
         raise DataNotFoundError(
             f"{file.name} could not be downloaded, because no checksum of it is published: fetch it yourself from "
