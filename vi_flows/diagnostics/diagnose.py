@@ -18,7 +18,7 @@ from vi_flows.diagnostics.measures import active_units, invertibility_margin
 from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, judge
 from vi_flows.evaluation.psis import psis
 from vi_flows.guides.auto_flow import AutoFlow
-from vi_flows.guides.given import check_model, check_program, preserved_generators
+from vi_flows.guides.given import check_density, check_model, check_program, preserved_generators
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.objectives import ELBO
 from vi_flows.traces import nodes
@@ -204,6 +204,7 @@ def diagnose(
             rows, means = None, None
         else:
             check_program(model, guide, args, kwargs)
+            check_density(guide, model, args, kwargs)
             log_w, draws = _traced_weights(model, guide, args, kwargs, num_samples), None
             rows = log_w if log_w.dim() > 1 else None
             means = None if rows is None else _row_means(guide, args, kwargs, rows.shape[-1])

@@ -24,6 +24,7 @@ from vi_flows.guides.initial import init_to_median_or_origin
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.observations import check_observations
 from vi_flows.guides.posterior import FlowPosterior
+from vi_flows.guides.sequential import WithoutSequentialPlates
 from vi_flows.guides.site_maps import MapsOfTheProgram
 from vi_flows.guides.sites import latent_sites, left_to_the_model
 from vi_flows.guides.start.modes import mixture_start
@@ -110,7 +111,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         if init_scale is not None and not init_scale > 0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
         init = init_loc_fn or init_to_median_or_origin
-        super().__init__(model, partial(_initial_value, init))
+        super().__init__(WithoutSequentialPlates()(model), partial(_initial_value, init))
         self._init = partial(_initial_value, init)
         self.create_plates = create_plates
         self._user_model = (model,)
@@ -154,7 +155,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                 given = pyro.poutine.trace(model).get_trace(*args, **kwargs)
             names, known = _latent_names(given), _latent_names(own)
             if self.prototype_trace is None and names <= known:
-                self._user_model, self._model = (model,), (InitMessenger(self._init)(model),)
+                self._user_model, self._model = (model,), (InitMessenger(self._init)(WithoutSequentialPlates()(model)),)
             elif self.prototype_trace is not None and names == known and not bool(self.location_scale.loc.any()):
                 self._user_model = (model,)
                 self.warm_start(*args, **kwargs)

@@ -19,7 +19,7 @@ from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
 from vi_flows.guides.supports import check_support, same_support
 from vi_flows.traces import Site, nodes, stochastic_nodes
 
-__all__ = ["check_model", "check_program", "parameters_of", "preserved_generators"]
+__all__ = ["check_density", "check_model", "check_program", "parameters_of", "preserved_generators"]
 
 
 @contextmanager
@@ -124,6 +124,31 @@ def check_program(model: Callable, guide: Callable, args: tuple[Any, ...], kwarg
         check_observations(trace)
         possible = PossibleWhereMasked(trace).values
         _compute_log_prob(trace, possible)
+
+
+def check_density(guide: Callable, model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse guides that give a point where the model has a density: their draws can't be weighed.
+
+    Args:
+        guide: a guide.
+        model: its model.
+        args: the arguments of both.
+        kwargs: the keyword arguments of both.
+
+    Raises:
+        ValueError: a latent site has the same value in two draws.
+    """
+    with poutine.block(), torch.no_grad():
+        first, second = (poutine.trace(guide).get_trace(*args, **kwargs) for _ in range(2))
+        given = dict(latent_sites(poutine.trace(poutine.replay(model, trace=first)).get_trace(*args, **kwargs)))
+    for name, site in latent_sites(first):
+        if name not in given or not is_fixed(site["fn"]) or is_fixed(given[name]["fn"]) or not site["value"].numel():
+            continue
+        if torch.equal(site["value"], nodes(second)[name]["value"]):
+            raise ValueError(
+                f"the guide's site {name!r} is a point, which has no density to weigh: diagnose a guide with a spread "
+                "(for Pyro's AutoLaplaceApproximation, that of its laplace_approximation())"
+            )
 
 
 def parameters_of(program: Callable, trace: Trace) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -14,6 +15,9 @@ from vi_flows.guides.sites import unmasked
 from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = ["PossibleWhereMasked", "check_observations"]
+
+COUNTS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
+"""Their declared support has counts that sum to less than ``total_count``, too, where they have no density."""
 
 
 def check_observations(trace: Trace) -> None:
@@ -36,6 +40,11 @@ def _check(name: str, site: Site) -> None:
     if bool(good.all()):
         return
     fn, value = unmasked(site)[0], site["value"]
+    if isinstance(fn, COUNTS) and not bool((value.sum(-1) == torch.as_tensor(fn.total_count)).all()):
+        raise ValueError(
+            f"observed site {name!r} has counts with sums {value.sum(-1).flatten()[:3].tolist()}, outside the support "
+            f"of {fn} with a total_count of {torch.as_tensor(fn.total_count).flatten()[:3].tolist()}"
+        )
     bad = value.expand(good.shape + value.shape[value.dim() - fn.event_dim :])[~good][0]
     raise ValueError(f"observed site {name!r} has a value outside the support {fn.support} of {fn}: {bad.tolist()}")
 
@@ -48,6 +57,8 @@ def _judged(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         good = fn.support.check(value)
     except NotImplementedError:
         good = torch.ones((), dtype=torch.bool)
+    if isinstance(fn, COUNTS):
+        good = good & (value.sum(-1) == torch.as_tensor(fn.total_count))
     if value.is_floating_point():
         infinite = value.isinf()
         good = good & ~(infinite.flatten(value.dim() - fn.event_dim).any(-1) if fn.event_dim else infinite)
