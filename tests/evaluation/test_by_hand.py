@@ -12,6 +12,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 from vi_flows.evaluation import (
+    NOT_KEPT,
     AISResult,
     annealed_evidence,
     estimate_nll,
@@ -34,10 +35,12 @@ def defaults(function):
 def test_what_the_published_figures_were_made_with_where_nothing_was_said():
     assert defaults(estimate_nll) == {
         "num_samples": 5000, "num_coarse": 100, "rows_per_chunk": 20, "samples_per_chunk": 100, "seed": 0,
-        "progress": False,
+        "progress": False, "parts": NOT_KEPT,
     }  # fmt: skip
     assert defaults(bootstrap_interval) == {"level": 0.95, "resamples": 2000, "seed": 0}
-    assert defaults(evaluate_vae) == {"num_samples": 5000, "ais": None, "seed": 0, "progress": False}
+    assert defaults(evaluate_vae) == {
+        "num_samples": 5000, "ais": None, "seed": 0, "progress": False, "parts": NOT_KEPT,
+    }  # fmt: skip
     assert defaults(annealed_evidence) == {"chains": 8, "leapfrog": 8, "surrogate": None}
     assert defaults(reverse_evidence) == {"chains": 8, "leapfrog": 8, "surrogate": None}
     assert defaults(pilot_step_sizes) == {

@@ -10,14 +10,17 @@ from vi_flows.evaluation.ais import (
 )
 from vi_flows.evaluation.compare import PairedComparison, paired_bootstrap
 from vi_flows.evaluation.nll import NLLResult, estimate_nll, pyro_log_weights
+from vi_flows.evaluation.parts import NOT_KEPT, Parts
 from vi_flows.evaluation.psis import PSIS, effective_sample_size, psis
 
 __all__ = [
+    "NOT_KEPT",
     "PSIS",
     "AISResult",
     "AISStart",
     "NLLResult",
     "PairedComparison",
+    "Parts",
     "annealed_evidence",
     "effective_sample_size",
     "estimate_nll",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +53,21 @@ class AISResult:
         """The results of several batches of images, in order."""
         names = [item.name for item in fields(AISResult)]
         return AISResult(*(torch.cat([getattr(part, name) for part in parts], -1) for name in names))
+
+    @staticmethod
+    def to_tensors(results: Sequence[AISResult]) -> dict[str, Tensor]:
+        """The figures of several results by name, for a file."""
+        return {
+            f"{index}.{name}": value for index, result in enumerate(results) for name, value in vars(result).items()
+        }
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[AISResult, ...]:
+        """What :meth:`to_tensors` was given."""
+        names = [item.name for item in fields(AISResult)]
+        return tuple(
+            AISResult(*(tensors[f"{index}.{name}"] for name in names)) for index in range(len(tensors) // len(names))
+        )
 
     def summary(self) -> dict[str, Any]:
         """Means over images, JSON-ready."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vi_flows.evaluation.parts import NOT_KEPT, Parts
 from vi_flows.evaluation.psis import effective_sample_size, psis
 from vi_flows.objectives.bounds import ELBO
 from vi_flows.progress import progress_bar
@@ -149,6 +151,7 @@ def estimate_nll(
     samples_per_chunk: int = 100,
     seed: int = 0,
     progress: bool = False,
+    parts: Parts = NOT_KEPT,
 ) -> NLLResult:
     r"""``−log p(x) ≈ −log (1/S) Σ_s p(x, z_s)/q(z_s|x)`` of each row.
 
@@ -167,6 +170,7 @@ def estimate_nll(
         samples_per_chunk: draws a row evaluated together; the two bound the memory, and small products stay in cache.
         seed: of the draws.
         progress: show a progress bar.
+        parts: where chunks of rows that were scored before are taken from.
 
     Raises:
         ValueError: a count is less than 1, there are no rows, or the log-weights are not ``(draws, rows)``.
@@ -176,31 +180,37 @@ def estimate_nll(
         raise ValueError("num_samples, num_coarse, rows_per_chunk and samples_per_chunk must be at least 1")
     if len(data) == 0:
         raise ValueError("there are no rows to score")
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("nll", "nll_coarse", "elbo", "ess", "k_hat")}
+
+    def scored(start: int, rows: Tensor) -> dict[str, Tensor]:
+        torch.manual_seed((seed * 1_000_003 + start) % 2**63)
+        drawn = []
+        for first in range(0, num_samples, samples_per_chunk):
+            draws = min(samples_per_chunk, num_samples - first)
+            drawn.append(log_weights(rows, draws))
+            if drawn[-1].shape != (draws, len(rows)):
+                raise ValueError(
+                    f"log_weights must give {(draws, len(rows))} (draws, rows), got {tuple(drawn[-1].shape)}"
+                )
+        log_w = torch.cat(drawn).double()
+        if log_w.isnan().any():
+            bad = start + int(log_w.isnan().any(0).nonzero()[0])
+            raise FloatingPointError(f"the log-weight of row {bad} is NaN: the model or the guide has diverged")
+        coarse = log_w[:num_coarse]
+        columns = {
+            "nll": math.log(num_samples) - torch.logsumexp(log_w, 0),
+            "nll_coarse": math.log(len(coarse)) - torch.logsumexp(coarse, 0),
+            "elbo": log_w.mean(0),
+            "ess": effective_sample_size(log_w),
+            "k_hat": psis(log_w).k_hat,
+        }
+        return {name: values.cpu() for name, values in columns.items()}
+
+    chunks = []
     bar = progress_bar(total=len(data), unit="row", shown=progress)
     with torch.random.fork_rng(devices_of(data.device)), bar:
         for start in range(0, len(data), rows_per_chunk):
             rows = data[start : start + rows_per_chunk]
-            torch.manual_seed((seed * 1_000_003 + start) % 2**63)
-            drawn = []
-            for first in range(0, num_samples, samples_per_chunk):
-                draws = min(samples_per_chunk, num_samples - first)
-                drawn.append(log_weights(rows, draws))
-                if drawn[-1].shape != (draws, len(rows)):
-                    raise ValueError(
-                        f"log_weights must give {(draws, len(rows))} (draws, rows), got {tuple(drawn[-1].shape)}"
-                    )
-            log_w = torch.cat(drawn).double()
-            if log_w.isnan().any():
-                bad = start + int(log_w.isnan().any(0).nonzero()[0])
-                raise FloatingPointError(f"the log-weight of row {bad} is NaN: the model or the guide has diverged")
-            total = torch.logsumexp(log_w, 0)
-            coarse = log_w[:num_coarse]
-            columns["nll"].append(math.log(num_samples) - total)
-            columns["nll_coarse"].append(math.log(len(coarse)) - torch.logsumexp(coarse, 0))
-            columns["elbo"].append(log_w.mean(0))
-            columns["ess"].append(effective_sample_size(log_w))
-            columns["k_hat"].append(psis(log_w).k_hat)
+            chunks.append(parts.part("importance", start, partial(scored, start, rows)))
             bar.update(len(rows))
-    tensors = {name: torch.cat(parts).cpu() if parts else torch.empty(0) for name, parts in columns.items()}
+    tensors = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
     return NLLResult(**tensors, num_samples=num_samples, num_coarse=min(num_coarse, num_samples), seed=seed)

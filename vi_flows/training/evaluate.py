@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 from vi_flows.records import Clock, Record, provenance
 from vi_flows.training.config import check_device, config_to_dict
+from vi_flows.training.kept import KeptParts
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.run import Run, RunError
 from vi_flows.training.tasks.base import EvaluationSettings
@@ -27,6 +29,9 @@ def evaluate_run(
     paper_row: str | None = None,
 ) -> tuple[Record, Path]:
     """Estimate ``−log p(x)`` of the test images (bits/dim for image flows) and write the record.
+
+    The evaluation of a VAE that is stopped goes on when it is asked for again, to the same figures
+    (:class:`~vi_flows.training.kept.KeptParts`).
 
     Args:
         run: a trained run.
@@ -54,10 +59,10 @@ def evaluate_run(
             f"a run of kind {run.config.kind} is evaluated by {kind.evaluation.__name__}, got {settings!r}"
         )
     folder = run.folder / "results" if record is None else record
-    parts = [run.key]
-    parts += [] if settings.split == "test" else [settings.split]
-    parts += [] if settings.limit is None else [f"first{settings.limit}"]
-    path = folder if folder.suffix == ".json" else folder / ("-".join(parts) + ".json")
+    words = [run.key]
+    words += [] if settings.split == "test" else [settings.split]
+    words += [] if settings.limit is None else [f"first{settings.limit}"]
+    path = folder if folder.suffix == ".json" else folder / ("-".join(words) + ".json")
     device = run.config.device if device is None else device
     check_device(device)
     Record.refuse_to_replace(path, overwrite)  # before the minutes of work, not after
@@ -71,13 +76,20 @@ def evaluate_run(
     if len(rows) == 0:
         raise RunError(f"there are no {settings.split} images under the {run.config.protocol} protocol")
     clock = Clock()
-    found = task.evaluate(rows, settings, progress)
     recorded = {
         **config_to_dict(run.config),
         "data_root": None,
         "start_from": None,
         "evaluation": {**asdict(settings), "weights": trained["weights"]},
     }
+    made_by = provenance(device)
+    # Changed code is not known by its revision: nothing that it made before is taken up.
+    changed = uuid4().hex if str(made_by["revision"]).endswith("-dirty") else None
+    parts = KeptParts(path, {
+        "settings": recorded, "weights": run.weights_sha256(weights), "data": run.data.sha256,
+        "code": [made_by["revision"], changed, made_by["vi_flows"], made_by["torch"]], "device": made_by["device"],
+    })  # fmt: skip
+    found = task.evaluate(rows, settings, progress, parts)
     made = Record(
         kind=run.config.kind,
         key=run.key,
@@ -94,7 +106,9 @@ def evaluate_run(
             started_from=run.started_from,
             training_seconds=round(trained["seconds"], 1),
             training_cpu_seconds=trained.get("cpu_seconds"),
+            **parts.cost_before,
         ),
     )
     made.write(path, overwrite)
+    parts.remove()
     return made, path

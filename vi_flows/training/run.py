@@ -271,6 +271,14 @@ class Run:
         """The file of the weights that the protocol chooses."""
         return f"{'last' if self.config.protocol == 'paper' else 'best'}.safetensors"
 
+    def weights_sha256(self, which: str = "auto") -> str:
+        """Checksum of a weights file, chosen as by :meth:`load_weights`.
+
+        Raises:
+            RunUnusableError: there is none.
+        """
+        return _sha256(self.folder / (self.chosen_weights if which == "auto" else f"{which}.safetensors"))
+
     def load_weights(self, task: Task, which: str = "auto") -> dict[str, Any]:
         """Put trained weights into the task's module, in evaluation mode.
 

@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from vi_flows.evaluation import (
+    NOT_KEPT,
     AISResult,
     NLLResult,
+    Parts,
     annealed_evidence,
     estimate_nll,
     paired_bootstrap,
@@ -144,7 +147,7 @@ def _frozen(vae: VAE) -> VAE:
 @torch.no_grad()
 def _in_chunks(
     vae: VAE, size: int, settings: AISSettings, device: torch.device, seed: int, progress: bool,
-    work: Callable[[VAE, slice], tuple[AISResult, ...]],
+    work: Callable[[VAE, slice], tuple[AISResult, ...]], parts: Parts, name: str,
 ) -> tuple[AISResult, ...]:  # fmt: skip
     """``work`` on slices of ``size`` images that fit the memory, each from its own seed; the results joined."""
     frozen = _frozen(vae)
@@ -152,18 +155,24 @@ def _in_chunks(
     per_image = settings.chains + 24 * vae.model.latent_size**2 // vae.model.numbers_a_point
     chunks = math.ceil(size * per_image / points_at_once(vae, device))
     per_chunk = max(math.ceil(size / max(chunks, 1)), 1)
-    parts = []
+
+    def worked(chunk: slice) -> dict[str, Tensor]:
+        torch.manual_seed((seed * 1_000_003 + chunk.start) % 2**63)
+        return AISResult.to_tensors(work(frozen, chunk))
+
+    found = []
     bar = progress_bar(total=size, unit="image", shown=progress)
     with torch.random.fork_rng(devices_of(device)), _exact_products(), bar:
         for first in range(0, size, per_chunk):
             chunk = slice(first, min(first + per_chunk, size))
-            torch.manual_seed((seed * 1_000_003 + first) % 2**63)
-            parts.append(work(frozen, chunk))
+            found.append(AISResult.from_tensors(parts.part(name, first, partial(worked, chunk))))
             bar.update(chunk.stop - chunk.start)
-    return tuple(AISResult.join(results) for results in zip(*parts, strict=True))
+    return tuple(AISResult.join(results) for results in zip(*found, strict=True))
 
 
-def annealed_vae(vae: VAE, x: Tensor, settings: AISSettings, *, seed: int = 0, progress: bool = False) -> AISResult:
+def annealed_vae(
+    vae: VAE, x: Tensor, settings: AISSettings, *, seed: int = 0, progress: bool = False, parts: Parts = NOT_KEPT
+) -> AISResult:
     """Lower bounds (in expectation) of ``log p(x)`` of each image by annealed importance sampling (Neal 2001).
 
     Step sizes come from pilot chains of their own; see :func:`~vi_flows.evaluation.pilot_step_sizes`. The work is done
@@ -175,6 +184,7 @@ def annealed_vae(vae: VAE, x: Tensor, settings: AISSettings, *, seed: int = 0, p
         settings: of the chains.
         seed: of the draws.
         progress: show a bar.
+        parts: where batches of images that were annealed before are taken from.
 
     Raises:
         ValueError: the start is not possible for this guide, or the VAE is in training mode.
@@ -185,11 +195,11 @@ def annealed_vae(vae: VAE, x: Tensor, settings: AISSettings, *, seed: int = 0, p
     def work(frozen: VAE, chunk: slice) -> tuple[AISResult]:
         return (_below(_space(frozen, x[chunk], settings), settings)[0],)
 
-    return _in_chunks(vae, len(x), settings, x.device, seed, progress, work)[0]
+    return _in_chunks(vae, len(x), settings, x.device, seed, progress, work, parts, "annealed")[0]
 
 
 def simulated_bounds(
-    vae: VAE, size: int, settings: AISSettings, *, seed: int = 0, progress: bool = False
+    vae: VAE, size: int, settings: AISSettings, *, seed: int = 0, progress: bool = False, parts: Parts = NOT_KEPT
 ) -> tuple[AISResult, AISResult]:
     """Both bounds of ``log p(x)`` on images that the model draws (bidirectional Monte Carlo, Grosse et al. 2015).
 
@@ -199,6 +209,7 @@ def simulated_bounds(
         settings: of the chains.
         seed: of the images and of the chains.
         progress: show a bar.
+        parts: where batches of images that were annealed before are taken from.
 
     Returns:
         The result from below and the one from above; their difference bounds the error of either in expectation.
@@ -220,7 +231,8 @@ def simulated_bounds(
             chains=settings.chains, leapfrog=settings.leapfrog, surrogate=space.surrogate,
         )  # fmt: skip
 
-    below, above = _in_chunks(vae, size, settings, vae.model.origin.device, seed, progress, work)
+    device = vae.model.origin.device
+    below, above = _in_chunks(vae, size, settings, device, seed, progress, work, parts, "simulated")
     return below, above
 
 
@@ -257,6 +269,7 @@ def evaluate_vae(
     ais: AISSettings | None = None,
     seed: int = 0,
     progress: bool = False,
+    parts: Parts = NOT_KEPT,
 ) -> VAEEvidence:
     """Importance sampling of all images, and annealing of the first ``ais.images`` of them.
 
@@ -267,6 +280,7 @@ def evaluate_vae(
         ais: settings of the annealing, or ``None`` for none.
         seed: of all draws.
         progress: show bars.
+        parts: where what was evaluated before is taken from.
 
     Raises:
         ValueError: a count is less than 1, the VAE is in training mode, or the start is not possible.
@@ -282,13 +296,14 @@ def evaluate_vae(
         importance = estimate_nll(
             lambda rows, particles: vae.log_weight_terms(rows, particles).log_weights(),
             x, num_samples, rows_per_chunk=rows, samples_per_chunk=samples, seed=seed, progress=progress,
+            parts=parts,
         )  # fmt: skip
     if ais is None:
         return VAEEvidence(importance)
-    begun = time.monotonic()
-    annealed = annealed_vae(vae, x[: ais.images], ais, seed=seed, progress=progress)
-    seconds = time.monotonic() - begun
+    begun = time.monotonic() + parts.seconds_before
+    annealed = annealed_vae(vae, x[: ais.images], ais, seed=seed, progress=progress, parts=parts)
+    seconds = time.monotonic() + parts.seconds_before - begun
     simulated = None
     if ais.model_images:
-        simulated = simulated_bounds(vae, ais.model_images, ais, seed=seed, progress=progress)
+        simulated = simulated_bounds(vae, ais.model_images, ais, seed=seed, progress=progress, parts=parts)
     return VAEEvidence(importance, ais, annealed, simulated, seconds)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.settings import NonNegative, Positive, check_settings
 
 __all__ = [
@@ -99,13 +100,14 @@ class Task(Protocol[E]):
     def validate(self) -> float | None:
         """The mean validation loss, lower is better, or ``None`` where the protocol has no validation rows."""
 
-    def evaluate(self, rows: Tensor, settings: E, progress: bool) -> Evaluation:
+    def evaluate(self, rows: Tensor, settings: E, progress: bool, parts: Parts = NOT_KEPT) -> Evaluation:
         """The figures of a record and their scores.
 
         Args:
             rows: a whole split: the one binary draw of a dynamic set is that of the split.
             settings: of the kind's class in :data:`~vi_flows.training.kinds.KINDS`; which rows count says ``limit``.
             progress: show a bar.
+            parts: where a task that takes long finds what it had done before it was stopped.
         """
 
     def report(self, record: dict[str, Any]) -> list[str]:

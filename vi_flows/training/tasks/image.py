@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vi_flows.data import ImageData
 from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density
+from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.evaluation.nll import half_width
 from vi_flows.progress import progress_bar
 from vi_flows.settings import Positive, PositiveFloat
@@ -104,13 +105,16 @@ class ImageFlowTask:
         return total / len(pixels)
 
     @torch.no_grad()
-    def evaluate(self, rows: Tensor, settings: ImageEvaluationSettings, progress: bool) -> Evaluation:
+    def evaluate(
+        self, rows: Tensor, settings: ImageEvaluationSettings, progress: bool, parts: Parts = NOT_KEPT
+    ) -> Evaluation:
         """Bits/dim over several draws of the noise an image, averaged: an upper bound in expectation.
 
         Args:
             rows: a split, ``(N, C·H·W)``.
             settings: how.
             progress: show a bar.
+            parts: not looked at: this is quick enough to begin anew.
 
         Returns:
             ``bits_per_dim`` with its 95 % ``interval`` over images, ``nll`` in nats, what they were made of, and the
@@ -120,10 +124,10 @@ class ImageFlowTask:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(settings.seed)
-            parts = pixels.split(self.config.batch_size)
+            batches = pixels.split(self.config.batch_size)
             scores = [
                 self.module.bits_per_dim(self.data.images(part).to(self.device), settings.num_samples).double().cpu()
-                for part in progress_bar(parts, unit="batch", shown=progress)
+                for part in progress_bar(batches, unit="batch", shown=progress)
             ]
         bits = torch.cat(scores)
         mean = bits.mean().item()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.autoregressive.config import PixelModel, PixelModelChoice, Residual
+from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.settings import Positive
 from vi_flows.training.tasks.base import Evaluation
 from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETask, VAETrainConfig
@@ -88,24 +89,27 @@ class PixelVAETask(VAETask):
         """The VAE with its decoder."""
         return build_pixel_vae(self.config.vae, self.config.decoder, self.data.shape)
 
-    def evaluate(self, rows: Tensor, settings: VAEEvaluationSettings, progress: bool) -> Evaluation:
+    def evaluate(
+        self, rows: Tensor, settings: VAEEvaluationSettings, progress: bool, parts: Parts = NOT_KEPT
+    ) -> Evaluation:
         """As of a VAE, and by :func:`~vi_flows.vae.latent_use` how much of an image its latent tells.
 
         Args:
             rows: a whole split, ``(N, D)``.
             settings: how.
             progress: show a bar.
+            parts: where what was evaluated before is taken from.
 
         Raises:
             ValueError: there are fewer than two images.
         """
-        found = super().evaluate(rows, settings, progress)
+        found = super().evaluate(rows, settings, progress, parts)
         x = self.data.binarized(rows)[: settings.limit].to(self.device)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(settings.seed)
             # A last part of one image would have no other: it goes with the one before.
-            parts = torch.tensor_split(x, tuple(range(ROWS_SCORED, len(x) - 1, ROWS_SCORED)))
-            used = [latent_use(self.module, part) for part in parts]
+            batches = torch.tensor_split(x, tuple(range(ROWS_SCORED, len(x) - 1, ROWS_SCORED)))
+            used = [latent_use(self.module, part) for part in batches]
         scores = {
             name: torch.cat(values).float().cpu()
             for name, values in zip(used[0]._fields, zip(*used, strict=True), strict=True)

@@ -12,6 +12,7 @@ import tyro
 from torch import Tensor, nn
 
 from vi_flows.data import ImageData, draw_binary
+from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.settings import NonNegativeFloat, Positive
 from vi_flows.training.config import TrainConfig
@@ -215,17 +216,20 @@ class VAETask:
             total -= self.objective.bound(terms, 1.0).double().sum().item()
         return total / len(self.valid_rows)
 
-    def evaluate(self, rows: Tensor, settings: VAEEvaluationSettings, progress: bool) -> Evaluation:
+    def evaluate(
+        self, rows: Tensor, settings: VAEEvaluationSettings, progress: bool, parts: Parts = NOT_KEPT
+    ) -> Evaluation:
         """The NLL in nats by importance sampling, and by annealing too; see :func:`~vi_flows.vae.evaluate_vae`.
 
         Args:
             rows: a whole split, ``(N, D)``: the one binary draw of a dynamic set is that of the split.
             settings: how.
             progress: show a bar.
+            parts: where what was evaluated before is taken from.
         """
         x = self.data.binarized(rows)[: settings.limit].to(self.device)
         found = evaluate_vae(
-            self.module, x, settings.num_samples, ais=settings.ais, seed=settings.seed, progress=progress
+            self.module, x, settings.num_samples, ais=settings.ais, seed=settings.seed, progress=progress, parts=parts
         )
         return Evaluation(found.summary(), found.scores())
 

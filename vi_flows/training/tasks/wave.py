@@ -15,6 +15,7 @@ from torch import Tensor
 from vi_flows.autoregressive import WaveNet, mu_law_decode, mu_law_encode
 from vi_flows.autoregressive.config import OUTPUTS
 from vi_flows.data.speech import NUM_DIGITS, SpeechData, load_speech
+from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.evaluation.ngram import NGram
 from vi_flows.evaluation.nll import half_width
 from vi_flows.settings import Positive, PositiveFloat, check_settings
@@ -164,13 +165,16 @@ class WaveTask(ExactTask):
             log_probs = self.scores(self.valid_rows)
         return (-log_probs.sum() / self.valid_rows[:, -2].sum() / math.log(2.0)).item()
 
-    def evaluate(self, rows: Tensor, settings: EvaluationSettings, progress: bool) -> Evaluation:
+    def evaluate(
+        self, rows: Tensor, settings: EvaluationSettings, progress: bool, parts: Parts = NOT_KEPT
+    ) -> Evaluation:
         """Exact bits a sample, beside those of a trigram model that was counted on the training recordings.
 
         Args:
             rows: recordings of a split.
             settings: which rows; nothing is drawn by the seed.
             progress: show a bar.
+            parts: not looked at: this is quick enough to begin anew.
 
         Returns:
             ``bits_per_sample`` with its 95 % ``interval`` (the linearised ratio over recordings), the trigram model's

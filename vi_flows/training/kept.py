@@ -1,0 +1,69 @@
+"""Parts of an evaluation in files, so that one that was stopped goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vi_flows.evaluation import Parts
+from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
+
+__all__ = ["KeptParts"]
+
+
+class KeptParts(Parts):
+    """Parts in a folder beside the record that they are for.
+
+    They are taken up only by an evaluation of the same ``identity``: another one finds none of them, and removes them.
+
+    Args:
+        record: the file to be written in the end; the folder is ``.NAME.parts`` beside it.
+        identity: all that the figures depend on, JSON-ready: weights, data, settings, code, device.
+    """
+
+    def __init__(self, record: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = record.with_name(f".{record.stem}.parts")
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def part(self, name: str, first: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """See :class:`~vi_flows.evaluation.Parts`; a part that is damaged is made again.
+
+        Raises:
+            CheckpointWriteError: the part can't be written.
+        """
+        path = self.folder / f"{name}-{first}.safetensors"
+        try:
+            tensors, state = load_tensors(path)
+            if state["identity"] == self.identity:
+                self.seconds_before += state["seconds"]
+                self.cpu_seconds_before += state["cpu_seconds"]
+                return tensors
+            self.remove()  # of other weights, settings or code, all of them
+        except CheckpointError:
+            pass
+        begun = time.monotonic(), time.process_time()
+        tensors = make()
+        spent = {"seconds": time.monotonic() - begun[0], "cpu_seconds": time.process_time() - begun[1]}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(path, tensors, {"identity": self.identity, **spent})
+        return tensors
+
+    @property
+    def cost_before(self) -> dict[str, float]:
+        """For a record: what the parts taken up had cost, where there were any."""
+        if not self.seconds_before:
+            return {}
+        return {
+            "seconds_before": round(self.seconds_before, 1), "cpu_seconds_before": round(self.cpu_seconds_before, 1),
+        }  # fmt: skip
+
+    def remove(self) -> None:
+        """Remove the folder: its parts are in the record, or of no use."""
+        shutil.rmtree(self.folder, ignore_errors=True)
