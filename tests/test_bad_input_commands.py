@@ -45,7 +45,7 @@ COMMANDS = [
     ("train --resume", 2, "Missing value.*--resume"),
     ("train --resume file", 1, "file holds no run"),
     ("train --resume full", 1, "full holds no run"),
-    ("table nothing", 2, "run, status, rows"),
+    ("table nothing", 2, "run, submit, status, rows"),
     ("data nothing", 2, "list, check, download"),
     ("bench nothing", 2, "Unrecognized"),
     ("info nothing", 2, "Unrecognized"),
@@ -117,7 +117,7 @@ COMMANDS += each(
     ("--sample-seconds 0", "sample_seconds"), ("--sample-seconds nan", "sample_seconds"),
 )  # fmt: skip
 COMMANDS += each(
-    "train wave --out run", 1, ("--dataset nowhere", "no recordings 'nowhere'"), ("--dataset file", "no zip archive"),
+    "train wave --out run", 1, ("--dataset nowhere", "no recordings 'nowhere'"), ("--dataset file", "readable zip"),
     ("--dataset full", "full has no recordings"),
 )  # fmt: skip
 COMMANDS += each("evaluate", 2, ("", "folder of a run"), ("--pretrained foo", "no pretrained run 'foo'"))
@@ -205,7 +205,7 @@ COMMANDS += each(
     ("--ais-images -1", "ais_images"),
     ("--stack 0", "stack"), ("--device foo", "device 'foo'"), ("--device cuda:99", "device 'cuda:99'"),
 )  # fmt: skip
-COMMANDS += each("table", 2, ("", "run, status, rows"))
+COMMANDS += each("table", 2, ("", "run, submit, status, rows"))
 COMMANDS += each("data", 2, ("", "list, check, download"), ("check foo", "no data set 'foo'"), ("download", "STR"))
 COMMANDS += each("data", 2, ("download foo", "no data set 'foo'"), ("list --data-root file", "file is a file"))
 COMMANDS += each("data", 2, ("check --data-root file", "file is a file"))

@@ -206,9 +206,9 @@ def test_parts_of_files_that_a_killed_process_left_are_no_obstacle_and_are_clean
 
 
 TERMINATE = """
-import os, signal, sys
+import signal
 from vi_flows.cli import info, main
-info.environment = lambda: os.kill(os.getpid(), signal.{name})
+info.environment = lambda: signal.raise_signal(signal.{name})  # in this thread, so at once
 main(["info"])
 """
 

@@ -350,7 +350,6 @@ class Trainer:
                 metrics["valid_loss"] = loss
                 best = self.state["best"]["valid_loss"] if self.state["best"] else math.nan
                 bar.set_description(f"valid {loss:.2f} (best {best:.2f})", refresh=False)
-                self.log.show(self.task, self.state["step"], finished)
         self.log.add(metrics)
         # Short epochs share a checkpoint: writing takes at most a twentieth of the time.
         if finished or time.monotonic() - self._last_save > max(EPOCH_CHECKPOINT_SECONDS, 20 * self._save_seconds):
@@ -372,6 +371,8 @@ class Trainer:
                 self._save_weights("best", epoch)
             if self.state["finished"]:
                 self._save_weights("last", epoch)
+            # Here, where the weights are those that count and the training's generators are put away.
+            self.log.show(self.task, self.state["step"], self.state["finished"])
         return loss
 
     def _save_weights(self, name: str, epoch: int) -> None:
