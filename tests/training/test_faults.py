@@ -208,6 +208,7 @@ def test_parts_of_files_that_a_killed_process_left_are_no_obstacle_and_are_clean
 TERMINATE = """
 import signal
 from vi_flows.cli import info, main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 info.environment = lambda: signal.raise_signal(signal.{name})  # in this thread, so at once
 main(["info"])
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vi_flows.evaluation import Parts
-from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
+from vi_flows.training.checkpoint import CheckpointError, CheckpointWriteError, load_tensors, save_tensors
 
 __all__ = ["KeptParts"]
 
@@ -52,7 +53,12 @@ class KeptParts(Parts):
         tensors = make()
         spent = {"seconds": time.monotonic() - begun[0], "cpu_seconds": time.process_time() - begun[1]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, tensors, {"identity": self.identity, **spent})
+        try:
+            save_tensors(path, tensors, {"identity": self.identity, **spent})
+        except CheckpointWriteError:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # where nothing has been kept
+            raise
         return tensors
 
     @property
