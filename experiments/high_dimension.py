@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -26,13 +26,12 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal
 from torch import Tensor
 
+from experiments.comparison import Comparison, Row
 from experiments.posteriordb.apart import apart
 from vi_flows.guides import AutoConvFlow, fit
-from vi_flows.records import Record, provenance, row_key
+from vi_flows.records import Record, provenance
 
 RESULTS = Path(__file__).parent / "results" / "high_dimension"
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -234,45 +233,25 @@ def measure(name: str, method: str, settings: Settings) -> Row:
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Comparison):
     """Compare default settings with the truth."""
 
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Posteriors; default: all."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Methods by name."""
-    again: bool = False
-    """Run what has a row already."""
-    only_table: bool = False
-    """Print the table of the records that are there."""
+    kind: ClassVar[str] = "high_dimension"
+    results: ClassVar[Path] = RESULTS
+    all_names = TARGETS
+    all_methods = METHODS
+
     settings: Settings = field(default_factory=Settings)
     """What the methods are run with."""
 
-    def run(self) -> None:
-        """A record is written after every row."""
-        for given, known in ((self.names, TARGETS), (self.methods, METHODS)):
-            unknown = [name for name in given if name not in known]
-            if unknown:
-                raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
-        for name in () if self.only_table else self.names or tuple(TARGETS):
-            for method in self.methods:
-                self._row(name, method)
-        print(table())
-
-    def _row(self, name: str, method: str) -> None:
-        path = RESULTS / f"{name}.json"
-        rows = Record.read(path).figures["rows"] if path.exists() else []
-        others = [row for row in rows if row["method"] != method]
-        if len(others) < len(rows) and not self.again:
-            return
+    def measure(self, name: str, method: str) -> Row:
+        """In a process of its own."""
         row = {"method": method, **apart(measure, name, method, self.settings, limit=self.settings.limit)}
-        rows = sorted([*others, row | provenance()], key=lambda r: list(METHODS).index(r["method"]))
-        settings = {"posterior": name}
-        Record(
-            kind="high_dimension", key=row_key(name, settings), label=name, settings=settings, figures={"rows": rows},
-            provenance=provenance(), note="Each row was made by itself and says how.",
-        ).write(path, overwrite=True)  # fmt: skip
-        print(name, row, flush=True)
+        return row | provenance()
+
+    def table(self) -> str:
+        """See :func:`table`."""
+        return table()
 
 
 def table() -> str:
