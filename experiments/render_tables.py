@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 DATASETS = {"binarized_mnist": "mnist", "omniglot28": "omniglot", "chardata": "omniglot"}
 ABLATION = re.compile(r"ablation-binarized_mnist-g1-(?P<model>plain|amortized-k4-tanh)-(?P<change>.+)-e[0-9+]+-s[0-9]+")
+STARTS = {"dreg": "from DReG", "iwae": "from IWAE-5"}
+"""What a label says of a row that goes on from a run of such an objective, by its name in the run's."""
 IMAGE_SETS = {
     "mnist": "MNIST, 28×28×1, uniform dequantisation",
     "cifar": "16 000 CIFAR-10 images after a JPEG round trip: a comparison side by side, not the published benchmark",
@@ -52,7 +54,8 @@ def stages(record: Record) -> list[tuple[int, int]]:
 def label_of(record: Record) -> str:
     """The record's label, and what it went on from where that was trained by IWAE already."""
     source = record.provenance.get("started_from")
-    return record.label + (", from DReG" if source is not None and "dreg" in source["model"] else "")
+    begun = [text for objective, text in STARTS.items() if source is not None and objective in source["model"]]
+    return ", ".join([record.label, *begun])
 
 
 def mean_of(records: list[Record], value: Callable[[Record], float]) -> float:
