@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from tests.autoregressive.cases import BINARY, IMAGE, MODELS, build, jacobian, past
 from vi_flows.autoregressive import MADE, Categorical, DiagonalPixelRNN, GatedPixelCNN, PixelCNN, RowPixelRNN, WaveNet
 from vi_flows.nn import CausalConv1d, DiagonalBiLSTM, MaskedConv2d, MaskedLinear
+from vi_flows.nn.autoregressive_mlp import AutoregressiveMLP
+from vi_flows.nn.masked import spread_degrees
 from vi_flows.nn.masked_lstm import diagonals
 
 
@@ -25,6 +27,23 @@ def test_the_future_is_exactly_zero_and_the_whole_past_is_reached(name):
     seen, before = jacobian(model), past(model)
     assert (seen[~before] == 0).all()
     assert (seen[before] > 0).all()
+
+
+def test_degrees_of_a_layer_narrower_than_the_input_reach_to_its_end():
+    """Counting up from 1 instead, 5 units would hide the entries 6 to 11 from every hidden unit."""
+    assert spread_degrees(5, 12).tolist() == [1, 4, 6, 8, 11]
+    assert spread_degrees(7, 5).tolist() == [1, 2, 3, 4, 1, 2, 3]
+    assert spread_degrees(3, 1).tolist() == [1, 1, 1]
+    for model in (MADE((12,), BINARY, (5,), "tanh"), MADE((12,), BINARY, (5, 30, 7), "tanh")):
+        seen = jacobian(random_parameters(model), 3)
+        assert (seen[-1, :-1] > 0).all()
+        assert (seen[~past(model)] == 0).all()
+        assert [int((row > 0).sum()) for row in seen[[1, 5, 8]]] == [1, 4, 8]
+    network = random_parameters(AutoregressiveMLP(12, 1, (5,)))
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(network(x)[:, -1, 0].sum(), x)
+    assert (gradient[:, :-1] != 0).all()
+    assert (gradient[:, -1] == 0).all()
 
 
 def test_drawn_orders_differ_and_stay_autoregressive():

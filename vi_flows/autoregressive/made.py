@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vi_flows.autoregressive.base import Autoregressive, check_dropout
 from vi_flows.autoregressive.outputs import Output
-from vi_flows.nn.masked import ContextBias, MaskedLinear
+from vi_flows.nn.masked import ContextBias, MaskedLinear, spread_degrees
 from vi_flows.nn.mlp import ACTIVATIONS
 
 __all__ = ["MADE"]
@@ -82,8 +82,7 @@ class MADE(Autoregressive):
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("order", torch.arange(size))
-        top = max(1, size - 1)
-        natural = self.order, [torch.arange(width) % top + 1 for width in hidden_dims]
+        natural = self.order, [spread_degrees(width, size) for width in hidden_dims]
         members = [natural] if num_masks == 1 else [self._draw(seed) for seed in range(num_masks)]
         # All masks' orders and degrees lie on the device: a training step makes its masks there.
         self.register_buffer("orders", torch.stack([order for order, _ in members]), persistent=False)

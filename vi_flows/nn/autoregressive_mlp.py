@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vi_flows.nn.masked import MaskedLinear
+from vi_flows.nn.masked import MaskedLinear, spread_degrees
 from vi_flows.nn.mlp import ACTIVATIONS
 from vi_flows.nn.typed import ModuleListOf
 
@@ -48,7 +48,7 @@ class AutoregressiveMLP(nn.Module):
         self.input_dim, self.num_params, self.context_dim = input_dim, num_params, context_dim
         widths = [input_dim, *hidden_dims, input_dim * num_params]
         degrees = [torch.arange(1, input_dim + 1)]
-        degrees += [torch.arange(width) % max(1, input_dim - 1) + 1 for width in hidden_dims]
+        degrees += [spread_degrees(width, input_dim) for width in hidden_dims]
         outputs = degrees[0].repeat_interleave(num_params)
         masks = [above[:, None] >= below for below, above in itertools.pairwise(degrees)]
         masks.append(outputs[:, None] > degrees[-1])

@@ -11,10 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CausalConv1d", "ContextBias", "ContextMap", "MaskedConv2d", "MaskedLinear"]
+__all__ = ["CausalConv1d", "ContextBias", "ContextMap", "MaskedConv2d", "MaskedLinear", "spread_degrees"]
 
 MASK_TYPES = ("A", "B")
 REGIONS = ("raster", "rows")
+
+
+def spread_degrees(width: int, size: int) -> Tensor:
+    """Degrees of hidden units, evenly spread over ``1 … size − 1``: a unit of degree ``m`` sees the first ``m`` entries.
+
+    Every degree occurs where there are units enough; with fewer the spread still ends at ``size − 1``, so that the last
+    entry's output sees all entries before it.
+
+    Args:
+        width: hidden units.
+        size: entries in the order, ``D``.
+    """
+    top = max(1, size - 1)
+    if width >= top:
+        return torch.arange(width) % top + 1
+    return torch.linspace(1, top, width).round().long()
 
 
 class MaskedLinear(nn.Linear):
