@@ -43,6 +43,8 @@ COMMANDS = [
     ("train vae --out started --resume", 2, "Unrecognized.*vae|--resume"),
     ("train --resume nowhere", 1, "nowhere holds no run"),
     ("train --resume", 2, "Missing value.*--resume"),
+    ("train --resume started --previous", 1, "no previous checkpoint to go back to"),
+    ("train vae --out run --previous", 2, "Unrecognized.*--previous"),
     ("train --resume file", 1, "file holds no run"),
     ("train --resume full", 1, "full holds no run"),
     ("table nothing", 2, "run, submit, status, rows"),

@@ -102,6 +102,8 @@ def test_failures_say_what_to_do_next(tmp_path, capsys):
     trainer.start()
     trainer.fit(until=6)
     (run.folder / "checkpoint.safetensors").write_bytes(b"damaged")
+    assert f"train --resume {run.folder} --previous goes on" in said(capsys, "train", "--resume", run.folder)
+    (run.folder / "previous.safetensors").unlink()
     assert f"--from {run.folder} --out NEW" in said(capsys, "train", "--resume", run.folder)
     (run.folder / "best.safetensors").write_bytes(b"damaged")
     assert "start it again in another folder" in said(capsys, "train", "--resume", run.folder)

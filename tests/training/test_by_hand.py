@@ -352,7 +352,7 @@ def test_a_budget_counts_the_steps_alone(tmp_path):
     assert state["validation_cpu_seconds"] == 0.75
     assert state["best"] == {"epoch": 1, "valid_loss": 1.0}  # 1297 rows: four steps are an epoch
     assert {path.name for path in trainer.run.folder.glob("*.safetensors")} == {
-        "best.safetensors", "last.safetensors", "checkpoint.safetensors",
+        "best.safetensors", "last.safetensors", "checkpoint.safetensors", "previous.safetensors",
     }  # fmt: skip
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from tests.kill_log import kill_log
+from vi_flows.cli import main
 from vi_flows.training import Run, RunError, Trainer, TrainingDivergedError, VAETrainConfig
-from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
+from vi_flows.training.checkpoint import CheckpointError, Checkpoints, load_tensors, save_tensors
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.vae import VAEConfig
@@ -33,13 +36,21 @@ def started(folder, config=SMALL):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults") / "run"
-    started(folder).fit()
+    trainer = started(folder)
+    trainer.fit(until=2)  # of 6: a checkpoint before the last
+    trainer.fit()
     return folder
 
 
 @pytest.fixture
 def folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
+
+
+def command(*words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return ended.value.code
 
 
 def resume(folder):
@@ -106,11 +117,108 @@ def test_an_implausible_checkpoint_is_refused(folder, message):
 
 def test_a_lost_checkpoint_does_not_start_over(folder):
     (folder / "checkpoint.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint .*metrics.jsonl"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*metrics.jsonl.*step 2, is whole"):
+        resume(folder)
+    for name in ("metrics.jsonl", "best.safetensors"):
+        (folder / name).rename(folder / f"{name}.away")
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*previous.safetensors"):
         resume(folder)
     (folder / "checkpoint.safetensors").mkdir()
     with pytest.raises(CheckpointError, match="not a file"):
         resume(folder)
+    with pytest.raises(OSError, match="can't be replaced by"):
+        Run.open(folder).checkpoints.go_back()
+
+
+def weights_of(folder):
+    found = {name: load_tensors(folder / f"{name}.safetensors")[0] for name in ("checkpoint", "best", "last")}
+    return {f"{file}:{name}": tensor for file, tensors in found.items() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "lost"])
+def test_a_damaged_checkpoint_offers_the_one_before_which_ends_in_the_same_weights(folder, trained, how, capsys):
+    path = folder / "checkpoint.safetensors"
+    assert load_tensors(folder / "previous.safetensors")[1]["step"] == 2
+    if how == "lost":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content if how == "flipped" else content[:-1])
+    assert command("train", "--resume", folder, "--quiet") == 1
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert f"step 2, is whole: vi-flows train --resume {folder} --previous" in said
+    assert command("train", "--resume", folder, "--quiet", "--previous") == 0
+    assert "going on from step 2, the checkpoint before the last" in capsys.readouterr().out
+    mine, theirs = weights_of(folder), weights_of(trained)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    lines = [(place / "metrics.jsonl").read_text().splitlines() for place in (folder, trained)]
+    losses = [[json.loads(line)["valid_loss"] for line in each] for each in lines]
+    assert losses[0] == losses[1]
+
+
+def test_without_a_whole_checkpoint_the_weights_are_offered(folder, capsys):
+    for name in ("checkpoint", "previous"):
+        (folder / f"{name}.safetensors").write_bytes(b"damaged")
+    assert command("train", "--resume", folder, "--quiet") == 1
+    assert f"best.safetensors is whole: vi-flows train vae --from {folder} --out NEW" in capsys.readouterr().err
+    assert command("train", "--resume", folder, "--quiet", "--previous") == 1
+    assert "no previous checkpoint to go back to" in capsys.readouterr().err
+    assert (folder / "checkpoint.safetensors").read_bytes() == b"damaged"
+
+
+def test_damaged_weights_offer_the_others(folder):
+    (folder / "best.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RunError, match="--weights last takes them"):
+        evaluate_run(Run.open(folder), progress=False)
+    (folder / "last.safetensors").unlink()
+    with pytest.raises(RunError, match="train the run again in another folder"):
+        evaluate_run(Run.open(folder), progress=False)
+
+
+def test_the_previous_checkpoint_is_the_one_before(tmp_path):
+    kept = Checkpoints(tmp_path)
+    for step in range(3):
+        kept.write({"a": torch.full((3,), float(step))}, {"step": step})
+        found = [load_tensors(path)[1]["step"] for path in (kept.newest, kept.previous) if path.exists()]
+        assert found == ([0] if step == 0 else [step, step - 1])
+    assert kept.go_back() == 1
+    assert load_tensors(kept.newest)[0]["a"].tolist() == [1.0, 1.0, 1.0]
+    assert not kept.previous.exists()
+    kept.write({"a": torch.zeros(1)}, {"step": 7})
+    assert kept.previous_step() == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "previous.safetensors"]
+
+
+def test_without_hard_links_the_previous_checkpoint_is_a_copy(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    kept = Checkpoints(tmp_path)
+    for step in range(3):
+        kept.write({"a": torch.full((3,), float(step))}, {"step": step})
+    assert load_tensors(kept.previous)[0]["a"].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("room", "files"), [(10**9, 3), (10, 2)])
+def test_where_the_disk_is_nearly_full_the_oldest_goes_first(tmp_path, monkeypatch, room, files):
+    kept = Checkpoints(tmp_path)
+    for step in range(2):
+        kept.write({"a": torch.full((3,), float(step))}, {"step": step})
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=room))
+
+    def full(handle):  # the new one is on the disk, and has no name yet
+        assert len({path.stat().st_ino for path in tmp_path.iterdir()}) == files
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        kept.write({"a": torch.zeros(3)}, {"step": 2})
+    assert load_tensors(kept.newest)[1]["step"] == 1
+    assert kept.previous_step() == (0 if files == 3 else 1)
 
 
 @pytest.mark.parametrize("line", ["3", "[]", '{"epoch": 1}'])

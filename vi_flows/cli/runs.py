@@ -13,7 +13,6 @@ import tyro
 from vi_flows.parallel import Ranks
 from vi_flows.settings import NonNegative, Positive, check_settings
 from vi_flows.training.captured import trainer_for
-from vi_flows.training.checkpoint import CheckpointError
 from vi_flows.training.config import TrainConfig, check_device
 from vi_flows.training.distributed import joined
 from vi_flows.training.evaluate import evaluate_run
@@ -91,6 +90,8 @@ class Resume:
 
     resume: RunFolder
     """Folder of the run. No setting can be given beside it."""
+    previous: bool = False
+    """Go on from the checkpoint before the last, where the last one is damaged; the last one is given up."""
     data_root: Path | None = None
     """Where the data are now, if not where they were."""
     tensorboard: bool = False
@@ -103,10 +104,14 @@ class Resume:
         run = Run.open(self.resume, self.data_root)
         with joined(run.config.device) as (ranks, device):
             run = Run(run.folder, replace(run.config, device=device))
-            try:
-                return _train(run, self.tensorboard, self.quiet, ranks, Trainer.resume)
-            except CheckpointError as error:
-                raise CheckpointError(f"{error}; {run.way_without_checkpoint()}") from error
+            return _train(run, self.tensorboard, self.quiet, ranks, self._go_back if self.previous else Trainer.resume)
+
+    def _go_back(self, trainer: Trainer) -> None:
+        """Resume from the previous checkpoint."""
+        step = trainer.ranks.from_first(trainer.run.checkpoints.go_back)
+        if trainer.ranks.first:
+            print(f"{trainer.run.folder}: going on from step {step}, the checkpoint before the last")
+        trainer.resume()
 
 
 def resumption(words: Sequence[str]) -> type[Resume] | None:

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and their bookkeeping in one safetensors file, replaced atomically."""
+"""Checkpoints: tensors and their bookkeeping in one safetensors file, replaced atomically; the one before is kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 __all__ = [
-    "CheckpointError", "CheckpointWriteError", "first_not_finite", "flatten_optimizer", "load_state", "load_tensors",
-    "restore_optimizer", "save_tensors",
+    "CheckpointError", "CheckpointWriteError", "Checkpoints", "first_not_finite", "flatten_optimizer", "load_state",
+    "load_tensors", "restore_optimizer", "save_tensors",
 ]  # fmt: skip
 
 
@@ -40,6 +42,13 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
     Raises:
         CheckpointWriteError: the disk is full, or the folder can't be written; what was there before stays.
     """
+    with _written(path, tensors, state) as temporary:
+        temporary.replace(path)
+
+
+@contextmanager
+def _written(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Iterator[Path]:
+    """The content that ``path`` is to have, whole and on the disk, under another name."""
     temporary = path.with_name(path.name + ".tmp")
     # Copies: safetensors refuses tensors that share memory, and the training goes on in the originals.
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -48,11 +57,80 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
         save_file(copies, temporary, metadata={"state": text, "sha256": _checksum(copies, text)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)  # on a full disk, its part would be in the way
         raise CheckpointWriteError(f"{path} can't be written: {error}") from error
+
+
+class Checkpoints:
+    """A run's newest checkpoint and the one before it, which is there if the newest is damaged.
+
+    Both are files of one folder: ``checkpoint.safetensors`` and ``previous.safetensors``.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.newest, self.previous = folder / "checkpoint.safetensors", folder / "previous.safetensors"
+
+    def write(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write the newest one, as :func:`save_tensors` does; what was the newest is the previous one then.
+
+        At every moment the newest is a whole one. Where the disk has no room for three, the oldest goes first.
+
+        Raises:
+            CheckpointWriteError: see :func:`save_tensors`; the newest stays.
+        """
+        full = self.newest.is_file() and shutil.disk_usage(self.newest.parent).free < 2 * self.newest.stat().st_size
+        if full:
+            self._keep()
+        with _written(self.newest, tensors, state) as temporary:
+            if not full:
+                self._keep()
+            temporary.replace(self.newest)
+
+    def _keep(self) -> None:
+        """Call the newest the previous one too."""
+        if not self.newest.is_file():
+            return
+        temporary = self.previous.with_name(self.previous.name + ".tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(self.newest, temporary)  # a second name costs no room and no time
+        except OSError:  # a file system without them
+            shutil.copyfile(self.newest, temporary)
+        temporary.replace(self.previous)
+
+    def go_back(self) -> int:
+        """Make the previous one the newest, which is given up; the step that it is of.
+
+        Raises:
+            CheckpointError: there is no previous one, or it is damaged too; the newest stays.
+            CheckpointWriteError: the folder can't be written.
+        """
+        try:
+            step = self.previous_step()
+        except CheckpointError as error:
+            raise CheckpointError(f"there is no previous checkpoint to go back to: {error}") from error
+        try:
+            self.previous.replace(self.newest)
+        except OSError as error:
+            raise CheckpointWriteError(f"{self.newest} can't be replaced by {self.previous}: {error}") from error
+        return step
+
+    def previous_step(self) -> int:
+        """The step that the previous one is of.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        step = load_tensors(self.previous)[1].get("step")
+        if type(step) is not int:
+            raise CheckpointError(f"the checkpoint {self.previous} is of step {step!r}")
+        return step
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

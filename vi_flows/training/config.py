@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
@@ -24,7 +25,7 @@ from vi_flows.data import RunData, load
 from vi_flows.records import row_key
 from vi_flows.settings import Bounds, NonNegative, NonNegativeFloat, Positive, PositiveFloat, check_settings
 
-__all__ = ["TrainConfig", "check_device", "config_from_dict", "config_to_dict"]
+__all__ = ["TrainConfig", "check_device", "config_from_dict", "config_to_dict", "first_difference"]
 
 
 def check_device(device: str) -> None:
@@ -230,3 +231,26 @@ def _make_converter() -> cattrs.Converter:
 
 
 _CONVERTER = _make_converter()
+
+
+def first_difference(first: Any, second: Any, left_out: Sequence[str] = ()) -> tuple[str, Any, Any] | None:
+    """Dotted name and values of the first setting that two configurations don't share, ``None`` where they are equal.
+
+    Settings of ``left_out`` don't count.
+    """
+    # As JSON, which knows one kind of list.
+    one, other = (_leaves(json.loads(json.dumps(config_to_dict(settings)))) for settings in (first, second))
+    for name in [*other, *one]:
+        if name not in left_out and one.get(name) != other.get(name):
+            return name, one.get(name), other.get(name)
+    return None
+
+
+def _leaves(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(settings, dict):
+        return {prefix: settings}
+    found: dict[str, Any] = {}
+    for name, inner in settings.items():
+        found |= _leaves(inner, f"{prefix}.{name}" if prefix else name)
+    return found

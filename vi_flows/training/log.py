@@ -105,7 +105,7 @@ class RunLog:
             except json.JSONDecodeError:  # the kill came in mid-line
                 continue
             if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-                raise CheckpointError(f"{self.path} holds a line that is no epoch's metrics: {line[:60]}")
+                raise CheckpointError(f"{self.path} holds a line that is no epoch's metrics: {line[:60]}; remove it")
             if entry["step"] <= step:
                 kept.append(line)
         write_atomic(self.path, "".join(line + "\n" for line in kept))

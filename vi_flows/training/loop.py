@@ -29,6 +29,7 @@ from vi_flows.training.snapshot import check_snapshot, restore, snapshot
 __all__ = ["Trainer", "TrainingDivergedError", "TrainingInterrupted"]
 
 EPOCH_CHECKPOINT_SECONDS = 2.0  # a checkpoint at the end of an epoch is left out while the last one is younger
+TRACES = ("metrics.jsonl", "best.safetensors", "previous.safetensors", "checkpoint.safetensors")  # of a run that began
 
 
 class TrainingDivergedError(FloatingPointError):
@@ -103,20 +104,19 @@ class Trainer:
         """Go back to the last checkpoint; a run that was stopped before its first one starts again.
 
         Raises:
-            CheckpointError: it is damaged, of another model, or gone while its metrics or weights are there.
+            CheckpointError: it is damaged, of another model, or gone while its metrics or weights are there; how to go
+                on nevertheless.
             RunError: the data are not those that it was trained on.
         """
-        path = self.run.folder / "checkpoint.safetensors"
-        if not self.ranks.from_first(path.exists):
-            later = [name for name in ("metrics.jsonl", "best.safetensors") if (self.run.folder / name).exists()]
-            if later:
-                raise CheckpointError(
-                    f"there is no checkpoint {path}, though {later[0]} shows that the run had begun; "
-                    "put it back, or start again in another folder"
-                )
+        path = self.run.checkpoints.newest
+        begun = self.ranks.from_first(lambda: [name for name in TRACES if (self.run.folder / name).exists()])
+        if not begun:
             return self.start()
-        tensors, state = load_tensors(path)
-        check_snapshot(path, tensors, state, self.state, self.total_steps, self.task.device)
+        with self.run.offering_a_way():
+            if path.name not in begun:
+                raise CheckpointError(f"there is no checkpoint {path}, though {begun[0]} shows that the run had begun")
+            tensors, state = load_tensors(path)
+            check_snapshot(path, tensors, state, self.state, self.total_steps, self.task.device)
         self.run.check_data(state)
         # Not known to the versions that wrote older checkpoints.
         self.state = {"cpu_seconds": None, "data_sha256": self.run.data.sha256, **state}
@@ -137,7 +137,7 @@ class Trainer:
             return
         begun = time.monotonic()
         tensors = snapshot(self.module, self.ema, self.optimizer, self.task.device)
-        save_tensors(self.run.folder / "checkpoint.safetensors", tensors, self.state)
+        self.run.checkpoints.write(tensors, self.state)
         self._last_save = time.monotonic()
         self._save_seconds = self._last_save - begun
 
@@ -301,7 +301,7 @@ class Trainer:
                 self.ema[name].copy_(tensor)
 
     def _divergence(self, step: int, found: str) -> str:
-        checkpoint = self.run.folder / "checkpoint.safetensors"
+        checkpoint = self.run.checkpoints.newest
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint was written yet"
         return (
             f"step {step} (epoch {step // self.steps_per_epoch + 1}): {found}. "

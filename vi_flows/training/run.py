@@ -8,8 +8,8 @@ import json
 import os
 import time
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vi_flows.data import RunData
 from vi_flows.records import git_revision, row_key, write_atomic
-from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors
-from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict
+from vi_flows.training.checkpoint import CheckpointError, Checkpoints, first_not_finite, load_tensors
+from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict, first_difference
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.tasks.base import Task
 
@@ -39,8 +39,9 @@ class RunUnusableError(RunError):
 class Run:
     """One training run in a folder.
 
-    ``config.json`` (settings), ``checkpoint.safetensors`` (to go on), ``best.safetensors`` and ``last.safetensors``
-    (weights to evaluate), ``metrics.jsonl`` (a line an epoch) and ``results/`` (records).
+    ``config.json`` (settings), ``checkpoint.safetensors`` (to go on) and ``previous.safetensors`` (the one before it),
+    ``best.safetensors`` and ``last.safetensors`` (weights to evaluate), ``metrics.jsonl`` (a line an epoch) and
+    ``results/`` (records).
 
     Args:
         folder: where it lives.
@@ -50,6 +51,7 @@ class Run:
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self.folder = folder
         self.config = config
+        self.checkpoints = Checkpoints(folder)
         self._locked = False
 
     @contextmanager
@@ -172,7 +174,7 @@ class Run:
         run = cls.open(folder, config.data_root)
         if run.config.kind != config.kind:
             raise RunError(f"{folder} holds a run of kind {run.config.kind!r}, not {config.kind!r}: move it away")
-        found = _first_difference(run.config, config, config.of_the_machine)
+        found = first_difference(run.config, config, config.of_the_machine)
         if found is not None:
             name, begun, asked = found
             raise RunError(f"{folder} was begun with {name}={begun!r}, not {asked!r}: move it away")
@@ -187,9 +189,14 @@ class Run:
 
     @property
     def saved_state(self) -> dict[str, Any]:
-        """The bookkeeping of the last checkpoint; before the first one, step 0 and not finished."""
-        path = self.folder / "checkpoint.safetensors"
-        return load_tensors(path)[1] if path.exists() else {"step": 0, "finished": False}
+        """The bookkeeping of the last checkpoint; before the first one, step 0 and not finished.
+
+        Raises:
+            CheckpointError: it is damaged; how to go on nevertheless.
+        """
+        path = self.checkpoints.newest
+        with self.offering_a_way():
+            return load_tensors(path)[1] if path.exists() else {"step": 0, "finished": False}
 
     @cached_property
     def data(self) -> RunData:
@@ -255,16 +262,33 @@ class Run:
         source.load_weights(task)
         task.module.train(mode)
 
-    def way_without_checkpoint(self) -> str:
-        """What to do where the run can't go on, in words: to start from its weights, if they are whole."""
+    @contextmanager
+    def offering_a_way(self) -> Iterator[None]:
+        """Add to what is wrong with the checkpoint how to go on nevertheless.
+
+        Raises:
+            CheckpointError: the same, with the next step.
+        """
         try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._way_past_checkpoint()}") from error
+
+    def _way_past_checkpoint(self) -> str:
+        """By the checkpoint before, if it is whole; else by the weights, if they are."""
+        with suppress(CheckpointError):
+            return (
+                f"the one before it, of step {self.checkpoints.previous_step()}, is whole: "
+                f"vi-flows train --resume {self.folder} --previous goes on from there"
+            )
+        with suppress(CheckpointError):
             load_tensors(self.folder / self.chosen_weights)
-        except CheckpointError:
-            return "start it again in another folder"
-        return (
-            f"its {self.chosen_weights} is whole: vi-flows train {self.config.kind} --from {self.folder} --out NEW "
-            "with the same model and data starts from those weights"
-        )
+            return (
+                f"no whole one before it is there, but its {self.chosen_weights} is whole: "
+                f"vi-flows train {self.config.kind} --from {self.folder} --out NEW "
+                "with the same model and data starts from those weights"
+            )
+        return "start it again in another folder"
 
     @property
     def chosen_weights(self) -> str:
@@ -305,11 +329,20 @@ class Run:
                 raise CheckpointError(f"{bad} in {name} is NaN or infinite")
             task.module.load_state_dict(tensors)
         except (CheckpointError, RuntimeError) as error:
-            missing = not (self.folder / name).exists()
-            way = f"; vi-flows train --resume {self.folder} makes them" if missing else ""
-            raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}{way}") from error
+            way = self._way_to_weights(which)
+            raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}; {way}") from error
         task.module.eval()
         return {"weights": which, **state}
+
+    def _way_to_weights(self, which: str) -> str:
+        """What to do where the weights of ``which`` can't be used, in words."""
+        if not (self.folder / f"{which}.safetensors").exists():
+            return f"vi-flows train --resume {self.folder} makes them"
+        other = "last" if which == "best" else "best"
+        with suppress(CheckpointError):
+            load_tensors(self.folder / f"{other}.safetensors")
+            return f"its {other} weights are whole: --weights {other} takes them"
+        return "train the run again in another folder"
 
 
 def _try_lock(handle: int, operation: int) -> bool:
@@ -341,7 +374,7 @@ def describe_start(config: TrainConfig) -> dict[str, Any]:
             f"start_from: {source.folder} was trained on the validation images too (protocol=paper), by which the "
             "clean protocol chooses weights; use --protocol paper"
         )
-    found = _first_difference(source.config.model_settings, config.model_settings)
+    found = first_difference(source.config.model_settings, config.model_settings)
     if found is not None:
         name, theirs, mine = found
         raise ValueError(f"start_from: {source.folder} has {name}={theirs}, this one {mine}")
@@ -374,26 +407,3 @@ def _sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise RunUnusableError(f"no usable weights in {path.parent}: {error}") from error
-
-
-def _first_difference(first: Any, second: Any, left_out: Sequence[str] = ()) -> tuple[str, Any, Any] | None:
-    """Dotted name and values of the first setting that two configurations don't share, ``None`` where they are equal.
-
-    Settings of ``left_out`` don't count.
-    """
-    # As JSON, which knows one kind of list.
-    one, other = (_leaves(json.loads(json.dumps(config_to_dict(settings)))) for settings in (first, second))
-    for name in [*other, *one]:
-        if name not in left_out and one.get(name) != other.get(name):
-            return name, one.get(name), other.get(name)
-    return None
-
-
-def _leaves(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    if not isinstance(settings, dict):
-        return {prefix: settings}
-    found: dict[str, Any] = {}
-    for name, inner in settings.items():
-        found |= _leaves(inner, f"{prefix}.{name}" if prefix else name)
-    return found

@@ -73,7 +73,7 @@ def status_of_run(folder: Path) -> RunStatus:
     except RunUnusableError as error:
         return RunStatus(folder, age=age, problem=str(error))
     config, lines = run.config, _lines(folder / "metrics.jsonl")
-    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint = run.checkpoints.newest
     state: Literal["running", "finished", "interrupted", "new", "damaged"] = "interrupted" if lines else "new"
     problem = ""
     try:
@@ -81,7 +81,7 @@ def status_of_run(folder: Path) -> RunStatus:
             found = load_state(checkpoint)
             state = "finished" if found.get("finished") else "interrupted" if found.get("step") else state
     except CheckpointError as error:
-        state, problem = "damaged", str(error)
+        state, problem = "damaged", f"{error}; vi-flows train --resume {folder} says how to go on"
     if run.held:
         state, problem = "running", ""  # it may be writing what was looked at
     losses = [line["valid_loss"] for line in lines if math.isfinite(line.get("valid_loss", math.nan))]
