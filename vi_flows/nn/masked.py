@@ -18,7 +18,7 @@ REGIONS = ("raster", "rows")
 
 
 def spread_degrees(width: int, size: int) -> Tensor:
-    """Degrees of hidden units, evenly spread over ``1 … size − 1``: a unit of degree ``m`` sees the first ``m`` entries.
+    """Degrees of hidden units, spread evenly over ``1 … size − 1``: a unit of degree ``m`` sees the first ``m`` ones.
 
     Every degree occurs where there are units enough; with fewer the spread still ends at ``size − 1``, so that the last
     entry's output sees all entries before it.
