@@ -39,7 +39,9 @@ OWN = {
         "particles_epochs": (), "kl_warmup_epochs": 0.0, "output_bias": True, "valid_particles": 1, "cuda_graph": False,
     },
     "image": {"dataset": "digits", "batch_size": 100, "valid_images": 1_000_000},
-    "pixel": {"dataset": "digits", "batch_size": 100, "precision": "float32", "cuda_graph": False},
+    "pixel": {
+        "dataset": "digits", "batch_size": 100, "precision": "float32", "cuda_graph": False, "labels": False,
+    },
     "wave": {"dataset": "fsdd-jackson", "batch_size": 4, "precision": "float32", "sample_seconds": 0.5},
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from vi_flows.data.base import (
     binarize,
     draw_binary,
 )
+from vi_flows.data.labelled import LabelledImages, labelled
 from vi_flows.data.registry import load, names
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "DataCorruptError",
     "DataNotFoundError",
     "ImageData",
+    "LabelledImages",
     "RunData",
     "Splits",
     "binarize",
     "draw_binary",
+    "labelled",
     "load",
     "names",
 ]

@@ -147,6 +147,13 @@ class ImageData:
         channels, height, width = self.shape
         return channels * height * width
 
+    def class_indicators(self, rows: Tensor) -> Tensor:
+        """Classes that rows of :meth:`split` say, one-hot, float32 (N, number of classes) on their device.
+
+        Of width 0 here, where rows are pixels alone; :func:`~vi_flows.data.labelled` makes rows that say more.
+        """
+        return torch.zeros(len(rows), 0, device=rows.device)
+
     def pixels(self, split: SplitName | Tensor) -> Tensor:
         """The uint8 (N, C*H*W) pixels of a named split; a tensor is handed back as it is.
 

@@ -11,7 +11,7 @@ import tyro
 from torch import Tensor
 
 from vi_flows.autoregressive.config import PixelConfig, build_pixel_model
-from vi_flows.data import ImageData, draw_binary
+from vi_flows.data import ImageData, draw_binary, labelled, load
 from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.evaluation.nll import half_width
 from vi_flows.training.config import TrainConfig
@@ -20,12 +20,29 @@ from vi_flows.training.tasks.exact import ExactTask
 
 __all__ = ["PixelTask", "PixelTrainConfig"]
 
+MOST_CLASSIFIED = 10_000
+"""Images are scored under every class, so many times an image and class in all."""
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """What is built.
+
+    Attributes:
+        pixel: model of the pixels.
+        labels: whether it is told the class.
+    """
+
+    pixel: PixelConfig
+    labels: bool
+
 
 @dataclass(frozen=True)
 class PixelTrainConfig(TrainConfig):
     """Train an autoregressive model of images: MADE, PixelCNN, PixelRNN (exact log-likelihood)."""
 
     kind: ClassVar[str] = "pixel"
+    of_later: ClassVar[tuple[str, ...]] = ("labels",)
 
     pixel: Annotated[PixelConfig, tyro.conf.arg(name="")] = field(default_factory=PixelConfig)
     """The model."""
@@ -34,15 +51,28 @@ class PixelTrainConfig(TrainConfig):
     cuda_graph: bool = False
     """Record the training step on a GPU once and replay it: for small models (elsewhere without effect on speed)."""
 
+    labels: bool = False
+    """Tell the model each image's class: p(image | class), for data sets with labels."""
+
     @property
     def name(self) -> str:
         """Such as ``pixel_cnn-w128-b12``."""
-        return self.pixel.name
+        return self.pixel.name + "-labels" * self.labels
 
     @property
-    def model_settings(self) -> PixelConfig:
-        """The model's."""
-        return self.pixel
+    def model_settings(self) -> PixelSettings:
+        """The model's, and whether it is told the class."""
+        return PixelSettings(self.pixel, self.labels)
+
+    def load_data(self) -> ImageData:
+        """The images, with their classes where the model is told them.
+
+        Raises:
+            ValueError: there is no such data set, or it has no labels to tell.
+            DataNotFoundError: its files are missing.
+        """
+        data = load(self.dataset, self.data_root)
+        return labelled(data) if self.labels else data
 
     @property
     def captured(self) -> bool:
@@ -51,7 +81,7 @@ class PixelTrainConfig(TrainConfig):
 
 
 class PixelTask(ExactTask):
-    """An autoregressive model on binary images, or on grey values as they are.
+    """An autoregressive model on binary images, or on grey values as they are; of each class, where rows say theirs.
 
     All images lie on the device. With Bernoulli outputs a dynamically binarised set is drawn anew at every step, and
     once, the same everywhere, for validation and test.
@@ -73,34 +103,41 @@ class PixelTask(ExactTask):
         self.splits = data.split(config.protocol)
         self.train_rows = self.splits.train.to(self.device)
         self.binary = config.pixel.output == "bernoulli"
-        self.module = build_pixel_model(config.pixel, data.shape, data.levels).to(self.device)
+        self.num_classes = data.class_indicators(self.train_rows[:1]).shape[1]
+        self.module = build_pixel_model(config.pixel, data.shape, data.levels, self.num_classes).to(self.device)
         if self.device.type == "cuda":
             # The layout that tensor cores read without a transposition.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
 
-    def _fixed(self, pixels: Tensor) -> Tensor:
-        """Pixels of validation or test as the model sees them, ``(N, C, H, W)`` on the device."""
-        values = self.data.binarized(pixels) if self.binary else pixels.float()
-        return values.reshape(-1, *self.data.shape).to(self.device)
+    def _fixed(self, rows: Tensor) -> Tensor:
+        """Pixels of validation or test as the model sees them, then the class: ``(N, C·H·W + K)`` on the device."""
+        values = self.data.binarized(rows) if self.binary else self.data.pixels(rows).float()
+        return torch.cat([values, self.data.class_indicators(rows)], 1).to(self.device)
 
     def _drawn(self, rows: Tensor) -> Tensor:
         """Pixels of a training minibatch as the model sees them."""
-        values = self.data.means(rows) if self.binary else rows.float()
+        values = self.data.means(rows) if self.binary else self.data.pixels(rows).float()
         if self.binary and self.data.binarization == "dynamic":
             values = draw_binary(values)
         return values.reshape(-1, *self.data.shape)
 
+    def _parted(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Images ``(N, C, H, W)`` and contexts ``(N, K)`` of what :meth:`_fixed` gives."""
+        values, context = seen.split([self.data.num_pixels, self.num_classes], 1)
+        return values.reshape(-1, *self.data.shape), context
+
     def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
         """Mean negative log-likelihood of a minibatch in nats; there is no KL term to weight and no particle."""
-        x = self._drawn(rows.to(self.device))
+        rows = rows.to(self.device)
+        x = self._drawn(rows)
         with self.precision():
-            params = self.module.training_params(x, self.no_context(len(x)))
+            params = self.module.training_params(x, self.data.class_indicators(rows))
         loss = -self.module.output.log_prob(params.float(), x).sum() / len(x)
         return StepResult(loss, -loss.detach())
 
     def log_probs(self, rows: Tensor) -> Tensor:
-        """See :meth:`ExactTask.log_probs`; of pixels as the model sees them, ``(N, C, H, W)``."""
-        return self.module.judged_log_prob(rows, self.no_context(len(rows)))
+        """See :meth:`ExactTask.log_probs`; of pixels as the model sees them, then the class, ``(N, C·H·W + K)``."""
+        return self.module.judged_log_prob(*self._parted(rows))
 
     @torch.no_grad()
     def validate(self) -> float | None:
@@ -113,19 +150,20 @@ class PixelTask(ExactTask):
     def evaluate(
         self, rows: Tensor, settings: EvaluationSettings, progress: bool, parts: Parts = NOT_KEPT
     ) -> Evaluation:
-        """The exact negative log-likelihood in nats, in float32 without TF32.
+        """The exact negative log-likelihood in nats, in float32 without TF32; given the class, where rows say it.
 
         Args:
-            rows: a whole split, ``(N, C·H·W)``: the one binary draw of a dynamic set is that of the split.
+            rows: a whole split: the one binary draw of a dynamic set is that of the split.
             settings: which rows; nothing is drawn by the seed.
             progress: show a bar.
             parts: not looked at: this is quick enough to begin anew.
 
         Returns:
             ``nll`` with its 95 % ``interval`` over images, ``bits_per_dim``, and what they were made of; the scores
-            are ``nll``.
+            are ``nll``. With classes also what :meth:`_under_every_class` finds.
         """
-        nll = -self.exact_scores(self._fixed(rows)[: settings.limit], progress)
+        seen = self._fixed(rows)[: settings.limit]
+        nll = -self.exact_scores(seen, progress)
         mean = nll.mean().item()
         half = half_width(nll)
         figures = {
@@ -136,40 +174,86 @@ class PixelTask(ExactTask):
             "num_rows": len(nll),
             "parameters": sum(p.numel() for p in self.module.parameters()),
         }
-        return Evaluation(figures, {"nll": nll.float()})
+        found = Evaluation(figures, {"nll": nll.float()})
+        return self._under_every_class(seen, found, progress) if self.num_classes else found
+
+    def _under_every_class(self, seen: Tensor, found: Evaluation, progress: bool) -> Evaluation:
+        r"""The first images by Bayes' rule, ``p(c | x) ∝ π_c p(x | c)`` with the classes' shares ``π`` in training.
+
+        So many images that :data:`MOST_CLASSIFIED` are scored in all. Adds ``class_accuracy``, the share whose most
+        probable class is theirs, and ``marginal_nll``, the mean of ``−log Σ_c π_c p(x | c)``, exact too.
+        """
+        images, own = self._parted(seen[: max(1, MOST_CLASSIFIED // self.num_classes)])
+        every = torch.eye(self.num_classes, device=self.device)
+        asked = [torch.cat([images.flatten(1), one.expand(len(images), -1)], 1) for one in every]
+        given = self.exact_scores(torch.cat(asked), progress).unflatten(0, (self.num_classes, len(images)))
+        shares = self.data.class_indicators(self.train_rows).double().mean(0).cpu()
+        joint = given + shares.log()[:, None]
+        marginal = -joint.logsumexp(0)
+        figures = {
+            "num_classes": self.num_classes,
+            "classified_rows": len(images),
+            "class_accuracy": (joint.argmax(0) == own.argmax(1).cpu()).double().mean().item(),
+            "marginal_nll": marginal.mean().item(),
+        }
+        return Evaluation(found.figures | figures, found.scores | {"marginal_nll": marginal.float()})
 
     def report(self, record: dict[str, Any]) -> list[str]:
-        """Nats and bits/dim."""
+        """Nats and bits/dim; with classes, what they tell of the image and the image of them."""
         low, high = record["interval"]
-        return [
+        lines = [
             f"NLL  {record['nll']:.3f} nats (exact), 95 % interval [{low:.3f}, {high:.3f}]",
             f"{record['bits_per_dim']:.4f} bits/dim; {record['parameters']} parameters",
         ]
+        if "num_classes" in record:
+            lines += [
+                f"these are given the class; without it {record['marginal_nll']:.3f} nats (first "
+                f"{record['classified_rows']} images), of which {100 * record['class_accuracy']:.1f} % are assigned to "
+                f"their own among {record['num_classes']} classes",
+            ]
+        return lines
 
     @torch.no_grad()
     def pictures(self, settings: BinaryDrawingSettings) -> dict[str, Tensor]:
         """Samples, training images, and rows of a test image with lower halves drawn to its upper one.
 
-        The latter are left out for an order in which the upper half doesn't come first.
+        Where the model is told the class, a row of samples or training images is of one class, the first row of class
+        0; completions are of the image's own. They are left out for an order in which the upper half doesn't come
+        first.
 
         Args:
             settings: size of the grids, and whether pixels of the training images are drawn too; those of the samples
                 always are.
         """
         rows, columns = settings.rows, settings.columns
-        count = rows * columns
-        chosen = self.splits.train[torch.randperm(len(self.splits.train))[:count]]
+        chosen, context = self._chosen(rows, columns)
         top = 1 if self.binary else self.data.levels - 1
         shown = self.data.binarized(chosen) if settings.binary and self.binary else self.data.means(chosen)
-        samples = self.module.generate(self.no_context(count), progress=True)
+        samples = self.module.generate(context, progress=True)
         grids = {"samples": samples.float().cpu() / top, "data": shown.reshape(-1, *self.data.shape)}
         channels, height, width = self.data.shape
         known, upper = channels * width * (height // 2), torch.zeros(self.data.shape, dtype=torch.bool)
         upper[:, : height // 2] = True
         if columns > 1 and upper.flatten()[self.module.generation_order()[:known].cpu()].all():
             given = self._fixed(self.splits.test)[:rows]
-            starts = given.repeat_interleave(columns - 1, 0)
-            ends = self.module.extend(starts, known, self.no_context(len(starts)), progress=True)
-            lines = torch.cat([given[:, None], ends.unflatten(0, (len(given), columns - 1))], 1)
+            starts, contexts = self._parted(given.repeat_interleave(columns - 1, 0))
+            ends = self.module.extend(starts, known, contexts, progress=True)
+            lines = torch.cat([self._parted(given)[0][:, None], ends.unflatten(0, (len(given), columns - 1))], 1)
             grids["completions"] = lines.flatten(0, 1).float().cpu() / top
         return grids
+
+    def _chosen(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Rows of training images for a grid, drawn, and the contexts of as many samples."""
+        order = torch.randperm(len(self.splits.train))
+        if not self.num_classes:
+            return self.splits.train[order[: rows * columns]], self.no_context(rows * columns)
+        wanted = torch.arange(rows) % self.num_classes
+        drawn = self.splits.train[order]
+        classes = self.data.class_indicators(drawn).argmax(1)
+        lines = []
+        for one in wanted:
+            members = drawn[classes == one][:columns]
+            # A class without so many training images leaves the rest of its line black.
+            lines.append(torch.cat([members, members.new_zeros(columns - len(members), members.shape[1])]))
+        context = torch.eye(self.num_classes, device=self.device)[wanted]
+        return torch.cat(lines), context.repeat_interleave(columns, 0)
