@@ -33,19 +33,29 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+USERS = ["tests/training", "tests/table", "tests/test_cli.py", "tests/test_compare.py", "tests/test_listing.py"]
+"""Tests of what is built on the rooms, which run them, too."""
 TESTS = {
-    "training": ["tests/training", "tests/image/test_benchmark.py"],
+    "training": [*USERS, "tests/image/test_benchmark.py"],
     "vae": [
         "tests/vae",
-        "tests/objectives/test_direct.py",
+        "tests/objectives",
         "tests/flows/test_vector_flows.py",
-        "tests/evaluation/test_by_hand.py",
+        "tests/evaluation",
+        *USERS,
     ],
-    "objectives": ["tests/objectives"],
-    "diagnostics": ["tests/diagnostics", "tests/evaluation", "tests/image/test_attributes.py"],
-    "evaluation": ["tests/evaluation", "tests/diagnostics", "tests/vae/test_evidence.py"],
+    "objectives": ["tests/objectives", "tests/vae", *USERS],
+    "diagnostics": [
+        "tests/diagnostics",
+        "tests/evaluation",
+        "tests/image/test_attributes.py",
+        "tests/guides/test_fit_amortized.py",
+        "tests/guides/test_mixture.py",
+    ],
+    "evaluation": ["tests/evaluation", "tests/diagnostics", "tests/vae", "tests/guides/test_datatree.py", *USERS],
 }
-"""Room of the package to the tests that are to notice."""
+"""Room of the package to the tests that are to notice; those of the whole suite that run its lines, as far as they are
+quick."""
 PRELOADED = [
     "torch",
     "pyro",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import time
 
@@ -53,6 +54,19 @@ def test_states(runs):
     with Run.open(runs / "stopped").locked():
         assert status_of_run(runs / "stopped").state == "running"
     assert status_of_run(runs / "stopped").state == "interrupted"
+
+
+def test_states_within_the_first_epoch(runs, tmp_path):
+    """A run that has taken steps was interrupted, though no epoch is over; one with its first weights alone is new."""
+    trainer = Trainer(Run.create(tmp_path / "run", SMALL), progress=False)
+    trainer.start()
+    assert status_of_run(trainer.run.folder).state == "new"
+    trainer.fit(until=2)
+    stopped = status_of_run(trainer.run.folder)
+    assert (stopped.state, stopped.epoch, stopped.epochs, stopped.records) == ("interrupted", 0, 2, 0)
+    assert math.isnan(stopped.best)
+    unreadable = status_of_run(runs / "damaged")
+    assert (unreadable.seed, unreadable.epoch, unreadable.epochs, unreadable.records) == (0, 0, 0, 0)
 
 
 def test_the_age_is_that_of_the_last_file_written(runs):

@@ -119,10 +119,10 @@ def test_the_report_in_pictures(tmp_path):
     assert [line.get_ydata().tolist() if hasattr(line.get_ydata(), "tolist") else line.get_ydata()
             for line in right.lines] == [[pytest.approx(0.2), pytest.approx(0.8)], [0.5, 0.5], [0.7, 0.7]]  # fmt: skip
     shift = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor(-0.3)}
-    _, right = report(shift=shift).plot(tmp_path / "sub" / "report.png").axes
+    _, right = report(shift=shift).plot(tmp_path / "sub" / "deeper" / "report.png").axes
     assert [list(line.get_xdata()) for line in right.lines] == [[0, 0], [1], [0, 1]]
     assert [label.get_text() for label in right.get_xticklabels()] == ["a", "b"]
-    assert (tmp_path / "sub" / "report.png").stat().st_size > 1000
+    assert (tmp_path / "sub" / "deeper" / "report.png").stat().st_size > 1000
     report(shift=shift).plot(tmp_path / "sub" / "again.png")  # into the same folder
     assert "tensor" not in repr(
         report(shift=shift, sd_ratio=shift, draws=shift, k_hat_rows=torch.ones(1), ess_rows=torch.ones(1))

@@ -36,6 +36,13 @@ def test_slant_is_the_lean_and_leaves_width_alone(lean):
     assert leaning[2].item() == pytest.approx(upright[2].item(), rel=0.1)
 
 
+def test_a_single_pixel_by_hand():
+    """Four times finer it is a square of 4 × 4: twelve pixels next to the ground, four in the second row, mean 1¼."""
+    image = torch.zeros(1, 8, 8)
+    image[0, 3, 4] = 255
+    assert measure_digits(image)[0].tolist() == pytest.approx([0.75, 0.0, 0.0])
+
+
 def test_images_without_ink_are_not_measured():
     assert measure_digits(torch.zeros(2, 1, 8, 8)).isnan().all()
     with pytest.raises(ValueError, match="N, 1, H, W"):

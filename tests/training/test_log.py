@@ -13,7 +13,7 @@ from tests.data.speech_files import write_recordings
 from vi_flows.cli import main
 from vi_flows.distributions.image import ImageOverflowError
 from vi_flows.training import Run, Trainer, VAETrainConfig, WaveTrainConfig
-from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.checkpoint import CheckpointError, load_tensors
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.tasks.wave import WaveConfig
 from vi_flows.vae import VAEConfig
@@ -59,6 +59,16 @@ def test_a_run_that_goes_on_has_one_curve(tmp_path):
     again.fit()
     assert [event.step for event in events(tmp_path / "run").Scalars("valid_loss")] == [4, 8, 12]
     assert 1.0 not in [event.value for event in events(tmp_path / "run").Scalars("valid_loss")]
+
+
+def test_a_line_that_is_no_epoch_is_shown_in_part(tmp_path):
+    trainer = train(tmp_path / "run", tensorboard=False)
+    trainer.log.path.write_text(json.dumps({"step": 4}) + "\n" + json.dumps("x" * 100) + "\n")
+    with pytest.raises(CheckpointError, match=r"no epoch's metrics: \"x{59}$"):
+        trainer.log.truncate(8)
+    trainer.log.path.write_text('{"step": 4}\n{"step": 8}\n{"step": 12}\n{"ste')
+    trainer.log.truncate(8)
+    assert trainer.log.path.read_text() == '{"step": 4}\n{"step": 8}\n'
 
 
 def test_sounds(tmp_path):

@@ -147,6 +147,17 @@ def test_divergence_names_the_run_and_updates_nobody(tmp_path):
         assert torch.equal(old, new.nan_to_num(0.5))
 
 
+def test_a_stack_speaks_for_its_first_run_and_ignores_where_the_data_lie(tmp_path):
+    runs = [
+        Run.create(tmp_path / str(n), replace(CONFIG, seed=n, data_root=root))
+        for n, root in enumerate((None, tmp_path))
+    ]
+    trainer = StackedTrainer(runs, progress=False)
+    assert trainer.run is runs[0]
+    trainer.start()
+    assert trainer.state["step"] == 0
+
+
 def test_members_share_memory_with_their_stack():
     torch.manual_seed(0)
     vaes = [build_vae(KINDS["batch norm, global"], 12) for _ in range(3)]

@@ -206,6 +206,7 @@ def test_the_summary_by_hand() -> None:
     scores = found.scores()
     assert scores["ais_nll"].tolist() == [9.0, 12.0]
     assert scores["nll"].tolist() == [10.0, 14.0, 30.0]
+    assert VAEEvidence(importance).annealing_seconds == 0.0
     assert "ais" not in VAEEvidence(importance).summary()
     assert "ais_nll" not in VAEEvidence(importance).scores()
 
