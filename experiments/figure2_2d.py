@@ -23,7 +23,7 @@ import tyro
 
 from vi_flows.distributions.energies import target_2d
 from vi_flows.fit2d import Fit2D
-from vi_flows.fit2d.plotting import INNER, plot_panels_2d
+from vi_flows.fit2d.plotting import INNER, picture_of_draws, picture_of_target, plot_panels_2d
 from vi_flows.records import Clock, Record, provenance, row_key
 
 HERE = Path(__file__).parent
@@ -84,8 +84,8 @@ def main(options: Options) -> None:
         title = f"{label}, {result.num_parameters} par.\nKL {result.kl:.3f}"
         view = VIEWS.get(target, INNER)
         if f"target {target}" not in [panel[0] for panel in panels]:
-            panels.append((f"target {target}", target_2d(target), view))
-        panels.append((title, flow, view))
+            panels.append((f"target {target}", picture_of_target(target_2d(target)), view))
+        panels.append((title, picture_of_draws(flow), view))
         print(target, title.replace("\n", "  "), f"± {result.kl_se:.4f}  {result.seconds:.0f} s", trials[0], flush=True)
         Record(
             kind="fit2d_table",

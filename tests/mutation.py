@@ -23,6 +23,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -266,6 +267,14 @@ def survived(entry: dict[str, object]) -> bool:
     return str(entry["verdict"]).startswith("survived")
 
 
+def revision() -> str:
+    """Of the sources that are mutated."""
+    told = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True
+    )
+    return told.stdout.strip()
+
+
 def read_records(paths: Iterable[Path]) -> list[dict]:
     """Mutants of earlier reports, which are to be run again."""
     return [entry for path in paths for entry in json.loads(path.read_text(encoding="utf-8"))["mutants"]]
@@ -333,6 +342,7 @@ def main() -> None:
         lines, seconds = ({}, {}) if options.tests else tests_of_lines(work, where, 20 * options.limit)
         sys.dont_write_bytecode = True
         print(f"{len(seconds)} tests of {', '.join(rooms)}: {sum(seconds.values()):.0f} s", flush=True)
+        head = {"seed": options.seed, "of": total, "revision": revision(), "spend": options.spend}
         report: list[dict[str, object]] = []
         for mutant in drawn:
             name = mutant.path.relative_to(work)
@@ -344,7 +354,7 @@ def main() -> None:
                 "{verdict:13s} {file}:{line} {kind}: {change} ({tests} tests, {seconds} s)".format(**report[-1]),
                 flush=True,
             )
-            options.json.write_text(json.dumps({"seed": options.seed, "of": total, "mutants": report}, indent=1))
+            options.json.write_text(json.dumps({**head, "mutants": report}, indent=1))
     killed = sum(not survived(entry) for entry in report)
     print(f"killed {killed} of {len(report)} drawn from {total}")
 

@@ -76,6 +76,50 @@ def test_the_rule_can_fail(tmp_path: Path) -> None:
     assert not forbidden("guides", "transforms")
 
 
+ARGUMENTS = {
+    ("distributions/lean.py", "Bijection"): "an argument is checked",
+    ("transforms/composition.py", "Bijection"): "an argument is checked",
+    ("guides/datatree.py", "AutoFlow"): "an argument is checked",
+    ("guides/auto_flow.py", "Bijection"): "a user's factory gives a transform of PyTorch's or Pyro's: adapted once",
+    ("guides/pairs.py", "AutoFlow"): "a user's guide is any callable: adapted once",
+    ("guides/posterior.py", "WhitenedAffine"): "tells the type checker what the guide's own constructor put there",
+    ("transforms/image/multi_scale.py", "Bijection"): "a level without a prior holds PyTorch's identity",
+    ("autoregressive/stepping.py", "MaskedConv2d"): "a head is a plain sequence of layers and ReLUs",
+}
+"""Where a class of another file is asked for, and why: what comes from outside, not what our own objects could say."""
+
+
+def probes(source: str) -> set[str]:
+    """Classes of other files of the package that a file tells its objects apart by, and attributes that it tries."""
+    tree = ast.parse(source)
+    ours = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vi_flows")
+        for alias in node.names
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            found |= {inner.id for inner in ast.walk(node.args[1]) if isinstance(inner, ast.Name)} & ours
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) == 3:
+            found |= {f"getattr {inner.value}" for inner in [node.args[1]] if isinstance(inner, ast.Constant)}
+    return found
+
+
+def test_objects_are_asked_and_not_told_apart() -> None:
+    found = {
+        (str(f.relative_to(PACKAGE)), name) for f in PACKAGE.rglob("*.py") for name in probes(f.read_text("utf-8"))
+    }
+    outside = {("data/pictures.py", "getattr n_frames"), ("parallel.py", "getattr __name__")}  # Pillow's, a function's
+    assert found == set(ARGUMENTS) | outside
+
+
+def test_a_probe_is_seen() -> None:
+    text = "from vi_flows.guides import AutoFlow\nif isinstance(guide, AutoFlow | int): getattr(guide, 'dim', None)"
+    assert probes(text) == {"AutoFlow", "getattr dim"}
+
+
 def test_files_stay_readable() -> None:
     lines = {
         str(f.relative_to(PACKAGE)): len(f.read_text(encoding="utf-8").splitlines()) for f in PACKAGE.rglob("*.py")

@@ -1,8 +1,8 @@
-"""Registration of modules with Pyro, where somebody listens."""
+"""What a Pyro program has of modules, and their registration with Pyro, where somebody listens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -10,7 +10,7 @@ import pyro
 from pyro.poutine.runtime import am_i_wrapped
 from torch import nn
 
-__all__ = ["quiet_unless_observed", "register_module"]
+__all__ = ["module_of", "quiet_unless_observed", "register_module"]
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
@@ -38,3 +38,12 @@ def register_module(name: str, module: nn.Module) -> None:
     """
     if not _quiet.get():
         pyro.module(name, module)
+
+
+def module_of(program: Callable) -> nn.Module:
+    """The program itself where it is a module; for a function, which holds no parameters, an empty one.
+
+    Args:
+        program: a model or a guide.
+    """
+    return program if isinstance(program, nn.Module) else nn.Module()

@@ -10,8 +10,9 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vi_flows.diagnostics import diagnose, elsewhere
-from vi_flows.diagnostics.diagnose import Diagnosis, _chunks, _moments, _share, _short
+from vi_flows.diagnostics.diagnose import _moments, _short
 from vi_flows.diagnostics.elsewhere import missed_mass
+from vi_flows.diagnostics.report import Diagnosis, _share
 from vi_flows.diagnostics.verdict import judge
 from vi_flows.evaluation.psis import PSIS
 from vi_flows.guides.start.ascent import FAR, ascend, overdispersed
@@ -151,9 +152,6 @@ def test_what_weighting_moves_by_hand():
 
 
 def test_small_parts():
-    assert _chunks(2500, 1000) == [1000, 1000, 500]
-    assert _chunks(2000, 1000) == [1000, 1000]
-    assert _chunks(7, 1000) == [7]
     assert _share(torch.tensor([0.5, 0.6, math.nan, 0.4]), 0.5) == 0.25
     assert _short(torch.tensor(1.23456)) == "1.23"
     assert _short(torch.tensor([1.0, 2.0, 3.0])) == "[1, 2, 3]"

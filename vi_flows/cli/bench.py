@@ -18,7 +18,7 @@ import vi_flows
 from vi_flows.bench import images, kernels, table, vae
 from vi_flows.bench.measure import Measurement
 from vi_flows.bench.rows import GOALS, Row, format_table, measure_row
-from vi_flows.kernels import active_kernel, kernel_reason, native
+from vi_flows.kernels import active_kernel, instruction_set, kernel_reason
 from vi_flows.records import Clock, Record, git_revision, provenance, row_key
 
 __all__ = ["Bench", "environment"]
@@ -28,13 +28,12 @@ Measure = Callable[[], tuple[Measurement, str]]
 
 def environment() -> dict[str, Any]:
     """What runs here: kernel and why, instruction set, threads, versions."""
-    loaded = native.load()
     return {
         "vi_flows": vi_flows.__version__,
         "revision": git_revision(),
         "kernel": active_kernel(),
         "kernel_reason": kernel_reason(),
-        "instruction_set": None if isinstance(loaded, str) else loaded.isa,
+        "instruction_set": instruction_set(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

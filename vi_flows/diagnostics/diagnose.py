@@ -2,165 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from vi_flows.diagnostics.chains import Moved, moved_by_chains
 from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
 from vi_flows.diagnostics.measures import active_units, invertibility_margin
-from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, judge
+from vi_flows.diagnostics.report import Diagnosis
+from vi_flows.diagnostics.verdict import judge
 from vi_flows.evaluation.psis import psis
-from vi_flows.guides.auto_flow import AutoFlow
-from vi_flows.guides.given import check_density, check_model, check_program, preserved_generators
-from vi_flows.guides.log_joint import LogJoint
-from vi_flows.objectives import ELBO
+from vi_flows.guides.given import preserved_generators
+from vi_flows.guides.pairs import Draws, pair_of
+from vi_flows.parameters import module_of
 from vi_flows.traces import nodes
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["diagnose"]
 
 MISSED_SHARE = 0.01
 """A mode that no draw reached is reported from this share of the mass on."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What the importance weights ``log p(x, z) − log q(z)`` of fresh draws say; ``print`` it for the report.
-
-    Attributes:
-        verdict: ``ok``, ``use importance weights`` or ``don't trust``.
-        reason: one sentence.
-        num_samples: draws.
-        elbo: mean log-weight, nats.
-        elbo_se: its standard error.
-        log_evidence: log of the mean smoothed weight.
-        gap: ``log_evidence − elbo``, an estimate of ``KL(q‖p)`` (of a lower bound of it, where ``k_hat`` is high).
-        k_hat: joint Pareto shape, of the product of all plates.
-        ess: effective sample size of the smoothed weights.
-        k_hat_rows: one a data point, where every site lies in one plate over data points; else ``None``.
-        ess_rows: likewise.
-        shift: by site, how far importance weighting moves the mean, in posterior standard deviations (guides of
-            global latents; ``None`` for others).
-        sd_ratio: by site, the guide's standard deviation over the weighted one, likewise.
-        invertibility_margin: see :func:`~vi_flows.diagnostics.invertibility_margin`.
-        active_units: by site in the data plate, how many of its dimensions respond to the data, and of how many.
-        log_weights: the raw log-weights ``(S,)`` of the joint.
-        weights: normalised smoothed weights ``(S,)`` of ``draws``.
-        draws: the draws by site, where they are of global latents.
-        elsewhere: what was found where no draw had come: ``nothing``, a mode in words, or ``not looked``.
-        chains: how far short chains of the posterior move the draws' means and spreads; ``None`` where there were none.
-    """
-
-    verdict: str
-    reason: str
-    num_samples: int
-    elbo: float
-    elbo_se: float
-    log_evidence: float
-    gap: float
-    k_hat: float
-    ess: float
-    k_hat_rows: Tensor | None = field(repr=False)
-    ess_rows: Tensor | None = field(repr=False)
-    shift: dict[str, Tensor] | None = field(repr=False)
-    sd_ratio: dict[str, Tensor] | None = field(repr=False)
-    invertibility_margin: float | None
-    active_units: dict[str, tuple[int, int]] | None
-    log_weights: Tensor = field(repr=False)
-    weights: Tensor = field(repr=False)
-    draws: dict[str, Tensor] | None = field(repr=False)
-    elsewhere: str
-    chains: Moved | None
-
-    def __str__(self) -> str:
-        lines = [
-            f"verdict       {self.verdict}: {self.reason}",
-            f"ELBO          {self.elbo:.3f} ± {self.elbo_se:.3f} nats ({self.num_samples} draws)",
-            f"log evidence  {self.log_evidence:.3f}   gap {self.gap:.3f} nats",
-            f"k-hat         {self.k_hat:.2f} joint (below 0.5 good, above 0.7 useless)",
-            f"ESS           {self.ess:.0f} of {self.num_samples}",
-        ]
-        if self.k_hat_rows is not None and self.ess_rows is not None:
-            k = self.k_hat_rows
-            lines.append(
-                f"data points   {k.numel()}: k-hat median {k.nanmedian():.2f}, above 0.5 {_share(k, 0.5):.1%}, "
-                f"above 0.7 {_share(k, 0.7):.1%}; mean ESS {self.ess_rows.mean():.0f}"
-            )
-        if self.active_units is not None:
-            units = ", ".join(f"{name} {n} of {d}" for name, (n, d) in self.active_units.items())
-            lines.append(f"active units  {units}")
-        if self.shift and self.sd_ratio:
-            moved = sorted(((float(s.abs().max()), name) for name, s in self.shift.items()), reverse=True)[:3]
-            worst = ", ".join(f"{name} {size:.2f} sd" for size, name in moved)
-            ratios = torch.cat([r.flatten() for r in self.sd_ratio.values()])
-            lines.append(f"weighting     moves means by at most: {worst}")
-            lines.append(f"              sd of the draws / weighted sd: {ratios.min():.2f}…{ratios.max():.2f}")
-        if self.chains is not None:
-            lines.append(
-                f"chains        of the posterior move means by at least {self.chains.shift:.2f} sd, sds by at least "
-                f"{math.expm1(self.chains.stretch):.0%}"
-            )
-        if self.invertibility_margin is not None:
-            lines.append(f"margin        smallest slope of a ConvFlow layer {self.invertibility_margin:.1e}")
-        lines.append(
-            "elsewhere     "
-            + {
-                "nothing": "paths from far outside found no other mode",
-                "not looked": "a mode that no draw reached can't be seen from here",
-            }.get(self.elsewhere, self.elsewhere)
-        )
-        return "\n".join(lines)
-
-    def weighted_mean(self, fn: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
-        """``Σ w f(z)``: an expectation corrected by the smoothed weights.
-
-        Args:
-            fn: of the draws, a tensor with draws along the first dimension.
-
-        Raises:
-            RuntimeError: there are no joint draws (models with data points in a plate).
-        """
-        if self.draws is None:
-            raise RuntimeError("no joint draws were kept for this model")
-        values = fn(self.draws)
-        return (self.weights.to(values).reshape(-1, *(1,) * (values.dim() - 1)) * values).sum(0)
-
-    def plot(self, path: Path | str | None = None) -> Any:
-        """Draw the weights and where they matter; written to ``path`` if given. Returns the matplotlib figure."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        centred = self.log_weights - self.log_evidence
-        left.hist(centred[centred.isfinite()].numpy(), bins=60, color="0.6")
-        left.axvline(0, color="k", lw=1)
-        left.set(
-            xlabel="log weight − log evidence (nats)", ylabel="draws", title=f"{self.verdict}: k-hat {self.k_hat:.2f}"
-        )
-        if self.k_hat_rows is not None and self.ess_rows is not None:
-            right.plot(self.k_hat_rows.flatten().sort().values.numpy(), ".", color="C0", ms=3)
-            for level in (K_FINITE_VARIANCE, K_USABLE):
-                right.axhline(level, color="k", lw=0.8, ls="--")
-            right.set(xlabel="data points, sorted", ylabel="k-hat")
-        elif self.shift:
-            names, values = zip(*((n, v.flatten()) for n, v in self.shift.items()), strict=True)
-            for i, value in enumerate(values):
-                right.plot([i] * len(value), value.numpy(), "_", color="C0", ms=14)
-            right.axhline(0, color="k", lw=0.8)
-            right.set_xticks(range(len(names)), names, rotation=30)
-            right.set(ylabel="shift of the mean by weighting (sd)")
-        else:
-            right.axis("off")
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=110)
-        return figure
 
 
 def diagnose(
@@ -198,32 +61,25 @@ def diagnose(
         raise ValueError(f"a tail can't be judged from {num_samples} draws; use at least 100")
     kwargs = {**kwargs, **(model_kwargs or {})}
     with preserved_generators(seed), torch.no_grad(), poutine.block():
-        if isinstance(guide, AutoFlow):
-            log_w, latents = _flow_weights(model, guide, args, kwargs, num_samples)
-            draws = guide.constrain(latents)[0]
-            rows, means = None, None
-        else:
-            check_program(model, guide, args, kwargs)
-            check_density(guide, model, args, kwargs)
-            log_w, draws = _traced_weights(model, guide, args, kwargs, num_samples), None
-            rows = log_w if log_w.dim() > 1 else None
-            means = None if rows is None else _row_means(guide, args, kwargs, rows.shape[-1])
+        weighed = pair_of(model, guide, args, kwargs).weigh(num_samples)
+        log_w, draws = weighed.log_weights, weighed.draws
+        values = None if draws is None else draws.constrain(draws.latents)
+        means = _row_means(guide, args, kwargs, log_w.shape[-1]) if log_w.dim() > 1 else None
     joint = log_w.reshape(num_samples, -1).sum(-1).double().cpu()
     log_w = log_w.double().cpu()
     joint_psis = psis(joint)
-    row_psis = None if rows is None else psis(log_w)
+    row_psis = psis(log_w) if log_w.dim() > 1 else None
     weights = joint_psis.log_weights.exp()
-    shift, sd_ratio = (None, None) if draws is None else _moments(draws, weights)
+    shift, sd_ratio = (None, None) if values is None else _moments(values, weights)
     chains = None
-    if isinstance(guide, AutoFlow) and num_chains > 0:
+    if draws is not None and num_chains > 0:
         with preserved_generators(seed), poutine.block():
-            chains = _chains(model, guide, args, kwargs, latents[:num_chains])
+            chains = _chains(draws, num_chains)
     verdict, reason = judge(joint_psis, row_psis, shift, sd_ratio, chains, num_samples)
     elsewhere = "not looked"
-    if isinstance(guide, AutoFlow) and verdict != "don't trust" and num_paths > 0:
+    if draws is not None and verdict != "don't trust" and num_paths > 0:
         with preserved_generators(seed), poutine.block():
-            evidence = float(joint_psis.log_mean_weight)
-            elsewhere = _elsewhere(model, guide, args, kwargs, latents, evidence, num_paths)
+            elsewhere = _elsewhere(draws, float(joint_psis.log_mean_weight), num_paths)
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
     # Where rows factorise, their evidences add, each from its own weights.
@@ -244,67 +100,32 @@ def diagnose(
         ess_rows=None if row_psis is None else row_psis.ess,
         shift=shift,
         sd_ratio=sd_ratio,
-        invertibility_margin=invertibility_margin(guide) if isinstance(guide, nn.Module) else None,
+        invertibility_margin=invertibility_margin(module_of(guide)),
         active_units=means,
         log_weights=joint,
         weights=weights,
-        draws=draws,
+        draws=values,
         elsewhere=elsewhere,
         chains=chains,
     )
 
 
-def _flow_weights(
-    model: Callable, guide: AutoFlow, args: tuple, kwargs: dict[str, Any], num_samples: int
-) -> tuple[Tensor, Tensor]:
-    check_model(model, guide, args, kwargs)
-    log_density = guide.log_density_of(model, *args, **kwargs)
-    log_w, latents = [], []
-    for size in _chunks(num_samples, 1000):
-        noise = guide.get_base_dist().sample((size,))
-        x, ladj = guide.get_transform().forward_and_ladj(noise)
-        log_w.append(log_density(x) - guide.get_base_dist().log_prob(noise) + ladj)
-        latents.append(x)
-    return torch.cat(log_w), torch.cat(latents)
-
-
-def _elsewhere(
-    model: Callable,
-    guide: AutoFlow,
-    args: tuple,
-    kwargs: dict[str, Any],
-    latents: Tensor,
-    log_evidence: float,
-    num_paths: int,
-) -> str:
+def _elsewhere(draws: Draws, log_evidence: float, num_paths: int) -> str:
     """A mode of at least one per cent of the mass that no draw reached, in words, ``nothing``, or ``not looked``."""
-    flow, base = guide.get_transform(), guide.get_base_dist()
-    if not flow.has_inverse or guide.latent_dim > MAX_DIM:
+    if draws.log_q is None or draws.latents.shape[-1] > MAX_DIM:
         return "not looked"
-
-    def log_q(x: Tensor) -> Tensor:
-        z, ladj = flow.inverse_and_ladj(x)
-        # Some flows reach only a part of the space, and have no inverse beyond.
-        reached = z.isfinite().all(-1) & ladj.isfinite()
-        density = base.log_prob(torch.where(reached[:, None], z, 0.0)) + ladj
-        return torch.where(reached, density, -torch.inf)
-
-    log_density = guide.log_density_of(model, *args, **kwargs)
-    missed = missed_mass(log_density, log_q, latents, log_evidence, num_paths)
-    return "nothing" if missed is None or missed.share < MISSED_SHARE else _in_words(missed, guide)
+    missed = missed_mass(draws.log_density, draws.log_q, draws.latents, log_evidence, num_paths)
+    return "nothing" if missed is None or missed.share < MISSED_SHARE else _in_words(missed, draws)
 
 
-def _chains(model: Callable, guide: AutoFlow, args: tuple, kwargs: dict[str, Any], latents: Tensor) -> Moved | None:
-    log_joint = LogJoint(model, args, kwargs)
-    log_joint(guide.constrain(latents[:2])[0])
-    if guide.latent_dim > MAX_DIM or not log_joint.vectorized:
+def _chains(draws: Draws, num_chains: int) -> Moved | None:
+    if draws.latents.shape[-1] > MAX_DIM or not draws.at_once:
         return None
-    density = guide.log_density_of(model, *args, **kwargs)
-    return moved_by_chains(density, latents, lambda x: guide.constrain(x)[0])
+    return moved_by_chains(draws.log_density, draws.latents[:num_chains], draws.constrain)
 
 
-def _in_words(missed: Missed, guide: AutoFlow) -> str:
-    values = guide.constrain(missed.latent.to(guide.location_scale.loc))[0]
+def _in_words(missed: Missed, draws: Draws) -> str:
+    values = draws.constrain(missed.latent.to(draws.latents))
     place = ", ".join(f"{name} = {_short(value)}" for name, value in list(values.items())[:3])
     return (
         f"a path from elsewhere found a mode that no draw of the guide reached, {missed.distance:.0f} sd away and with "
@@ -316,16 +137,6 @@ def _short(value: Tensor) -> str:
     numbers = [f"{number:.3g}" for number in value.flatten()[:3].tolist()]
     text = ", ".join(numbers) + (", …" if value.numel() > 3 else "")
     return f"[{text}]" if value.dim() else text
-
-
-def _traced_weights(model: Callable, guide: Callable, args: tuple, kwargs: dict, num_samples: int) -> Tensor:
-    parts = []
-    for size in _chunks(num_samples, 250):
-        weights = ELBO(size, vectorize_particles=size > 1).log_weights(model, guide, *args, **kwargs)
-        if weights.common_scale != 1 or weights.coupled:
-            raise ValueError("the model subsamples its data: diagnose it on the whole data (no subsample_size)")
-        parts.append(weights.log_weights())
-    return torch.cat(parts)
 
 
 def _row_means(
@@ -359,11 +170,3 @@ def _moments(draws: dict[str, Tensor], weights: Tensor) -> tuple[dict[str, Tenso
         # Coordinates that can't move (a simplex of one, a Cholesky factor's zeros) have a ratio of one.
         ratios[name] = (sd / weighted_sd).reshape(value.shape[1:])
     return shifts, ratios
-
-
-def _share(values: Tensor, level: float) -> float:
-    return float((values > level).double().mean())
-
-
-def _chunks(total: int, size: int) -> list[int]:
-    return [size] * (total // size) + ([total % size] if total % size else [])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vi_flows.distributions.energies import Energy2D
 from vi_flows.transforms import Bijection
 
-__all__ = ["plot_fits_2d", "plot_panels_2d"]
+__all__ = ["picture_of_draws", "picture_of_target", "plot_fits_2d", "plot_panels_2d"]
 
 View = tuple[float, float, float, float]
 """``(z₁ min, z₁ max, z₂ min, z₂ max)``."""
 INNER: View = (-5.0, 5.0, -5.0, 5.0)
+
+Picture = Callable[[View], Tensor]
+"""Densities on a grid of the part of the plane that is asked for, first ``z₁`` then ``z₂``."""
+
+BINS = 160
+"""Of each side of a grid."""
 
 
 def plot_fits_2d(
@@ -38,26 +45,22 @@ def plot_fits_2d(
     Returns:
         ``path``.
     """
-    panels: list[tuple[str, Energy2D | Bijection, View]] = [(f"target {target.name}", target, view)]
-    panels += [(title, flow, view) for title, flow in fits]
-    return plot_panels_2d(panels, path, columns, num_samples)
+    panels: list[tuple[str, Picture, View]] = [(f"target {target.name}", picture_of_target(target), view)]
+    panels += [(title, picture_of_draws(flow, num_samples), view) for title, flow in fits]
+    return plot_panels_2d(panels, path, columns)
 
 
 def plot_panels_2d(
-    panels: Sequence[tuple[str, Energy2D | Bijection, View]],
+    panels: Sequence[tuple[str, Picture, View]],
     path: Path | str,
     columns: int = 6,
-    num_samples: int = 1_000_000,
 ) -> Path:
     """Draw targets and flows of N(0, I₂), each panel with a view of its own.
 
-    Flows are drawn as histograms of their samples, so that those without an inverse can be compared.
-
     Args:
-        panels: title, target or flow, and view of each panel.
+        panels: title, picture (:func:`picture_of_target`, :func:`picture_of_draws`), and view of each panel.
         path: the PNG file; its folder is made.
         columns: panels a row.
-        num_samples: draws of each flow.
 
     Returns:
         ``path``.
@@ -69,9 +72,8 @@ def plot_panels_2d(
     axes = figure.subplots(rows, width, squeeze=False).flatten()
     for axis in axes:
         axis.axis("off")
-    for axis, (title, density, view) in zip(axes, panels, strict=False):
-        image = _density(density, view, num_samples)
-        axis.imshow(image.T.numpy(), origin="lower", extent=view, cmap="magma", aspect="auto")
+    for axis, (title, picture, view) in zip(axes, panels, strict=False):
+        axis.imshow(picture(view).T.numpy(), origin="lower", extent=view, cmap="magma", aspect="auto")
         axis.set_title(title, fontsize=7)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,15 +81,32 @@ def plot_panels_2d(
     return path
 
 
-def _density(density: Energy2D | Bijection, view: View, num_samples: int, bins: int = 160) -> torch.Tensor:
-    a, b, c, d = view
-    if isinstance(density, Energy2D):
-        mesh = torch.meshgrid(torch.linspace(a, b, bins), torch.linspace(c, d, bins), indexing="ij")
-        return density.log_prob(torch.stack(mesh, -1)).exp()
-    count = torch.zeros(bins, bins)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        for _ in range(max(1, num_samples // 100_000)):
-            x, _ = density.forward_and_ladj(torch.randn(100_000, 2))
-            count += torch.histogramdd(x, [bins, bins], range=list(view)).hist
-    return count
+def picture_of_target(target: Energy2D) -> Picture:
+    """The target's density itself."""
+
+    def picture(view: View) -> Tensor:
+        a, b, c, d = view
+        mesh = torch.meshgrid(torch.linspace(a, b, BINS), torch.linspace(c, d, BINS), indexing="ij")
+        return target.log_prob(torch.stack(mesh, -1)).exp()
+
+    return picture
+
+
+def picture_of_draws(flow: Bijection, num_samples: int = 1_000_000) -> Picture:
+    """A histogram of a flow's samples, so that flows without an inverse can be compared.
+
+    Args:
+        flow: of N(0, I₂).
+        num_samples: draws.
+    """
+
+    def picture(view: View) -> Tensor:
+        count = torch.zeros(BINS, BINS)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            for _ in range(max(1, num_samples // 100_000)):
+                x, _ = flow.forward_and_ladj(torch.randn(100_000, 2))
+                count += torch.histogramdd(x, [BINS, BINS], range=list(view)).hist
+        return count
+
+    return picture

@@ -3,11 +3,12 @@
 from vi_flows.guides.amortize import AmortizedFit, AmortizedPosterior, SitesDistribution, fit_amortized
 from vi_flows.guides.amortized import AmortizedFlowGuide
 from vi_flows.guides.auto_conv_flow import AutoConvFlow, mixed_conv_flow
-from vi_flows.guides.auto_flow import AutoFlow, SubsampledLatentError
+from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.datatree import datatree
 from vi_flows.guides.fit import FitResult, fit
 from vi_flows.guides.initial import init_to_median_or_origin
 from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.prototype import SubsampledLatentError
 from vi_flows.guides.start.pathfinder import GaussianStart, pathfinder
 from vi_flows.guides.supports import DependentSupportError
 

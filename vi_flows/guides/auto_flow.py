@@ -21,31 +21,25 @@ from torch.distributions import Transform
 
 from vi_flows.guides.base import Base, MixtureBase, NormalBase, base_like
 from vi_flows.guides.initial import init_to_median_or_origin
-from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.observations import check_observations
 from vi_flows.guides.posterior import FlowPosterior
+from vi_flows.guides.prototype import SubsampledLatentError, check_plates, maps_of_dependent_sites
 from vi_flows.guides.sequential import WithoutSequentialPlates
-from vi_flows.guides.site_maps import MapsOfTheProgram
 from vi_flows.guides.sites import latent_sites, left_to_the_model
-from vi_flows.guides.start.modes import mixture_start
-from vi_flows.guides.start.pathfinder import GaussianStart, pathfinder
+from vi_flows.guides.start.from_model import start_of_model
 from vi_flows.guides.supports import DependentSupportError, sites_with_dependent_support
 from vi_flows.guides.tensors import map_tensors
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.traces import stochastic_nodes
 from vi_flows.transforms import Bijection, Chain, FromPyro
 
-__all__ = ["AutoFlow", "SubsampledLatentError"]
+__all__ = ["AutoFlow"]
 
 FULL_AFFINE_DIM = 200
 """Up to that many latent dimensions the learned affine part is a full Cholesky factor by default."""
 
 DENSE_START_DIM = 1000
 """Up to that many latent dimensions the coordinates of the affine part are whitened by a full covariance."""
-
-
-class SubsampledLatentError(ValueError):
-    """A latent site lives in a subsampled plate, where one vector of latents can't stand for all of the data."""
 
 
 class AutoFlow(FlowPosterior, AutoContinuous):
@@ -167,8 +161,8 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             super()._setup_prototype(*args, **kwargs)
         assert self.prototype_trace is not None  # Pyro has just made it
         try:
-            self._check_plates(self.prototype_trace)
-            self._check_supports(self.prototype_trace, *args, **kwargs)
+            check_plates(self.prototype_trace, type(self).__name__)
+            self._check_supports(self.prototype_trace, args, kwargs)
         except (SubsampledLatentError, DependentSupportError):
             self.prototype_trace = None
             raise
@@ -189,36 +183,12 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         if self._wants_warm_start:
             self.warm_start(*args, **kwargs)
 
-    def _check_plates(self, prototype: pyro.poutine.Trace) -> None:
-        for name, site in stochastic_nodes(prototype):
-            for frame in site["cond_indep_stack"]:
-                if frame.full_size is not None and frame.full_size != frame.size:
-                    raise SubsampledLatentError(
-                        f"latent site {name!r} lives in the subsampled plate {frame.name!r} ({frame.size} of "
-                        f"{frame.full_size}): {type(self).__name__} would learn one value for a place in the "
-                        "minibatch, whatever data stand there. Amortise the site instead: hide it from this guide, "
-                        f"poutine.block(model, hide=[{name!r}]), and sample it in the same plate of your own guide "
-                        "from a vi_flows.guides.AmortizedFlowGuide of the data (combine both with AutoGuideList); or "
-                        "run the plate without subsampling."
-                    )
-
-    def _check_supports(self, prototype: pyro.poutine.Trace, *args: Any, **kwargs: Any) -> None:
+    def _check_supports(self, prototype: pyro.poutine.Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._dependent = tuple(sites_with_dependent_support(prototype, self._program(), args, kwargs))
-        if not self._dependent:
-            return
-        shapes = {name: site["value"].shape for name, site in stochastic_nodes(prototype)}
-        maps = MapsOfTheProgram(self._program(), args, kwargs, self._unconstrained_shapes, shapes)
-        latents = {name: torch.zeros(shape) for name, shape in self._unconstrained_shapes.items()}
-        with torch.random.fork_rng(devices=[]):
-            runs = [maps.constrain(latents)[0] for _ in range(8)]
-        for name in self._dependent:
-            if not all(torch.equal(run[name], runs[0][name]) for run in runs):
-                raise DependentSupportError(
-                    f"the support of latent site {name!r} depends on a site that is summed out or hidden, so that no "
-                    "map keeps to it. Sample the site within fixed bounds and compute the rest, for instance "
-                    f"{name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))."
-                )
-        self._dependent_maps = maps
+        if self._dependent:
+            self._dependent_maps = maps_of_dependent_sites(
+                prototype, self._dependent, self._unconstrained_shapes, self._program(), args, kwargs
+            )
 
     def warm_start(self, *args: Any, **kwargs: Any) -> bool:
         """Move the affine part to the best Gaussian along quasi-Newton paths of the model's log density.
@@ -238,32 +208,10 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         with torch.no_grad(), pyro.poutine.block(), pyro.validation_enabled(False):
             known = pyro.poutine.replay(self._program(), trace=self.prototype_trace)
             check_observations(pyro.poutine.trace(known).get_trace(*args, **kwargs))
-        loc = self._init_loc()
-        probe = torch.stack([loc, loc])
-        log_joint = LogJoint(self._program(), args, kwargs)
-        log_density = self._pull_back(log_joint)
-        with torch.no_grad(), pyro.poutine.block():
-            first, second = log_density(probe), log_density(probe)
-            finite = torch.isfinite(first)
-            if bool(finite.any()) and not torch.allclose(first[finite], second[finite], rtol=1e-5):
-                return False
-            exact = LogJoint(self._program(), args, kwargs, log_joint.vectorized, torch.float64)
-            try:
-                if bool((torch.isfinite(self._pull_back(exact)(probe.double())) | ~finite).all()):
-                    log_joint, loc = exact, loc.double()
-            except (RuntimeError, TypeError, ValueError):
-                pass  # the model holds float32 tensors of its own that don't mix with float64
-        generator = torch.Generator().manual_seed(0)
-        starts = loc[None]
-        if not self._has_init_loc_fn:
-            # A diffuse prior's median is a random point far out; Stan's own start is around the origin.
-            around = torch.rand(2, self.latent_dim, generator=generator, dtype=torch.float64).to(loc) - 0.5
-            starts = torch.cat([starts, torch.zeros_like(starts), around])
-        with pyro.poutine.block():
-            # A model that runs once per draw gets fewer of them.
-            effort = {} if log_joint.vectorized else {"max_refined": 0, "max_rounds": 3}
-            start = pathfinder(self._pull_back(log_joint), starts, generator=generator, **effort)
+        start = start_of_model(self._program(), args, kwargs, self._pull_back, self._init_loc(), self._has_init_loc_fn)
         if start is None:
+            return False
+        if start.gaussian is None:
             warnings.warn(
                 f"{type(self).__name__}: no start with a finite log density was found; it starts at init_loc_fn's "
                 "values. Check the model at plausible values, or pass init_loc_fn.",
@@ -274,21 +222,14 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         num_draws = min(8192, max(64, 400_000 // self.latent_dim))
         # The flow's own spread at its start is not quite one: its tails are those of no Gaussian.
         variance = self._quasi_random_draws(num_draws, self._built()[0]).var(0).mean().double().cpu()
-        self.location_scale.set_gaussian(start.loc, start.covariance / variance)
+        self.location_scale.set_gaussian(start.gaussian.loc, start.gaussian.covariance / variance)
         self.base = NormalBase(self.latent_dim, self.location_scale.loc)
-        if log_joint.vectorized and self.location_scale.whitening.dim() == 2:
-            self._start_at_modes(self._pull_back(log_joint), start, loc)
-        self._start_is_due = False
-        return True
-
-    def _start_at_modes(self, log_density: Callable[[Tensor], Tensor], start: GaussianStart, like: Tensor) -> None:
-        """A mixture as base, in coordinates where it has mean 0 and covariance ``I``, if there are several modes."""
-        generator = torch.Generator().manual_seed(0)
-        with pyro.poutine.block():
-            found = mixture_start(lambda x: log_density(x.to(like)).double().cpu(), start, generator)
-        if found is not None:
+        if start.at_once and self.location_scale.whitening.dim() == 2 and (found := start.mixture()) is not None:
+            # In coordinates where it has mean 0 and covariance I.
             self.location_scale.set_gaussian(*found.moments())
             self.base = MixtureBase.of(found, self.location_scale.loc)
+        self._start_is_due = False
+        return True
 
     # Pyro's interface.
 

@@ -8,20 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
-from pyro.infer import Trace_ELBO
-from torch import Tensor, nn
 
-from vi_flows.guides.auto_flow import FULL_AFFINE_DIM, AutoFlow
+from vi_flows.guides.auto_flow import FULL_AFFINE_DIM
 from vi_flows.guides.datatree import datatree
-from vi_flows.guides.given import check_model, check_program, parameters_of, preserved_generators
-from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.given import preserved_generators
+from vi_flows.guides.pairs import pair_of
 from vi_flows.guides.progress import Progress
-from vi_flows.guides.remaining import Remaining, remaining_kl
-from vi_flows.guides.start.gaussian_vi import points_at_once
+from vi_flows.guides.remaining import Remaining
 from vi_flows.guides.trainer import Trainer
-from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
+from vi_flows.parameters import module_of
 from vi_flows.transforms.capabilities import gains_of
 
 if TYPE_CHECKING:
@@ -139,22 +135,21 @@ def fit(
     kwargs = {**kwargs, **(model_kwargs or {})}
     began = time.perf_counter()
     with preserved_generators(seed):
-        own = _check(model, guide, args, kwargs)
-        at_once = _at_once(model, guide, args, kwargs)
-        dim = max(1, guide.latent_dim) if isinstance(guide, AutoFlow) else 1
+        pair = pair_of(model, guide, args, kwargs)
+        own, at_once, dim = pair.check(), pair.at_once(), pair.num_latents
         if num_particles is None:
             num_particles = (64 if dim <= FULL_AFFINE_DIM else 32) if at_once else 16
         # The noise of the steps, as a divergence, adds up over the dimensions.
         learning_rate *= min(1.0, (CALM_DIM / dim) ** 0.5)
         num_draws = max(1024, min(4096, 400_000 // dim)) if at_once else 256
-        loss_terms = _loss_terms(model, guide, args, kwargs, num_particles, objective)
-        params = _parameters(guide, loss_terms, own)
-        gains = gains_of(guide) if isinstance(guide, nn.Module) else {}
-        probe = _probe(model, guide, args, kwargs, num_draws)
+        loss_terms = pair.loss_terms(num_particles, objective)
+        params = pair.parameters(loss_terms, own)
+        gains = gains_of(module_of(guide))
+        probe = pair.probe(num_draws)
         with Progress(num_steps, progress) as bar:
             trainer = Trainer(params, loss_terms, num_steps, learning_rate, gains, probe, bool(own), tolerance, bar)
             trainer.run()
-        _check(model, guide, args, kwargs)
+        pair.check()
         with torch.no_grad():
             final = torch.cat([loss_terms().reshape(-1) for _ in range(max(1, math.ceil(1000 / num_particles)))])
     final = final[torch.isfinite(final)]
@@ -170,81 +165,3 @@ def fit(
         losses=trainer.losses,
         _fitted=(model, guide, args, kwargs),
     )
-
-
-def _check(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
-    """Whether the guide can answer for the model; the model's own parameters, where they are not found by tracing."""
-    if isinstance(guide, AutoFlow):
-        return check_model(model, guide, args, kwargs)
-    check_program(model, guide, args, kwargs)
-    return []
-
-
-def _parameters(guide: Callable, loss_terms: Callable[[], Tensor], own: list[Tensor]) -> list[Tensor]:
-    """Those of the guide, and the model's ``own``."""
-    with pyro.poutine.trace(param_only=True) as tape, torch.no_grad():
-        loss_terms()
-    return list({id(p): p for p in [*parameters_of(guide, tape.trace), *own]}.values())
-
-
-def _at_once(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether the model can be evaluated for many draws in one pass."""
-    if not isinstance(guide, AutoFlow):
-        return True
-    log_joint = LogJoint(model, args, kwargs)
-    with torch.no_grad():
-        log_joint(guide.sample_posterior(2))
-    return log_joint.vectorized
-
-
-def _loss_terms(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any], num_particles: int, objective: str
-) -> Callable[[], Tensor]:
-    """A function that gives ``log q − log p``, one term a particle where the guide allows."""
-    if not isinstance(guide, AutoFlow):
-        elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1)
-        return lambda: elbo.differentiable_loss(model, guide, *args, **kwargs)
-    log_density = guide.log_density_of(model, *args, **kwargs)
-    flow, base = guide.get_transform(), guide.base_of_draws
-    path = objective == "stl" and supports_path_gradient(flow)
-
-    def loss_terms() -> Tensor:
-        noise, weights = base.strata(num_particles)
-        x, ladj = flow.forward_and_ladj(noise)
-        if path and torch.is_grad_enabled():
-            z, inverse_ladj = inverse_with_detached_parameters(flow, x)
-            log_q = base.detached().log_prob(z) + inverse_ladj
-        else:
-            log_q = base.distribution().log_prob(noise) - ladj
-        return weights * (log_q - log_density(x))
-
-    return loss_terms
-
-
-def _probe(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any], num_draws: int
-) -> Callable[[bool], Remaining] | None:
-    """Estimates what remains, from the same noise at every call or from fresh noise.
-
-    ``None`` where the log density is not a function of the latents.
-    """
-    if not isinstance(guide, AutoFlow):
-        return None
-    log_density = guide.log_density_of(model, *args, **kwargs)
-    flow, base = guide.get_transform(), guide.base_of_draws
-    noise = base.noise(num_draws)
-    with torch.no_grad():
-        # Subsampled data differ from run to run.
-        x = flow.forward_and_ladj(base.place(noise[:2]))[0]
-        first, second = log_density(x), log_density(x)
-    if not torch.allclose(first, second, rtol=1e-5, equal_nan=True):
-        return None
-
-    @torch.no_grad()
-    def probe(fresh: bool) -> Remaining:
-        z = base.place(base.noise(num_draws) if fresh else noise)
-        x, ladj = flow.forward_and_ladj(z)
-        log_p = torch.cat([log_density(part) for part in x.split(points_at_once(x.shape[-1]))])
-        return remaining_kl(log_p + ladj - base.distribution().log_prob(z), x)
-
-    return probe

@@ -11,12 +11,13 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.util import get_rng_state, set_rng_state
-from torch import Tensor, nn
+from torch import Tensor
 
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
 from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
 from vi_flows.guides.supports import check_support, same_support
+from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes, stochastic_nodes
 
 __all__ = ["check_density", "check_model", "check_program", "parameters_of", "preserved_generators"]
@@ -158,7 +159,7 @@ def parameters_of(program: Callable, trace: Trace) -> list[Tensor]:
         program: a module, whose parameters count, or a function.
         trace: of a run of it: its ``pyro.param`` statements count too.
     """
-    found = {id(p): p for p in program.parameters()} if isinstance(program, nn.Module) else {}
+    found = {id(p): p for p in module_of(program).parameters()}
     for site in nodes(trace).values():
         if site["type"] == "param":
             value = site["value"]

@@ -6,6 +6,7 @@ from vi_flows.kernels.dispatch import (
     active_kernel,
     conv_flow_forward,
     conv_flow_inverse,
+    instruction_set,
     kernel_reason,
     use_kernel,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "active_kernel",
     "conv_flow_forward",
     "conv_flow_inverse",
+    "instruction_set",
     "kernel_reason",
     "use_kernel",
 ]

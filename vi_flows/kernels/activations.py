@@ -25,6 +25,11 @@ class Activation(ABC):
         """Whether ``h′`` has no jump."""
         return True
 
+    @property
+    def two_slopes(self) -> LeakyReLU | None:
+        """Itself, where ``h′`` has but two values, so that sums of logarithms are linear in it."""
+        return None
+
     @abstractmethod
     def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """``h(a)`` and ``h′(a)``, elementwise."""
@@ -84,6 +89,11 @@ class LeakyReLU(Activation):
     def continuous_slope(self) -> bool:
         """Only for ``s = 1``."""
         return self.negative_slope == 1
+
+    @property
+    def two_slopes(self) -> LeakyReLU:
+        """Itself."""
+        return self
 
     def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """``h(a)`` and its slope, 1 from zero upwards and ``s`` below."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from vi_flows.kernels import dense
-from vi_flows.kernels.activations import LeakyReLU
 from vi_flows.kernels.operands import Cotangents, Operands
 from vi_flows.kernels.reference import ConvFlowSpec, effective_gain, free_gradients
 
@@ -105,7 +104,7 @@ class _Run:
         # Numbers instead of tensors where a tap is shared: `add_` with a factor is one pass.
         self.taps = self.weight.flatten(1).tolist() if operands.weight.dim() == 2 else None
         self.logs: tuple[Tensor, Tensor] | None = None
-        self.two_slopes = spec.h if isinstance(spec.h, LeakyReLU) and own == 0 else None
+        self.two_slopes = spec.h.two_slopes if own == 0 else None
         if self.two_slopes is not None:
             c, e = self.two_slopes.linear_logs(self.gain)
             self.logs = c.sum((1, 2, 3)), e.flatten(1)

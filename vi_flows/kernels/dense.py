@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vi_flows.kernels.activations import LeakyReLU
 from vi_flows.kernels.operands import Operands
 from vi_flows.kernels.reference import ConvFlowSpec, effective_gain, free_gradients
 
@@ -91,8 +90,8 @@ def evaluate(operands: Operands, spec: ConvFlowSpec) -> tuple[Tensor, Tensor]:
         h, slope = spec.h.evaluate(torch.addmm(b, matrix, z))
         z = torch.addcmul(z, u, h)
         slopes.append(slope)
-    if isinstance(spec.h, LeakyReLU):
-        c, e = spec.h.linear_logs(layers.gain)
+    if (two_slopes := spec.h.two_slopes) is not None:
+        c, e = two_slopes.linear_logs(layers.gain)
         ladj = c.sum() + e.flatten() @ torch.cat(slopes)
     else:
         ladj = torch.log1p(layers.gain * torch.stack(slopes)).sum((0, 1))
@@ -122,7 +121,7 @@ def backward(operands: Operands, g_y: Tensor, g_ladj: Tensor, spec: ConvFlowSpec
     g = layers.end(g_y.reshape(-1, d)).t().contiguous()
     products = torch.empty_like(layers.matrix)
     g_u, g_gain, g_bias = (layers.gain.new_empty(layers.gain.shape[:2]) for _ in range(3))
-    two_slopes = spec.h if isinstance(spec.h, LeakyReLU) else None
+    two_slopes = spec.h.two_slopes
     for layer in reversed(range(spec.num_layers)):
         z, a, h, slope = tape.pop()
         torch.linalg.vecdot(g, h, out=g_u[layer])

@@ -20,7 +20,15 @@ from vi_flows.kernels import analytic, native, ops, reference
 from vi_flows.kernels.operands import Cotangents, Engine, Operands, constant_to_the_compiler, normalise
 from vi_flows.kernels.reference import ConvFlowSpec
 
-__all__ = ["KERNELS", "active_kernel", "conv_flow_forward", "conv_flow_inverse", "kernel_reason", "use_kernel"]
+__all__ = [
+    "KERNELS",
+    "active_kernel",
+    "conv_flow_forward",
+    "conv_flow_inverse",
+    "instruction_set",
+    "kernel_reason",
+    "use_kernel",
+]
 
 KERNELS = ("c", "torch", "reference")
 """The implementations, fastest first."""
@@ -54,6 +62,12 @@ def kernel_reason() -> str:
     if os.environ.get(_VARIABLE):
         return f"{_VARIABLE}={os.environ[_VARIABLE]}"
     return loaded if isinstance(loaded, str) else f"{loaded.path.name} was built ({loaded.build})"
+
+
+def instruction_set() -> str | None:
+    """What the compiled kernel was built for and runs on here, ``None`` where there is no such kernel."""
+    loaded = native.load()
+    return None if isinstance(loaded, str) else loaded.isa
 
 
 @contextmanager

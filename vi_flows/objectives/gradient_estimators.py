@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vi_flows.objectives.bounds import ELBO, IWAE
 from vi_flows.objectives.path_gradient import GradientGate, dreg_factor, with_detached_parameters
 from vi_flows.objectives.traced import PARTICLES, TracedBound, TracedWeights
+from vi_flows.parameters import module_of
 from vi_flows.traces import nodes
 
 __all__ = ["DReG", "RenyiBound", "StickingTheLanding"]
@@ -31,7 +32,7 @@ class _DetachParameters(Messenger):
             msg["value"] = msg["value"].detach()
 
 
-def _rescore(guide: Callable, module: nn.Module | None, trace: Trace, args: tuple, kwargs: dict[str, Any]) -> Trace:
+def _rescore(guide: Callable, module: nn.Module, trace: Trace, args: tuple, kwargs: dict[str, Any]) -> Trace:
     """The guide's trace at the same values, with gradients through the values alone."""
 
     def run() -> Trace:
@@ -43,15 +44,14 @@ def _rescore(guide: Callable, module: nn.Module | None, trace: Trace, args: tupl
             return again
 
     with poutine.block():
-        if module is None:
-            return run()
         return with_detached_parameters(module, run)
 
 
 class _PathGradient(TracedBound):
     """A bound of weights whose ``log q`` keeps gradients through the draws only."""
 
-    _module: nn.Module | None = None
+    _module = nn.Module()
+    """That of the guide given, while its draws are weighed."""
 
     def log_weights(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> TracedWeights:
         """Draw from the guide and weigh; the guide is scored a second time at its own draws.
@@ -60,12 +60,12 @@ class _PathGradient(TracedBound):
             NotImplementedError: a flow of the guide has no inverse.
             ValueError: a guide site is not reparameterised.
         """
-        self._module = guide if isinstance(guide, nn.Module) else None
+        self._module = module_of(guide)
         self._traces: list[tuple[GradientGate, Trace]] = []
         try:
             return super().log_weights(model, guide, *args, **kwargs)
         finally:
-            self._module = None
+            self._module = nn.Module()
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Trace]:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)

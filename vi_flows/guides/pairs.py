@@ -1,0 +1,266 @@
+"""A model with a guide of it: what fitting and diagnosing ask of the two, for flow guides and for any other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.given import check_density, check_model, check_program, parameters_of
+from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.remaining import Remaining, remaining_kl
+from vi_flows.guides.start.gaussian_vi import points_at_once
+from vi_flows.objectives import ELBO
+from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
+
+__all__ = ["Draws", "FlowPair", "Pair", "TracedPair", "Weighed", "chunks", "pair_of"]
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Joint draws of global latents on unconstrained coordinates, and the two densities there.
+
+    Attributes:
+        latents: shape ``(S, d)``.
+        log_density: the model's log joint density of such points, ``(S, d) → (S,)``.
+        log_q: the guide's, −∞ where the flow does not reach; ``None`` without an inverse.
+        constrain: from such points to the sites' values.
+        at_once: whether the model is evaluated for many draws in one pass.
+    """
+
+    latents: Tensor
+    log_density: LogDensity
+    log_q: LogDensity | None
+    constrain: Callable[[Tensor], dict[str, Tensor]]
+    at_once: bool
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Fresh draws of a guide, weighed by the model.
+
+    Attributes:
+        log_weights: ``log p(x, z) − log q(z)``, shape ``(S,)``, or ``(S, …)`` with the plates that hold every site.
+        draws: where they are joint draws of global latents.
+    """
+
+    log_weights: Tensor
+    draws: Draws | None = None
+
+
+class Pair(ABC):
+    """A model, a guide of it, and the arguments of both.
+
+    Args:
+        model: a Pyro program.
+        guide: its guide.
+        args: the arguments of both.
+        kwargs: the keyword arguments of both.
+    """
+
+    def __init__(self, model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
+
+    @property
+    def num_latents(self) -> int:
+        """Dimensions of the guide's draws, as far as they are known: at least 1."""
+        return 1
+
+    @abstractmethod
+    def check(self) -> list[Tensor]:
+        """Whether the guide can answer for the model.
+
+        Returns:
+            The model's own parameters, where a trace of :meth:`loss_terms` does not show them.
+
+        Raises:
+            ValueError: it can't; see :func:`~vi_flows.guides.given.check_model`.
+        """
+
+    @abstractmethod
+    def at_once(self) -> bool:
+        """Whether the model is evaluated for many draws in one pass."""
+
+    @abstractmethod
+    def loss_terms(self, num_particles: int, objective: str) -> Callable[[], Tensor]:
+        """A function that gives ``log q − log p``, one term a particle where the guide allows.
+
+        Args:
+            num_particles: of each call.
+            objective: ``stl`` (path gradients, where the guide has them) or ``elbo``.
+        """
+
+    @abstractmethod
+    def probe(self, num_draws: int) -> Callable[[bool], Remaining] | None:
+        """Estimates what remains to be gained, from the same noise at every call or, asked for it, from fresh noise.
+
+        ``None`` where it can't be known.
+        """
+
+    @abstractmethod
+    def weigh(self, num_samples: int) -> Weighed:
+        """Draw and weigh.
+
+        Raises:
+            ValueError: the guide can't answer for the model, its draws have no density, or the data are subsampled.
+        """
+
+    def parameters(self, loss_terms: Callable[[], Tensor], own: list[Tensor]) -> list[Tensor]:
+        """Those of the guide, and the model's ``own``, each once."""
+        with poutine.trace(param_only=True) as tape, torch.no_grad():
+            loss_terms()
+        return list({id(p): p for p in [*parameters_of(self.guide, tape.trace), *own]}.values())
+
+
+class FlowPair(Pair):
+    """A model with an :class:`~vi_flows.guides.AutoFlow`: draws and their densities come from the flow, for all
+    particles at once."""
+
+    guide: AutoFlow
+
+    @property
+    def num_latents(self) -> int:
+        """The length of the unconstrained latent vector."""
+        return max(1, self.guide.latent_dim)
+
+    def check(self) -> list[Tensor]:
+        """See :func:`~vi_flows.guides.given.check_model`."""
+        return check_model(self.model, self.guide, self.args, self.kwargs)
+
+    def at_once(self) -> bool:
+        """Found by trying."""
+        return self._at_once(self.guide.sample_posterior(2))
+
+    @torch.no_grad()
+    def _at_once(self, values: dict[str, Tensor]) -> bool:
+        log_joint = LogJoint(self.model, self.args, self.kwargs)
+        log_joint(values)
+        return log_joint.vectorized
+
+    def _log_density(self) -> LogDensity:
+        return self.guide.log_density_of(self.model, *self.args, **self.kwargs)
+
+    def loss_terms(self, num_particles: int, objective: str) -> Callable[[], Tensor]:
+        """One term a particle; path gradients where the flow has an inverse and a continuous log-determinant."""
+        log_density = self._log_density()
+        flow, base = self.guide.get_transform(), self.guide.base_of_draws
+        path = objective == "stl" and supports_path_gradient(flow)
+
+        def loss_terms() -> Tensor:
+            noise, weights = base.strata(num_particles)
+            x, ladj = flow.forward_and_ladj(noise)
+            if path and torch.is_grad_enabled():
+                z, inverse_ladj = inverse_with_detached_parameters(flow, x)
+                log_q = base.detached().log_prob(z) + inverse_ladj
+            else:
+                log_q = base.distribution().log_prob(noise) - ladj
+            return weights * (log_q - log_density(x))
+
+        return loss_terms
+
+    def probe(self, num_draws: int) -> Callable[[bool], Remaining] | None:
+        """``None`` where the log density is not a function of the latents."""
+        log_density = self._log_density()
+        flow, base = self.guide.get_transform(), self.guide.base_of_draws
+        noise = base.noise(num_draws)
+        with torch.no_grad():
+            # Subsampled data differ from run to run.
+            x = flow.forward_and_ladj(base.place(noise[:2]))[0]
+            first, second = log_density(x), log_density(x)
+        if not torch.allclose(first, second, rtol=1e-5, equal_nan=True):
+            return None
+
+        @torch.no_grad()
+        def probe(fresh: bool) -> Remaining:
+            z = base.place(base.noise(num_draws) if fresh else noise)
+            x, ladj = flow.forward_and_ladj(z)
+            log_p = torch.cat([log_density(part) for part in x.split(points_at_once(x.shape[-1]))])
+            return remaining_kl(log_p + ladj - base.distribution().log_prob(z), x)
+
+        return probe
+
+    def weigh(self, num_samples: int) -> Weighed:
+        """Joint weights ``(S,)`` with the draws."""
+        self.check()
+        log_density, flow, base = self._log_density(), self.guide.get_transform(), self.guide.get_base_dist()
+        log_w, latents = [], []
+        for size in chunks(num_samples, 1000):
+            noise = base.sample((size,))
+            x, ladj = flow.forward_and_ladj(noise)
+            log_w.append(log_density(x) - base.log_prob(noise) + ladj)
+            latents.append(x)
+
+        def log_q(x: Tensor) -> Tensor:
+            z, ladj = flow.inverse_and_ladj(x)
+            # Some flows reach only a part of the space, and have no inverse beyond.
+            reached = z.isfinite().all(-1) & ladj.isfinite()
+            density = base.log_prob(torch.where(reached[:, None], z, 0.0)) + ladj
+            return torch.where(reached, density, -torch.inf)
+
+        def constrain(x: Tensor) -> dict[str, Tensor]:
+            return self.guide.constrain(x)[0]
+
+        x = torch.cat(latents)
+        at_once = self._at_once(constrain(x[:2]))
+        return Weighed(torch.cat(log_w), Draws(x, log_density, log_q if flow.has_inverse else None, constrain, at_once))
+
+
+class TracedPair(Pair):
+    """A model with any guide that Pyro can trace: a function, an autoguide, a list of them."""
+
+    def check(self) -> list[Tensor]:
+        """See :func:`~vi_flows.guides.given.check_program`; all parameters are found by tracing."""
+        check_program(self.model, self.guide, self.args, self.kwargs)
+        return []
+
+    def at_once(self) -> bool:
+        """By Pyro's vectorized particles."""
+        return True
+
+    def loss_terms(self, num_particles: int, objective: str) -> Callable[[], Tensor]:
+        """Pyro's ``Trace_ELBO``, one number for all particles, with the whole derivative whatever the objective."""
+        elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1)
+        return lambda: elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
+
+    def probe(self, num_draws: int) -> None:
+        """Not known of a guide whose density is known at its own draws alone."""
+        return None
+
+    def weigh(self, num_samples: int) -> Weighed:
+        """With the plates that hold every site, and without draws."""
+        self.check()
+        check_density(self.guide, self.model, self.args, self.kwargs)
+        parts = []
+        for size in chunks(num_samples, 250):
+            bound = ELBO(size, vectorize_particles=size > 1)
+            weights = bound.log_weights(self.model, self.guide, *self.args, **self.kwargs)
+            if weights.common_scale != 1 or weights.coupled:
+                raise ValueError("the model subsamples its data: diagnose it on the whole data (no subsample_size)")
+            parts.append(weights.log_weights())
+        return Weighed(torch.cat(parts))
+
+
+def pair_of(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
+    """The one place that looks at what kind of guide it is given.
+
+    Args:
+        model: a Pyro program.
+        guide: a guide of it: any callable.
+        args: the arguments of both.
+        kwargs: the keyword arguments of both.
+    """
+    return (FlowPair if isinstance(guide, AutoFlow) else TracedPair)(model, guide, args, kwargs)
+
+
+def chunks(total: int, size: int) -> list[int]:
+    """``total`` in parts of ``size``, the last one of what is left."""
+    return [size] * (total // size) + ([total % size] if total % size else [])

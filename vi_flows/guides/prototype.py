@@ -1,0 +1,78 @@
+"""What a guide must know of its model's first run before it builds parameters for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+
+from vi_flows.guides.site_maps import MapsOfTheProgram
+from vi_flows.guides.supports import DependentSupportError
+from vi_flows.traces import stochastic_nodes
+
+__all__ = ["SubsampledLatentError", "check_plates", "maps_of_dependent_sites"]
+
+
+class SubsampledLatentError(ValueError):
+    """A latent site lives in a subsampled plate, where one vector of latents can't stand for all of the data."""
+
+
+def check_plates(prototype: Trace, guide: str) -> None:
+    """Refuse latents in subsampled plates.
+
+    Args:
+        prototype: a trace of the model.
+        guide: the name of the guide's class, for the message.
+
+    Raises:
+        SubsampledLatentError: there is one.
+    """
+    for name, site in stochastic_nodes(prototype):
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise SubsampledLatentError(
+                    f"latent site {name!r} lives in the subsampled plate {frame.name!r} ({frame.size} of "
+                    f"{frame.full_size}): {guide} would learn one value for a place in the "
+                    "minibatch, whatever data stand there. Amortise the site instead: hide it from this guide, "
+                    f"poutine.block(model, hide=[{name!r}]), and sample it in the same plate of your own guide "
+                    "from a vi_flows.guides.AmortizedFlowGuide of the data (combine both with AutoGuideList); or "
+                    "run the plate without subsampling."
+                )
+
+
+def maps_of_dependent_sites(
+    prototype: Trace,
+    dependent: Sequence[str],
+    unconstrained_shapes: dict[str, torch.Size],
+    program: Callable,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> MapsOfTheProgram:
+    """The maps to the supports of all sites where those of ``dependent`` follow other sites.
+
+    Args:
+        prototype: a trace of the model.
+        dependent: names of sites.
+        unconstrained_shapes: of every site on the real line.
+        program: the model.
+        args: its arguments.
+        kwargs: its keyword arguments.
+
+    Raises:
+        DependentSupportError: a support follows a site that is summed out or hidden: it differs from run to run.
+    """
+    shapes = {name: site["value"].shape for name, site in stochastic_nodes(prototype)}
+    maps = MapsOfTheProgram(program, args, kwargs, unconstrained_shapes, shapes)
+    latents = {name: torch.zeros(shape) for name, shape in unconstrained_shapes.items()}
+    with torch.random.fork_rng(devices=[]):
+        runs = [maps.constrain(latents)[0] for _ in range(8)]
+    for name in dependent:
+        if not all(torch.equal(run[name], runs[0][name]) for run in runs):
+            raise DependentSupportError(
+                f"the support of latent site {name!r} depends on a site that is summed out or hidden, so that no "
+                "map keeps to it. Sample the site within fixed bounds and compute the rest, for instance "
+                f"{name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))."
+            )
+    return maps
