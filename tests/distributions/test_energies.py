@@ -10,7 +10,7 @@ import torch
 from vi_flows.distributions.energies import TARGETS_2D, target_2d
 from vi_flows.fit2d import Fit2D, fit_flow_2d, flow_log_density, make_flow_2d, train_flow_2d
 from vi_flows.flows import conv_flow
-from vi_flows.guides.fit import inverse_with_detached_parameters
+from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
 
 
 @pytest.mark.parametrize(
