@@ -19,6 +19,7 @@ import torch
 import tyro
 
 from vi_flows.autoregressive import (
+    MADE,
     Autoregressive,
     Bernoulli,
     Categorical,
@@ -48,6 +49,8 @@ class Options:
     """Features of the image models; the WaveNet has half of it."""
     num_layers: int = 7
     """Blocks or layers of the image models."""
+    made_width: int = 8000
+    """Hidden units of the MADE, of one layer."""
     repetitions: int = 3
     """Timed draws of each model."""
     seed: int = 0
@@ -67,6 +70,7 @@ def models(options: Options) -> dict[str, tuple[Autoregressive, int]]:
     made = {
         name: (family(image, Bernoulli(), options.width, options.num_layers), n) for name, family in families.items()
     }
+    made["made"] = MADE(image, Bernoulli(), (options.made_width,)), n
     return {**made, "wavenet": (WaveNet(options.audio_steps, Categorical(256), options.width // 2, options.width), 1)}
 
 

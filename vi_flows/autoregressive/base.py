@@ -96,6 +96,10 @@ class Autoregressive(nn.Module, ABC):
         """
         return self.output.log_prob(self.params(x, context), x).flatten(1).sum(1)
 
+    def judged_sample(self, context: Tensor, progress: bool = False) -> Tensor:
+        """Draws ``(N, *event_shape)`` from the density of :meth:`judged_log_prob`, one for each row of ``context``."""
+        return self.generate(context, progress)
+
     def condition(self, context: Tensor) -> AutoregressiveDistribution:
         """``p(· | context)``.
 

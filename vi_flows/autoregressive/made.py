@@ -18,6 +18,8 @@ from vi_flows.autoregressive.base import Autoregressive, check_dropout
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.nn.masked import ContextBias, MaskedLinear, spread_degrees
 from vi_flows.nn.mlp import ACTIVATIONS
+from vi_flows.nn.typed import ModuleListOf
+from vi_flows.progress import progress_bar
 
 __all__ = ["MADE"]
 
@@ -27,8 +29,9 @@ class MADE(Autoregressive):
 
     With one mask the order is the natural one and the hidden degrees are evenly spread. With more, the orders and
     degrees are drawn from the seeds 0, 1, …, and training is order- and connectivity-agnostic: :meth:`training_params`
-    goes round the masks, a step each, and :meth:`judged_log_prob` is the density of their equal mixture (paper,
-    sections 4.1 and 4.2). The density that the module itself stands for is that of the current mask, at first seed 0's.
+    goes round the masks, a step each, :meth:`judged_log_prob` is the density of their equal mixture (paper, sections
+    4.1 and 4.2), and :meth:`judged_sample` draws from that. The density that the module itself stands for is that of
+    the current mask, at first seed 0's. Generation computes a hidden unit when all that it sees is there, once.
 
     Args:
         event_shape: of one ``x``; its entries are flattened.
@@ -73,11 +76,11 @@ class MADE(Autoregressive):
         size = self.event_shape.numel()
         self.hidden_dims = tuple(hidden_dims)
         widths = [size, *hidden_dims]
-        self.hidden = nn.ModuleList(MaskedLinear(a, b) for a, b in itertools.pairwise(widths))
-        self.hidden_context = nn.ModuleList(ContextBias(context_dim, b) for b in hidden_dims)
+        self.hidden = ModuleListOf(MaskedLinear(a, b) for a, b in itertools.pairwise(widths))
+        self.hidden_context = ModuleListOf(ContextBias(context_dim, b) for b in hidden_dims)
         num_outputs = size * output.num_params
-        self.last = nn.ModuleList([MaskedLinear(widths[-1], num_outputs)] if hidden_dims else [])
-        self.direct = nn.ModuleList([MaskedLinear(size, num_outputs, bias=not hidden_dims)] if direct else [])
+        self.last = ModuleListOf([MaskedLinear(widths[-1], num_outputs)] if hidden_dims else [])
+        self.direct = ModuleListOf([MaskedLinear(size, num_outputs, bias=not hidden_dims)] if direct else [])
         self.last_context = ContextBias(context_dim, num_outputs)
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
@@ -168,6 +171,54 @@ class MADE(Autoregressive):
         members = (torch.tensor([index], device=self.turn.device) for index in range(self.num_masks))
         return self._mixture_log_prob(map(self._member, members), x, context)
 
+    def judged_sample(self, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.judged_sample`; if there are several masks, each draw is under one of its own."""
+        if self.num_masks == 1:
+            return super().judged_sample(context, progress)
+        members = torch.randint(self.num_masks, (len(context),), device=context.device)
+        x = context.new_zeros(len(context), *self.event_shape)
+        for index in members.unique():
+            order, degrees = self._member(index[None])
+            mine = members == index
+            x[mine] = self._extend_under(self._masks(order, degrees), order, x[mine], 0, context[mine], progress)
+        return x
+
+    def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.extend`; a hidden unit is computed once, when all that it sees is there."""
+        masks = [layer.mask for layer in self._layers()]
+        return self._extend_under(masks, self.order, x, num_known, context, progress)
+
+    def _extend_under(
+        self, masks: Sequence[Tensor], order: Tensor, x: Tensor, num_known: int, context: Tensor, progress: bool
+    ) -> Tensor:
+        """All steps together cost one pass; dropout is left out."""
+        hidden, outer = masks[: len(self.hidden)], masks[len(self.hidden) :]
+        flat = x.flatten(1).clone()
+        zero = flat.new_zeros(len(flat), 1)
+        layers = [torch.zeros_like(flat), *(zero.repeat(1, width) for width in self.hidden_dims)]
+        shifts = [bias(zero.expand(-1, bias.num_features), context) for bias in self.hidden_context]
+        last_shift = self.last_context(zero.expand(-1, self.last_context.num_features), context)
+        units = _by_readiness(order, hidden)
+
+        def compute(step: int) -> None:
+            for layer, mask, shift, ready, below, h in zip(
+                self.hidden, hidden, shifts, units, layers, layers[1:], strict=False
+            ):
+                rows = ready[step]
+                h[:, rows] = self.activation(layer.rows_under(mask, rows, below) + shift[:, rows])
+
+        compute(0)
+        sources = [(layer, layers[-1]) for layer in self.last] + [(layer, layers[0]) for layer in self.direct]
+        per_entry = self.output.num_params
+        for step, index in enumerate(progress_bar(order.tolist(), unit="entry", shown=progress)):
+            if step >= num_known:
+                rows = torch.arange(index * per_entry, (index + 1) * per_entry, device=flat.device)
+                terms = [layer.rows_under(mask, rows, h) for mask, (layer, h) in zip(outer, sources, strict=True)]
+                flat[:, index] = self.output.sample(torch.stack(terms).sum(0) + last_shift[:, rows])
+            layers[0][:, index] = self.output.encode(flat[:, index])
+            compute(step + 1)
+        return flat.reshape(-1, *self.event_shape)
+
     def generation_order(self) -> Tensor:
         """The current order."""
         return self.order
@@ -198,3 +249,20 @@ class MADE(Autoregressive):
         params = (self._params_under(self._masks(*member), x, context) for member in members)
         scores = [self.output.log_prob(one, x).flatten(1).sum(1) for one in params]
         return torch.stack(scores).logsumexp(0) - math.log(len(scores))
+
+
+def _by_readiness(order: Tensor, masks: Sequence[Tensor]) -> list[list[Tensor]]:
+    """For each hidden layer, its units by the number of first entries after which all that they see is known.
+
+    Args:
+        order: of the entries.
+        masks: of the hidden layers, from the bottom.
+    """
+    ready = torch.empty_like(order, dtype=torch.int32)
+    ready[order] = torch.arange(1, len(order) + 1, dtype=torch.int32, device=order.device)
+    found = []
+    for mask in masks:
+        ready = torch.where(mask, ready, 0).amax(1)
+        counts = torch.bincount(ready, minlength=len(order) + 1).tolist()
+        found.append(list(ready.argsort(stable=True).split(counts)))
+    return found

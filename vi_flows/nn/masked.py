@@ -66,6 +66,17 @@ class MaskedLinear(nn.Linear):
         # Not a product with zero: a weight that has become infinite must not leak through the mask as a NaN.
         return F.linear(x, self.weight.masked_fill(~mask, 0.0), self.bias)
 
+    def rows_under(self, mask: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+        """Some of the outputs of :meth:`under`.
+
+        Args:
+            mask: the whole mask.
+            rows: indices of the outputs.
+            x: ``(…, in_features)``.
+        """
+        bias = None if self.bias is None else self.bias[rows]
+        return F.linear(x, self.weight[rows].masked_fill(~mask[rows], 0.0), bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """``(…, in_features)`` to ``(…, out_features)``."""
         return self.under(self.mask, x)
@@ -81,6 +92,7 @@ class ContextBias(nn.Module):
 
     def __init__(self, context_dim: int, num_features: int) -> None:
         super().__init__()
+        self.num_features = num_features
         self.map = nn.Linear(context_dim, num_features, bias=False) if context_dim else nn.Identity()
         self.active = context_dim > 0
 

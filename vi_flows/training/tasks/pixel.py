@@ -229,7 +229,7 @@ class PixelTask(ExactTask):
         chosen, context = self._chosen(rows, columns)
         top = 1 if self.binary else self.data.levels - 1
         shown = self.data.binarized(chosen) if settings.binary and self.binary else self.data.means(chosen)
-        samples = self.module.generate(context, progress=True)
+        samples = self.module.judged_sample(context, progress=True)
         grids = {"samples": samples.float().cpu() / top, "data": shown.reshape(-1, *self.data.shape)}
         channels, height, width = self.data.shape
         known, upper = channels * width * (height // 2), torch.zeros(self.data.shape, dtype=torch.bool)
