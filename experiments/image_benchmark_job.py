@@ -16,7 +16,7 @@ import tyro
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
 from vi_flows.distributions.image_config import image_config
 from vi_flows.evaluation.nll import half_width
-from vi_flows.records import Record, provenance, row_key
+from vi_flows.records import Record, from_json, provenance, row_key
 from vi_flows.settings import Positive
 from vi_flows.table import Job, OutOfTimeError, Workplace
 from vi_flows.training import ImageTrainConfig, Run, RunError, TrainingDivergedError
@@ -188,7 +188,7 @@ class BudgetJob(Job[Limits]):
             "diverged": (folder / "diverged.txt").exists(),
             "round_trip_error": round_trip_error(density, data.images(test[:100])),
             "samples": samples._asdict(),
-            "curve": [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()],
+            "curve": [from_json(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()],
         }
         record = Record(
             kind="image_benchmark",

@@ -5,7 +5,6 @@ python experiments/vae_figures.py [--data-root PATH]   # needs the data (VI_FLOW
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 import tyro
 
 from vi_flows.plotting import save_image_grid
+from vi_flows.records import from_json
 from vi_flows.training import Run
 from vi_flows.training.tasks.base import BinaryDrawingSettings
 
@@ -54,7 +54,7 @@ def learning_curves(pretrained: Path, path: Path) -> None:
     runs = sorted(file.parent for file in pretrained.glob("*/metrics.jsonl"))
     figure, axes = plt.subplots(1, len(runs), figsize=(4 * len(runs), 3.2), squeeze=False)
     for ax, folder in zip(axes[0], runs, strict=True):
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [from_json(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         valid = [(line["step"], line["valid_loss"]) for line in lines if "valid_loss" in line]
         ax.plot(
             [line["step"] for line in lines], [-line["train_bound"] for line in lines], color="0.6", label="training"

@@ -22,21 +22,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from tabulate import tabulate
 
 from vi_flows.distributions.image_config import image_config
-from vi_flows.records import Clock, Record, provenance, row_key
+from vi_flows.records import Clock, Record, provenance, row_key, to_json
 from vi_flows.table import Machine, Selection, Workplace
 from vi_flows.table.claim import is_held
 from vi_flows.table.runner import Runner
 from vi_flows.table.vae_job import VAEJob
 from vi_flows.table.work import run_in_process
 from vi_flows.training import ImageTrainConfig, Run, TrainConfig, Trainer, VAETrainConfig, checkpoint
-from vi_flows.training import log as metrics_log  # its dumps is where a line of metrics is made
+from vi_flows.training import log as metrics_log  # its to_json is where a line of metrics is made
 from vi_flows.training.checkpoint import CheckpointError, Checkpoints, load_tensors
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETask
@@ -140,14 +139,14 @@ def train_and_die_in_a_line(folder: Path, write: int, share: float) -> None:
     count = itertools.count()
 
     def part(entry: dict[str, Any]) -> str:
-        line = json.dumps(entry)
+        line = to_json(entry)
         if next(count) == write:
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write((line + "\n")[: int(share * (len(line) + 2))])
             os.kill(os.getpid(), signal.SIGKILL)
         return line
 
-    metrics_log.json = SimpleNamespace(dumps=part, loads=json.loads, JSONDecodeError=json.JSONDecodeError)
+    metrics_log.to_json = part
     train(folder, mark_of(folder))
 
 

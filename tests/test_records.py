@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 
 from vi_flows import records
-from vi_flows.records import Clock, Record, RecordError, RecordExistsError, git_revision, provenance, row_key
-from vi_flows.training import ImageTrainConfig, Run, RunError, VAETrainConfig
+from vi_flows.records import (
+    Clock,
+    Record,
+    RecordError,
+    RecordExistsError,
+    from_json,
+    git_revision,
+    provenance,
+    row_key,
+    to_json,
+)
+from vi_flows.training import ImageTrainConfig, Run, RunError, Trainer, VAETrainConfig
+from vi_flows.training.checkpoint import load_tensors, save_tensors
+from vi_flows.training.status import status_of_run
 from vi_flows.vae import VAEConfig
 
 RECORD = Record(
@@ -157,3 +172,73 @@ def test_provenance_says_what_made_it():
     assert {"revision", "torch", "vi_flows", "device", "threads", "date", "seconds", "cpu_seconds"} <= set(found)
     assert found["data_sha256"] == "x"
     assert Path(records.__file__).exists()
+
+
+def strictly(text):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_numbers_that_json_does_not_know_come_back_from_strict_json():
+    value = {"a": [math.nan, (math.inf, {"b": -math.inf})], "c": 1.5, "d": "nan", "e": None, "f": True, "g": 3}
+    text = to_json(value)
+    assert strictly(text) == {"a": ["NaN", ["Infinity", {"b": "-Infinity"}]], **{n: value[n] for n in "cdefg"}}
+    (first, (second, inner)) = from_json(text)["a"]
+    assert math.isnan(first)
+    assert (second, inner["b"]) == (math.inf, -math.inf)
+    assert {name: from_json(text)[name] for name in "cdefg"} == {name: value[name] for name in "cdefg"}
+    assert to_json(np.float64(math.nan)) == '"NaN"'
+
+
+def test_older_files_with_bare_names_are_read():
+    found = from_json('{"a": NaN, "b": [Infinity, -Infinity]}')
+    assert math.isnan(found["a"])
+    assert found["b"] == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+def test_a_text_that_would_come_back_as_a_number_is_refused(text, tmp_path):
+    with pytest.raises(ValueError, match=f"the text '{text}' can't be written"):
+        replace(RECORD, settings={"names": [text]}).write(tmp_path / "record.json")
+    assert list(tmp_path.glob("*.json*")) == []
+
+
+def test_a_record_with_a_figure_that_is_not_finite(tmp_path):
+    path = tmp_path / "record.json"
+    replace(RECORD, figures={"nll": math.inf, "k_hat": [math.nan, 0.5]}).write(path)
+    assert strictly(path.read_text())["figures"] == {"nll": "Infinity", "k_hat": ["NaN", 0.5]}
+    figures = Record.read(path).figures
+    assert figures["nll"] == math.inf
+    assert math.isnan(figures["k_hat"][0])
+
+
+def test_metrics_and_checkpoints_of_a_run_whose_validation_is_not_finite(tmp_path, monkeypatch):
+    small = VAEConfig(latent_dims=(2,), hidden_dims=((4,),))
+    trainer = Trainer(
+        Run.create(tmp_path / "run", VAETrainConfig(vae=small, epochs=2, batch_size=400, threads=1)), progress=False
+    )
+    trainer.start()
+    losses = iter([math.inf, math.nan])
+    monkeypatch.setattr(trainer.task, "validate", lambda: next(losses))
+    trainer.fit()
+    lines = [strictly(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["valid_loss"] for line in lines] == ["Infinity", "NaN"]
+    status = status_of_run(tmp_path / "run")
+    assert (status.state, status.epoch) == ("finished", 2)
+    assert math.isnan(status.best)
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, {"loss": math.inf})
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert strictly(file.metadata()["state"]) == {"loss": "Infinity"}
+    assert load_tensors(tmp_path / "a.safetensors")[1] == {"loss": math.inf}
+
+
+def test_all_json_in_the_repository_is_strict():
+    root = Path(__file__).parents[1]
+    files = [path for folder in ("experiments", "tests", "vi_flows") for path in (root / folder).rglob("*.json*")]
+    for path in files:
+        content = path.read_text(encoding="utf-8")
+        for part in content.splitlines() if path.suffix == ".jsonl" else [content]:
+            strictly(part)
+    assert len(files) > 100

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -26,12 +27,16 @@ import torch
 from vi_flows import __version__
 
 __all__ = [
-    "SCHEMA", "Clock", "Record", "RecordError", "RecordExistsError", "describe_device", "git_revision", "provenance",
-    "row_key", "write_atomic",
+    "SCHEMA", "Clock", "Record", "RecordError", "RecordExistsError", "describe_device", "from_json", "git_revision",
+    "provenance", "row_key", "to_json", "write_atomic",
 ]  # fmt: skip
 
 SCHEMA = 1
 """Version of the schema; a reader refuses others."""
+
+
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""Numbers that JSON doesn't know, by the strings that stand for them (those of Protocol Buffers' JSON mapping)."""
 
 
 class RecordError(ValueError):
@@ -59,6 +64,50 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)  # on a full disk, its part would be in the way
         raise OSError(f"{path} can't be written: {error}") from error
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON (RFC 8259), with strings for the numbers that it doesn't know, see :data:`NOT_FINITE`.
+
+    Args:
+        value: of dictionaries, lists, tuples, strings, numbers, booleans and ``None``.
+        indent: spaces a level; all in one line by default.
+
+    Raises:
+        ValueError: a string is one of those already, and would be read back as a number.
+        TypeError: something else is in it.
+    """
+    return json.dumps(_spelled_out(value), indent=indent, allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """What :func:`to_json` was given, but for tuples; ``NaN`` and ``Infinity`` of older files are read too.
+
+    Raises:
+        ValueError: it is no JSON.
+        RecursionError: it is nested too deeply.
+    """
+    return _as_numbers(json.loads(text))
+
+
+def _spelled_out(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _spelled_out(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled_out(inner) for inner in value]
+    if isinstance(value, str) and value in NOT_FINITE:
+        raise ValueError(f"the text {value!r} can't be written to JSON: it stands for a number there; use another one")
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _as_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_numbers(inner) for inner in value]
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def git_revision() -> str | None:
@@ -198,7 +247,7 @@ class Record:
             write_atomic(beside, buffer.getvalue())
             digest = hashlib.sha256(buffer.getvalue()).hexdigest()
             scores = {"file": beside.name, "names": list(self.scores), "sha256": digest}
-        write_atomic(path, json.dumps(self.to_dict() | {"scores": scores}, indent=2) + "\n")
+        write_atomic(path, to_json(self.to_dict() | {"scores": scores}, 2) + "\n")
         if scores is None:
             beside.unlink(missing_ok=True)  # those of a record that was replaced
 
@@ -226,7 +275,7 @@ class Record:
         if not path.is_file():
             raise RecordError(f"there is no record {path}")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = from_json(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{path} is no record ({error})") from error
         if not isinstance(content, dict) or "schema" not in content:

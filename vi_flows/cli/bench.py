@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from vi_flows.bench import images, kernels, table, vae
 from vi_flows.bench.measure import Measurement
 from vi_flows.bench.rows import GOALS, Row, format_table, measure_row
 from vi_flows.kernels import active_kernel, instruction_set, kernel_reason
-from vi_flows.records import Clock, Record, git_revision, provenance, row_key
+from vi_flows.records import Clock, Record, git_revision, provenance, row_key, to_json
 
 __all__ = ["Bench", "environment"]
 
@@ -79,7 +78,7 @@ class Bench:
                 print(f"{title} …", end="\r", file=sys.stderr, flush=True)
             rows.append(measure_row(name, title, measure))
         record = self._record(rows, clock)
-        print(json.dumps(record.to_dict(), indent=2) if self.json else format_table(rows))
+        print(to_json(record.to_dict(), 2) if self.json else format_table(rows))
         if self.history is not None:
             path = self.history / f"{record.provenance['date'].replace(':', '')}.json"
             record.write(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from vi_flows.cli.bench import environment
 from vi_flows.data.registry import REGISTRY
 from vi_flows.data.sources import cache_folder, resolve_root
+from vi_flows.records import to_json
 
 __all__ = ["Info"]
 
@@ -38,7 +38,7 @@ class Info:
         """
         found = environment() | {"processors": os.cpu_count()} | _libraries() | _devices() | _data(self.data_root)
         if self.json:
-            print(json.dumps(found, indent=2))
+            print(to_json(found, 2))
             return 0
         for name, value in found.items():
             words = ", ".join(map(str, value)) if isinstance(value, list) else value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import tyro
 from tabulate import tabulate
 
 from vi_flows.plotting import save_intervals
-from vi_flows.records import Record, RecordError
+from vi_flows.records import Record, RecordError, to_json
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.status import RunStatus, find_runs, status_of_run
 
@@ -41,7 +40,7 @@ class Runs:
         """
         found = [status_of_run(path) for path in find_runs(self.folder)]
         if self.json:
-            print(json.dumps([_ready(status) for status in found], indent=2))
+            print(to_json([_ready(status) for status in found], 2))
             return 0
         if not found:
             print(f"no run in {self.folder}; vi-flows train vae --out {self.folder}/first makes one")
@@ -60,7 +59,7 @@ class Runs:
 
 
 def _ready(status: RunStatus) -> dict[str, Any]:
-    """For JSON, which knows no NaN."""
+    """For JSON: what there is none of is null."""
     found = {**asdict(status), "folder": str(status.folder)}
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()}
 

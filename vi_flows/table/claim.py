@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import time
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vi_flows.records import write_atomic
+from vi_flows.records import from_json, to_json, write_atomic
 
 __all__ = ["Claim", "HeldError", "is_held", "is_locked", "last_note"]
 
@@ -74,7 +73,7 @@ class Claim:
             more: JSON-ready.
         """
         what = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **more}
-        write_atomic(_path(self.runs, self.name, "json"), json.dumps(what) + "\n")
+        write_atomic(_path(self.runs, self.name, "json"), to_json(what) + "\n")
 
 
 def is_held(runs: Path, name: str) -> bool:
@@ -96,4 +95,4 @@ def is_locked(path: Path) -> bool:
 def last_note(runs: Path, name: str) -> dict[str, Any]:
     """What was written down last, or ``{"state": "new"}``."""
     path = _path(runs, name, "json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"state": "new"}
+    return from_json(path.read_text(encoding="utf-8")) if path.exists() else {"state": "new"}

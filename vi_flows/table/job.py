@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from vi_flows.records import Record
+from vi_flows.records import Record, from_json
 from vi_flows.training.config import TrainConfig, config_to_dict
 
 __all__ = ["Computer", "Job", "OutOfTimeError", "Workplace", "part_of"]
@@ -103,7 +103,7 @@ class Job(ABC, Generic[C]):
         Empty where there is none. Settings that only one of the two knows are left out: records outlive versions.
         """
         try:
-            found = dict(json.loads(self.record(workplace).read_text(encoding="utf-8"))["settings"])
+            found = dict(from_json(self.record(workplace).read_text(encoding="utf-8"))["settings"])
         except (ValueError, KeyError, TypeError):
             return "settings that can't be read"
         config = self.settings(workplace)

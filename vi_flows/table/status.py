@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from vi_flows.records import Record
+from vi_flows.records import Record, from_json
 from vi_flows.table.claim import is_held, is_locked, last_note
 from vi_flows.table.job import Job, Workplace
 
@@ -48,8 +47,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
+            found.append(from_json(line))
+        except ValueError:
             break
     return found
 

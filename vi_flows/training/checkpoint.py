@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from vi_flows.records import from_json, to_json
 
 __all__ = [
     "CheckpointError", "CheckpointWriteError", "Checkpoints", "first_not_finite", "flatten_optimizer", "load_state",
@@ -52,7 +53,7 @@ def _written(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> I
     temporary = path.with_name(path.name + ".tmp")
     # Copies: safetensors refuses tensors that share memory, and the training goes on in the originals.
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(state)
+    text = to_json(state)
     try:
         save_file(copies, temporary, metadata={"state": text, "sha256": _checksum(copies, text)})
         with temporary.open("rb") as file:
@@ -149,7 +150,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state = json.loads(metadata["state"])
+        state = from_json(metadata["state"])
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error})") from error
     # Any second entry means a checksum was written, even where damage hit the entry's own name.
@@ -168,8 +169,8 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            state = from_json((file.metadata() or {})["state"])
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the checkpoint {path} is missing or damaged ({error})") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"the checkpoint {path} is damaged (its bookkeeping is {state!r})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vi_flows.distributions.image import ImageOverflowError
-from vi_flows.records import write_atomic
+from vi_flows.records import from_json, to_json, write_atomic
 from vi_flows.training.checkpoint import CheckpointError
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.run import Run
@@ -48,7 +47,7 @@ class RunLog:
     def add(self, metrics: dict[str, Any]) -> None:
         """One line, and a point of each curve at the line's ``step``."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(to_json(metrics) + "\n")
         events = self._events()
         if events is not None:
             for name, value in metrics.items():
@@ -101,8 +100,8 @@ class RunLog:
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the kill came in mid-line
+                entry = from_json(line)
+            except ValueError:  # the kill came in mid-line
                 continue
             if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
                 raise CheckpointError(f"{self.path} holds a line that is no epoch's metrics: {line[:60]}; remove it")

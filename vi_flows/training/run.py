@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import time
 import typing
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.data import RunData
-from vi_flows.records import git_revision, row_key, write_atomic
+from vi_flows.records import from_json, git_revision, row_key, to_json, write_atomic
 from vi_flows.training.checkpoint import CheckpointError, Checkpoints, first_not_finite, load_tensors
 from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict, first_difference
 from vi_flows.training.kinds import KINDS
@@ -127,7 +126,7 @@ class Run:
             "started_from": source,
             "settings": config_to_dict(config),
         }
-        write_atomic(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+        write_atomic(folder / "config.json", to_json(settings, 2) + "\n")
         return run
 
     @classmethod
@@ -148,7 +147,7 @@ class Run:
                 f"{folder} holds no run (no file config.json in it); vi-flows runs lists those there are"
             )
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = from_json(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or content.get("kind") not in KINDS or "settings" not in content:
                 raise ValueError(f"it says nothing of one of the kinds {', '.join(KINDS)}")
             config = config_from_dict(KINDS[content["kind"]].config, content["settings"])
@@ -228,7 +227,7 @@ class Run:
         return row_key(f"{self.config.slug}-from", {"run": self.config.key, "weights": source["sha256"]})
 
     def _written(self) -> dict[str, Any]:
-        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return from_json((self.folder / "config.json").read_text(encoding="utf-8"))
 
     def check_data(self, state: dict[str, Any]) -> None:
         """Refuse data that are not those of the training.

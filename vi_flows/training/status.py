@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vi_flows.records import from_json
 from vi_flows.training.checkpoint import CheckpointError, load_state
 from vi_flows.training.run import Run, RunUnusableError
 
@@ -97,8 +97,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+            entry = from_json(line)
+        except ValueError:
             break
         if isinstance(entry, dict):
             found.append(entry)
