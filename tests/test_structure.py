@@ -84,6 +84,7 @@ ARGUMENTS = {
     ("guides/pairs.py", "AutoFlow"): "a user's guide is any callable: adapted once",
     ("guides/posterior.py", "WhitenedAffine"): "tells the type checker what the guide's own constructor put there",
     ("transforms/image/multi_scale.py", "Bijection"): "a level without a prior holds PyTorch's identity",
+    ("vae/config.py", "VectorFlow"): "the command line's parser asks whether a default is one",
     ("autoregressive/stepping.py", "MaskedConv2d"): "a head is a plain sequence of layers and ReLUs",
 }
 """Where a class of another file is asked for, and why: what comes from outside, not what our own objects could say."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 __all__ = [
-    "Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "check_known", "check_settings",
-    "settings_from",
+    "LATER", "Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "check_known",
+    "check_settings", "later_settings", "settings_from",
 ]  # fmt: skip
 
 S = TypeVar("S")
@@ -61,6 +61,18 @@ Positive = Annotated[int, Bounds(least=1)]
 NonNegative = Annotated[int, Bounds(least=0)]
 PositiveFloat = Annotated[float, Bounds(above=0)]
 NonNegativeFloat = Annotated[float, Bounds(least=0)]
+
+
+LATER: Mapping[str, bool] = types.MappingProxyType({"later": True})
+"""``field(metadata=LATER)``: a setting that there was not when records were made. What is written and hashed leaves it
+out at its default, so that the keys of earlier runs stay what they were."""
+
+
+def later_settings(kind: Any) -> list[str]:
+    """The names of a dataclass' settings that are marked :data:`LATER`; none for what is no dataclass."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return []
+    return [item.name for item in dataclasses.fields(kind) if item.metadata.get("later")]
 
 
 def check_settings(settings: Any) -> None:

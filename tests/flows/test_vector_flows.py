@@ -15,7 +15,21 @@ from tests.transforms.case import randomise
 from tests.transforms.cases import SMALL_FLOWS
 from vi_flows import flows
 from vi_flows.cli.main import _parse
-from vi_flows.flows import FLOWS, IAF, MAF, NICE, NSF, ConvFlow, Planar, Radial, RealNVP, Spline, Sylvester
+from vi_flows.flows import (
+    FLOWS,
+    IAF,
+    MAF,
+    NICE,
+    NSF,
+    ConvFlow,
+    Planar,
+    Radial,
+    RealNVP,
+    Spline,
+    Sylvester,
+    flow_from_words,
+    flow_in_words,
+)
 from vi_flows.training import VAETrainConfig
 from vi_flows.training.config import config_from_dict, config_to_dict
 from vi_flows.vae import VAEConfig, build_vae
@@ -118,6 +132,53 @@ def test_it_is_on_the_command_line_and_survives_the_trip_through_json(name):
     settings = config.command.config
     assert settings == VAETrainConfig(seed=4, vae=VAEConfig(flow=FLOWS[name](3)))
     assert config_from_dict(VAETrainConfig, json.loads(json.dumps(config_to_dict(settings)))) == settings
+
+
+WORDS = {
+    "real_nvp": RealNVP(),
+    "real_nvp(6)": RealNVP(6),
+    "maf(2, hidden_dims=(7,), scale='exp')": MAF(2, (7,), scale="exp"),
+    " conv_flow( activation = 'tanh', dilations=(1, 2) ) ": ConvFlow(activation="tanh", dilations=(1, 2)),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_flow_as_a_single_word(words):
+    """As the prior of a VAE on the command line, where the flow of the guide ends the line."""
+    flow = WORDS[words]
+    assert flow_from_words(words) == flow
+    assert flow_from_words(flow_in_words(flow)) == flow
+    config = _parse(["train", "vae", "--out", "run", "--prior", words, "planar"]).command.config
+    assert config.vae == VAEConfig(prior=flow, flow=Planar())
+    if flow is not None:
+        assert VAEConfig(prior=flow).label == f"VAE, prior {flow.label()}"
+        assert VAEConfig(prior=flow).name == f"g1-prior-{flow.name}-{flow.key}"
+
+
+def test_flows_are_written_as_short_as_can_be():
+    assert flow_in_words(MAF()) == "maf"
+    assert flow_in_words(MAF(2, (7,))) == "maf(num_layers=2, hidden_dims=(7,))"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("glow", "a flow must be one of conv_flow, .* or none, got 'glow'"),
+        ("maf(", r"written as NAME or NAME\(SETTING=VALUE, …\), got 'maf\('"),
+        ("maf(open('x'))", "written as NAME or NAME"),
+        ("maf(**{})", "written as NAME or NAME"),
+        ("", "written as NAME or NAME"),
+        ("maf(2, (7,))", "only the first setting of maf goes without its name"),
+        ("maf(2, num_layers=3)", "num_layers of maf is given twice"),
+        ("maf(layers=3)", "maf has no layers; it takes num_layers, hidden_dims, activation, scale"),
+        ("maf(0)", "num_layers must be at least 1, got 0"),
+        ("none(3)", "or none, got 'none'"),
+    ],
+)
+def test_words_that_are_no_flow_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        flow_from_words(words)
 
 
 @pytest.mark.parametrize("name", SMALL_FLOWS)

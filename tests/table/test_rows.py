@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from vi_flows.flows import MAF
 from vi_flows.table import RECIPES, Selection, Workplace, matching_rows, table_rows
 from vi_flows.training import VAETrainConfig
+from vi_flows.training.config import config_from_dict, config_to_dict
 from vi_flows.vae import VAEConfig, build_vae
 
-PUBLISHED = json.loads(
-    (Path(__file__).parents[2] / "experiments" / "published.json").read_text(encoding="utf-8")
-)["rows"]  # fmt: skip
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RESULTS = EXPERIMENTS / "results"
+PUBLISHED = json.loads((EXPERIMENTS / "published.json").read_text(encoding="utf-8"))["rows"]
 MODELS = {
     "plain": "plain", "plain-iwae50": "iwae50", "plus1": "plus1", "plus4": "plus4", "plus8": "plus8",
     "global-k1": "k1", "global-k2": "k2", "global-k4": "k4", "global-k8": "k8", "global-k8-iwae50": "k8-iwae50",
@@ -24,6 +26,11 @@ MODELS = {
     "amortized-k8-tanh-dreg5": None, "amortized-k8-tanh-dreg5-iwae50": None,
     "amortized-k8-tanh-iwae5": None, "amortized-k8-tanh-iwae5-iwae50": None,
     "planar16": None, "planar80": "nf", "iaf": None, "sylvester": None,
+    **{
+        f"amortized-k8-tanh-{beyond}{recipe}": None
+        for beyond in ("prior", "encoder", "prior-encoder")
+        for recipe in ("", "-iwae50", "-dreg5", "-dreg5-iwae50", "-iwae5", "-iwae5-iwae50")
+    },
 }  # fmt: skip
 """Every model of both architectures, and the row of the paper whose number stands beside it."""
 DIRECT = {"g1": "-dreg5", "g2": "-iwae5"}
@@ -32,8 +39,9 @@ DIRECT = {"g1": "-dreg5", "g2": "-iwae5"}
 
 def models_of(architecture):
     (other,) = [name for key, name in DIRECT.items() if key != architecture]
-    without = {f"amortized-k8-tanh{other}", f"amortized-k8-tanh{other}-iwae50"}
-    return {model: paper_row for model, paper_row in MODELS.items() if model not in without}
+    return {
+        model: paper_row for model, paper_row in MODELS.items() if not model.removesuffix("-iwae50").endswith(other)
+    }
 
 
 HAS_NF = ("binarized_mnist", "g2")
@@ -93,14 +101,61 @@ def test_the_recipes_are_those_of_the_records():
 def test_every_model_can_be_trained(architecture):
     x = torch.bernoulli(torch.rand(3, 20))
     sizes = {}
-    for model in models_of(architecture):
-        vae = build_vae(table_rows()[f"digits-{architecture}-{model}-clean"].config.vae, 20)
+    rows = table_rows()
+    configs = {model: rows[f"digits-{architecture}-{model}-clean"].config.vae for model in models_of(architecture)}
+    for config, model in {config: model for model, config in reversed(configs.items())}.items():
+        vae = build_vae(config, 20)
         terms = vae.log_weight_terms(x, 2)
         terms.log_weights().sum().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.guide.parameters())
+        parts = [vae.guide, vae.model.networks, *filter(None, [vae.model.prior_flow])]
+        assert all(p.grad is not None and p.grad.isfinite().all() for part in parts for p in part.parameters())
         sizes[model] = sum(p.numel() for p in vae.parameters())
     assert sizes["plain"] < sizes["global-k1"] < sizes["global-k8"] < sizes["amortized-k8-tanh"]
     assert sizes["planar16"] < sizes["planar80"]
+
+
+@pytest.mark.parametrize(("architecture", "wide"), [("g1", ((500, 500),)), ("g2", ((300, 300), (500, 500)))])
+def test_rows_beyond_the_paper_differ_from_the_best_one_in_what_they_are_called_by(architecture, wide):
+    rows = table_rows()
+    prior = MAF(num_layers=4, hidden_dims=(256,))
+    recipe = DIRECT[architecture]
+    for beyond, settings in {
+        "prior": dict(prior=prior), "encoder": dict(encoder_dims=wide),
+        "prior-encoder": dict(prior=prior, encoder_dims=wide),
+    }.items():  # fmt: skip
+        for suffix, source in {"": None, "-iwae50": "", recipe: None, f"{recipe}-iwae50": recipe}.items():
+            name = f"binarized_mnist-{architecture}-amortized-k8-tanh"
+            base, row = rows[f"{name}{suffix}-clean"], rows[f"{name}-{beyond}{suffix}-clean"]
+            assert row.config == replace(base.config, vae=replace(base.config.vae, **settings))
+            assert row.paper_row is None
+            assert row.source == (None if source is None else rows[f"{name}-{beyond}{source}-clean"])
+    labels = [rows[f"digits-{architecture}-amortized-k8-tanh-{row}-clean"].config.label for row in BEYOND]
+    sizes = "500-500" if architecture == "g1" else "300-300 / 500-500"
+    model = "VAE + ConvFlow (K = 8, tanh), amortized"
+    assert labels == [
+        f"{model}, prior MAF (4)", f"{model}, encoder {sizes}, IW = 50", f"{model}, encoder {sizes}, prior MAF (4)",
+    ]  # fmt: skip
+
+
+BEYOND = ("prior", "encoder-iwae50", "prior-encoder")
+
+
+def test_keys_and_settings_of_earlier_runs_stay_what_they_were():
+    """A setting that came later is left out of them at its default."""
+    rows = table_rows()
+    keys = {
+        "binarized_mnist-g1-plain-clean": "binarized_mnist-g1-bn-clean-e1000-s0-19a31d99",
+        "omniglot28-g2-global-k8-paper": "omniglot28-g2-bn-conv_flow-global-k8-paper-e1000-s0-dcd9fbe0",
+        "binarized_mnist-g1-amortized-k8-tanh-clean":
+            "binarized_mnist-g1-bn-conv_flow-amortized-k8-tanh-clean-e1000-s0-c21e844c",
+    }  # fmt: skip
+    assert {name: rows[name].config.key for name in keys} == keys
+    records = sorted((RESULTS / "vae").glob("*.json"))
+    assert len(records) > 20
+    for path in records:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        del settings["evaluation"]
+        assert config_to_dict(config_from_dict(VAETrainConfig, settings)) == settings
 
 
 def test_ablations_change_one_thing_and_see_the_validation_images_alone():

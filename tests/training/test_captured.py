@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.test_stacked import assert_close
-from vi_flows.flows import ConvFlow
+from vi_flows.flows import MAF, ConvFlow, RealNVP
 from vi_flows.objectives import elbo_bound, iwae_bound
 from vi_flows.training import ImageTrainConfig, Run, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.captured import CapturedTrainer, trainer_for
@@ -27,6 +27,8 @@ KINDS = {
     "global": (replace(GLOBAL, batch_norm=True), elbo_bound, 1),
     "amortised": (replace(TINY, flow=replace(FLOW, activation="tanh")), iwae_bound, 5),
     "g2": (VAEConfig("g2", (3, 4), ((8,), (16,)), flow=ConvFlow(kernel_size=2), amortized=False), iwae_bound, 5),
+    "prior": (replace(TINY, flow=replace(FLOW, activation="tanh"), prior=MAF(2, (16,))), iwae_bound, 5),
+    "coupling prior": (replace(TINY, prior=RealNVP(2, (16,)), encoder_dims=((20,),)), elbo_bound, 1),
 }
 
 

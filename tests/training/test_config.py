@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 import pytest
 
 from vi_flows.distributions.image_config import image_config
-from vi_flows.flows import ConvFlow
+from vi_flows.flows import MAF, ConvFlow
 from vi_flows.settings import Positive, check_settings
 from vi_flows.training import ImageTrainConfig, Run, RunUnusableError, TrainConfig, VAETrainConfig
 from vi_flows.training.config import config_from_dict, config_to_dict
@@ -51,6 +51,7 @@ class ToyConfig(TrainConfig):
 
 CONFIGS = {
     "vae": VAETrainConfig(data_root=Path("a/b"), clip_norm=3.0, vae=VAEConfig(hidden_dims=((3, 4),))),
+    "prior": VAETrainConfig(vae=VAEConfig(prior=MAF(3, (7, 8)), encoder_dims=((30, 20),))),
     "flow": VAETrainConfig(vae=VAEConfig(flow=ConvFlow(2, dilations=(1, 2), rank=None), amortized=True)),
     "image": ImageTrainConfig(image=image_config("nice", hidden_dims=(3, 4), alpha=0.05)),
     "no class": ToyConfig(),

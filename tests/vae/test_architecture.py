@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from vi_flows.flows import ConvFlow
 from vi_flows.nn import GaussianHead
 from vi_flows.vae import AmortizedGuide, GenerativeModel, VAEConfig, build_vae
 
@@ -30,6 +32,21 @@ def test_the_encoder_of_two_latents_mirrors_the_decoder():
     assert linear_shapes(vae.model.heads) == [(12, 10)]
     assert linear_shapes(vae.guide.networks) == [(5, 12), (12, 11), (11, 3), (64, 14), (14, 13), (13, 5)]
     assert linear_shapes(vae.guide.heads) == [(3, 6), (5, 10)]
+
+
+def test_a_larger_encoder_leaves_the_decoder_as_it_is():
+    """z1 (3) → 11 → z2 (5) → 13 → x (64), and upwards x → 40, 30 → z2 → 20 → z1: lists go from the latent downwards."""
+    small = VAEConfig("g2", latent_dims=(3, 5), hidden_dims=((11,), (13,)), flow=ConvFlow(rank=None, kernel_size=2))
+    vae = build_vae(replace(small, encoder_dims=((20,), (30, 40))), 64)
+    assert linear_shapes(vae.model) == [(3, 11), (5, 13), (11, 10), (13, 64)]
+    assert linear_shapes(vae.guide.networks) == [(5, 20), (64, 40), (40, 30)]
+    assert linear_shapes(vae.guide.heads) == [(20, 6), (30, 10)]
+    # the flows' parameters come from the encoder's last layer
+    assert [shape[0] for shape in linear_shapes(vae.guide.flows)] == [20, 30]
+    with pytest.raises(ValueError, match="g2 has 2 latents, got encoder_dims"):
+        build_vae(replace(small, encoder_dims=((20,),)), 64)
+    with pytest.raises(ValueError, match="encoder_dims must name at least one size"):
+        VAEConfig(encoder_dims=())
 
 
 def with_log_variance_of_nine(head):

@@ -11,7 +11,7 @@ import torch
 
 from tests.image.test_density import small_flow
 from vi_flows.distributions.image import ImageDensity
-from vi_flows.flows import IAF, ConvFlow
+from vi_flows.flows import IAF, MAF, ConvFlow
 from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.vae import VAE, AmortizedGuide, GenerativeModel, VAEConfig, annealing, build_vae, evaluate_vae, evidence
 from vi_flows.vae.annealing import AnnealingSpace
@@ -35,11 +35,11 @@ def test_the_defaults_are_those_of_the_paper():
     """G1: 50 latents below 200-200; G2: 50 and 100 below 100-100 and 200-200; tanh, no batch normalization."""
     assert ARCHITECTURES == {"g1": ((50,), ((200, 200),)), "g2": ((50, 100), ((100, 100), (200, 200)))}
     model = {"latent_dims": (50,), "hidden_dims": ((200, 200),), "activation": "tanh", "batch_norm": False}
-    assert defaults(GenerativeModel) == model
+    assert defaults(GenerativeModel) == model | {"prior_flow": None}
     assert defaults(AmortizedGuide) == model | {"flows": None, "num_extra_layers": 0}
     assert asdict(VAEConfig()) == {
         "architecture": "g1", "latent_dims": None, "hidden_dims": None, "activation": "tanh", "batch_norm": False,
-        "num_extra_layers": 0, "flow": None, "amortized": True,
+        "num_extra_layers": 0, "flow": None, "amortized": True, "encoder_dims": None, "prior": None,
     }  # fmt: skip
     likelihood = defaults(FlowLikelihoodVAE)
     assert (likelihood["latent_dim"], likelihood["hidden_dims"], likelihood["activation"]) == (16, (200, 200), "tanh")
@@ -51,6 +51,9 @@ def test_names_and_labels():
     full = VAEConfig("g2", (3, 4), ((8, 7), (16,)), "relu", True, 2, ConvFlow(4), False)
     assert full.name == "g2-z3x4-h8x7_16-relu-bn-plus2-conv_flow-global-k4"
     assert full.label == "VAE+ (2 layers) + ConvFlow (K = 4), global"
+    beyond = VAEConfig("g2", encoder_dims=((9, 8), (7,)), flow=IAF(2), prior=MAF(3, (5,)))
+    assert beyond.name == "g2-e9x8_7-iaf-amortized-k2-prior-maf-k3-hidden_dims5"
+    assert beyond.label == "VAE + IAF (2), amortized, encoder 9-8 / 7, prior MAF (3)"
     assert VAEConfig(num_extra_layers=1).label == "VAE+ (1 layers)"
     assert (VAEConfig().name, VAEConfig().label) == ("g1", "VAE")
     assert VAEConfig(flow=IAF(2)).label == "VAE + IAF (2), amortized"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
 from vi_flows.evaluation import AISResult, NLLResult
-from vi_flows.flows import ConvFlow
+from vi_flows.flows import MAF, ConvFlow
 from vi_flows.vae import (
     VAE,
     AISSettings,
@@ -30,6 +30,7 @@ PIXELS, IMAGES = 7, 60
 CONFIGS = {
     "g1": VAEConfig("g1", (2,), ((8,),), batch_norm=True),
     "g1-flow": VAEConfig("g1", (2,), ((8,),), flow=ConvFlow(kernel_size=2, activation="tanh", rank=4)),
+    "g1-prior": VAEConfig("g1", (2,), ((8,),), prior=MAF(2, (6,))),
     "g2": VAEConfig("g2", (1, 1), ((6,), (8,))),
 }
 QUICK = AISSettings(chains=8, temperatures=60, leapfrog=3, model_images=0)
@@ -40,8 +41,9 @@ def random_vae(name: str) -> VAE:
     torch.manual_seed(5)
     vae = build_vae(CONFIGS[name], PIXELS).double()
     with torch.no_grad():
-        for parameter in vae.model.parameters():
-            parameter.copy_(0.8 * torch.randn_like(parameter))
+        for part, parameter in vae.model.named_parameters():
+            scale = 0.35 if part.startswith("prior_flow") else 0.8
+            parameter.copy_(scale * torch.randn_like(parameter))
         for buffer in (b for b in vae.buffers() if b.dtype == torch.float64):
             buffer.copy_(0.5 + torch.rand_like(buffer))
         for parameter in vae.guide.parameters():
@@ -60,10 +62,13 @@ def quadrature(vae: VAE, x: Tensor) -> Tensor:
     line = torch.linspace(-8, 8, 161, dtype=torch.float64)
     z = torch.cartesian_prod(line, line)
     model = vae.model
-    # By hand, not by the model's own sums: N(0, 1) of the top, and what the networks say below.
+    # By hand, not by the model's own sums: N(0, 1) of the top, and what the networks say below. Where a flow makes the
+    # prior, the grid is one of its base: no density and no inverse is asked for.
     top = Normal(0.0, 1.0)
     if len(model.latent_dims) == 1:
         log_prior, lowest = top.log_prob(z).sum(-1), z
+        if model.prior_flow is not None:
+            lowest = model.prior_flow.forward_and_ladj(z)[0]
     else:
         loc, log_scale = model.heads[0](model.networks[0](z[:, :1]))
         # The lower latent in units of its own spread, so that the grid resolves it.

@@ -14,8 +14,10 @@ from vi_flows.flows.pyro_flows import repeat_pyro
 from vi_flows.flows.radial import Radial
 from vi_flows.flows.sylvester import Sylvester
 from vi_flows.flows.vector import FLOWS
+from vi_flows.flows.words import flow_from_words, flow_in_words
 
 __all__ = [
     "FLOWS", "IAF", "MAF", "NICE", "NSF", "ConvFlow", "ElementwiseSpline", "Planar", "Radial", "RealNVP", "Spline",
-    "Sylvester", "VectorFlow", "conditional_conv_flow", "conv_flow", "repeat_pyro",
+    "Sylvester", "VectorFlow", "conditional_conv_flow", "conv_flow", "flow_from_words",
+    "flow_in_words", "repeat_pyro",
 ]  # fmt: skip

@@ -75,7 +75,7 @@ class VectorFlow(ABC):
         Raises:
             ValueError: there is one.
         """
-        changed = [name for name, _ in self._changed() if name in self.for_context]
+        changed = [name for name, _ in self.changed() if name in self.for_context]
         if changed:
             raise ValueError(f"{changed[0]} is for flows with a context (amortised ones); leave it at its default")
 
@@ -84,14 +84,14 @@ class VectorFlow(ABC):
         """What distinguishes it within its family: the length K, and what is not at its default: ``k8-tanh``."""
         first = dataclasses.fields(self)[0]
         parts = [f"k{getattr(self, first.name)}"]
-        for name, value in self._changed():
+        for name, value in self.changed():
             if name != first.name:
                 words = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 parts.append(words if isinstance(value, str) else f"{name}{words}")
         return "-".join(parts)
 
-    def _changed(self) -> Iterator[tuple[str, object]]:
-        """Settings that are not at their defaults."""
+    def changed(self) -> Iterator[tuple[str, object]]:
+        """Names and values of the settings that are not at their defaults."""
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if value != item.default:

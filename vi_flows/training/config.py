@@ -20,10 +20,19 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 import cattrs
 import torch
 import tyro
+from cattrs.gen import make_dict_unstructure_fn, override
 
 from vi_flows.data import RunData, load
 from vi_flows.records import row_key
-from vi_flows.settings import Bounds, NonNegative, NonNegativeFloat, Positive, PositiveFloat, check_settings
+from vi_flows.settings import (
+    Bounds,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    check_settings,
+    later_settings,
+)
 
 __all__ = ["TrainConfig", "check_device", "config_from_dict", "config_to_dict", "first_difference"]
 
@@ -172,7 +181,10 @@ class TrainConfig(ABC):
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as JSON-ready values; of a choice among classes, ``type`` names the class."""
+    """A configuration as JSON-ready values; of a choice among classes, ``type`` names the class.
+
+    Settings that are marked :data:`~vi_flows.settings.LATER` are left out where they are at their default.
+    """
     return _CONVERTER.unstructure(config)
 
 
@@ -230,6 +242,11 @@ def _make_converter() -> cattrs.Converter:
     def unstructure(hint: Any, _: cattrs.Converter) -> Callable[[Any], Any]:
         return lambda value: None if value is None else {"type": type(value).__name__, **converter.unstructure(value)}
 
+    def without_defaults(hint: type, _: cattrs.Converter) -> Callable[[Any], Any]:
+        left_out = {name: override(omit_if_default=True) for name in later_settings(hint)}
+        return make_dict_unstructure_fn(hint, converter, **left_out)  # type: ignore[arg-type]
+
+    converter.register_unstructure_hook_factory(lambda hint: bool(later_settings(hint)), without_defaults)
     converter.register_structure_hook_factory(lambda hint: bool(_settings_classes(hint)), structure)
     converter.register_unstructure_hook_factory(lambda hint: bool(_settings_classes(hint)), unstructure)
     return converter

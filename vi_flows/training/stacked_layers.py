@@ -83,7 +83,16 @@ class StackedLinear(nn.Module):
         _adopt(self, layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(…, M, i)`` to ``(…, M, o)``."""
+        """``(…, M, i)`` to ``(…, M, o)``.
+
+        Raises:
+            ValueError: the rows have no dimension of members.
+        """
+        if x.dim() < 2 or x.shape[-2] != len(self.weight):
+            raise ValueError(
+                "a part of the model folds its rows (as a coupling does), so that seeds of it can't be stacked: train "
+                "them one by one"
+            )
         y = _Products.apply(x.reshape(-1, *x.shape[-2:]), self.weight, self.bias)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 import tyro
 
-from vi_flows.flows import FLOWS, VectorFlow
+from vi_flows.flows import FLOWS, VectorFlow, flow_from_words, flow_in_words
 from vi_flows.nn.mlp import ACTIVATIONS
-from vi_flows.settings import NonNegative, OneOf, Positive, check_settings
+from vi_flows.settings import LATER, NonNegative, OneOf, Positive, check_settings
+from vi_flows.transforms import Bijection
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel
 from vi_flows.vae.vae import VAE
@@ -24,6 +25,7 @@ ARCHITECTURES: dict[str, tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]] = 
 
 if TYPE_CHECKING:
     FlowChoice = VectorFlow | None
+    PriorChoice = VectorFlow | None
 else:
     # One of the registry: its name and its settings end the command line (`… planar --num-layers 16`).
     FlowChoice = Union[  # noqa: UP007
@@ -32,15 +34,26 @@ else:
             for name, kind in [*FLOWS.items(), ("none", None)]
         )
     ]
+    # The end of the line is taken: this one is a word, with its settings in brackets.
+    PriorChoice = Annotated[
+        Union[(*FLOWS.values(), None)],
+        tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="FLOW",
+            instance_from_str=lambda words: flow_from_words(words[0]),
+            is_instance=lambda value: value is None or isinstance(value, VectorFlow),
+            str_from_instance=lambda flow: [flow_in_words(flow)],
+        ),
+    ]
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """A VAE and its flow posterior.
+    """A VAE, its flow posterior, and its learned prior where it has one.
 
     Raises:
         ValueError: a setting is of another type, out of its bounds, or without use: ``amortized`` where there is no
-            flow, or a flow's setting for contexts where it has none.
+            flow, or a flow's setting for contexts where it has none; or the prior's density would jump.
     """
 
     architecture: Literal["g1", "g2"] = "g1"
@@ -59,12 +72,20 @@ class VAEConfig:
     """Flow after the Gaussian on each latent, with its settings at the end of the line."""
     amortized: bool = True
     """The flow's parameters come from the encoder; otherwise all rows share them."""
+    encoder_dims: tuple[tuple[Positive, ...], ...] | None = field(default=None, metadata=LATER)
+    """Widths of the encoder below each latent, as hidden_dims from the latent downwards; default: the decoder's."""
+    prior: PriorChoice = field(default=None, metadata=LATER)
+    """Flow that makes the top latent's prior of N(0, I), learned with the model: a name, such as `maf`, or a name with
+    settings, such as `real_nvp(6, hidden_dims=(256,))`. Its density is one pass for maf, real_nvp, nsf and nice, and
+    as many as the latent has entries for iaf and spline."""
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name in ("latent_dims", "hidden_dims"):
+        for name in ("latent_dims", "hidden_dims", "encoder_dims"):
             if getattr(self, name) == ():
                 raise ValueError(f"{name} must name at least one size; leave it out for the architecture's")
+        if self.prior is not None:
+            self.prior.check_without_context()
         if self.amortized:
             return
         if self.flow is None:
@@ -78,22 +99,32 @@ class VAEConfig:
         if self.latent_dims is not None:
             parts.append("z" + "x".join(map(str, self.latent_dims)))
         if self.hidden_dims is not None:
-            parts.append("h" + "_".join("x".join(map(str, widths)) for widths in self.hidden_dims))
+            parts.append("h" + _joined(self.hidden_dims, "x", "_"))
+        if self.encoder_dims is not None:
+            parts.append("e" + _joined(self.encoder_dims, "x", "_"))
         parts += [] if self.activation == "tanh" else [self.activation]
         parts += ["bn"] if self.batch_norm else []
         if self.num_extra_layers:
             parts.append(f"plus{self.num_extra_layers}")
         if self.flow is not None:
             parts += [self.flow.name, "amortized" if self.amortized else "global", self.flow.key]
+        if self.prior is not None:
+            parts += ["prior", self.prior.name, self.prior.key]
         return "-".join(parts)
 
     @property
     def label(self) -> str:
-        """For tables: ``VAE + ConvFlow (K = 8), amortized``."""
+        """For tables: ``VAE + ConvFlow (K = 8), amortized, encoder 500-500, prior MAF (4)``."""
         name = f"VAE+ ({self.num_extra_layers} layers)" if self.num_extra_layers else "VAE"
-        if self.flow is None:
-            return name
-        return f"{name} + {self.flow.label()}, {'amortized' if self.amortized else 'global'}"
+        parts = [name if self.flow is None else f"{name} + {self.flow.label()}"]
+        parts += [] if self.flow is None else ["amortized" if self.amortized else "global"]
+        parts += [] if self.encoder_dims is None else ["encoder " + _joined(self.encoder_dims, "-", " / ")]
+        parts += [] if self.prior is None else [f"prior {self.prior.label()}"]
+        return ", ".join(parts)
+
+
+def _joined(lists: tuple[tuple[int, ...], ...], inner: str, outer: str) -> str:
+    return outer.join(inner.join(map(str, widths)) for widths in lists)
 
 
 @dataclass(frozen=True)
@@ -104,25 +135,31 @@ class VAEParts:
         config: what was asked for.
         data_dim: pixels of a row.
         latent_dims: from the top down.
-        hidden_dims: widths of the networks below each latent.
+        hidden_dims: widths of the decoder's networks below each latent.
+        encoder_dims: … and of the encoder's.
     """
 
     config: VAEConfig
     data_dim: int
     latent_dims: tuple[int, ...]
     hidden_dims: tuple[tuple[int, ...], ...]
+    encoder_dims: tuple[tuple[int, ...], ...]
+
+    def prior(self) -> Bijection | None:
+        """The flow of the top latent's prior."""
+        return None if self.config.prior is None else self.config.prior.build(self.latent_dims[0])
 
     def guide(self) -> AmortizedGuide:
         """The amortised guide, with its flows; the flows' context is its networks' last hidden layer."""
         config = self.config
-        sizes = list(zip(self.latent_dims, self.hidden_dims, strict=True))
+        sizes = list(zip(self.latent_dims, self.encoder_dims, strict=True))
         contexts = [dim if config.num_extra_layers else widths[0] for dim, widths in sizes]
         flows = [
             None if config.flow is None else config.flow.build(dim, context if config.amortized else None)
             for dim, context in zip(self.latent_dims, contexts, strict=True)
         ]
         return AmortizedGuide(
-            self.data_dim, self.latent_dims, self.hidden_dims, flows,
+            self.data_dim, self.latent_dims, self.encoder_dims, flows,
             config.activation, config.batch_norm, config.num_extra_layers,
         )  # fmt: skip
 
@@ -135,7 +172,7 @@ def vae_parts(config: VAEConfig, data_dim: int) -> VAEParts:
         data_dim: pixels of a row.
 
     Raises:
-        ValueError: another number of latents than the architecture's, or ``data_dim`` is no size.
+        ValueError: another number of latents (or encoders) than the architecture's, or ``data_dim`` is no size.
     """
     if not isinstance(data_dim, int) or data_dim < 1:
         raise ValueError(f"data_dim must be a whole number of at least 1, got {data_dim!r}")
@@ -144,7 +181,10 @@ def vae_parts(config: VAEConfig, data_dim: int) -> VAEParts:
     hidden = default_hidden if config.hidden_dims is None else config.hidden_dims
     if len(latents) != len(default_latents):
         raise ValueError(f"{config.architecture} has {len(default_latents)} latents, got latent_dims={latents}")
-    return VAEParts(config, data_dim, latents, hidden)
+    encoder = hidden if config.encoder_dims is None else config.encoder_dims
+    if len(encoder) != len(latents):
+        raise ValueError(f"{config.architecture} has {len(latents)} latents, got encoder_dims={encoder}")
+    return VAEParts(config, data_dim, latents, hidden, encoder)
 
 
 def build_vae(config: VAEConfig, data_dim: int) -> VAE:
@@ -158,5 +198,7 @@ def build_vae(config: VAEConfig, data_dim: int) -> VAE:
         ValueError: the description is inconsistent (see the classes it builds).
     """
     parts = vae_parts(config, data_dim)
-    model = GenerativeModel(data_dim, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm)
+    model = GenerativeModel(
+        data_dim, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm, parts.prior()
+    )
     return VAE(model, parts.guide())

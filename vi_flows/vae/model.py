@@ -16,6 +16,7 @@ from vi_flows.distributions import BernoulliLogits, FlowNormal, StandardNormal
 from vi_flows.nn import MLP, GaussianHead
 from vi_flows.nn.typed import ModuleListOf
 from vi_flows.parameters import register_module
+from vi_flows.transforms import Bijection
 
 __all__ = ["GenerativeModel", "LatentChain", "data_plate", "latent_names"]
 
@@ -44,9 +45,9 @@ def data_plate(size: int, dataset_size: int | None) -> IndepMessenger:
 class LatentChain(nn.Module, ABC):
     r"""``p(x, z_1, …, z_L) = p(z_1) p(z_2|z_1) … p(x|z_L)`` as a Pyro model (eq. 16 and 17 of the ConvFlow paper).
 
-    ``z_1 ~ N(0, I)``; every further latent is a diagonal Gaussian whose mean and log-variance come from a network of
-    the one above. What rows of data are given the features of ``z_L``'s network, a subclass says by
-    :meth:`likelihood`.
+    ``z_1 ~ N(0, I)``, or that pushed through a bijection which is learned along; every further latent is a diagonal
+    Gaussian whose mean and log-variance come from a network of the one above. What rows of data are given the features
+    of ``z_L``'s network, a subclass says by :meth:`likelihood`.
 
     Args:
         data_dim: pixels ``D``.
@@ -55,9 +56,12 @@ class LatentChain(nn.Module, ABC):
             ``((100, 100), (200, 200))`` for G2.
         activation: of the hidden layers.
         batch_norm: before each activation.
+        prior_flow: bijection from N(0, I) to the top latent's prior; ``None`` for N(0, I) itself. Each density of a
+            latent is a pass of its inverse (Chen et al. 2017, *Variational Lossy Autoencoder*, section 3.2).
 
     Raises:
-        ValueError: not one list of widths for each latent.
+        ValueError: not one list of widths for each latent, or the prior's density can't be followed by gradients: its
+            bijection has no inverse, or a log-determinant that jumps.
     """
 
     def __init__(
@@ -67,13 +71,20 @@ class LatentChain(nn.Module, ABC):
         hidden_dims: Sequence[Sequence[int]] = ((200, 200),),
         activation: str = "tanh",
         batch_norm: bool = False,
+        prior_flow: Bijection | None = None,
     ) -> None:
         super().__init__()
+        if prior_flow is not None and not (prior_flow.has_inverse and prior_flow.continuous_log_det):
+            raise ValueError(
+                "a prior's flow needs an inverse and a continuous log-determinant: a ConvFlow one with a smooth "
+                "activation such as tanh, or take maf or real_nvp"
+            )
         if not latent_dims or len(latent_dims) != len(hidden_dims):
             raise ValueError(f"{len(latent_dims)} latents need as many lists of widths, got {len(hidden_dims)}")
         self.data_dim = data_dim
         self.latent_dims = tuple(latent_dims)
         self.latent_names = latent_names(len(latent_dims))
+        self.prior_flow = prior_flow
         self.networks = ModuleListOf(
             MLP(dim, widths, activation, batch_norm) for dim, widths in zip(latent_dims, hidden_dims, strict=True)
         )
@@ -113,7 +124,10 @@ class LatentChain(nn.Module, ABC):
     def prior(
         self, index: int, above: Tensor | None, size: int = 1, validate_args: bool | None = None
     ) -> TorchDistribution:
-        """``p(z_index | z_{index−1})``, or N(0, I) over ``size`` rows for the top latent."""
+        """``p(z_index | z_{index−1})``, or for the top latent N(0, I), through its flow, over ``size`` rows."""
+        if index == 0 and self.prior_flow is not None:
+            zeros = self.origin.new_zeros(size, self.latent_dims[0])
+            return FlowNormal(zeros, zeros, self.prior_flow, validate_args)
         if index == 0:
             return StandardNormal(self.latent_dims[0], (size,), like=self.origin, validate_args=validate_args)
         loc, log_scale = self.heads[index - 1](self.networks[index - 1](above))
@@ -194,9 +208,10 @@ class GenerativeModel(LatentChain):
         hidden_dims: see :class:`LatentChain`.
         activation: of the hidden layers.
         batch_norm: before each activation.
+        prior_flow: see :class:`LatentChain`.
 
     Raises:
-        ValueError: not one list of widths for each latent.
+        ValueError: see :class:`LatentChain`.
     """
 
     def __init__(
@@ -206,8 +221,9 @@ class GenerativeModel(LatentChain):
         hidden_dims: Sequence[Sequence[int]] = ((200, 200),),
         activation: str = "tanh",
         batch_norm: bool = False,
+        prior_flow: Bijection | None = None,
     ) -> None:
-        super().__init__(data_dim, latent_dims, hidden_dims, activation, batch_norm)
+        super().__init__(data_dim, latent_dims, hidden_dims, activation, batch_norm, prior_flow)
         self.logits = nn.Linear(self.networks[-1].output_dim, data_dim)
 
     def set_output_bias(self, mean: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch.distributions.transforms import ReshapeTransform
 
 from vi_flows.autoregressive import AutoregressiveDistribution, Bernoulli
 from vi_flows.autoregressive.config import PixelModel
+from vi_flows.transforms import Bijection
 from vi_flows.vae.config import VAEConfig, vae_parts
 from vi_flows.vae.model import LatentChain
 from vi_flows.vae.vae import VAE
@@ -35,9 +36,10 @@ class PixelDecoderModel(LatentChain):
         hidden_dims: see :class:`LatentChain`.
         activation: of the hidden layers.
         batch_norm: before each activation.
+        prior_flow: see :class:`~vi_flows.vae.LatentChain`.
 
     Raises:
-        ValueError: not one list of widths for each latent, or the decoder's settings are inconsistent.
+        ValueError: see :class:`~vi_flows.vae.LatentChain`; or the decoder's settings are inconsistent.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class PixelDecoderModel(LatentChain):
         hidden_dims: Sequence[Sequence[int]] = ((200, 200),),
         activation: str = "tanh",
         batch_norm: bool = False,
+        prior_flow: Bijection | None = None,
     ) -> None:
         shape = torch.Size(image_shape)
-        super().__init__(shape.numel(), latent_dims, hidden_dims, activation, batch_norm)
+        super().__init__(shape.numel(), latent_dims, hidden_dims, activation, batch_norm, prior_flow)
         self.decoder = decoder.build(shape, Bernoulli(), self.networks[-1].output_dim)
         self.decoder.place_context()
         self._flatten = ReshapeTransform(shape, torch.Size([shape.numel()]))
@@ -87,7 +90,7 @@ def build_pixel_vae(config: VAEConfig, decoder: PixelModel, image_shape: Sequenc
     """
     parts = vae_parts(config, torch.Size(image_shape).numel())
     model = PixelDecoderModel(
-        image_shape, decoder, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm
+        image_shape, decoder, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm, parts.prior()
     )
     return VAE(model, parts.guide())
 
