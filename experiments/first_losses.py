@@ -61,14 +61,14 @@ class Options:
 def as_before() -> Iterator[None]:
     """The image flows' definition before 8b9847f."""
 
-    def standardise(_: object, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
+    def standardize(_: object, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
         mean, log_sd = maps[0], 8.0 * torch.tanh(maps[1] / 8.0)
         return (x * log_sd.exp() + mean, log_sd) if inverse else ((x - mean) * (-log_sd).exp(), -log_sd)
 
     with (
         mock.patch.dict(coupling_maps.SCALES, {"sigmoid": lambda g: F.logsigmoid(g + 2.0)}),
         mock.patch.object(image_networks, "squash", lambda x: x),
-        mock.patch.object(coupling_maps.GaussianMap, "elementwise", standardise),
+        mock.patch.object(coupling_maps.GaussianMap, "elementwise", standardize),
     ):
         yield
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,29 @@ def test_objects_are_asked_and_not_told_apart() -> None:
 def test_a_probe_is_seen() -> None:
     text = "from vi_flows.guides import AutoFlow\nif isinstance(guide, AutoFlow | int): getattr(guide, 'dim', None)"
     assert probes(text) == {"AutoFlow", "getattr dim"}
+
+
+BRITISH = re.compile(
+    r"(initialis|optimis|normalis|vectoris|factoris|discretis|parameteris|standardis|colour|centre)", re.I
+)
+
+
+def identifiers(source: str) -> set[str]:
+    """Names of variables, attributes, functions, classes and arguments."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        for field in ("id", "attr", "name", "arg"):
+            if isinstance(value := getattr(node, field, None), str):
+                found.add(value)
+    return found
+
+
+def test_identifiers_have_one_spelling() -> None:
+    assert identifiers("class Colour:\n    def f(self, centre): x.y = normalised") == {
+        "Colour", "f", "self", "centre", "x", "y", "normalised",
+    }  # fmt: skip
+    found = {name for f in PACKAGE.rglob("*.py") for name in identifiers(f.read_text("utf-8")) if BRITISH.search(name)}
+    assert not found
 
 
 def test_files_stay_readable() -> None:

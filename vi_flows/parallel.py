@@ -258,14 +258,14 @@ class Divided(Share, TorchFunctionMode):
             raise ValueError(f"batch normalisation needs more than 1 value a channel, got a minibatch of {count}")
         dims, shape = [d for d in range(x.dim()) if d != 1], [-1 if d == 1 else 1 for d in range(x.dim())]
         mean = self.mean(x.mean(dims))
-        centred = x - mean.view(shape)
-        variance = self.mean(centred.square().mean(dims))
+        centered = x - mean.view(shape)
+        variance = self.mean(centered.square().mean(dims))
         with torch.no_grad():
             if running_mean is not None:
                 running_mean.lerp_(mean.to(running_mean), momentum)
             if running_var is not None:
                 running_var.lerp_(variance.to(running_var) * (count / (count - 1)), momentum)
-        y = centred * (variance + eps).rsqrt().view(shape)
+        y = centered * (variance + eps).rsqrt().view(shape)
         y = y if weight is None else y * weight.view(shape)
         return y if bias is None else y + bias.view(shape)
 

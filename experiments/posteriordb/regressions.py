@@ -58,14 +58,14 @@ def exact(columns: Columns, cauchy: float, data: Data, chains: int = 10, draws: 
     rng = np.random.default_rng(0)
     # Not from the normal equations: covariates in raw units square their condition.
     q, r = np.linalg.qr(design)
-    centre = np.linalg.solve(r, q.T @ answer)
-    residual = float(np.square(answer - design @ centre).sum())
+    center = np.linalg.solve(r, q.T @ answer)
+    residual = float(np.square(answer - design @ center).sum())
     found: list[np.ndarray] = []
     while sum(map(len, found)) < chains * draws:
         square = stats.invgamma.rvs((num_rows - size - 1) / 2, scale=residual / 2, size=100_000, random_state=rng)
         found.append(square[rng.random(len(square)) * (1 + square / cauchy**2) < 1] if cauchy else square)
     sigma = np.sqrt(np.concatenate(found)[: chains * draws])
-    beta = centre + sigma[:, None] * np.linalg.solve(r, rng.standard_normal((size, len(sigma)))).T
+    beta = center + sigma[:, None] * np.linalg.solve(r, rng.standard_normal((size, len(sigma)))).T
     scalars = {f"beta[{j + 1}]": beta[:, j] for j in range(size)} | {"sigma": sigma}
     return {name: torch.from_numpy(value.reshape(chains, draws).copy()) for name, value in scalars.items()}
 

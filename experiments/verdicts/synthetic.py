@@ -190,11 +190,11 @@ def on_the_plane(name: str) -> Known:
     target = target_2d(name)
     z, _ = target.grid()
     z = z.reshape(-1, 2)
-    weight = torch.softmax(target.unnormalised_log_prob(z), 0)
+    weight = torch.softmax(target.unnormalized_log_prob(z), 0)
     mean = weight @ z
     sd = (weight @ (z - mean).square()).sqrt()
     truth = every(mean.tolist(), sd.tolist())
-    return Known(f"plane-{name}", density(target.unnormalised_log_prob, 2), (), truth, "quadrature")
+    return Known(f"plane-{name}", density(target.unnormalized_log_prob, 2), (), truth, "quadrature")
 
 
 LABELS = torch.tensor([-2.3, -1.9, -2.8, -1.4, 1.6, 2.2, 2.9, 1.8, 2.4, 2.0])

@@ -77,9 +77,9 @@ def _train(known: Known, guide: AutoFlow, seed: int, **options: Any) -> Any:
 def _scaled(factor: float) -> Callable[[AutoFlow], None]:
     @torch.no_grad()
     def spoil(guide: AutoFlow) -> None:
-        centre = guide.location_scale.loc.clone()
+        center = guide.location_scale.loc.clone()
         guide.location_scale.log_scale += torch.tensor(factor).log()
-        guide.location_scale.loc.copy_(centre)
+        guide.location_scale.loc.copy_(center)
 
     return spoil
 

@@ -17,7 +17,7 @@ from PIL import Image
 from vi_flows.data import DataCorruptError, DataNotFoundError, cifar, load, registry
 
 RNG = np.random.default_rng(0)
-COLOUR = RNG.integers(0, 256, (12, 3, 4, 5), dtype=np.uint8)
+COLOR = RNG.integers(0, 256, (12, 3, 4, 5), dtype=np.uint8)
 
 
 def tar(batches: dict[str, bytes], mode: str) -> bytes:
@@ -120,7 +120,7 @@ def write_all(place: Path, files: dict[str, bytes]) -> Path:
 def pictures(valid: str | None = None) -> dict[str, bytes]:
     names = [f"train/{'cat' if i % 2 else 'dog'}/{i}.png" for i in range(8)] + ["test/cat/0.png", "test/dog/1.png"]
     names += [f"{valid}/bird/0.png", f"{valid}/cat/1.PNG"] if valid else []
-    return {name: picture(COLOUR[i]) for i, name in enumerate(names)}
+    return {name: picture(COLOR[i]) for i, name in enumerate(names)}
 
 
 @pytest.mark.parametrize("name", ["own", "own.zip"])
@@ -130,10 +130,10 @@ def test_pictures_in_a_folder_or_archive(tmp_path: Path, name: str, valid: str) 
     data = load(str(write_all(tmp_path / name, pictures(valid) | junk)))
     assert (data.name, data.shape, data.levels, len(data.train)) == ("own", (3, 4, 5), 256, 8)
     order = [1, 3, 5, 7, 0, 2, 4, 6]  # cats before dogs
-    assert np.array_equal(data.images("train").numpy(), COLOUR[order])
+    assert np.array_equal(data.images("train").numpy(), COLOR[order])
     assert data.labels["train"].tolist() == [1] * 4 + [2] * 4  # bird, cat, dog
     assert data.labels["valid"].tolist() == [0, 1]
-    assert np.array_equal(data.images("test").numpy(), COLOUR[8:10])
+    assert np.array_equal(data.images("test").numpy(), COLOR[8:10])
 
 
 def test_validation_pictures_are_held_out_where_there_are_none(tmp_path: Path) -> None:
@@ -141,13 +141,13 @@ def test_validation_pictures_are_held_out_where_there_are_none(tmp_path: Path) -
     data = load(path)
     assert [len(part) for part in data.split("clean")] == [7, 1, 2]
     assert sorted(map(tuple, data.pixels("train+valid").tolist())) == sorted(
-        map(tuple, COLOUR[:8].reshape(8, -1).tolist())
+        map(tuple, COLOR[:8].reshape(8, -1).tolist())
     )
     assert load(path).sha256 == data.sha256
 
 
 def test_a_folder_and_an_archive_of_the_same_pictures_are_the_same_data(tmp_path: Path) -> None:
-    files = pictures() | {"train/cat-2/0.png": picture(COLOUR[10]), "train/Cat/0.png": picture(COLOUR[11])}
+    files = pictures() | {"train/cat-2/0.png": picture(COLOR[10]), "train/Cat/0.png": picture(COLOR[11])}
     folder, archive = (load(str(write_all(tmp_path / name, files))) for name in ("own", "own.zip"))
     assert folder.sha256 == archive.sha256
 
@@ -158,19 +158,19 @@ def test_an_archive_in_the_data_root_with_a_folder_of_its_own(tmp_path: Path) ->
 
 
 def test_grey_pictures_have_one_channel_and_mixed_ones_three(tmp_path: Path) -> None:
-    grey = {f"{split}/{i}.png": picture(COLOUR[i, 0]) for split in ("train", "test") for i in range(3)}
+    grey = {f"{split}/{i}.png": picture(COLOR[i, 0]) for split in ("train", "test") for i in range(3)}
     data = load(str(write_all(tmp_path / "grey", grey)))
     assert data.shape == (1, 4, 5)
     assert data.labels is None
-    mixed = load(str(write_all(tmp_path / "mixed", grey | {"test/3.png": picture(COLOUR[3])})))
+    mixed = load(str(write_all(tmp_path / "mixed", grey | {"test/3.png": picture(COLOR[3])})))
     assert mixed.shape == (3, 4, 5)
-    assert np.array_equal(mixed.images("test")[0].numpy(), np.stack([COLOUR[0, 0]] * 3))
+    assert np.array_equal(mixed.images("test")[0].numpy(), np.stack([COLOR[0, 0]] * 3))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (picture(COLOUR[0].transpose(0, 2, 1)), r"train/x/9\.png is \(5, 4\), but test/cat/0\.png is \(4, 5\)"),
+        (picture(COLOR[0].transpose(0, 2, 1)), r"train/x/9\.png is \(5, 4\), but test/cat/0\.png is \(4, 5\)"),
         (b"no picture", r"train/x/9\.png is not a readable image"),
         (picture(np.zeros((4, 4, 5), dtype=np.uint8)), r"transparent pixels \(mode RGBA\)"),
     ],
@@ -194,16 +194,16 @@ def test_paths_without_images_say_what_is_missing(tmp_path: Path) -> None:
 
 def test_arrays(tmp_path: Path) -> None:
     labels = {"labels_train": np.arange(8), "labels_valid": np.arange(2), "labels_test": np.arange(2)}
-    np.savez(tmp_path / "own.npz", train=COLOUR[:8], valid=COLOUR[8:10], test=COLOUR[10:], **labels)
+    np.savez(tmp_path / "own.npz", train=COLOR[:8], valid=COLOR[8:10], test=COLOR[10:], **labels)
     data = load("own.npz", tmp_path)
     assert (data.shape, data.levels, data.binarization) == ((3, 4, 5), 256, "dynamic")
-    assert np.array_equal(data.images("valid").numpy(), COLOUR[8:10])
+    assert np.array_equal(data.images("valid").numpy(), COLOR[8:10])
     assert data.labels["train"].tolist() == list(range(8))
 
-    np.savez(tmp_path / "binary.npz", train=COLOUR[:8, 0] > 99, test=COLOUR[8:, 0] > 99)
+    np.savez(tmp_path / "binary.npz", train=COLOR[:8, 0] > 99, test=COLOR[8:, 0] > 99)
     data = load("binary.npz", tmp_path)
     assert (data.shape, data.levels, data.binarization, data.labels) == ((1, 4, 5), 2, "static", None)
-    assert np.array_equal(data.images("test")[:, 0].numpy(), COLOUR[8:, 0] > 99)
+    assert np.array_equal(data.images("test")[:, 0].numpy(), COLOR[8:, 0] > 99)
 
 
 @pytest.mark.parametrize(
@@ -223,12 +223,12 @@ def test_channels_last_is_told_by_the_sizes(tmp_path: Path, stored: tuple[int, .
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"train": np.zeros((12, 3, 8, 3), np.uint8), "test": COLOUR}, r"train of shape .* may be \(N, C, H, W\) or"),
+        ({"train": np.zeros((12, 3, 8, 3), np.uint8), "test": COLOR}, r"train of shape .* may be \(N, C, H, W\) or"),
         ({"train": np.full((3, 4, 5), 0.3), "test": np.zeros((3, 4, 5))}, "train .* has the value 0.3"),
-        ({"train": np.zeros((3, 4, 5)), "test": COLOUR}, "differ in their types: train is float64, test is uint8"),
-        ({"train": COLOUR.reshape(12, -1), "test": COLOUR}, r"must have the layout .* not \(12, 60\)"),
-        ({"train": COLOUR[:, :, 1:], "test": COLOUR}, "differ in the shape"),
-        ({"train": np.array([{}], dtype=object), "test": COLOUR}, "holds Python objects, which are not loaded"),
+        ({"train": np.zeros((3, 4, 5)), "test": COLOR}, "differ in their types: train is float64, test is uint8"),
+        ({"train": COLOR.reshape(12, -1), "test": COLOR}, r"must have the layout .* not \(12, 60\)"),
+        ({"train": COLOR[:, :, 1:], "test": COLOR}, "differ in the shape"),
+        ({"train": np.array([{}], dtype=object), "test": COLOR}, "holds Python objects, which are not loaded"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -238,6 +238,6 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, np
 
 
 def test_arrays_without_test_images(tmp_path: Path) -> None:
-    np.savez(tmp_path / "own.npz", train=COLOUR)
+    np.savez(tmp_path / "own.npz", train=COLOR)
     with pytest.raises(DataNotFoundError, match="has no test images; it should have the arrays"):
         load("own.npz", tmp_path)

@@ -168,8 +168,8 @@ def test_jpeg_is_decoded_and_turned(tmp_path: Path) -> None:
         content = saved(SMOOTH, "JPEG", quality=100, exif=turned(turn))
         found = first(load(stored(tmp_path / name, both(content, "x.JPG"))))
         assert np.abs(found.astype(int) - expected).max() <= 2
-    colour = saved(np.stack([SMOOTH] * 3, -1), "JPEG", quality=100)
-    assert np.abs(first(load(stored(tmp_path / "d", both(colour, "x.jpeg")))).astype(int) - SMOOTH[..., None]).max() < 6
+    color = saved(np.stack([SMOOTH] * 3, -1), "JPEG", quality=100)
+    assert np.abs(first(load(stored(tmp_path / "d", both(color, "x.jpeg")))).astype(int) - SMOOTH[..., None]).max() < 6
 
 
 @pytest.mark.parametrize(

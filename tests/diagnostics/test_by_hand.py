@@ -163,19 +163,19 @@ def test_small_parts():
 # Elsewhere ----------------------------------------------------------------------------------------------------------
 
 ROOT = torch.tensor([[2.0, 0.0], [1.0, 0.5]], dtype=torch.float64)
-CENTRE = torch.tensor([3.0, -1.0], dtype=torch.float64)
+CENTER = torch.tensor([3.0, -1.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("number", "each"), [(40, 4), (31, 4), (10, 1), (1, 1)])
 def test_the_starts_of_the_paths(number, each):
-    u = overdispersed(2, number, CENTRE, ROOT, torch.Generator().manual_seed(3))
+    u = overdispersed(2, number, CENTER, ROOT, torch.Generator().manual_seed(3))
     noise = torch.randn(4, each, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     far = torch.cat([size * part for size, part in zip((3.0, 10.0, 30.0, 100.0), noise, strict=True)])
     assert u.shape == (8 * each + 2 * each + 1, 2)
     torch.testing.assert_close(u[: 4 * each], far)
     torch.testing.assert_close(u[4 * each : 8 * each], -far)
-    places = CENTRE + u @ ROOT.T
-    torch.testing.assert_close(places[-1], -CENTRE)
+    places = CENTER + u @ ROOT.T
+    torch.testing.assert_close(places[-1], -CENTER)
     near = places[8 * each : -1]
     assert (near.abs() <= 2).all()
     if each == 4:

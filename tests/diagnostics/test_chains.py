@@ -26,8 +26,8 @@ def log_p(x):
 def draws(number, factor=1.0, move=0.0):
     torch.manual_seed(0)
     tril = torch.linalg.cholesky(torch.tensor([[4.0, 1.9], [1.9, 1.0]], dtype=DOUBLE))
-    centre = torch.tensor([1.0 + 2 * move, -2.0 + move], dtype=DOUBLE)
-    return centre + factor * torch.randn(number, 2, dtype=DOUBLE) @ tril.T
+    center = torch.tensor([1.0 + 2 * move, -2.0 + move], dtype=DOUBLE)
+    return center + factor * torch.randn(number, 2, dtype=DOUBLE) @ tril.T
 
 
 def as_site(x):

@@ -25,13 +25,13 @@ from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
     ],
 )
 def test_normalisers(name, truncated, log_z):
-    assert abs(target_2d(name, truncated).log_normaliser() - log_z) < 1e-4
+    assert abs(target_2d(name, truncated).log_normalizer() - log_z) < 1e-4
 
 
 def test_wall_adds_two_half_gaussians():
-    inside = target_2d("wave", truncated=True).log_normaliser()
+    inside = target_2d("wave", truncated=True).log_normalizer()
     walls = 0.4 * math.sqrt(2 * math.pi) * 0.2 * math.sqrt(2 * math.pi)
-    assert abs(target_2d("wave").log_normaliser() - math.log(math.exp(inside) + walls)) < 1e-5
+    assert abs(target_2d("wave").log_normalizer() - math.log(math.exp(inside) + walls)) < 1e-5
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS_2D))

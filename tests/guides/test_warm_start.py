@@ -45,18 +45,18 @@ def regression_moments(x, y):
     x, y = x.double(), y.double()
     dof = len(y) - DIM - 1
     gram = x.T @ x
-    centre = torch.linalg.solve(gram, x.T @ y)
-    rss = (y - x @ centre).square().sum()
+    center = torch.linalg.solve(gram, x.T @ y)
+    rss = (y - x @ center).square().sum()
     sd = (torch.linalg.inv(gram).diagonal() * rss / (dof - 2)).sqrt()
     sigma = (rss / 2).sqrt() * math.exp(math.lgamma((dof - 1) / 2) - math.lgamma(dof / 2))
-    return {"beta": (centre, sd), "sigma": (sigma, (rss / (dof - 2) - sigma**2).sqrt())}
+    return {"beta": (center, sd), "sigma": (sigma, (rss / (dof - 2) - sigma**2).sqrt())}
 
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 S = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
 
-def centred_schools(y, s):
+def centered_schools(y, s):
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))
     with pyro.plate("schools", 8):
@@ -106,7 +106,7 @@ def test_raw_units_are_met_by_the_start_alone():
 
 def test_the_start_is_not_in_the_neck_of_a_funnel():
     exact, log_evidence = schools_by_quadrature(Y, S)
-    guide = AutoConvFlow(centred_schools, prototype_args=(Y, S))
+    guide = AutoConvFlow(centered_schools, prototype_args=(Y, S))
     with torch.no_grad():
         x = guide.get_posterior().sample((4000,))
         elbo = (guide.log_density_fn(Y, S)(x) - guide.get_posterior().log_prob(x)).mean()
@@ -126,8 +126,8 @@ def test_defaults_fit_raw_units():
 @pytest.mark.slow
 def test_defaults_fit_the_centred_schools():
     exact, log_evidence = schools_by_quadrature(Y, S)
-    guide = AutoConvFlow(centred_schools)
-    result = fit(centred_schools, guide, Y, S)
+    guide = AutoConvFlow(centered_schools)
+    result = fit(centered_schools, guide, Y, S)
     check(guide, exact, 0.1, 0.9, 1.1)
     assert log_evidence - 0.3 < result.elbo < log_evidence + 3 * result.elbo_se
 
@@ -215,8 +215,8 @@ def test_whitened_affine(kind, dense):
     jacobian = torch.autograd.functional.jacobian(lambda z: layer.forward_and_ladj(z)[0], x[0, 0])
     torch.testing.assert_close(jacobian.slogdet()[1], ladj[0, 0])
     torch.testing.assert_close(jacobian, layer.matrix())
-    assert {name for name, _ in layer.named_parameters()}.isdisjoint({"centre", "whitening"})
-    assert {"centre", "whitening"} <= set(layer.state_dict())
+    assert {name for name, _ in layer.named_parameters()}.isdisjoint({"center", "whitening"})
+    assert {"center", "whitening"} <= set(layer.state_dict())
     layer.set_gaussian(loc, torch.full((DIM,), 4.0, dtype=DOUBLE))
     torch.testing.assert_close(layer.inverse_and_ladj(loc)[0].abs().max() < 1e-9, torch.tensor(True))
 

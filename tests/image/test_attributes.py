@@ -16,8 +16,8 @@ from vi_flows.transforms import ActNorm
 def bar(width, lean=0.0, size=28):
     rows = torch.arange(size).double()[:, None]
     columns = torch.arange(size).double()[None]
-    centre = (size - 1) / 2 - math.tan(lean) * (rows - (size - 1) / 2)
-    inside = ((width + 1) / 2 - (columns - centre).abs()).clamp(0, 1) * ((rows - (size - 1) / 2).abs() < 9.6)
+    center = (size - 1) / 2 - math.tan(lean) * (rows - (size - 1) / 2)
+    inside = ((width + 1) / 2 - (columns - center).abs()).clamp(0, 1) * ((rows - (size - 1) / 2).abs() < 9.6)
     return (255 * inside).round()[None]
 
 

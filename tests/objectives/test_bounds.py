@@ -109,10 +109,10 @@ def test_stock_renyi_breaks_under_subsampling_and_ours_does_not(data):
     assert mean_bound(ours, program, data, 200) < evidence
 
 
-@pytest.mark.parametrize("vectorised", [False, True])
-def test_equals_pyro_where_pyro_is_right(data, vectorised):
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_equals_pyro_where_pyro_is_right(data, vectorized):
     program = Local(None)
-    options = dict(num_particles=4, vectorize_particles=vectorised, max_plate_nesting=1)
+    options = dict(num_particles=4, vectorize_particles=vectorized, max_plate_nesting=1)
     pairs = [(ELBO(**options), Trace_ELBO(**options)), (IWAE(**options), RenyiELBO(alpha=0, **options))]
     for ours, stock in pairs:
         results = []

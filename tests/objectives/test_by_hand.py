@@ -35,8 +35,8 @@ def test_the_defaults():
     assert inspect.signature(OptimizerStep).parameters["max_norm"].default == math.inf
 
 
-@pytest.mark.parametrize("vectorised", [False, True])
-def test_a_site_without_the_particles_dimension_counts_for_each(vectorised):
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_a_site_without_the_particles_dimension_counts_for_each(vectorized):
     """x is observed and depends on nothing: its one number stands for every particle, in the plates too."""
 
     def model():
@@ -51,18 +51,18 @@ def test_a_site_without_the_particles_dimension_counts_for_each(vectorised):
         with pyro.plate("rows", 4):
             pyro.sample("b", dist.Normal(0.0, 1.0))
 
-    weights = ELBO(3, vectorize_particles=vectorised).log_weights(model, guide)
+    weights = ELBO(3, vectorize_particles=vectorized).log_weights(model, guide)
     assert weights.log_likelihood.shape == weights.log_prior.shape == weights.log_posterior.shape == (3,)
     torch.testing.assert_close(weights.log_likelihood, torch.full((3,), standard(2.0) + 4 * standard(1.0)))
     torch.testing.assert_close(weights.log_prior, weights.log_posterior)
     assert (weights.common_scale, weights.coupled) == (1, ())
-    assert ELBO(3, vectorize_particles=vectorised).loss(model, guide) == pytest.approx(
+    assert ELBO(3, vectorize_particles=vectorized).loss(model, guide) == pytest.approx(
         -standard(2.0) - 4 * standard(1.0), rel=1e-5
     )
 
 
-@pytest.mark.parametrize("vectorised", [False, True])
-def test_plates_that_hold_every_site_stay_rows(vectorised):
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_plates_that_hold_every_site_stay_rows(vectorized):
     """Two plates around all sites, one of them a part of ten: weights a particle and cell, scaled by 10/2."""
 
     def model():
@@ -74,12 +74,12 @@ def test_plates_that_hold_every_site_stay_rows(vectorised):
         with pyro.plate("outer", 10, subsample_size=2, dim=-2), pyro.plate("inner", 3, dim=-1):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    weights = IWAE(4, vectorize_particles=vectorised, max_plate_nesting=2).log_weights(model, guide)
+    weights = IWAE(4, vectorize_particles=vectorized, max_plate_nesting=2).log_weights(model, guide)
     assert weights.log_prior.shape == (4, 2, 3)
     assert weights.common_scale == 5.0
     cells = torch.tensor([standard(0.0), standard(1.0), standard(2.0)])
     torch.testing.assert_close(weights.log_likelihood, cells.expand(4, 2, 3))
-    loss = IWAE(4, vectorize_particles=vectorised, max_plate_nesting=2).loss(model, guide)
+    loss = IWAE(4, vectorize_particles=vectorized, max_plate_nesting=2).loss(model, guide)
     assert loss == pytest.approx(-5 * 2 * float(cells.sum()), rel=1e-5)
 
 

@@ -28,7 +28,7 @@ class Square:
 @dataclass(frozen=True)
 class Circle:
     side: Positive = 1
-    centre: tuple[tuple[int, ...], ...] | None = None
+    center: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -157,9 +157,9 @@ def test_the_coordinates_and_the_starts(name: str) -> None:
     variance = space.factor.square().sum(-1)
     assert (variance / draws.var(0) - 1).abs().max() < 5 * math.sqrt(2 / 2000)
     covariance = (space.factor @ space.factor.mT)[:, 0, 1]
-    centred = draws - draws.mean(0)
+    centered = draws - draws.mean(0)
     scale = draws.std(0).prod(-1)
-    assert ((covariance - centred.prod(-1).mean(0)) / scale).abs().max() < 5 / math.sqrt(2000)
+    assert ((covariance - centered.prod(-1).mean(0)) / scale).abs().max() < 5 / math.sqrt(2000)
     latents = z.split(vae.model.latent_dims, -1)
     prior, guide = (AnnealingSpace(vae, x, start) for start in ("prior", "guide"))
     assert torch.allclose(prior.log_prob(prior.from_latents(z)), vae.model.log_prior(latents))

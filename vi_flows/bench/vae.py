@@ -57,7 +57,7 @@ def optimize(module: nn.Module, loss: Callable[[], Tensor]) -> Step:
 
 
 def direct_step(vae: VAE, num_particles: int = 1, batch: int = BATCH) -> Step:
-    """The step that `vi-flows train` takes."""
+    """The bound that `vi-flows train` differentiates, with the same update as its peers."""
     x, bound = images(batch), elbo_bound if num_particles == 1 else iwae_bound
     return optimize(vae, lambda: -bound(vae.log_weight_terms(x, num_particles)).mean())
 

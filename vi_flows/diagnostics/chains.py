@@ -69,23 +69,23 @@ def moved_by_chains(
     """
     generator = torch.Generator().manual_seed(seed)
     start = x.double().cpu()
-    centre, dim = start.mean(0), x.shape[-1]
-    root, info = torch.linalg.cholesky_ex((start - centre).T @ (start - centre) / len(start))
+    center, dim = start.mean(0), x.shape[-1]
+    root, info = torch.linalg.cholesky_ex((start - center).T @ (start - center) / len(start))
     if int(info) != 0:
         return None
     defined = where_defined(log_density)
 
     def whole(u: Tensor) -> Tensor:
-        return defined((centre + u @ root.T).to(x)).double().cpu()
+        return defined((center + u @ root.T).to(x)).double().cpu()
 
-    u = torch.linalg.solve_triangular(root, (start - centre).T, upper=False).T
+    u = torch.linalg.solve_triangular(root, (start - center).T, upper=False).T
     value, grad = value_and_grad(whole, u)
     finite = value.isfinite() & grad.isfinite().all(-1)
     if int(finite.sum()) < 20:
         return None
     u, value, grad = u[finite], value[finite], grad[finite]
     step, accepted, kept, positions = 0.9 * dim**-0.25, 0.0, 0, []
-    first = _flat(constrain((centre + u @ root.T).to(x)))
+    first = _flat(constrain((center + u @ root.T).to(x)))
     while kept < num_transitions:
         momentum = torch.randn(u.shape, dtype=torch.float64, generator=generator)
         # Steps of random length, so that no trajectory goes round in a circle.
@@ -106,7 +106,7 @@ def moved_by_chains(
         u = torch.where(good[:, None], new, u)
         value, grad = torch.where(good, new_value, value), torch.where(good[:, None], new_grad, grad)
         accepted, kept = accepted + rate / num_transitions, kept + 1
-        positions.append(_flat(constrain((centre + u @ root.T).to(x))))
+        positions.append(_flat(constrain((center + u @ root.T).to(x))))
     return _moves(first, positions, accepted) if accepted > 0.1 else None
 
 

@@ -75,13 +75,13 @@ def missed_mass(
         return None
     generator = torch.Generator().manual_seed(seed)
     draws = x.double().cpu()
-    centre = draws.mean(0)
-    root, info = torch.linalg.cholesky_ex((draws - centre).T @ (draws - centre) / len(draws))
+    center = draws.mean(0)
+    root, info = torch.linalg.cholesky_ex((draws - center).T @ (draws - center) / len(draws))
     if int(info) != 0:
         root = torch.diag(draws.std(0).clamp(min=1e-12))
 
     def whole(fn: LogDensity, u: Tensor) -> Tensor:
-        return fn((centre + u @ root.T).to(x)).double().cpu()
+        return fn((center + u @ root.T).to(x)).double().cpu()
 
     def excess(u: Tensor) -> Tensor:
         """``log`` of the posterior's density over the guide's."""
@@ -89,7 +89,7 @@ def missed_mass(
             return (whole(log_density, u) - log_evidence - whole(log_q, u)).nan_to_num(nan=-torch.inf)
 
     best: Missed | None = None
-    ends = ascend(lambda u: whole(log_density, u), overdispersed(dim, num_paths, centre, root, generator))
+    ends = ascend(lambda u: whole(log_density, u), overdispersed(dim, num_paths, center, root, generator))
     missed = excess(ends) > torch.tensor(MISSED_RATIO).log()
     seen: list[Tensor] = []
     for end in ends[missed]:
@@ -117,7 +117,7 @@ def missed_mass(
         mass = float(torch.where(missed & weight.isfinite(), weight.exp(), 0.0).mean())
         share = 1.0 if mass == float("inf") else mass / (1 + mass)
         if best is None or share > best.share:
-            best = Missed(share, float(top.norm()), centre + root @ top)
+            best = Missed(share, float(top.norm()), center + root @ top)
     return best
 
 

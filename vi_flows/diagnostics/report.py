@@ -125,8 +125,8 @@ class Diagnosis:
 
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        centred = self.log_weights - self.log_evidence
-        left.hist(centred[centred.isfinite()].numpy(), bins=60, color="0.6")
+        centered = self.log_weights - self.log_evidence
+        left.hist(centered[centered.isfinite()].numpy(), bins=60, color="0.6")
         left.axvline(0, color="k", lw=1)
         left.set(
             xlabel="log weight − log evidence (nats)", ylabel="draws", title=f"{self.verdict}: k-hat {self.k_hat:.2f}"

@@ -49,7 +49,7 @@ class Energy2D(TorchDistribution):
         super(Energy2D, new).__init__(torch.Size(batch_shape), torch.Size([2]), validate_args=False)
         return new
 
-    def unnormalised_log_prob(self, value: Tensor) -> Tensor:
+    def unnormalized_log_prob(self, value: Tensor) -> Tensor:
         """``−U(z)``, shape ``(…)`` for ``z`` of shape ``(…, 2)``."""
         z1, z2 = value.unbind(-1)
         log_p = -self.energy(z1, z2)
@@ -61,7 +61,7 @@ class Energy2D(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``−U(z) − log Z``, nats."""
-        return self.unnormalised_log_prob(value) - self.log_normaliser()
+        return self.unnormalized_log_prob(value) - self.log_normalizer()
 
     def grid(self, points: int = 2000) -> tuple[Tensor, float]:
         """Midpoints of a regular grid of the box, ``(points, points, 2)`` with ``z₁`` along the first dimension, and
@@ -72,9 +72,9 @@ class Energy2D(TorchDistribution):
         mesh = torch.meshgrid(a + (b - a) * mid, c + (d - c) * mid, indexing="ij")
         return torch.stack(mesh, -1), (b - a) * (d - c) / points**2
 
-    def log_normaliser(self) -> float:
+    def log_normalizer(self) -> float:
         """``log Z`` by the midpoint rule on 2000 × 2000 cells, which is exact to about 1e-6 for these targets."""
-        return _log_normaliser(self.name, self)
+        return _log_normalizer(self.name, self)
 
     def divergence_from(self, log_density: Callable[[Tensor], Tensor], points: int = 600) -> tuple[float, float]:
         """``KL(q‖p)`` on the box by quadrature.
@@ -96,9 +96,9 @@ class Energy2D(TorchDistribution):
 
 # Bounded, so that targets made by the user don't pile up.
 @lru_cache(maxsize=64)
-def _log_normaliser(name: str, target: Energy2D) -> float:
+def _log_normalizer(name: str, target: Energy2D) -> float:
     z, cell = target.grid()
-    return float(torch.logsumexp(target.unnormalised_log_prob(z).flatten(), 0)) + math.log(cell)
+    return float(torch.logsumexp(target.unnormalized_log_prob(z).flatten(), 0)) + math.log(cell)
 
 
 def _sine(period: float) -> Callable[[Tensor], Tensor]:
@@ -116,8 +116,8 @@ def _w3(z1: Tensor) -> Tensor:
     return 3 * torch.sigmoid((z1 - 1) / 0.3)
 
 
-def _ridge(z2: Tensor, centre: Tensor, width: float) -> Tensor:
-    return -0.5 * ((z2 - centre) / width).square()
+def _ridge(z2: Tensor, center: Tensor, width: float) -> Tensor:
+    return -0.5 * ((z2 - center) / width).square()
 
 
 def _u1(z1: Tensor, z2: Tensor) -> Tensor:

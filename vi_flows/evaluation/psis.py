@@ -88,11 +88,11 @@ def psis(log_weights: Tensor) -> PSIS:
             ratio = ratio.clone()
             ratio[order[-tail:, columns], columns] = smooth.T
     total = torch.logsumexp(ratio, 0)
-    normalised = ratio - total
+    normalized = ratio - total
     return PSIS(
-        normalised.reshape(size, *shape),
+        normalized.reshape(size, *shape),
         k_hat.reshape(shape),
-        effective_sample_size(normalised).reshape(shape),
+        effective_sample_size(normalized).reshape(shape),
         (peak + total - math.log(size)).reshape(shape),
     )
 

@@ -122,7 +122,7 @@ def train_flow_2d(
                 log_q = base.log_prob(z) + inverse_ladj
             else:
                 log_q = base.log_prob(noise) - ladj
-            loss = (log_q - beta * target.unnormalised_log_prob(x)).mean()
+            loss = (log_q - beta * target.unnormalized_log_prob(x)).mean()
             take_step(loss)
             losses[step] = loss.detach()
             schedule.step()
@@ -170,9 +170,9 @@ def fit_flow_2d(
         for _ in range(math.ceil(num_samples / 50_000)):
             noise = base.sample((min(num_samples, 50_000),))
             x, ladj = flow.forward_and_ladj(noise)
-            parts.append((base.log_prob(noise) - ladj - target.unnormalised_log_prob(x)).double())
+            parts.append((base.log_prob(noise) - ladj - target.unnormalized_log_prob(x)).double())
     terms = torch.cat(parts)
-    log_z = target.log_normaliser()
+    log_z = target.log_normalizer()
     quadrature = target.divergence_from(flow_log_density(flow))[0] if flow.has_inverse else None
     return Fit2DResult(
         kl=float(terms.mean()) + log_z,

@@ -131,7 +131,7 @@ class MixtureBase(Base):
         trils: lower triangular, shape ``(K, d, d)``.
     """
 
-    centre: Tensor
+    center: Tensor
     whitening: Tensor
 
     def __init__(self, log_weights: Tensor, locs: Tensor, trils: Tensor) -> None:
@@ -140,7 +140,7 @@ class MixtureBase(Base):
         self.loc = nn.Parameter(torch.zeros_like(locs))
         self.log_scale = nn.Parameter(torch.zeros_like(locs))
         self.lower = nn.Parameter(torch.zeros_like(trils))
-        self.register_buffer("centre", locs.clone())
+        self.register_buffer("center", locs.clone())
         self.register_buffer("whitening", trils.clone())
 
     @classmethod
@@ -165,7 +165,7 @@ class MixtureBase(Base):
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
         """``log π``, ``m`` and ``L``, of shapes ``(K,)``, ``(K, d)`` and ``(K, d, d)``."""
         unit = torch.eye(self.loc.shape[-1]).to(self.loc) + self.lower.tril(-1)
-        loc = self.centre + (self.whitening @ self.loc.unsqueeze(-1)).squeeze(-1)
+        loc = self.center + (self.whitening @ self.loc.unsqueeze(-1)).squeeze(-1)
         return self.logits.log_softmax(-1), loc, self.whitening @ (self.log_scale.exp().unsqueeze(-1) * unit)
 
     def distribution(self) -> dist.TorchDistribution:

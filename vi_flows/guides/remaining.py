@@ -64,11 +64,11 @@ def remaining_kl(log_weights: Tensor, x: Tensor) -> Remaining:
     log_mean = torch.logsumexp(log_w, 0) - math.log(size)
     ratio = (log_w - log_mean).exp()
     influence = ratio - 1 - (log_w - mean)
-    centred = x - x.mean(0)
-    variance = centred.square().mean(0).clamp(min=1e-300)
+    centered = x - x.mean(0)
+    variance = centered.square().mean(0).clamp(min=1e-300)
     change = ((ratio - 1) / size)[:, None]
-    shift = (change * centred).sum(0) / variance.sqrt()
-    stretch = (change * centred.square()).sum(0) / variance - shift.square()
+    shift = (change * centered).sum(0) / variance.sqrt()
+    stretch = (change * centered.square()).sum(0) / variance - shift.square()
     return Remaining(
         elbo=float(mean),
         kl=float(log_mean - mean),

@@ -18,7 +18,7 @@ class WhitenedAffine(Affine):
     standard deviation in every direction, whatever the units of the model's parameters and their correlations.
 
     Args:
-        centre: ``c``, shape ``(d,)``.
+        center: ``c``, shape ``(d,)``.
         init_scale: the initial ``s``; ``C`` starts at the identity.
         kind: of the learned part, see :class:`~vi_flows.transforms.Affine`.
         rank: of a low-rank part.
@@ -29,33 +29,33 @@ class WhitenedAffine(Affine):
         ValueError: see :class:`~vi_flows.transforms.Affine`.
     """
 
-    centre: Tensor
+    center: Tensor
     whitening: Tensor
 
     def __init__(
         self,
-        centre: Tensor,
+        center: Tensor,
         init_scale: float = 0.1,
         kind: str = "full",
         rank: int | None = None,
         dense: bool = True,
         gain: float = 1.0,
     ) -> None:
-        super().__init__(torch.zeros_like(centre), init_scale, kind, rank, gain)
-        self.register_buffer("centre", centre.detach().clone())
-        unit = torch.eye(len(centre)).to(centre) if dense else torch.ones_like(centre)
+        super().__init__(torch.zeros_like(center), init_scale, kind, rank, gain)
+        self.register_buffer("center", center.detach().clone())
+        unit = torch.eye(len(center)).to(center) if dense else torch.ones_like(center)
         self.register_buffer("whitening", unit)
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``c + C (loc + s ⊙ (M z))``."""
         y, ladj = super().forward_and_ladj(x)
         y = y * self.whitening if self.whitening.dim() == 1 else y @ self.whitening.T
-        return self.centre + y, ladj + self._log_det_whitening()
+        return self.center + y, ladj + self._log_det_whitening()
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``M⁻¹ ((C⁻¹ (x − c) − loc) / s)``."""
         self._check_last_dim(y, self.input_dim)
-        v = y - self.centre
+        v = y - self.center
         if self.whitening.dim() == 1:
             v = v / self.whitening
         else:
@@ -84,7 +84,7 @@ class WhitenedAffine(Affine):
             torch.linalg.LinAlgError: the covariance is not positive definite.
         """
         covariance = covariance.to(torch.float64)
-        self.centre.copy_(loc)
+        self.center.copy_(loc)
         rest = torch.ones(self.input_dim, dtype=torch.float64)
         if covariance.dim() == 2 and self.whitening.dim() == 2:
             self.whitening.copy_(torch.linalg.cholesky(covariance))

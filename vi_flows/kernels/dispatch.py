@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from vi_flows.kernels import analytic, native, ops, reference
-from vi_flows.kernels.operands import Cotangents, Engine, Operands, constant_to_the_compiler, normalise
+from vi_flows.kernels.operands import Cotangents, Engine, Operands, constant_to_the_compiler, normalize
 from vi_flows.kernels.reference import ConvFlowSpec
 
 __all__ = [
@@ -135,7 +135,7 @@ def conv_flow_inverse(
 def _apply(
     x: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, spec: ConvFlowSpec, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    operands = normalise(x, theta, weight, bias, spec)
+    operands = normalize(x, theta, weight, bias, spec)
     kernel = active_kernel()
     if kernel == "reference" or not _served(operands, spec):
         return (reference.conv_flow_inverse if inverse else reference.conv_flow_forward)(*operands, spec)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vi_flows.kernels.reference import ConvFlowSpec
 
-__all__ = ["Cotangents", "Engine", "Operands", "constant_to_the_compiler", "normalise"]
+__all__ = ["Cotangents", "Engine", "Operands", "constant_to_the_compiler", "normalize"]
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -96,7 +96,7 @@ class Engine(Protocol):
         """
 
 
-def normalise(z: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, spec: ConvFlowSpec) -> Operands:
+def normalize(z: Tensor, theta: Tensor, weight: Tensor, bias: Tensor, spec: ConvFlowSpec) -> Operands:
     """Broadcast leading dimensions to the shapes of :class:`Operands`; differentiable.
 
     Raises:

@@ -90,8 +90,8 @@ class TracedBound(PyroELBO):
         """
         with quiet_unless_observed():
             pairs = list(self._get_traces(model, guide, args, kwargs))
-        vectorised = self.vectorize_particles and self.num_particles > 1
-        parts = [_weights_of(model_trace, guide_trace, vectorised) for model_trace, guide_trace in pairs]
+        vectorized = self.vectorize_particles and self.num_particles > 1
+        parts = [_weights_of(model_trace, guide_trace, vectorized) for model_trace, guide_trace in pairs]
         if len(parts) == 1:
             return parts[0]
         likelihood, prior, posterior = (torch.cat([getattr(p, name) for p in parts]) for name in TERMS)
@@ -147,7 +147,7 @@ def _sample_sites(trace: Trace) -> dict[str, Any]:
     return {n: s for n, s in nodes(trace).items() if s["type"] == "sample" and not is_subsample(s)}
 
 
-def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> TracedWeights:
+def _weights_of(model_trace: Trace, guide_trace: Trace, vectorized: bool) -> TracedWeights:
     latent, model_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
     for name, site in latent.items():
         _, score_function_term, _ = site["score_parts"]
@@ -176,7 +176,7 @@ def _weights_of(model_trace: Trace, guide_trace: Trace, vectorised: bool) -> Tra
     tensors = [sum(terms[1:], terms[0]) if terms else torch.zeros(()) for terms in parts.values()]
     if len({t.shape for t in tensors}) > 1:
         tensors = list(torch.broadcast_tensors(*tensors))
-    if not vectorised:
+    if not vectorized:
         tensors = [t.unsqueeze(0) for t in tensors]
     likelihood, prior, posterior = tensors
     return TracedWeights(likelihood, prior, posterior, scale, coupled)

@@ -128,9 +128,9 @@ def _moments(guide: AmortizedGuide, x: Tensor, at_once: int) -> tuple[Tensor, Te
     first = torch.zeros_like(shift, dtype=torch.float64)
     second = torch.zeros_like(first).diag_embed()
     for done in range(0, MOMENT_DRAWS, at_once):
-        centred = (draw(min(at_once, MOMENT_DRAWS - done)) - shift).transpose(0, 1)
-        first = first + centred.double().sum(1)
-        second = second + (centred.mT @ centred).double()
+        centered = (draw(min(at_once, MOMENT_DRAWS - done)) - shift).transpose(0, 1)
+        first = first + centered.double().sum(1)
+        second = second + (centered.mT @ centered).double()
     first = first / MOMENT_DRAWS
     covariance = second / MOMENT_DRAWS - first.unsqueeze(-1) * first.unsqueeze(-2)
     finite = covariance.isfinite().all(-1).all(-1)

@@ -31,16 +31,16 @@ def where_defined(log_density: LogDensity) -> LogDensity:
     return evaluate
 
 
-def overdispersed(dim: int, number: int, centre: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
-    """Starts in coordinates ``u`` with ``x = centre + root u``.
+def overdispersed(dim: int, number: int, center: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
+    """Starts in coordinates ``u`` with ``x = center + root u``.
 
     They are 3, 10, 30 and 100 times standard normal draws and their mirror images, points near the origin of the
-    unconstrained space, and the mirror image of ``centre`` in that origin.
+    unconstrained space, and the mirror image of ``center`` in that origin.
 
     Args:
         dim: ``d``.
         number: of starts, rounded up to a multiple of ten; one more comes with the mirror image.
-        centre: shape ``(d,)``.
+        center: shape ``(d,)``.
         root: lower triangular, shape ``(d, d)``.
         generator: source of the draws.
     """
@@ -49,8 +49,8 @@ def overdispersed(dim: int, number: int, centre: Tensor, root: Tensor, generator
     far = (torch.tensor(FAR, dtype=torch.float64)[:, None, None] * noise).reshape(-1, dim)
     near = 4 * torch.rand(2 * each, dim, dtype=torch.float64, generator=generator) - 2
     # Models that don't know a sign have their other mode at the mirror image.
-    places = torch.cat([near, -centre[None]])
-    return torch.cat([far, -far, torch.linalg.solve_triangular(root, (places - centre).T, upper=False).T])
+    places = torch.cat([near, -center[None]])
+    return torch.cat([far, -far, torch.linalg.solve_triangular(root, (places - center).T, upper=False).T])
 
 
 def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60) -> Tensor:

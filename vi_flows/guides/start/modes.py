@@ -139,9 +139,9 @@ def mixture_start(log_density: LogDensity, start: GaussianStart, generator: torc
     )
 
 
-def _modes(density: LogDensity, centre: Tensor, root: Tensor, generator: torch.Generator) -> tuple[Tensor, bool] | None:
+def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.Generator) -> tuple[Tensor, bool] | None:
     """Tops apart from each other, and whether the first is the Gaussian's own, which reaches none of the others."""
-    dim = len(centre)
+    dim = len(center)
     noise = antithetic_normal(200, dim, generator)
     with torch.no_grad():
         log_w = density(noise) + 0.5 * noise.square().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
@@ -157,7 +157,7 @@ def _modes(density: LogDensity, centre: Tensor, root: Tensor, generator: torch.G
     number, at_home = NUM_PATHS, False
     tops: list[Tensor] = []
     while True:
-        ends = ascend(density, overdispersed(dim, number, centre, root, generator), 40)
+        ends = ascend(density, overdispersed(dim, number, center, root, generator), 40)
         with torch.no_grad():
             ends = ends[density(ends).isfinite()]
         if near:  # then what the Gaussian reaches is one mode
