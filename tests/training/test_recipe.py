@@ -14,6 +14,7 @@ import torch
 from vi_flows.data import load
 from vi_flows.objectives import elbo_bound, iwae_bound
 from vi_flows.training import Run, Trainer, TrainingInterrupted, VAETrainConfig
+from vi_flows.training.average import WeightAverage
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.vae import LogWeightTerms, VAEConfig
@@ -156,22 +157,40 @@ def test_the_average_forgets_as_the_recursion_says(tmp_path):
         seen.append(weight.detach().clone())
         assert (seen[-1] - seen[-2]).abs().max() > 0.01  # else the average shows nothing
         expected = decay * expected + (1 - decay) * seen[-1]
-        torch.testing.assert_close(trainer.ema["model.logits.weight"], expected)
+        torch.testing.assert_close(trainer.average.tensors["model.logits.weight"], expected)
 
 
 def test_the_ramp_of_the_average_is_one_tenth_to_the_full_decay():
     """(1 + t)/(10 + t) is 1/10, 2/11, 1/2, 10/19 at t = 0, 1, 8, 9."""
 
-    class Stub(Trainer):
-        def __init__(self):
-            self.config, self.module = replace(SMALL, ema_decay=0.51), torch.nn.Linear(1, 1)
-            torch.nn.init.ones_(self.module.weight)
-
-    trainer = Stub()
+    module = torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(module.weight)
     for step, kept in [(0, 1 / 10), (1, 2 / 11), (8, 1 / 2), (9, 0.51), (10_000, 0.51)]:
-        trainer.ema = {name: torch.zeros_like(tensor) for name, tensor in trainer.module.state_dict().items()}
-        trainer.update_average(1 - trainer.average_decay_at(step))
-        assert trainer.ema["weight"].item() == pytest.approx(1 - kept, rel=1e-6)
+        average = WeightAverage(module, 0.51)
+        average.restore({name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()})
+        average.update(1 - average.decay_at(step))
+        assert average.tensors["weight"].item() == pytest.approx(1 - kept, rel=1e-6)
+
+
+def test_the_average_takes_the_place_of_the_weights_for_a_while():
+    module = torch.nn.BatchNorm1d(2)
+    average = WeightAverage(module, 0.5)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+    module.num_batches_tracked.fill_(7)
+    average.update(0.25)  # from one to three
+    assert average.tensors["weight"].tolist() == [1.5, 1.5]
+    assert average.tensors["num_batches_tracked"] == 7  # a count has no average
+
+    def fail():
+        with average.in_place():
+            assert module.weight.tolist() == [1.5, 1.5]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert module.weight.tolist() == [3.0, 3.0]
+    assert average.tensors["weight"].tolist() == [1.5, 1.5]
 
 
 def test_every_epoch_has_its_own_order_and_all_rows(tmp_path):

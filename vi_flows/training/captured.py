@@ -85,8 +85,8 @@ class CapturedTrainer(Trainer):
             self._halted.copy_(torch.where(bad, torch.ones_like(self._halted), self._halted))
             self.step.update(norm)
             self._bound_sum.add_(figures[1])
-            if self.ema is not None:
-                self.update_average(self._average_weights.index_select(0, self._count)[0])
+            if self.average is not None:
+                self.average.update(self._average_weights.index_select(0, self._count)[0])
             self._count.add_(1)
             self._slot.add_(1)
 
@@ -111,7 +111,7 @@ class CapturedTrainer(Trainer):
 
     def _tensors(self) -> list[Tensor]:
         own = [self._rate, self._halted, self._count, self._slot, self._bound_sum, self._figures]
-        kept = [*self.module.state_dict().values(), *(self.ema or {}).values(), *own]
+        kept = [*self.module.state_dict().values(), *(self.average.tensors if self.average else {}).values(), *own]
         return kept + [t for state in self.optimizer.state.values() for t in state.values()]
 
     def _snapshot(self) -> tuple[Tensor, list[Tensor]]:
@@ -150,8 +150,8 @@ class CapturedTrainer(Trainer):
         warm = self.config.kl_weight_at(self.state["step"] / self.steps_per_epoch) == 1.0
         recorded = warm, self.config.num_particles_at(self.state["step"] // self.steps_per_epoch)
         if recorded not in self._replays:
-            if self.config.ema_decay is not None:
-                decays = [self.average_decay_at(s) for s in range(self.total_steps)]
+            if self.average is not None:
+                decays = [self.average.decay_at(s) for s in range(self.total_steps)]
                 self._average_weights = 1 - torch.tensor(decays, device=self.task.device)
             self._replays[recorded] = self._record(*recorded)
         self._replays[recorded]()

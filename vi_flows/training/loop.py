@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.parallel import ALONE, Ranks
 from vi_flows.progress import progress_bar
+from vi_flows.training.average import WeightAverage
 from vi_flows.training.checkpoint import (
     CheckpointError,
     first_not_finite,
@@ -62,7 +63,7 @@ class Trainer:
         self.module = self.task.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.step = self.make_step(self.make_optimizer(self.parameters))
-        self.ema: dict[str, Tensor] | None = None
+        self.average: WeightAverage | None = None
         self.rows = len(self.task.train_rows)
         self.steps_per_epoch = math.ceil(self.rows / self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
@@ -97,7 +98,7 @@ class Trainer:
         self.task.initialize()
         self.run.load_start(self.task)
         if self.config.ema_decay is not None:
-            self.ema = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+            self.average = WeightAverage(self.module, self.config.ema_decay)
         self.save()
 
     def resume(self) -> None:
@@ -122,7 +123,8 @@ class Trainer:
         self.state = {"cpu_seconds": None, "data_sha256": self.run.data.sha256, **state}
         average = restore(tensors, self.module, self.optimizer, self.task.device)
         if self.config.ema_decay is not None:
-            self.ema = average
+            self.average = WeightAverage(self.module, self.config.ema_decay)
+            self.average.restore(average)
         if self.ranks.first:
             self.log.truncate(self.state["step"])
 
@@ -136,7 +138,9 @@ class Trainer:
         if not self.ranks.first:
             return
         begun = time.monotonic()
-        tensors = snapshot(self.module, self.ema, self.optimizer, self.task.device)
+        tensors = snapshot(
+            self.module, None if self.average is None else self.average.tensors, self.optimizer, self.task.device
+        )
         self.run.checkpoints.write(tensors, self.state)
         self._last_save = time.monotonic()
         self._save_seconds = self._last_save - begun
@@ -278,27 +282,11 @@ class Trainer:
 
     def advance(self, bound: float, num_rows: int) -> None:
         """Bookkeeping after an update with the mean ``bound`` of ``num_rows`` rows."""
-        if self.ema is not None:
-            self.update_average(1 - self.average_decay_at(self.state["step"]))
+        if self.average is not None:
+            self.average.update(1 - self.average.decay_at(self.state["step"]))
         self.state["step"] += 1
         self.state["bound_sum"] += bound * num_rows
         self.state["images"] += num_rows
-
-    def average_decay_at(self, step: int) -> float:
-        """The average's decay at ``step``: at first it covers only as many steps as there were, so that it forgets the
-        initial weights."""
-        assert self.config.ema_decay is not None
-        return min(self.config.ema_decay, (1 + step) / (10 + step))
-
-    @torch.no_grad()
-    def update_average(self, weight: float | Tensor) -> None:
-        """``average += weight (weights − average)``; counters are copied."""
-        assert self.ema is not None
-        for name, tensor in self.module.state_dict().items():
-            if tensor.is_floating_point():
-                self.ema[name].lerp_(tensor, weight)
-            else:
-                self.ema[name].copy_(tensor)
 
     def _divergence(self, step: int, found: str) -> str:
         checkpoint = self.run.checkpoints.newest
@@ -313,17 +301,12 @@ class Trainer:
     @contextmanager
     def _evaluation_weights(self) -> Iterator[None]:
         """The averaged weights if there are any, in evaluation mode, with the generators left as they were."""
-        own = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()} if self.ema else None
         devices = [self.task.device] if self.task.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            if self.ema is not None:
-                self.module.load_state_dict(self.ema)
+        with torch.random.fork_rng(devices), nullcontext() if self.average is None else self.average.in_place():
             self.module.eval()
             try:
                 yield
             finally:
-                if own is not None:
-                    self.module.load_state_dict(own)
                 self.module.train()
 
     def end_epoch(self, bar: tqdm) -> None:

@@ -72,7 +72,7 @@ class StackedTrainer(Trainer):
                     key: value.clone() if key == "step" else torch.stack([state[key] for state in states])
                     for key, value in states[0].items()
                 }
-        self.ema = None  # the members keep their own
+        self.average = None  # the members keep their own
         self.state = {**self.members[0].state, "seconds": max(member.state["seconds"] for member in self.members)}
         self._share_optimizer()
 
