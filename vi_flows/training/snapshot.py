@@ -48,7 +48,7 @@ def restore(
     try:
         module.load_state_dict(_strip(tensors, "model."))
         restore_optimizer(optimizer, _strip(tensors, "optimizer."))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
     torch.set_rng_state(tensors["rng.cpu"])
     if device.type == "cuda":
