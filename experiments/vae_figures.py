@@ -17,7 +17,7 @@ from vi_flows.training import Run
 from vi_flows.training.tasks.base import BinaryDrawingSettings
 
 HERE = Path(__file__).parent
-GRIDS = ("binarized_mnist-g2-plain-iwae50", "omniglot28-g2-amortized-k8-tanh-iwae50")
+GRIDS = ("binarized_mnist-g2-amortized-k8-tanh-iwae5", "omniglot28-g2-amortized-k8-tanh-iwae50")
 
 
 @dataclass(frozen=True)

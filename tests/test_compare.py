@@ -85,12 +85,12 @@ def test_a_folder_with_no_record_or_several_is_refused(plain, tmp_path, capsys):
 
 
 def test_pretrained_runs_are_found_by_name(tmp_path, monkeypatch, capsys):
-    assert runs.pretrained_run("binarized_mnist-g2-plain-iwae50").is_dir()
+    assert runs.pretrained_run("binarized_mnist-g2-amortized-k8-tanh-iwae5").is_dir()
     assert run("evaluate", "--pretrained", "nobody") == 2
-    assert "binarized_mnist-g2-plain-iwae50" in capsys.readouterr().err
+    assert "binarized_mnist-g2-amortized-k8-tanh-iwae5" in capsys.readouterr().err
     assert run("evaluate") == 2
-    assert run("evaluate", tmp_path, "--pretrained", "binarized_mnist-g2-plain-iwae50") == 2
+    assert run("evaluate", tmp_path, "--pretrained", "binarized_mnist-g2-amortized-k8-tanh-iwae5") == 2
     assert "--pretrained NAME" in capsys.readouterr().err
     monkeypatch.setattr(runs, "PRETRAINED", tmp_path / "site-packages")
-    assert run("evaluate", "--pretrained", "binarized_mnist-g2-plain-iwae50") == 1
+    assert run("evaluate", "--pretrained", "binarized_mnist-g2-amortized-k8-tanh-iwae5") == 1
     assert "source repository; clone it" in capsys.readouterr().err
