@@ -266,7 +266,7 @@ def test_steps_are_recorded_on_a_gpu_and_not_of_stacks(settings, recorded):
     assert Machine(**settings).records_steps == recorded
 
 
-def begin(place, epochs="4000"):
+def begin(place, epochs="4000", **how):
     """The command in a process of its own, once a run of it is in training."""
     words = [
         "table", "run", "--rows", "digits-g1-plain-clean", "--seeds", "0", "1", "--processes", "2", "--epochs", epochs,
@@ -274,7 +274,7 @@ def begin(place, epochs="4000"):
     ]  # fmt: skip
     code = "from vi_flows.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
     )
     metrics = [place.runs / f"digits-g1-plain-clean-e{epochs}-s{seed}" / "metrics.jsonl" for seed in (0, 1)]
     while not all(path.exists() for path in metrics):
@@ -302,6 +302,19 @@ def test_it_stops_cleanly_and_goes_on(place, number, capfd):
               "--runs", str(place.runs), "--results", str(place.results)])  # fmt: skip
     assert ended.value.code == 0
     assert "2 stopped" in capfd.readouterr().out
+
+
+def test_a_signal_to_the_whole_group_is_a_stop_and_no_failure(place):
+    """As `timeout` sends it: the runner waits until every run has its checkpoint."""
+    process, metrics = begin(place, start_new_session=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    printed, complaint = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "failed" not in printed
+    assert "the same command goes on" in complaint
+    for path in metrics:
+        assert last_note(place.runs, path.parent.name)["state"] == "stopped"
+        assert not is_held(place.runs, path.parent.name)
 
 
 @pytest.mark.slow

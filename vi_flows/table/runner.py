@@ -26,7 +26,7 @@ POLL_SECONDS = 5.0
 # A fork of this process would inherit the state of OpenMP's threads, of autograd and of the GPU. The server has
 # imported all that the runs need and used nothing of it, so that its forks begin at once.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["__main__", "vi_flows.table.work"])
+_CONTEXT.set_forkserver_preload(["__main__", "vi_flows.table.server"])
 
 
 class Outcome:
