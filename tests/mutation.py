@@ -34,7 +34,16 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-USERS = ["tests/training", "tests/table", "tests/test_cli.py", "tests/test_compare.py", "tests/test_listing.py"]
+DEFAULTS = "tests/test_defaults.py"
+"""Runs no line of a function, and looks at what is written at its head."""
+USERS = [
+    DEFAULTS,
+    "tests/training",
+    "tests/table",
+    "tests/test_cli.py",
+    "tests/test_compare.py",
+    "tests/test_listing.py",
+]
 """Tests of what is built on the rooms, which run them, too."""
 TESTS = {
     "training": [*USERS, "tests/image/test_benchmark.py"],
@@ -47,6 +56,7 @@ TESTS = {
     ],
     "objectives": ["tests/objectives", "tests/vae", *USERS],
     "diagnostics": [
+        DEFAULTS,
         "tests/diagnostics",
         "tests/evaluation",
         "tests/image/test_attributes.py",
@@ -249,13 +259,15 @@ def tests_of_lines(work: Path, folders: list[str], limit: float) -> tuple[dict, 
 def chosen(lines: dict[int, list[str]], seconds: dict[str, float], mutant: Mutant, where: list[str]) -> list[str]:
     """Tests of ``where`` that run the lines of the mutant's statement, the quick ones first.
 
-    What runs at the import has no test; then it is the whole files of tests that run any line of the file. Where none
+    What runs at the import has no test; then it is the table of defaults, and the whole files of tests that run any
+    line of the file. Where none
     is seen to run it, processes that tests start may: then it is all that have the module's name in their file's.
     """
     span = mutant.span
     named = {name for n in range(span[0], span[1] + 1) for name in lines.get(n, [])}
     if "" in named:
         named = {name.split("::")[0] + "::" for names in lines.values() for name in names if name}
+        named.add(f"{DEFAULTS}::")
     whole = tuple(name for name in named if name.endswith("::"))
     tests = [t for t in seconds if t in named or (whole and t.startswith(whole))]
     tests = tests or [t for t in seconds if mutant.path.stem in t.split("::")[0].rpartition("/")[2]]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vi_flows.diagnostics import diagnose, elsewhere
@@ -115,15 +116,28 @@ def test_the_report_in_pictures(tmp_path):
     log_w = torch.tensor([-4.0, -3.0, -3.0, -math.inf])
     figure = report(log_weights=log_w, k_hat_rows=torch.tensor([0.8, 0.2]), ess_rows=torch.ones(2)).plot()
     left, right = figure.axes
+    assert figure.get_size_inches().tolist() == pytest.approx([9.0, 3.2])
+    assert (left.get_title(), right.get_xlabel()) == ("ok: k-hat 0.13", "data points, sorted")
+    assert len(left.patches) == 60
+    assert [list(line.get_xdata()) for line in left.lines] == [[0, 0]]
+    assert [line.get_linewidth() for line in (*left.lines, *right.lines[1:])] == [1.0, 0.8, 0.8]
+    assert right.lines[0].get_markersize() == 3
     assert sum(bar.get_height() for bar in left.patches) == 3  # what is not finite has no place
     assert left.patches[0].get_x() == pytest.approx(-1.0)
     assert [line.get_ydata().tolist() if hasattr(line.get_ydata(), "tolist") else line.get_ydata()
             for line in right.lines] == [[pytest.approx(0.2), pytest.approx(0.8)], [0.5, 0.5], [0.7, 0.7]]  # fmt: skip
     shift = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor(-0.3)}
+    empty = report().plot().axes[1]
+    assert not empty.axison
     _, right = report(shift=shift).plot(tmp_path / "sub" / "deeper" / "report.png").axes
     assert [list(line.get_xdata()) for line in right.lines] == [[0, 0], [1], [0, 1]]
     assert [label.get_text() for label in right.get_xticklabels()] == ["a", "b"]
     assert (tmp_path / "sub" / "deeper" / "report.png").stat().st_size > 1000
+    assert [line.get_linewidth() for line in right.lines[2:]] == [0.8]
+    assert [line.get_markersize() for line in right.lines[:2]] == [14, 14]
+    assert [label.get_rotation() for label in right.get_xticklabels()] == [30, 30]
+    with Image.open(tmp_path / "sub" / "deeper" / "report.png") as picture:
+        assert picture.size == (990, 352)  # 110 points an inch
     report(shift=shift).plot(tmp_path / "sub" / "again.png")  # into the same folder
     assert "tensor" not in repr(
         report(shift=shift, sd_ratio=shift, draws=shift, k_hat_rows=torch.ones(1), ess_rows=torch.ones(1))

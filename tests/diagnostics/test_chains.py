@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vi_flows.diagnostics import diagnose
-from vi_flows.diagnostics.chains import Moved, moved_by_chains
+from vi_flows.diagnostics.chains import Moved, _moves, moved_by_chains
 from vi_flows.diagnostics.verdict import judge
 from vi_flows.evaluation.psis import PSIS
 from vi_flows.guides import AutoConvFlow, AutoFlow, fit
@@ -43,6 +43,75 @@ def test_wrong_moments_move_and_right_ones_stay(factor, move, least_shift, least
     assert moved.acceptance > 0.6
     assert least_shift <= moved.shift <= max(move, 0.02)
     assert least_stretch <= moved.stretch <= abs(math.log(factor)) + 0.02
+
+
+def test_the_moves_by_hand():
+    """Draws −1, 1, −1, 1: mean 0, variance 1. Positions after them are all one higher, then back with twice the spread.
+
+    Means over the two transitions are ½ higher by ½ ± their spread; squares (v + 1)² and (2v)² against v².
+    """
+    first = torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=DOUBLE)[:, None]
+    positions = [{"x": first + 1.0, "zero": torch.zeros(4, 1)}, {"x": 2.0 * first, "zero": torch.zeros(4, 1)}]
+    moved = _moves({"x": first, "zero": torch.zeros(4, 1, dtype=DOUBLE)}, positions, 0.75)
+    moves = (0.5 * ((first + 1) + 2 * first) - first).flatten()
+    grown = (0.5 * ((first + 1).square() + (2 * first).square()) - first.square()).flatten()
+    far, far_se = moves.mean().item(), moves.std().item() / 2
+    wide, wide_se = grown.mean().item() - far**2, grown.std().item() / 2
+    assert (far, far_se, wide) == (0.5, pytest.approx(1 / math.sqrt(12)), 1.75)
+    assert moved.shift == pytest.approx(max(far - 3 * far_se, 0.0))
+    assert moved.stretch == pytest.approx(max(0.5 * math.log1p(wide) - 3 * 0.5 * wide_se / (1 + wide), 0.0))
+    assert (moved.where, moved.acceptance) == ("x", 0.75)
+
+
+@pytest.mark.parametrize(("wider", "name"), [(False, "far"), (True, "wide")])
+def test_the_moves_of_many_draws(wider, name):
+    """Ten thousand draws that go half a sd to the side, or get three times as wide, all alike: no noise to take off."""
+    x = torch.tensor([-1.0, 1.0], dtype=DOUBLE).repeat(5000)[:, None]
+    other = {"far": x + 0.5, "wide": 3.0 * x}[name]
+    still = x + 0.001 * torch.randn(len(x), 1, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    moved = _moves({"still": x, name: x, "more": x}, [{"still": still, name: other, "more": still}], 1.0)
+    assert moved.where == name
+    assert moved.shift == pytest.approx(0.0 if wider else 0.5, abs=0.02)
+    assert moved.stretch == pytest.approx(math.log(3) if wider else 0.0, abs=0.02)
+
+
+def test_the_first_leapfrog_by_hand():
+    """In whitened coordinates, from the draws: half a kick, a drift, with step 0.9 d^(−1/4) (0.6 + 0.4 U)."""
+    x, seen = draws(50), []
+
+    def spied(points):
+        seen.append(points.detach().clone())
+        return log_p(points)
+
+    moved_by_chains(spied, x, as_site, num_transitions=1, num_leapfrog=1, seed=5)
+    center = x.mean(0)
+    root = torch.linalg.cholesky((x - center).T @ (x - center) / 50)
+    generator = torch.Generator().manual_seed(5)
+    momentum = torch.randn(50, 2, dtype=DOUBLE, generator=generator)
+    length = 0.9 * 2**-0.25 * (0.6 + 0.4 * float(torch.rand((), generator=generator)))
+    at = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(log_p(at).sum(), at)
+    kicked = momentum + 0.5 * length * grad @ root
+    expected = x + length * kicked @ root.T
+    torch.testing.assert_close(seen[0], x)
+    assert any(points.shape == expected.shape and torch.allclose(points, expected) for points in seen[1:])
+
+
+@pytest.mark.parametrize(("finite", "known"), [(19, False), (20, True)])
+def test_chains_need_twenty_places_where_the_density_is_finite(finite, known):
+    x = draws(40)
+    highest = x[:, 0].sort().values[finite]
+
+    def cut(points):
+        return torch.where(points[:, 0] < highest, log_p(points), -torch.inf)
+
+    assert (moved_by_chains(cut, x, as_site) is not None) == known
+
+
+def test_chains_of_draws_without_a_spread_are_none():
+    flat = draws(40)
+    flat[:, 1] = 0.0
+    assert moved_by_chains(log_p, flat, as_site) is None
 
 
 def test_chains_leave_what_importance_weights_cant_see():

@@ -9,7 +9,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_value
 
 from vi_flows.diagnostics import diagnose
-from vi_flows.diagnostics.elsewhere import missed_mass
+from vi_flows.diagnostics.elsewhere import MISSED_RATIO, missed_mass
 from vi_flows.diagnostics.verdict import judge
 from vi_flows.evaluation.psis import PSIS
 from vi_flows.guides import AutoConvFlow, fit
@@ -39,6 +39,22 @@ def test_the_share_of_a_mode_is_found(dim, weight, distance, scale):
     # Nothing is missed by a guide that holds both, or when there is no other mode.
     assert missed_mass(log_p, lambda x: log_p(x) - log_z, draws, log_z) is None
     assert missed_mass(here.log_prob, here.log_prob, draws, 0.0) is None
+
+
+def test_only_the_part_of_a_mode_that_the_guide_does_not_hold_counts():
+    """By sums over a grid: the places where the posterior has ten times the density of the guide, or more."""
+    here, there = normal(0.0, 0.5, 1), normal(2.5, 1.0, 1)
+
+    def log_p(x):
+        return torch.logaddexp(here.log_prob(x) + math.log(0.6), there.log_prob(x) + math.log(0.4))
+
+    evidence = math.log(0.6)  # as draws of the guide that weigh it with its own mode say
+    grid = torch.linspace(-8, 12, 200_001).double()[:, None]
+    excess = log_p(grid) - evidence - here.log_prob(grid)
+    mass = float((log_p(grid) - evidence).exp()[excess > math.log(MISSED_RATIO)].sum() * 1e-4)
+    missed = missed_mass(log_p, here.log_prob, here.sample((1000,)), evidence, num_draws=40_000)
+    assert missed.share == pytest.approx(mass / (1 + mass), abs=0.004)
+    assert 0.05 < mass < 0.4 / 0.6 - 0.03  # a good part of the mode is the guide's
 
 
 def two_modes():

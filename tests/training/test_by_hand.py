@@ -309,6 +309,33 @@ def test_loss_and_sounds_of_a_wave_model(recordings, tmp_path):
     assert 0.25 * 32767 < peak < 0.36 * 32767  # the recordings' tones are 0.3 loud
 
 
+def test_continuations_may_be_longer_than_the_recordings(recordings, tmp_path):
+    """Recordings of at most 0.0125 s; asked for 0.05 s, whose first quarter is padded with silence."""
+    config = WaveTrainConfig(dataset=recordings, sample_seconds=0.05, wave=WaveConfig(4, 4, num_layers=2))
+    task = WaveTask(config, config.load_data())
+    assert task.data.max_steps < 100
+    seen = []
+    steps = 400
+
+    class Silent:
+        def generate(self, context, progress):
+            return torch.full((len(context), steps), 128.0)
+
+        def extend(self, starts, known, context, progress):
+            seen.append((starts, known))
+            return starts
+
+    task.module.with_length = lambda length: Silent() if length == steps else None
+    files = task.draw(tmp_path, DrawingSettings(2, 6))  # two digits come again, with another take
+    ((starts, known),) = seen
+    assert known == 100
+    assert starts.shape == (len(starts), steps)
+    assert (starts[:, task.data.max_steps :] == 0).all()
+    assert (starts[:, : task.data.max_steps] != 0).any()
+    _, sound = wavfile.read(files[0])
+    assert len(sound) == 12 * (steps + 2000)
+
+
 # Budget -------------------------------------------------------------------------------------------------------------
 
 

@@ -288,6 +288,20 @@ def test_a_second_process_is_refused_until_the_first_is_dead(folder):
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2
 
 
+def test_a_run_that_somebody_only_looks_at_is_waited_for(folder, monkeypatch):
+    """Twenty tries, a hundredth of a second apart."""
+    waited = []
+    monkeypatch.setattr("vi_flows.training.run.time.sleep", waited.append)
+    monkeypatch.setattr("vi_flows.training.run._try_lock", lambda handle, kind: len(waited) == 19)
+    with Run.open(folder).locked():
+        assert waited == [0.01] * 19
+    monkeypatch.setattr("vi_flows.training.run._try_lock", lambda handle, kind: False)
+    waited.clear()
+    with pytest.raises(RunError, match="wait for it, or stop it"), Run.open(folder).locked():
+        pass
+    assert len(waited) == 20
+
+
 def test_cpu_seconds_add_up_over_stops_and_stay_unknown_where_they_were_not_counted(tmp_path):
     trainer = started(tmp_path / "run")
     before = trainer.fit(until=2)["cpu_seconds"]

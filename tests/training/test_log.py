@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -99,6 +100,11 @@ def test_drawing_takes_little_of_the_time(tmp_path, monkeypatch):
     assert len(drawn) == 1
     trainer.log.show(trainer.task, 3, True)
     assert len(drawn) == 2
+    # A drawing of one second: not within twenty of them.
+    for ago, expected in ((19.0, 2), (21.0, 3)):
+        trainer.log._seconds, trainer.log._drawn = 1.0, time.monotonic() - ago
+        trainer.log.show(trainer.task, 4, False)
+        assert len(drawn) == expected
 
 
 def test_without_tensorboard_the_command_says_how_to_get_it_and_leaves_nothing(tmp_path, monkeypatch, capsys):

@@ -35,6 +35,7 @@ def test_the_name_says_all(folder):
     assert SMALL.name == "g1-z4-h16-pixel_cnn-w4-b1-first_kernel3"
     assert SMALL.label == "VAE, pixel_cnn decoder"
     assert Run.open(folder).config == SMALL
+    assert PixelVAEEvaluationSettings().num_samples == 100
 
 
 def test_the_record_holds_the_parts_of_the_bound(folder, tmp_path):

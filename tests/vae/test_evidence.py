@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
-from vi_flows.evaluation import AISResult, NLLResult
+from vi_flows.evaluation import NOT_KEPT, AISResult, NLLResult
 from vi_flows.flows import MAF, ConvFlow
 from vi_flows.vae import (
     VAE,
@@ -164,6 +164,32 @@ def test_the_coordinates_and_the_starts(name: str) -> None:
     prior, guide = (AnnealingSpace(vae, x, start) for start in ("prior", "guide"))
     assert torch.allclose(prior.log_prob(prior.from_latents(z)), vae.model.log_prior(latents))
     assert torch.allclose(guide.log_prob(guide.from_latents(z)), vae.guide.log_prob(x, latents))
+
+
+def test_how_many_images_are_annealed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image takes its chains and 24 d² numbers for its covariance: 6 + 24 · 4 // 105 points, or 6 + 2400 // 201."""
+    cases = [(2, 60, [9, 9, 7]), (2, 6, [1] * 25), (2, 1000, [25]), (10, 25 * 17, [25]), (10, 25 * 17 - 1, [13, 12])]
+    for latents, points, sizes in cases:
+        vae = build_vae(VAEConfig(latent_dims=(latents,), hidden_dims=((3,),)), 9).eval()
+        monkeypatch.setattr(evidence, "points_at_once", lambda vae, device, points=points: points)
+        chunks: list[slice] = []
+
+        def work(vae: VAE, chunk: slice, chunks: list[slice] = chunks) -> tuple[AISResult, ...]:
+            chunks.append(chunk)
+            assert not any(p.requires_grad for p in vae.parameters())
+            rows = chunk.stop - chunk.start
+            return (AISResult(torch.rand(rows), torch.ones(rows), torch.ones(rows), torch.ones(6, rows)),)
+
+        settings = AISSettings(chains=6)
+        (result,) = evidence._in_chunks(vae, 25, settings, torch.device("cpu"), 3, False, work, NOT_KEPT, "test")
+        assert [chunk.stop - chunk.start for chunk in chunks] == sizes
+        assert result.log_weights.shape == (6, 25)
+        draws = []
+        with torch.random.fork_rng():
+            for chunk in chunks:  # each from a seed of its own
+                torch.manual_seed(3 * 1_000_003 + chunk.start)
+                draws.append(torch.rand(chunk.stop - chunk.start))
+        assert torch.equal(result.log_evidence, torch.cat(draws))
 
 
 def test_images_in_chunks_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
