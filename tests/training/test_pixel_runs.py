@@ -109,6 +109,31 @@ def test_a_step_reads_nothing_back_and_reaches_every_parameter(tmp_path, model, 
     assert difference < 0.1
 
 
+@pytest.mark.parametrize("model", [MADE.model, Made(hidden_dims=(), direct=True), Made(hidden_dims=(4,), direct=True)])
+def test_made_starts_at_the_mean_image(tmp_path, model):
+    task = Run(tmp_path, replace(SMALL, pixel=PixelConfig(model))).build_task()
+    task.initialize()
+    for layer in [*task.module.last, *task.module.direct]:
+        torch.nn.init.zeros_(layer.weight)
+    means = task.data.means("train").mean(0)
+    expected = means.clamp(1e-4, 1 - 1e-4).reshape(1, 1, 8, 8)
+    logits = task.module.conditional_logits(torch.zeros(1, 1, 8, 8))
+    assert torch.allclose(logits.sigmoid(), expected, atol=1e-5)
+    assert means.min() == 0  # the corners, within one in ten thousand of it
+    with pytest.raises(ValueError, match="64 binary entries"):
+        task.module.set_output_bias(means[:5])
+
+
+def test_models_of_grey_values_and_shared_layers_start_as_they_are(tmp_path):
+    for pixel in (CNN, pixel_config("made", "categorical", hidden_dims=(4,))):
+        task = Run(tmp_path, replace(SMALL, pixel=pixel)).build_task()
+        before = {name: tensor.clone() for name, tensor in task.module.state_dict().items()}
+        task.initialize()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in task.module.state_dict().items())
+    with pytest.raises(ValueError, match="1088 binary entries"):
+        task.module.set_output_bias(torch.full((64,), 0.5))
+
+
 def test_masks_take_turns():
     torch.manual_seed(0)
     model = build_pixel_model(MADE, (1, 3, 3)).double()

@@ -83,6 +83,15 @@ class Autoregressive(nn.Module, ABC):
         Here nothing: a family whose entries have weights of their own needs no more.
         """
 
+    def set_output_bias(self, mean: Tensor) -> None:
+        """Start a model of binary entries at the data's means, where each entry has an output bias of its own.
+
+        Here nothing: most families share the last layer among all entries.
+
+        Args:
+            mean: of the entries in flat order, ``(D,)``, each in [0, 1].
+        """
+
     def training_params(self, x: Tensor, context: Tensor) -> Tensor:
         """What a training step scores rows with: :meth:`params`, where a family doesn't train otherwise."""
         return self.params(x, context)

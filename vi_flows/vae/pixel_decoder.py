@@ -59,7 +59,8 @@ class PixelDecoderModel(LatentChain):
         self._flatten = ReshapeTransform(shape, torch.Size([shape.numel()]))
 
     def set_output_bias(self, mean: Tensor) -> None:
-        """Nothing: the decoder's last layer is shared by all pixels."""
+        """Start at the data's mean image, where the decoder has a bias for each pixel."""
+        self.decoder.set_output_bias(mean)
 
     def likelihood(self, z: Tensor, validate_args: bool | None = None) -> TorchDistribution:
         """``p(x | z_L)`` over flat images."""

@@ -38,7 +38,7 @@ class ExactTask(ABC):
         """Log-likelihoods of rows in nats, ``(N,)``, as a trained model is judged."""
 
     def initialize(self) -> None:  # noqa: B027
-        """Nothing: no part of the initial weights depends on the data."""
+        """Nothing, where no part of the initial weights depends on the data."""
 
     def weigh(self, rows: Tensor) -> float:
         """The number of rows."""

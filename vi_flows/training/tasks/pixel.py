@@ -109,6 +109,11 @@ class PixelTask(ExactTask):
             # The layout that tensor cores read without a transposition.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
 
+    def initialize(self) -> None:
+        """Binary outputs with a bias for each pixel start at the mean image."""
+        if self.binary:
+            self.module.set_output_bias(self.data.means(self.train_rows).mean(0))
+
     def _fixed(self, rows: Tensor) -> Tensor:
         """Pixels of validation or test as the model sees them, then the class: ``(N, C·H·W + K)`` on the device."""
         values = self.data.binarized(rows) if self.binary else self.data.pixels(rows).float()
