@@ -30,6 +30,7 @@ BINARY_MODELS = {
     "made": lambda c=0: MADE(IMAGE, BINARY, (24,), context_dim=c),
     "made-deep-direct": lambda c=0: MADE(IMAGE, BINARY, (20, 20), "tanh", direct=True, context_dim=c),
     "made-order-3": lambda c=0: resampled(MADE(IMAGE, BINARY, (64, 64), context_dim=c), 3),
+    "made-random": lambda c=0: MADE(IMAGE, BINARY, (24,), context_dim=c, natural_order=False),
     "made-linear": lambda c=0: MADE(IMAGE, BINARY, (), direct=True, context_dim=c),
     "pixel_cnn": lambda c=0: PixelCNN(IMAGE, BINARY, 8, 2, first_kernel=5, context_dim=c),
     "gated": lambda c=0: GatedPixelCNN(IMAGE, BINARY, 6, 2, first_kernel=3, context_dim=c),

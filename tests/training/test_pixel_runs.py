@@ -188,6 +188,7 @@ def test_completions_begin_with_the_image_and_keep_its_upper_half(tmp_path):
         ("pixel_cnn", {"num_layers": 2}, "pixel_cnn has no num_layers"),
         ("gated_pixel_cnn", {"num_masks": 2}, "has no num_masks"),
         ("pixel_cnn", {"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ("made", {"num_masks": 2, "order": "random"}, "the orders of 2 masks are drawn anyway"),
         ("made", {"hidden_dims": (0,)}, "hidden_dims must be at least 1"),
         ("pixel_rnn", {}, "unknown model 'pixel_rnn'; choose one of .*row_lstm"),
         ("gated_pixel_cnn", {"kernel_size": 2}, "odd"),
@@ -204,13 +205,17 @@ def test_every_setting_reaches_its_model(name):
     small = {"hidden_dims": (4,)} if name == "made" else {"width": 4, "first_kernel": 3}
     other = {
         "hidden_dims": (5,), "activation": "tanh", "direct": True, "num_masks": 2, "width": 6, "first_kernel": 5,
-        "num_blocks": 1, "num_layers": 1, "kernel_size": 5, "dropout": 0.5,
+        "num_blocks": 1, "num_layers": 1, "kernel_size": 5, "dropout": 0.5, "order": "random",
     }  # fmt: skip
 
     def shown(**settings):
         model = build_pixel_model(pixel_config(name, **{**small, **settings}), (1, 4, 4), context_dim=2)
         assert model.context_dim == 2
-        return repr(model), [(key, value.shape) for key, value in [*model.named_parameters(), *model.named_buffers()]]
+        return (
+            repr(model),
+            model.generation_order().tolist(),
+            [(key, value.shape) for key, value in [*model.named_parameters(), *model.named_buffers()]],
+        )
 
     plain = shown()
     for item in fields(PIXEL_MODELS[name]):
@@ -220,6 +225,7 @@ def test_every_setting_reaches_its_model(name):
 def test_names_say_the_sizes_and_what_is_not_at_its_default():
     assert PixelConfig().name == "gated_pixel_cnn-w64-l7"
     assert PixelConfig(Made()).name == "made-h500"
+    assert pixel_config("made", order="random", dropout=0.5).name == "made-h500-dropout0.5-random"
     many = pixel_config("made", "categorical", hidden_dims=(20, 30), num_masks=4, direct=True, activation="tanh")
     assert many.name == "made-categorical-h20x30-tanh-direct-num_masks4"
     assert (

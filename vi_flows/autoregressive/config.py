@@ -16,7 +16,7 @@ from vi_flows.autoregressive.made import MADE
 from vi_flows.autoregressive.outputs import Bernoulli, Categorical, LogisticMixture, Output
 from vi_flows.autoregressive.pixel_cnn import PixelCNN
 from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, PixelRNN, RowPixelRNN
-from vi_flows.settings import Bounds, NonNegative, Positive, check_settings, settings_from
+from vi_flows.settings import LATER, Bounds, NonNegative, Positive, check_settings, settings_from
 
 __all__ = [
     "OUTPUTS", "PIXEL_MODELS", "Diagonal", "Gated", "Made", "PixelConfig", "PixelModel", "Residual", "Row",
@@ -93,7 +93,14 @@ class Made(PixelModel):
     direct: bool = False
     """Whether inputs are connected to outputs directly too."""
     num_masks: Positive = 1
-    """1, the natural order; or more, drawn, for order-agnostic training and an ensemble."""
+    """1; or more, of drawn orders, for order-agnostic training and an ensemble."""
+    order: Literal["natural", "random"] = dataclasses.field(default="natural", metadata=LATER)
+    """Of one mask's pixels: row by row, or drawn once, as in the paper; several masks are drawn anyway."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_masks > 1 and self.order == "random":
+            raise ValueError(f"the orders of {self.num_masks} masks are drawn anyway: leave order out")
 
     def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> MADE:
         """See :meth:`PixelModel.build`."""
@@ -106,6 +113,7 @@ class Made(PixelModel):
             context_dim=context_dim,
             num_masks=self.num_masks,
             dropout=self.dropout,
+            natural_order=self.order == "natural",
         )
 
 

@@ -28,11 +28,12 @@ __all__ = ["MADE"]
 class MADE(Autoregressive):
     """Masked autoencoder over the flattened entries.
 
-    With one mask the order is the natural one and the hidden degrees are evenly spread. With more, the orders and
-    degrees are drawn from the seeds 0, 1, …, and training is order- and connectivity-agnostic: :meth:`training_params`
-    goes round the masks, a step each, :meth:`judged_log_prob` is the density of their equal mixture (paper, sections
-    4.1 and 4.2), and :meth:`judged_sample` draws from that. The density that the module itself stands for is that of
-    the current mask, at first seed 0's. Generation computes a hidden unit when all that it sees is there, once.
+    With one mask the order is the natural one and the hidden degrees are evenly spread, unless it is to be drawn. With
+    more, the orders and degrees are drawn from the seeds 0, 1, …, and training is order- and connectivity-agnostic:
+    :meth:`training_params` goes round the masks, a step each, :meth:`judged_log_prob` is the density of their equal
+    mixture (paper, sections 4.1 and 4.2), and :meth:`judged_sample` draws from that. The density that the module itself
+    stands for is that of the current mask, at first seed 0's. Generation computes a hidden unit when all that it sees
+    is there, once.
 
     Args:
         event_shape: of one ``x``; its entries are flattened.
@@ -43,6 +44,7 @@ class MADE(Autoregressive):
         context_dim: see :class:`Autoregressive`; the context reaches every layer, so that the first entry sees it.
         num_masks: masks to train with.
         dropout: share of each hidden layer's units that a training step leaves out.
+        natural_order: of one mask; else its order and degrees are those of seed 0.
 
     Raises:
         ValueError: the activation is unknown, a width or ``num_masks`` is less than 1, there is no layer at all, or
@@ -63,6 +65,7 @@ class MADE(Autoregressive):
         context_dim: int = 0,
         num_masks: int = 1,
         dropout: float = 0.0,
+        natural_order: bool = True,
     ) -> None:
         super().__init__(event_shape, output, context_dim)
         check_dropout(dropout)
@@ -87,7 +90,8 @@ class MADE(Autoregressive):
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("order", torch.arange(size))
         natural = self.order, [spread_degrees(width, size) for width in hidden_dims]
-        members = [natural] if num_masks == 1 else [self._draw(seed) for seed in range(num_masks)]
+        drawn = num_masks > 1 or not natural_order
+        members = [self._draw(seed) for seed in range(num_masks)] if drawn else [natural]
         # All masks' orders and degrees lie on the device: a training step makes its masks there.
         self.register_buffer("orders", torch.stack([order for order, _ in members]), persistent=False)
         for layer, degrees in enumerate(zip(*(degrees for _, degrees in members), strict=True)):

@@ -66,8 +66,6 @@ class TrainConfig(ABC):
         stackable: whether runs that differ in their seeds alone can be trained as one stacked model.
         of_the_machine: settings that don't distinguish a run from another one: where and on what it is made, and the
             path to another run.
-        of_later: settings that came when there were rows already: at its default, such a one is no part of the key, so
-            that those rows keep theirs.
     """
 
     kind: ClassVar[str]
@@ -75,7 +73,6 @@ class TrainConfig(ABC):
     of_the_machine: ClassVar[tuple[str, ...]] = (
         "data_root", "start_from", "checkpoint_seconds", "device", "threads",
     )  # fmt: skip
-    of_later: ClassVar[tuple[str, ...]] = ()
 
     dataset: str = "digits"
     """Data set by name; `vi-flows data list` shows them."""
@@ -140,9 +137,7 @@ class TrainConfig(ABC):
     @property
     def key(self) -> str:
         """The slug and a digest of all settings but those of the machine and the run that it starts from."""
-        at_rest = {item.name for item in dataclasses.fields(self) if getattr(self, item.name) == item.default}
-        left_out = {*self.of_the_machine, *at_rest.intersection(self.of_later)}
-        settings = {name: value for name, value in config_to_dict(self).items() if name not in left_out}
+        settings = {name: value for name, value in config_to_dict(self).items() if name not in self.of_the_machine}
         return row_key(self.slug, {"kind": self.kind, **settings})
 
     @property

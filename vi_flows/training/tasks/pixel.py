@@ -14,6 +14,7 @@ from vi_flows.autoregressive.config import PixelConfig, build_pixel_model
 from vi_flows.data import ImageData, draw_binary, labelled, load
 from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.evaluation.nll import half_width
+from vi_flows.settings import LATER
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.base import BinaryDrawingSettings, Evaluation, EvaluationSettings, StepResult
 from vi_flows.training.tasks.exact import ExactTask
@@ -42,7 +43,6 @@ class PixelTrainConfig(TrainConfig):
     """Train an autoregressive model of images: MADE, PixelCNN, PixelRNN (exact log-likelihood)."""
 
     kind: ClassVar[str] = "pixel"
-    of_later: ClassVar[tuple[str, ...]] = ("labels",)
 
     pixel: Annotated[PixelConfig, tyro.conf.arg(name="")] = field(default_factory=PixelConfig)
     """The model."""
@@ -51,7 +51,7 @@ class PixelTrainConfig(TrainConfig):
     cuda_graph: bool = False
     """Record the training step on a GPU once and replay it: for small models (elsewhere without effect on speed)."""
 
-    labels: bool = False
+    labels: bool = field(default=False, metadata=LATER)
     """Tell the model each image's class: p(image | class), for data sets with labels."""
 
     @property
