@@ -35,11 +35,11 @@ def defaults(function):
 def test_what_the_published_figures_were_made_with_where_nothing_was_said():
     assert defaults(estimate_nll) == {
         "num_samples": 5000, "num_coarse": 100, "rows_per_chunk": 20, "samples_per_chunk": 100, "seed": 0,
-        "progress": False, "parts": NOT_KEPT,
+        "progress": False, "parts": NOT_KEPT, "part_name": "importance",
     }  # fmt: skip
     assert defaults(bootstrap_interval) == {"level": 0.95, "resamples": 2000, "seed": 0}
     assert defaults(evaluate_vae) == {
-        "num_samples": 5000, "ais": None, "seed": 0, "progress": False, "parts": NOT_KEPT,
+        "num_samples": 5000, "ais": None, "refinement": None, "seed": 0, "progress": False, "parts": NOT_KEPT,
     }  # fmt: skip
     assert defaults(annealed_evidence) == {"chains": 8, "leapfrog": 8, "surrogate": None}
     assert defaults(reverse_evidence) == {"chains": 8, "leapfrog": 8, "surrogate": None}

@@ -11,6 +11,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "train vae": (
         "vi-flows train vae --out runs/digits --epochs 50",
         "vi-flows train vae --out runs/g1 --dataset binarized_mnist --batch-norm conv_flow --num-blocks 4",
+        "vi-flows train vae --out runs/prior --prior maf --encoder-dims 500 500",
         "torchrun --nproc-per-node 4 -m vi_flows train vae --out runs/four --dataset binarized_mnist",
     ),
     "train image": ("vi-flows train image --out runs/glow --dataset mnist --epochs 6 glow --width 32",),
@@ -22,6 +23,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "vi-flows evaluate runs/g1",
         "vi-flows evaluate runs/g1 --split valid --num-samples 500",
         "vi-flows evaluate runs/g1 --ais --record results/g1.json",
+        "vi-flows evaluate runs/g1 --refine 100 --limit 1000",
     ),
     "compare": ("vi-flows compare runs/g1 runs/g2", "vi-flows compare a.json b.json --score elbo"),
     "sample": (

@@ -20,7 +20,7 @@ from vi_flows.training.kinds import KINDS
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run, RunUnusableError
 from vi_flows.training.tasks.base import DrawingSettings
-from vi_flows.vae import AISSettings
+from vi_flows.vae import AISSettings, RefinementSettings
 from vi_flows.vae.annealing import StartName
 
 __all__ = ["Evaluate", "Resume", "Sample", "Train", "resumption"]
@@ -155,6 +155,9 @@ class Evaluate:
     """Score only the first so many images."""
     seed: NonNegative = 0
     """Of the importance samples."""
+    refine: Positive | None = None
+    """Steps of Adam by which the guide of a VAE is fitted to each image before it is sampled from a second time: the
+    record then says what the encoder's guesses cost (the amortisation gap)."""
     ais: bool = False
     """Anneal the images of a VAE too (annealed importance sampling), which takes longer and says more."""
     ais_chains: int = AISSettings.chains
@@ -228,6 +231,7 @@ class Evaluate:
             "seed": self.seed,
             **({} if self.num_samples is None else {"num_samples": self.num_samples}),
             **({} if annealing is None else {"ais": annealing}),
+            **({} if self.refine is None else {"refine": RefinementSettings(self.refine)}),
         }
 
     def annealing(self) -> AISSettings | None:

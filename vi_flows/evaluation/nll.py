@@ -152,6 +152,7 @@ def estimate_nll(
     seed: int = 0,
     progress: bool = False,
     parts: Parts = NOT_KEPT,
+    part_name: str = "importance",
 ) -> NLLResult:
     r"""``−log p(x) ≈ −log (1/S) Σ_s p(x, z_s)/q(z_s|x)`` of each row.
 
@@ -163,7 +164,7 @@ def estimate_nll(
         log_weights: see ``LogWeights``; put the modules in ``eval()`` mode first (batch normalisation in training mode
             is not a likelihood). ``lambda x, p: vae.log_weight_terms(x, p).log_weights()`` for a
             :class:`~vi_flows.vae.VAE`, :func:`pyro_log_weights` for other Pyro programs.
-        data: rows ``(N, D)``.
+        data: rows ``(N, D)``, or what else ``log_weights`` takes, such as the rows' numbers ``(N,)``.
         num_samples: ``S``.
         num_coarse: draws of the coarser estimate reported beside it.
         rows_per_chunk: rows evaluated together.
@@ -171,6 +172,7 @@ def estimate_nll(
         seed: of the draws.
         progress: show a progress bar.
         parts: where chunks of rows that were scored before are taken from.
+        part_name: what they are called there.
 
     Raises:
         ValueError: a count is less than 1, there are no rows, or the log-weights are not ``(draws, rows)``.
@@ -210,7 +212,7 @@ def estimate_nll(
     with torch.random.fork_rng(devices_of(data.device)), bar:
         for start in range(0, len(data), rows_per_chunk):
             rows = data[start : start + rows_per_chunk]
-            chunks.append(parts.part("importance", start, partial(scored, start, rows)))
+            chunks.append(parts.part(part_name, start, partial(scored, start, rows)))
             bar.update(len(rows))
     tensors = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
     return NLLResult(**tensors, num_samples=num_samples, num_coarse=min(num_coarse, num_samples), seed=seed)

@@ -59,10 +59,7 @@ def evaluate_run(
             f"a run of kind {run.config.kind} is evaluated by {kind.evaluation.__name__}, got {settings!r}"
         )
     folder = run.folder / "results" if record is None else record
-    words = [run.key]
-    words += [] if settings.split == "test" else [settings.split]
-    words += [] if settings.limit is None else [f"first{settings.limit}"]
-    path = folder if folder.suffix == ".json" else folder / ("-".join(words) + ".json")
+    path = folder if folder.suffix == ".json" else folder / ("-".join([run.key, *settings.words]) + ".json")
     device = run.config.device if device is None else device
     check_device(device)
     Record.refuse_to_replace(path, overwrite)  # before the minutes of work, not after

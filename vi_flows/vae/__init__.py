@@ -7,6 +7,7 @@ from vi_flows.vae.flow_likelihood import FlowLikelihoodVAE
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel, LatentChain
 from vi_flows.vae.pixel_decoder import LatentUse, PixelDecoderModel, build_pixel_vae, latent_use
+from vi_flows.vae.refinement import RefinedGuide, RefinementSettings, refine
 from vi_flows.vae.vae import VAE, LogWeightTerms
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "LatentUse",
     "LogWeightTerms",
     "PixelDecoderModel",
+    "RefinedGuide",
+    "RefinementSettings",
     "VAEConfig",
     "VAEEvidence",
     "annealed_vae",
@@ -27,5 +30,6 @@ __all__ = [
     "build_vae",
     "evaluate_vae",
     "latent_use",
+    "refine",
     "simulated_bounds",
 ]

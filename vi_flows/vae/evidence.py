@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ from vi_flows.evaluation.nll import bootstrap_interval, devices_of
 from vi_flows.progress import progress_bar
 from vi_flows.settings import Bounds, NonNegative, Positive, check_settings
 from vi_flows.vae.annealing import AnnealingSpace, StartName
+from vi_flows.vae.refinement import RefinedGuide, RefinementSettings, refine
 from vi_flows.vae.vae import VAE
 
 __all__ = ["AISSettings", "VAEEvidence", "annealed_vae", "evaluate_vae", "points_at_once", "simulated_bounds"]
@@ -71,6 +72,8 @@ class VAEEvidence:
         annealed: the first ``settings.images`` images.
         simulated: the lower and the upper bound on images drawn from the model; ``None`` for none of them.
         annealing_seconds: how long annealing took.
+        refinement: of the guide's parameters for each image; ``None`` where there was none, as for the next.
+        refined: importance sampling from the refined guide, all images.
     """
 
     importance: NLLResult
@@ -78,10 +81,14 @@ class VAEEvidence:
     annealed: AISResult | None = None
     simulated: tuple[AISResult, AISResult] | None = None
     annealing_seconds: float = 0.0
+    refinement: RefinementSettings | None = None
+    refined: NLLResult | None = None
 
     def scores(self) -> dict[str, Tensor]:
-        """The per-image figures, float32: those of :meth:`NLLResult.scores`, and ``ais_nll`` and its like."""
+        """The per-image figures, float32: those of :meth:`NLLResult.scores`, and ``ais_nll``, ``refined_nll`` …"""
         found = self.importance.scores()
+        if self.refined is not None:
+            found |= {f"refined_{name}": values for name, values in self.refined.scores().items()}
         if self.annealed is not None:
             found["ais_nll"] = -self.annealed.log_evidence.float()
             found["ais_effective_chains"] = self.annealed.effective_chains.float()
@@ -93,8 +100,13 @@ class VAEEvidence:
 
         ``ais.gap`` is what importance sampling lacks on the same images, NLL minus NLL, with its paired 95 % interval;
         ``ais.bdmc.gap`` is upper minus lower bound on the model's own images: how far off annealing may be there.
+        Under ``refined`` are those of importance sampling from the refined guide; ``refined.elbo_gain`` is what the
+        encoder's guesses cost the bound (the amortisation gap, as far as the steps close it), ``refined.nll_gain`` the
+        NLL that importance sampling from them overstates, both with their paired 95 % intervals.
         """
         found = self.importance.summary()
+        if self.refined is not None and self.refinement is not None:
+            found["refined"] = _refined_summary(self.importance, self.refined, self.refinement)
         if self.annealed is None or self.settings is None:
             return found
         nll = -self.annealed.log_evidence
@@ -120,6 +132,15 @@ class VAEEvidence:
                 "gap_interval": paired_bootstrap(above, below).interval if len(below) > 1 else None,
             }
         return found | {"ais": ais}
+
+
+def _refined_summary(before: NLLResult, after: NLLResult, settings: RefinementSettings) -> dict[str, Any]:
+    gains = {"elbo_gain": (after.elbo, before.elbo), "nll_gain": (before.nll, after.nll)}
+    found = after.summary() | asdict(settings)
+    for name, (better, worse) in gains.items():
+        found[name] = (better - worse).mean().item()
+        found[f"{name}_interval"] = paired_bootstrap(better, worse).interval if len(better) > 1 else None
+    return found
 
 
 def points_at_once(vae: VAE, device: torch.device) -> int:
@@ -267,24 +288,28 @@ def evaluate_vae(
     num_samples: int = 5000,
     *,
     ais: AISSettings | None = None,
+    refinement: RefinementSettings | None = None,
     seed: int = 0,
     progress: bool = False,
     parts: Parts = NOT_KEPT,
 ) -> VAEEvidence:
     """Importance sampling of all images, and annealing of the first ``ais.images`` of them.
 
+    Annealing starts at the guide as it is, refined or not.
+
     Args:
         vae: in ``eval()`` mode, on the device of ``x``.
         x: images ``(N, D)``.
         num_samples: importance samples an image.
         ais: settings of the annealing, or ``None`` for none.
+        refinement: sample also from a guide whose parameters are improved for each image; ``None``: don't.
         seed: of all draws.
         progress: show bars.
         parts: where what was evaluated before is taken from.
 
     Raises:
         ValueError: a count is less than 1, the VAE is in training mode, or the start is not possible.
-        FloatingPointError: a weight is NaN.
+        FloatingPointError: a weight is NaN, or a refined guide not finite.
     """
     _check_mode(vae)
     if x.device.type == "cpu":
@@ -298,12 +323,36 @@ def evaluate_vae(
             x, num_samples, rows_per_chunk=rows, samples_per_chunk=samples, seed=seed, progress=progress,
             parts=parts,
         )  # fmt: skip
+    refined = None
+    if refinement is not None:
+        refined = _refined_importance(vae, x, refinement, (num_samples, rows, samples), seed, progress, parts)
     if ais is None:
-        return VAEEvidence(importance)
+        return VAEEvidence(importance, refinement=refinement, refined=refined)
     begun = time.monotonic() + parts.seconds_before
     annealed = annealed_vae(vae, x[: ais.images], ais, seed=seed, progress=progress, parts=parts)
     seconds = time.monotonic() + parts.seconds_before - begun
     simulated = None
     if ais.model_images:
         simulated = simulated_bounds(vae, ais.model_images, ais, seed=seed, progress=progress, parts=parts)
-    return VAEEvidence(importance, ais, annealed, simulated, seconds)
+    return VAEEvidence(importance, ais, annealed, simulated, seconds, refinement, refined)
+
+
+def _refined_importance(
+    vae: VAE, x: Tensor, settings: RefinementSettings, sizes: tuple[int, int, int], seed: int, progress: bool,
+    parts: Parts,
+) -> NLLResult:  # fmt: skip
+    """Importance sampling from the refined guide; ``sizes``: samples an image, and images and samples at once."""
+    frozen = _frozen(vae)
+    num_samples, rows, samples = sizes
+    at_once = max(points_at_once(vae, x.device) // settings.particles, 1)
+    with _exact_products():
+        offsets = refine(frozen, x, settings, at_once, seed=seed, progress=progress, parts=parts)
+
+        def log_weights(numbers: Tensor, particles: int) -> Tensor:
+            own = VAE(frozen.model, RefinedGuide(frozen.guide, offsets[numbers]))
+            return own.log_weight_terms(x[numbers], particles).log_weights()
+
+        return estimate_nll(
+            log_weights, torch.arange(len(x), device=x.device), num_samples, rows_per_chunk=rows,
+            samples_per_chunk=samples, seed=seed, progress=progress, parts=parts, part_name="refined",
+        )  # fmt: skip

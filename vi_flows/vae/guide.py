@@ -70,11 +70,16 @@ class AmortizedGuide(nn.Module):
 
     def posterior(self, index: int, below: Tensor, validate_args: bool | None = None) -> FlowNormal:
         """``q(z_index | below)``, where ``below`` is the next latent, or ``x`` for the last one."""
-        features = self.networks[index](below)
-        loc, log_scale = self.heads[index](features)
+        loc, log_scale, features = self.local(index, below)
         key = str(index)
         flow = self.flows[key].condition(features) if key in self.flows else None
         return FlowNormal(loc, log_scale, flow, validate_args)
+
+    def local(self, index: int, below: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the networks say of ``q(z_index | below)``: mean, log-scale, and the features that its flow sees."""
+        features = self.networks[index](below)
+        loc, log_scale = self.heads[index](features)
+        return loc, log_scale, features
 
     def forward(
         self, x: Tensor | None = None, *, size: int | None = None, dataset_size: int | None = None

@@ -31,6 +31,12 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         check_settings(self)
 
+    @property
+    def words(self) -> list[str]:
+        """What the name of a record's file says of it, beside the run's."""
+        words = [] if self.split == "test" else [self.split]
+        return words + ([] if self.limit is None else [f"first{self.limit}"])
+
 
 @dataclass(frozen=True)
 class DrawingSettings:

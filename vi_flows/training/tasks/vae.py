@@ -17,7 +17,7 @@ from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.settings import NonNegativeFloat, Positive
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.base import BinaryDrawingSettings, Evaluation, EvaluationSettings, StepResult
-from vi_flows.vae import VAE, AISSettings, VAEConfig, build_vae, evaluate_vae
+from vi_flows.vae import VAE, AISSettings, RefinementSettings, VAEConfig, build_vae, evaluate_vae
 
 __all__ = ["VAEEvaluationSettings", "VAETask", "VAETrainConfig"]
 
@@ -30,6 +30,13 @@ class VAEEvaluationSettings(EvaluationSettings):
     """Importance samples an image."""
     ais: AISSettings | None = None
     """Annealed importance sampling beside them; ``None`` for none."""
+    refine: RefinementSettings | None = None
+    """Samples from the guide refined for each image beside them; ``None`` for none."""
+
+    @property
+    def words(self) -> list[str]:
+        """See :class:`EvaluationSettings`."""
+        return super().words + ([] if self.refine is None else [f"refined{self.refine.steps}"])
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,15 @@ def _annealing_lines(ais: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _refinement_lines(record: dict[str, Any]) -> list[str]:
+    refined = record["refined"]
+    return [
+        f"refined for each image ({refined['steps']} steps): ELBO {record['elbo']:.3f} to {refined['elbo']:.3f}, "
+        f"{refined['elbo_gain']:.3f} higher; NLL {record['nll']:.3f} to {refined['nll']:.3f}, "
+        f"{refined['nll_gain']:.3f} lower; mean ESS {record['mean_ess']:.0f} to {refined['mean_ess']:.0f}"
+    ]
+
+
 class VAETask:
     """A VAE on binary (or dynamically binarised) images.
 
@@ -229,8 +245,9 @@ class VAETask:
         """
         x = self.data.binarized(rows)[: settings.limit].to(self.device)
         found = evaluate_vae(
-            self.module, x, settings.num_samples, ais=settings.ais, seed=settings.seed, progress=progress, parts=parts
-        )
+            self.module, x, settings.num_samples, ais=settings.ais, refinement=settings.refine, seed=settings.seed,
+            progress=progress, parts=parts,
+        )  # fmt: skip
         return Evaluation(found.summary(), found.scores())
 
     def report(self, record: dict[str, Any]) -> list[str]:
@@ -244,6 +261,7 @@ class VAETask:
             if math.isnan(untrusted)
             else f"Pareto k-hat: median {shape:.2f}, {untrusted:.1f} % of the images above 0.7",
         ]
+        lines += _refinement_lines(record) if "refined" in record else []
         return lines + _annealing_lines(record["ais"]) if "ais" in record else lines
 
     @torch.no_grad()
