@@ -45,6 +45,18 @@ COMMANDS = [
     ("train --resume", 2, "Missing value.*--resume"),
     ("train --resume started --previous", 1, "no previous checkpoint to go back to"),
     ("train vae --out run --previous", 2, "Unrecognized.*--previous"),
+    ("train --previous", 2, "Missing from vi-flows train.*--resume"),
+    # More memory than there is.
+    ("train vae --out run --latent-dims 1000000000000", 1, r"not enough memory for [\d,.]+ GiB.*smaller sizes"),
+    ("train vae --out run --hidden-dims 4000000000000000000", 1, "not enough memory.*smaller sizes"),
+    ("compare one.json one.json --resamples 99999999999", 1, "not enough memory for .* TiB.*fewer draws"),
+    # What a setting says about itself, without the names that the parser has for it.
+    (
+        "train vae --out run --ema-decay 2",
+        2,
+        r"^vi-flows: ema_decay must lie .*got 2.0 \(see vi-flows train vae --help\) $",
+    ),
+    ("evaluate trained --record /proc/x.json --num-samples 2 --quiet", 1, "/proc.*No such file.*name another place"),
     ("train --resume file", 1, "file holds no run"),
     ("train --resume full", 1, "full holds no run"),
     ("table nothing", 2, "run, submit, status, rows"),
@@ -67,12 +79,16 @@ for kind in ("vae", "image", "pixel", "wave"):
         ("--batch-size 0", "batch_size must be at least 1"), ("--batch-size many", "--batch-size"),
         ("--learning-rate 0", "learning_rate must be positive"),
         ("--learning-rate nan", "learning_rate must be finite"),
-        ("--learning-rate inf", "learning_rate must be finite"), ("--schedule foo", "constant.*cosine.*step"),
+        ("--learning-rate inf", "learning_rate must be finite"),
+        ("--learning-rate 1e300", "learning_rate must be within the range of float32"),
+        ("--schedule foo", "constant.*cosine.*step"),
         ("--lr-warmup-steps -5", "lr_warmup_steps must be at least 0"), ("--weight-decay -1", "weight_decay"),
         ("--weight-decay nan", "weight_decay"), ("--ema-decay 1", "ema_decay must lie between 0 and 1"),
         ("--clip-norm 0", "clip_norm"), ("--clip-norm nan", "clip_norm"), ("--validate-every 0", "validate_every"),
         ("--checkpoint-seconds nan", "checkpoint_seconds"), ("--protocol foo", "clean.*paper"), ("--seed -1", "seed"),
-        ("--threads 0", "threads must be at least 1"), ("--device foo", "device 'foo'.*choose cpu"),
+        ("--threads 0", "threads must be at least 1"), ("--threads 100000", "threads must be at most 1024"),
+        ("--seed 4294967296", "seed must be at most 4294967295"), (f"--batch-size {2**63}", "batch_size.*64 bits"),
+        (f"--epochs {10**30}", "epochs must have at most 64 bits"), ("--device foo", "device 'foo'.*choose cpu"),
         ("--device cuda:99", "device 'cuda:99'"), ("--device meta", "device 'meta'"),
     )  # fmt: skip
     if kind != "wave":  # whose recordings are not there everywhere
@@ -88,13 +104,16 @@ COMMANDS += each(
     ("--latent-dims 0", "latent_dims"), ("--latent-dims -3", "latent_dims"), ("--latent-dims 3 4", "latent_dims"),
     ("--hidden-dims -1", "hidden_dims"), ("--activation foo", "tanh, relu"), ("--kl-warmup-epochs nan", "kl_warmup"),
     ("--dataset minst", "binarized_mnist"), ("--dataset file", "choose one of digits"),
-    ("--from trained --latent-dims 5", "latent_dims=.3., this one .5."), ("conv_flow --num-blocks 0", "num_blocks"),
+
+    ("--from trained --latent-dims 5", "latent_dims=.3., this one .5.; give this one the same"),
+    ("conv_flow --num-blocks 0", "num_blocks"),
     ("--dataset mnist --data-root file", "file is a file"), ("conv_flow --dilations 0", "dilations"),
     ("planar --num-layers 0", "num_layers"), ("spline --bound -1", "bound"), ("sylvester --rank 0", "rank"),
 )  # fmt: skip
 COMMANDS += each(
     "train vae --out run", 1, ("--dataset nowhere.npz", "no file or folder.*nowhere.npz"),
-    ("--from started", "no usable weights in started"),
+    ("--from started", "no usable weights in started.*train --resume started makes them"),
+    ("--dataset /dev/null", "name a folder of images, a .zip, .npz or .npy"),
 )  # fmt: skip
 COMMANDS += each(
     "train image --out run", 2, ("--dataset minst", "choose one of digits"), ("--alpha 2", "alpha must be within"),
@@ -145,25 +164,29 @@ COMMANDS += each(
 COMMANDS += each("evaluate pixels", 1, ("", "no usable best weights"))
 COMMANDS += each("evaluate flow", 2, ("--ais", "kind image has no ais; it takes split, limit, seed, num_samples"))
 COMMANDS += each(
-    "sample flow", 2, ("--binary", "kind image has no binary"), ("--temperature nan", "temperature must be")
-)
+    "sample flow", 2, ("--binary", "kind image has no binary"), ("--temperature nan", "temperature must be"),
+    ("--temperature 1e300", "temperature .*float32"), ("--temperature 1e-300", "temperature .*float32"),
+)  # fmt: skip
 COMMANDS += each(
     "sample pixels", 2, ("--temperature 2", "kind pixel has no temperature; it takes rows, columns, binary")
 )
 COMMANDS += each("compare", 2, ("", "RUN_OR_RECORD"), ("one.json", "RUN_OR_RECORD"))
 COMMANDS += each(
     "compare one.json", 2, ("one.json --score foo", "don't both have foo"), ("one.json --resamples 0", "resamples"),
-    ("one.json --seed -1", "seed must be at least 0"), ("two.json", "number of images is 2 in one.json and 1 in"),
+    ("one.json --seed -1", "seed must be at least 0"),
+    ("two.json", "number of images is 2 in one.json and 1 in two.json; evaluate both"),
 )  # fmt: skip
 COMMANDS += each(
-    "compare one.json", 1, ("nowhere", "no record nowhere"), ("file", "file is no record"),
+    "compare one.json", 1, ("nowhere", "no record nowhere; vi-flows evaluate RUN writes one"),
+    ("file", "file is no record"),
     ("full", "full has no record"),
     ("list.json", "names no schema"), ("garbage.json", "garbage.json is no record"), ("schema.json", "another schema"),
     ("started", "vi-flows evaluate started"),
 )  # fmt: skip
 COMMANDS += each("runs", 2, ("nowhere", "no folder nowhere"), ("one.json", "no folder one.json"))
 COMMANDS += each(
-    "results", 2, ("nowhere", "no record or folder nowhere"), ("full", "vi-flows evaluate RUN"),
+    "results", 2, ("nowhere", "no record or folder nowhere; name a record, a run, or a folder"),
+    ("full", "vi-flows evaluate RUN"),
     ("one.json --format foo", "github"), ("one.json --picture one.txt", "--picture must end in .png"),
 )  # fmt: skip
 COMMANDS += each(
@@ -185,7 +208,9 @@ COMMANDS += each(
     ("--dilations", "dilations must name at least one"), ("--num-steps 0", "num_steps"),
     ("--batch-size 0", "batch_size"),
     ("--learning-rates 0", "learning_rates"), ("--learning-rates nan", "learning_rates"),
-    ("--learning-rates inf", "learning_rates"), ("--learning-rates", "learning_rates must name at least one"),
+    ("--learning-rates inf", "learning_rates"),
+    ("--learning-rates 1e300", "learning_rates .*float32"),
+    ("--learning-rates", "learning_rates must name at least one"),
     ("--restarts 0", "restarts"), ("--probe-steps 0", "probe_steps"), ("--finalists 0", "finalists"),
     ("--seed -1", "seed"), ("--flow planar --dilations 7", "dilations is for conv_flow"),
     ("--flow iaf --activation elu", "activation is for conv_flow"),
@@ -212,6 +237,7 @@ COMMANDS += each("data", 2, ("", "list, check, download"), ("check foo", "no dat
 COMMANDS += each("data", 2, ("download foo", "no data set 'foo'"), ("list --data-root file", "file is a file"))
 COMMANDS += each("data", 2, ("check --data-root file", "file is a file"))
 COMMANDS += each("data", 1, ("check mnist --data-root nowhere", "not complete"))
+COMMANDS += each("data", 1, ("download mnist --data-root /proc/x", "data root /proc/x .* can't be made.*name another"))
 COMMANDS += each(
     "demo", 2, ("--epochs 0", "epochs"), ("--epochs 1.5", "--epochs"), ("--num-samples 0", "num_samples"),
     ("--seed -1", "seed"),

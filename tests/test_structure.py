@@ -84,6 +84,10 @@ ARGUMENTS = {
     ("guides/auto_flow.py", "Bijection"): "a user's factory gives a transform of PyTorch's or Pyro's: adapted once",
     ("guides/pairs.py", "AutoFlow"): "a user's guide is any callable: adapted once",
     ("guides/posterior.py", "WhitenedAffine"): "tells the type checker what the guide's own constructor put there",
+    (
+        "cli/main.py",
+        "SettingsError",
+    ): "the command line's parser hides what a setting says of itself in an error of its own",
     ("transforms/image/multi_scale.py", "Bijection"): "a level without a prior holds PyTorch's identity",
     ("vae/config.py", "VectorFlow"): "the command line's parser asks whether a default is one",
     ("autoregressive/stepping.py", "MaskedConv2d"): "a head is a plain sequence of layers and ReLUs",

@@ -273,7 +273,7 @@ class Record:
             RecordError: it is missing, damaged, of another schema, or its scores are not the ones it was written with.
         """
         if not path.is_file():
-            raise RecordError(f"there is no record {path}")
+            raise RecordError(f"there is no record {path}; vi-flows evaluate RUN writes one, and says where")
         try:
             content = from_json(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
@@ -281,7 +281,9 @@ class Record:
         if not isinstance(content, dict) or "schema" not in content:
             raise RecordError(f"{path} is no record (it names no schema)")
         if content.pop("schema") != SCHEMA:
-            raise RecordError(f"{path} is of another schema than {SCHEMA}: it was written by another version")
+            raise RecordError(
+                f"{path} is of another schema than {SCHEMA}: it was written by another version; evaluate the run again"
+            )
         scores = content.pop("scores", None)
         try:
             record = cls(**content)
@@ -296,7 +298,9 @@ class Record:
     def _with_scores(self, path: Path, sha256: str) -> Record:
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise RecordError(f"the scores {path} are missing, or not those that the record was written with")
+            raise RecordError(
+                f"the scores {path} are missing, or not those that the record was written with; evaluate the run again"
+            )
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as found:
                 scores = {name: found[name] for name in found.files}

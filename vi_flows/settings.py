@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 __all__ = [
-    "LATER", "Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "check_known",
-    "check_settings", "later_settings", "settings_from",
+    "LATER", "Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "Seed", "SettingsError",
+    "Threads", "check_at_least", "check_known", "check_settings", "later_settings", "settings_from",
 ]  # fmt: skip
 
 S = TypeVar("S")
+
+
+class SettingsError(ValueError):
+    """A setting that can't be, alone or beside another one."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,18 @@ class Bounds:
         least: smallest value.
         below: the value must be smaller than this.
         above: the value must be larger than this.
+        most: largest value.
     """
 
     least: float = -math.inf
     below: float = math.inf
     above: float = -math.inf
+    most: float = math.inf
 
     def problem(self, value: float) -> str | None:
         """What ``value`` should be, or ``None`` where it lies inside."""
+        if value > self.most:
+            return f"must be at most {self.most}"
         if self.least <= value < self.below and value > self.above:
             return None
         if self.least > -math.inf and self.below < math.inf:
@@ -57,8 +65,15 @@ class OneOf:
         return None if value in self.names else f"must be one of {', '.join(self.names)}"
 
 
+SMALLEST, LARGEST = 1e-37, 3e38
+"""Of float32, in which PyTorch computes: beyond, a number becomes zero, or an error of another's words."""
+
 Positive = Annotated[int, Bounds(least=1)]
 NonNegative = Annotated[int, Bounds(least=0)]
+Seed = Annotated[int, Bounds(least=0, most=2**32 - 1)]
+"""Of random numbers; those of epochs and chunks are made from it, within 64 bits."""
+Threads = Annotated[int, Bounds(least=1, most=1024)]
+"""Of a CPU; at a hundred thousand PyTorch's pool kills the process."""
 PositiveFloat = Annotated[float, Bounds(above=0)]
 NonNegativeFloat = Annotated[float, Bounds(least=0)]
 
@@ -78,18 +93,29 @@ def later_settings(kind: Any) -> list[str]:
 def check_settings(settings: Any) -> None:
     """Check every field of a dataclass against its annotation.
 
-    Understood are ``bool``, ``int``, ``float`` (finite; an ``int`` will do), ``str``, ``Path``, ``Literal``, tuples,
-    unions, dataclasses, and ``Annotated`` with :class:`Bounds` or :class:`OneOf`.
+    Understood are ``bool``, ``int``, ``float`` (finite, of float32's range; an ``int`` will do), ``str``, ``Path``,
+    ``Literal``, tuples, unions, dataclasses, and ``Annotated`` with :class:`Bounds` or :class:`OneOf`.
 
     Raises:
-        ValueError: a field is of another type, out of its bounds, or an unknown name.
+        SettingsError: a field is of another type, out of its bounds, or an unknown name.
     """
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for item in dataclasses.fields(settings):
         name, value = item.name, getattr(settings, item.name)
         wrong = _problem(value, hints[name])
         if wrong is not None:
-            raise ValueError(f"{name} {wrong}, got {value!r}")
+            raise SettingsError(f"{name} {wrong}, got {value!r}")
+
+
+def check_at_least(least: float, **values: float) -> None:
+    """Refuse the first of the arguments that is smaller than ``least``, NaN or infinite, by its name.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, value in values.items():
+        if not least <= value < math.inf:
+            raise ValueError(f"{name} must be at least {least:g} and finite, got {value!r}")
 
 
 def check_known(given: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -173,4 +199,10 @@ def _problem(value: Any, hint: Any) -> str | None:
     kind, message = _SCALARS[hint]
     if not isinstance(value, kind) or isinstance(value, bool):
         return message
-    return "must be finite" if (hint is float and math.isinf(typing.cast(float, value))) or value != value else None
+    if hint is int and abs(typing.cast(int, value)) >= 2**63:
+        return "must have at most 64 bits"
+    if hint is float and not math.isfinite(typing.cast(float, value)):
+        return "must be finite"
+    if hint is float and value != 0 and not SMALLEST <= abs(typing.cast(float, value)) <= LARGEST:
+        return f"must be within the range of float32 ({SMALLEST:g} to {LARGEST:g})"
+    return None

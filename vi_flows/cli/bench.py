@@ -72,6 +72,7 @@ class Bench:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if self.history is not None:
             Record.refuse_to_replace(self.history / "record.json", overwrite=True)  # a file where the folder goes
+            self.history.mkdir(parents=True, exist_ok=True)  # what can't be written, before minutes of measuring
         clock, rows = Clock(), []
         for name, title, measure in self._plan():
             if not self.json and sys.stderr.isatty():

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from vi_flows.evaluation import paired_bootstrap
 from vi_flows.records import Record, RecordError
-from vi_flows.settings import NonNegative, Positive, check_settings
+from vi_flows.settings import Positive, Seed, check_settings
 
 __all__ = ["Compare", "find_record"]
 
@@ -31,7 +31,7 @@ class Compare:
     """Score to compare, such as nll, elbo or ais_nll; default: the first that both have."""
     resamples: Positive = 2000
     """Bootstrap samples."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Of the resampling."""
 
     def run(self) -> int:
@@ -102,7 +102,11 @@ def common_score(paths: tuple[Path, Path], records: tuple[Record, Record], asked
     images = [_images(record, name) for record in records]
     for what, mine in images[0].items():
         if mine != images[1][what]:
-            raise ValueError(f"not the same images: {what} is {mine} in {paths[0]} and {images[1][what]} in {paths[1]}")
+            raise ValueError(
+                f"not the same images: {what} is {mine} in {paths[0]} and {images[1][what]} in {paths[1]}; evaluate "
+                "both "
+                "runs alike"
+            )
     return name
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vi_flows.cli.runs import draw_samples
 from vi_flows.flows import ConvFlow
-from vi_flows.settings import NonNegative, Positive, check_settings
+from vi_flows.settings import Positive, Seed, check_settings
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
@@ -46,7 +46,7 @@ class Demo:
     """Passes over the 1297 training images."""
     num_samples: Positive = 5000
     """Importance samples a test image."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Of everything."""
     quiet: bool = False
     """No progress bars."""

@@ -155,7 +155,10 @@ def _results(path: Path) -> Iterator[Result]:
         yield _result(Record.read(path), path)
         return
     if not path.is_dir():
-        raise ValueError(f"there is no record or folder {path}")
+        raise ValueError(
+            f"there is no record or folder {path}; name a record, a run, or a folder with either: vi-flows runs "
+            "lists runs"
+        )
     for file in sorted(path.rglob("*.json")):
         try:
             record = Record.read(file)
@@ -168,7 +171,9 @@ def _results(path: Path) -> Iterator[Result]:
 def _result(record: Record, path: Path) -> Result:
     figure = KINDS[record.kind].figure if record.kind in KINDS else ""
     if figure not in record.figures or "interval" not in record.figures:
-        raise RecordError(f"{path} is no record of an evaluated run (it is of kind {record.kind!r})")
+        raise RecordError(
+            f"{path} is no record of an evaluated run (it is of kind {record.kind!r}); vi-flows evaluate RUN writes one"
+        )
     low, high = record.figures["interval"]
     evaluation = record.settings.get("evaluation", {})
     return Result(

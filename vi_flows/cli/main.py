@@ -7,7 +7,11 @@ line; 130 and 143 after SIGINT and SIGTERM.
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
+import itertools
 import os
+import re
 import signal
 import sys
 import traceback
@@ -16,6 +20,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from vi_flows.cli.bench import Bench
@@ -30,6 +35,7 @@ from vi_flows.cli.table import Table
 from vi_flows.data import DataCorruptError, DataNotFoundError
 from vi_flows.fit2d import Fit2D
 from vi_flows.records import RecordError
+from vi_flows.settings import SettingsError
 from vi_flows.training import RunUnusableError, TrainingDivergedError, TrainingInterrupted
 from vi_flows.training.checkpoint import CheckpointError
 from vi_flows.training.distributed import (
@@ -100,6 +106,21 @@ FAILURES = (
 )
 
 
+WAYS_OUT = {
+    errno.ENOENT: "what it lies in is not there; name another place",
+    errno.ENOTDIR: "a part of its path is a file; name another place",
+    errno.EISDIR: "a file was expected there; name another place",
+    errno.EACCES: "name a place that you may read and write",
+    errno.EPERM: "name a place that you may read and write",
+    errno.EROFS: "name a place that you may read and write",
+    errno.ENOSPC: "make room, or name another place",
+    errno.EDQUOT: "make room, or name another place",
+}
+"""What to do where the system refuses a file, by its number for the reason."""
+NO_MEMORY = ("DefaultCPUAllocator", "calculation overflowed", "multiplication overflow")
+"""In PyTorch's words for a size that no memory holds."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM outside of training, where nobody else listens."""
 
@@ -141,16 +162,42 @@ def main(args: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         known = isinstance(error, FAILURES)
         code = 2 if isinstance(error, ValueError) and not known else 1
-        if known or code == 2:
-            _say(str(error))
+        asked = _memory_asked(error)
+        if asked is not None:
+            _say(
+                f"there is not enough memory{asked}: take smaller sizes of the model, a smaller --batch-size, or fewer "
+                "draws (--num-particles, --num-samples, --rows)"
+            )
+            code = 1
+        elif known or code == 2:
+            _say(_in_words(error))
         else:
-            first = str(error).splitlines()[0] if str(error) else repr(error)
+            first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
             _say(f"{type(error).__name__}: {first} (--debug shows where)")
     finally:
         signal.signal(signal.SIGTERM, previous)
     if code:
         let_others_speak()
     raise SystemExit(code)
+
+
+def _memory_asked(error: Exception) -> str | None:
+    """For an error that means that memory is short: how much was asked for, in words, where it says so."""
+    text = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(words in text for words in NO_MEMORY):
+        return None
+    found = re.search(r"allocate ([\d.]+ [KMGTPE]?i?B|\d+ bytes)", text)
+    if found is None:
+        return ""
+    number, unit = found[1].split()
+    return f" for {int(number) / 2**30:,.1f} GiB" if unit == "bytes" else f" for {found[1]}"
+
+
+def _in_words(error: Exception) -> str:
+    """The message; of a file that the system refuses, its name, the reason and the way out."""
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in WAYS_OUT:
+        return str(error)
+    return f"{os.fspath(error.filename)}: {error.strerror}; {WAYS_OUT[error.errno]}"
 
 
 def _say(message: str) -> None:
@@ -184,14 +231,33 @@ def _run(words: list[str]) -> int:
 
 
 def _parse(words: list[str]) -> Any:
-    """The command that the words describe: an object whose ``run`` does it."""
+    """The command that the words describe: an object whose ``run`` does it.
+
+    Raises:
+        SettingsError: a setting is out of its bounds.
+        SystemExit: another mistake, or help, after it was told.
+    """
     # Colors where a person reads both streams and wants them (no-color.org).
     colors = sys.stdout.isatty() and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     tyro._experimental_options["ansi_codes"] = colors
     name, behind = "".join(words[:1]), words[1:]
     other = OTHER_FORMS[name](behind) if name in OTHER_FORMS else None
-    if other is not None:
-        return tyro.cli(other, prog=f"vi-flows {name}", args=behind)
-    return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="vi-flows", description=DESCRIPTION, args=words, config=(tyro.conf.OmitSubcommandPrefixes,)
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if other is not None:
+                return tyro.cli(other, prog=f"vi-flows {name}", args=behind)
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="vi-flows", description=DESCRIPTION, args=words,
+                config=(tyro.conf.OmitSubcommandPrefixes,),
+            )  # fmt: skip
+    except SystemExit as stopped:
+        # Settings check themselves; tyro puts what they say into a box, under a name that nobody has typed.
+        cause: BaseException | None = stopped
+        while cause is not None and not isinstance(cause, SettingsError):
+            cause = cause.__context__
+        if cause is not None:
+            named = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), words))
+            raise SettingsError(f"{cause} (see vi-flows {named} --help)") from None
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise

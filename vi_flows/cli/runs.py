@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from vi_flows.parallel import Ranks
-from vi_flows.settings import NonNegative, Positive, check_settings
+from vi_flows.settings import Positive, Seed, Threads, check_settings
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.config import TrainConfig, check_device
 from vi_flows.training.distributed import joined
@@ -116,7 +116,8 @@ class Resume:
 
 def resumption(words: Sequence[str]) -> type[Resume] | None:
     """What ``vi-flows train`` becomes by ``--resume``: a run that goes on takes no settings and has no kind to name."""
-    return Resume if any(word.partition("=")[0] == "--resume" for word in words) else None
+    asked = any(word.partition("=")[0] == "--resume" for word in words) or words[:1] == ["--previous"]
+    return Resume if asked else None
 
 
 def _train(run: Run, tensorboard: bool, quiet: bool, ranks: Ranks, begin: Callable[[Trainer], None]) -> int:
@@ -153,7 +154,7 @@ class Evaluate:
     """auto: chosen by validation (clean protocol) or last (paper protocol)."""
     limit: Positive | None = None
     """Score only the first so many images."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Of the importance samples."""
     refine: Positive | None = None
     """Steps of Adam by which the guide of a VAE is fitted to each image before it is sampled from a second time: the
@@ -183,7 +184,7 @@ class Evaluate:
     """Replace an existing record."""
     data_root: Path | None = None
     """Where the data are now, if not where they were."""
-    threads: Positive | None = None
+    threads: Threads | None = None
     """CPU threads; default: torch's own choice."""
     quiet: bool = False
     """No progress bar."""
@@ -290,7 +291,7 @@ class Sample:
     """Scale of an image flow's base distribution; 1 is the model."""
     binary: bool = False
     """Draw pixels instead of showing their means."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Of the draws."""
     weights: Literal["auto", "best", "last"] = "auto"
     """See `vi-flows evaluate`."""

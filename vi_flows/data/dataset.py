@@ -130,7 +130,10 @@ class Dataset:
         try:
             arrays = self.build(contents)
         except DataCorruptError as error:
-            raise DataCorruptError(f"{self.name}: {error}; read from {', '.join(map(str, paths))}") from error
+            raise DataCorruptError(
+                f"{self.name}: {error}; read from {', '.join(map(str, paths))}: put whole ones there, or "
+                f"delete them and run vi-flows data download {self.name}"
+            ) from error
         found = tuple(len(getattr(arrays, name)) for name in _SPLITS)
         if found != self.counts:
             raise DataCorruptError(f"{self.name}: {found} images in train, valid, test instead of {self.counts}")

@@ -64,7 +64,7 @@ def load_path(path: Path) -> ImageData:
     elif path.is_file():
         arrays, labels = _from_zip(path)
     else:
-        raise DataNotFoundError(f"there is no file or folder {path}")
+        raise DataNotFoundError(f"there is no file or folder {path}: name a folder of images, a .zip, .npz or .npy")
     source = str(path)
     if ALL in arrays:
         arrays, labels = _split(path, arrays[ALL], labels.get(ALL))

@@ -79,9 +79,13 @@ def open_zip(source: Path | IO[bytes], name: str) -> Iterator[tuple[zipfile.ZipF
     except OSError as error:
         if error.errno != errno.EINVAL:  # of the disk; the other one is a place before the beginning
             raise
-        raise DataCorruptError(f"{name} is not a readable zip archive: its directory is damaged") from error
+        raise DataCorruptError(
+            f"{name} is not a readable zip archive: its directory is damaged; archive the files again"
+        ) from error
     except Exception as error:  # a damaged directory can raise nearly anything
-        raise DataCorruptError(f"{name} is not a readable zip archive: {short(error)}") from error
+        raise DataCorruptError(
+            f"{name} is not a readable zip archive: {short(error)}; archive the files again, or name their folder"
+        ) from error
     with opened as archive:
         yield archive, _files_of(archive, name)
 

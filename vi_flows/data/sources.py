@@ -208,12 +208,18 @@ def download(file: SourceFile, root: DataRoot, progress: bool = False) -> Path:
             f"{file.name} could not be downloaded, because no checksum of it is published: fetch it yourself from "
             f"{' or '.join(file.urls)}, look at it, and put it at {root.path / file.name}"
         )
+    try:
+        (root.path / file.name).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataNotFoundError(
+            f"{file.name} could not be downloaded, because the data root {root} can't be made ({error}): name another "
+            f"one by --data-root or {DATA_VARIABLE}"
+        ) from error
     for url in file.urls:
         name = file.name + (".gz" if url.endswith(".gz") else "")
         target = root.path / name
         partial = target.with_name(f".{os.getpid()}.part.{target.name}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             pooch.retrieve(
                 url,
                 known_hash=known,

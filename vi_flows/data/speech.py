@@ -90,7 +90,10 @@ def load_speech(name: str = "fsdd-jackson", root: Path | None = None) -> SpeechD
         recordings[split].append((samples, int(found[1])))
     empty = [split for split, rows in recordings.items() if not rows]
     if empty:
-        raise DataNotFoundError(f"{path} has no recordings DIGIT_SPEAKER_TAKE.wav for {', '.join(empty)}")
+        raise DataNotFoundError(
+            f"{path} has no recordings DIGIT_SPEAKER_TAKE.wav for {', '.join(empty)}: takes 0 to 4 are the test, 5 "
+            "to 9 valid"
+        )
     if len(rates) > 1:
         raise DataCorruptError(f"{path}: the recordings differ in their sampling rates: {sorted(rates)}")
     (rate,) = rates

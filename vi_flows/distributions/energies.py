@@ -187,6 +187,6 @@ def target_2d(name: str, truncated: bool = False) -> Energy2D:
         return TARGETS_2D[name]
     plain = {"wave": _u2, "u2": _u2, "u3": _u3, "u4": _u4}
     if name not in plain:
-        raise ValueError(f"{name} is proper without truncation")
+        raise ValueError(f"{name} is proper without truncation: leave truncated out; it is for {', '.join(plain)}")
     low, high = TARGETS_2D[name].box[2:]
     return Energy2D(f"{name} on |z1| <= 4", plain[name], (-4.0, 4.0, low, high), hard=True)

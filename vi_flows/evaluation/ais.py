@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.evaluation.psis import effective_sample_size
+from vi_flows.settings import check_at_least
 
 __all__ = ["AISResult", "AISStart", "annealed_evidence", "hmc_step", "pilot_step_sizes", "reverse_evidence"]
 
@@ -174,16 +175,13 @@ def _schedule(temperatures: int, device: torch.device) -> Tensor:
     return betas.to(device)
 
 
-def _check(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def _result(log_weights: Tensor, sign: int, acceptance: Tensor) -> AISResult:
     if log_weights.isnan().any():
         bad = int(log_weights.isnan().any(0).nonzero()[0])
-        raise FloatingPointError(f"the annealed log-weight of row {bad} is NaN: the model or the start has diverged")
+        raise FloatingPointError(
+            f"the annealed log-weight of row {bad} is NaN: the model or the start has diverged; train it anew with a "
+            "lower learning rate"
+        )
     mean = sign * (torch.logsumexp(sign * log_weights, 0) - math.log(len(log_weights)))
     ess = effective_sample_size(sign * log_weights)
     return AISResult(mean.cpu(), ess.cpu(), acceptance.cpu(), log_weights.cpu())
@@ -225,7 +223,7 @@ def pilot_step_sizes(
     Raises:
         ValueError: a count is less than 1.
     """
-    _check(temperatures=temperatures, chains=chains, leapfrog=leapfrog, stride=stride)
+    check_at_least(1, temperatures=temperatures, chains=chains, leapfrog=leapfrog, stride=stride)
     path = _Path(start.log_prob, log_joint, surrogate or log_joint)
     state = path.state(start.rsample(torch.Size([chains])))
     betas = _schedule(temperatures, state.z.device)
@@ -246,7 +244,7 @@ def _anneal(path: _Path, points: Tensor, step_sizes: Tensor, leapfrog: int, *, r
     intervals an HMC step is taken at the temperature that they share.
     """
     temperatures = len(step_sizes) - 1
-    _check(temperatures=temperatures, leapfrog=leapfrog)
+    check_at_least(1, temperatures=temperatures, leapfrog=leapfrog)
     state = path.state(points)
     betas = _schedule(temperatures, points.device)
     log_w = torch.zeros_like(state.joint, dtype=torch.float64)
@@ -289,7 +287,7 @@ def annealed_evidence(
         ValueError: a count is less than 1, or a density has the wrong shape.
         FloatingPointError: a weight is NaN.
     """
-    _check(chains=chains)
+    check_at_least(1, chains=chains)
     points = start.rsample(torch.Size([chains]))
     path = _Path(start.log_prob, log_joint, surrogate or log_joint)
     return _anneal(path, points, step_sizes, leapfrog, reverse=False)
@@ -324,7 +322,7 @@ def reverse_evidence(
         ValueError: a count is less than 1, or a density has the wrong shape.
         FloatingPointError: a weight is NaN.
     """
-    _check(chains=chains)
+    check_at_least(1, chains=chains)
     points = posterior_sample.expand(chains, *posterior_sample.shape)
     path = _Path(start.log_prob, log_joint, surrogate or log_joint)
     return _anneal(path, points, step_sizes, leapfrog, reverse=True)

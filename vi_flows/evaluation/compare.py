@@ -49,6 +49,9 @@ def paired_bootstrap(
         raise ValueError(f"need two vectors of the same images, got {tuple(first.shape)} and {tuple(second.shape)}")
     difference = first.double().cpu() - second.double().cpu()
     if not difference.isfinite().all():
-        raise ValueError(f"the score of image {int((~difference.isfinite()).nonzero()[0])} is not finite")
+        raise ValueError(
+            f"the score of image {int((~difference.isfinite()).nonzero()[0])} is not finite, so that no mean "
+            "difference exists; leave it out"
+        )
     interval = bootstrap_interval(difference, level, resamples, seed)
     return PairedComparison(difference.mean().item(), interval, level, len(difference), seed)

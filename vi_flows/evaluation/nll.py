@@ -16,6 +16,7 @@ from vi_flows.evaluation.parts import NOT_KEPT, Parts
 from vi_flows.evaluation.psis import effective_sample_size, psis
 from vi_flows.objectives.bounds import ELBO
 from vi_flows.progress import progress_bar
+from vi_flows.settings import check_at_least
 
 __all__ = ["NLLResult", "bootstrap_interval", "estimate_nll", "half_width", "pyro_log_weights"]
 
@@ -178,10 +179,12 @@ def estimate_nll(
         ValueError: a count is less than 1, there are no rows, or the log-weights are not ``(draws, rows)``.
         FloatingPointError: a weight is NaN.
     """
-    if min(num_samples, num_coarse, rows_per_chunk, samples_per_chunk) < 1:
-        raise ValueError("num_samples, num_coarse, rows_per_chunk and samples_per_chunk must be at least 1")
+    check_at_least(
+        1, num_samples=num_samples, num_coarse=num_coarse, rows_per_chunk=rows_per_chunk,
+        samples_per_chunk=samples_per_chunk,
+    )  # fmt: skip
     if len(data) == 0:
-        raise ValueError("there are no rows to score")
+        raise ValueError(f"there are no rows to score: the data have the shape {tuple(data.shape)}")
 
     def scored(start: int, rows: Tensor) -> dict[str, Tensor]:
         torch.manual_seed((seed * 1_000_003 + start) % 2**63)
@@ -196,7 +199,10 @@ def estimate_nll(
         log_w = torch.cat(drawn).double()
         if log_w.isnan().any():
             bad = start + int(log_w.isnan().any(0).nonzero()[0])
-            raise FloatingPointError(f"the log-weight of row {bad} is NaN: the model or the guide has diverged")
+            raise FloatingPointError(
+                f"the log-weight of row {bad} is NaN: the model or the guide has diverged; train it anew with a "
+                "lower learning rate"
+            )
         coarse = log_w[:num_coarse]
         columns = {
             "nll": math.log(num_samples) - torch.logsumexp(log_w, 0),

@@ -22,7 +22,7 @@ from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, 
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.progress import progress_bar
 from vi_flows.records import Record, provenance, row_key
-from vi_flows.settings import NonNegative, OneOf, Positive, PositiveFloat, check_settings
+from vi_flows.settings import OneOf, Positive, PositiveFloat, Seed, check_at_least, check_settings
 from vi_flows.transforms import Bijection
 
 __all__ = ["Fit2D", "Fit2DResult", "fit_flow_2d", "flow_log_density", "make_flow_2d", "train_flow_2d"]
@@ -102,8 +102,9 @@ def train_flow_2d(
         ValueError: a count or rate is not positive.
         FloatingPointError: the loss or its gradient is not finite.
     """
-    if min(num_steps, batch_size) < 1 or not learning_rate > 0:
-        raise ValueError("num_steps, batch_size and learning_rate must be positive")
+    check_at_least(1, num_steps=num_steps, batch_size=batch_size)
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
     anneal = max(1, num_steps // 3 if anneal_steps is None else anneal_steps)
     base = _base()
     path = supports_path_gradient(flow)
@@ -159,8 +160,7 @@ def fit_flow_2d(
         ValueError: a count or rate is not positive.
         FloatingPointError: the loss is not finite.
     """
-    if num_samples < 1:
-        raise ValueError("num_samples must be positive")
+    check_at_least(1, num_samples=num_samples)
     began = time.perf_counter()
     losses = train_flow_2d(target, flow, num_steps, **training)
     seconds = time.perf_counter() - began
@@ -272,7 +272,7 @@ class Fit2D:
     """Steps of each trial, where there is more than one."""
     finalists: Positive = 1
     """How many trials are run to the end."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Of the parameters and the draws: the first one to try."""
     out: Path | None = None
     """Folder for the picture (TARGET-FLOW-K.png) and the record (the same, .json)."""

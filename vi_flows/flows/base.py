@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar, overload
 
-from vi_flows.settings import check_settings
+from vi_flows.settings import SettingsError, check_settings
 from vi_flows.transforms import Bijection, Chain, ConditionalBijection, ConditionalChain, Revert
 
 __all__ = ["VectorFlow", "chain", "conditional_chain"]
@@ -77,7 +77,7 @@ class VectorFlow(ABC):
         """
         changed = [name for name, _ in self.changed() if name in self.for_context]
         if changed:
-            raise ValueError(f"{changed[0]} is for flows with a context (amortised ones); leave it at its default")
+            raise SettingsError(f"{changed[0]} is for flows with a context (amortised ones); leave it at its default")
 
     @property
     def key(self) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from vi_flows.flows.image_base import ImageFlow, ImageShape, Network, Scale, check_levels, make_coupling
 from vi_flows.nn.image import ConvConditioner, GatedConditioner, ZeroConv2d
-from vi_flows.settings import OneOf, Positive
+from vi_flows.settings import OneOf, Positive, SettingsError
 from vi_flows.transforms import (
     ActNorm,
     AdditiveMap,
@@ -86,7 +86,7 @@ class StepFlow(ImageFlow):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_blocks != 1 and self.conditioner != "gated":
-            raise ValueError("num_blocks counts gated blocks: it needs conditioner=gated")
+            raise SettingsError("num_blocks counts gated blocks: it needs conditioner=gated")
 
     @abstractmethod
     def mixing(self, channels: int) -> list[Bijection]:

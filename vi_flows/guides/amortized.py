@@ -12,6 +12,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from vi_flows.flows import conditional_conv_flow
+from vi_flows.settings import check_at_least
 from vi_flows.transforms import Bijection, Chain, ConditionalBijection
 
 __all__ = ["AmortizedFlowGuide"]
@@ -98,8 +99,9 @@ class AmortizedFlowGuide(PyroModule):
         affine: str = "diagonal",
     ) -> None:
         super().__init__()
-        if context_dim < 1 or latent_dim < 1 or not hidden_dims or min(hidden_dims) < 1:
-            raise ValueError("context_dim, latent_dim and hidden_dims must be at least 1")
+        check_at_least(1, context_dim=context_dim, latent_dim=latent_dim)
+        if not hidden_dims or min(hidden_dims) < 1:
+            raise ValueError(f"hidden_dims must name at least one width, of at least 1, got {tuple(hidden_dims)}")
         if scalar and latent_dim != 1:
             raise ValueError(f"a scalar site has latent_dim 1, got {latent_dim}")
         if not init_scale > 0:

@@ -18,6 +18,7 @@ from vi_flows.guides.progress import Progress
 from vi_flows.guides.remaining import Remaining
 from vi_flows.guides.trainer import Trainer
 from vi_flows.parameters import module_of
+from vi_flows.settings import check_at_least
 from vi_flows.transforms.capabilities import gains_of
 
 if TYPE_CHECKING:
@@ -126,10 +127,10 @@ def fit(
             (:func:`~vi_flows.guides.given.check_model`).
         RuntimeError: a hundred steps in a row had no finite gradient.
     """
-    if num_steps < 1 or (num_particles is not None and num_particles < 1) or not 0 < learning_rate < math.inf:
-        raise ValueError("num_steps, num_particles and learning_rate must be positive and finite")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    check_at_least(1, num_steps=num_steps, num_particles=1 if num_particles is None else num_particles)
+    check_at_least(0, tolerance=tolerance)
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}; 0.01 is usual")
     if objective not in ("stl", "elbo"):
         raise ValueError(f"objective must be 'stl' or 'elbo', got {objective!r}")
     kwargs = {**kwargs, **(model_kwargs or {})}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from vi_flows.records import Record, from_json
+from vi_flows.settings import SettingsError
 from vi_flows.training.config import TrainConfig, config_to_dict
 
 __all__ = ["Computer", "Job", "OutOfTimeError", "Workplace", "part_of"]
@@ -45,7 +46,7 @@ class Workplace:
     def __post_init__(self) -> None:
         for name in ("runs", "results"):
             if getattr(self, name).exists() and not getattr(self, name).is_dir():
-                raise ValueError(f"{name} must be a folder, {getattr(self, name)} is a file")
+                raise SettingsError(f"{name} must be a folder, {getattr(self, name)} is a file")
 
 
 C = TypeVar("C", bound=Computer, contravariant=True)

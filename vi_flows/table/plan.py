@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vi_flows.settings import NonNegative, Positive, check_settings
+from vi_flows.settings import Positive, Seed, SettingsError, check_settings
 from vi_flows.table.job import part_of
 from vi_flows.table.rows import Row, matching_rows
 from vi_flows.table.vae_job import VAEJob
@@ -21,7 +21,7 @@ class Selection:
     rows: tuple[str, ...] = TABLES
     """Rows by name, with a shell's wildcards: DATASET-(g1|g2)-MODEL-(clean|paper), or ablation-DATASET-g1-MODEL-CHANGE,
     evaluated on the validation images; `vi-flows table rows` lists them."""
-    seeds: tuple[NonNegative, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """A run each."""
     epochs: Positive | None = None
     """Instead of the recipe's, for runs from fresh weights; it becomes part of the run's name and record."""
@@ -33,7 +33,7 @@ class Selection:
     def __post_init__(self) -> None:
         check_settings(self)
         if not self.rows or not self.seeds:
-            raise ValueError(f"{'seeds' if self.rows else 'rows'} must name at least one")
+            raise SettingsError(f"{'seeds' if self.rows else 'rows'} must name at least one")
 
     def _job(self, row: Row, seed: int) -> VAEJob:
         asked = self.epochs if row.source is None else self.finish_epochs

@@ -30,6 +30,8 @@ from vi_flows.settings import (
     NonNegativeFloat,
     Positive,
     PositiveFloat,
+    Seed,
+    Threads,
     check_settings,
     later_settings,
 )
@@ -102,11 +104,11 @@ class TrainConfig(ABC):
     """At most so long between checkpoints; one is also written at the end of each epoch."""
     start_from: Annotated[Path | None, tyro.conf.arg(aliases=["--from"], metavar="RUN")] = None
     """Run whose chosen weights this one starts from: of the same model and data; default: fresh weights."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Of the initial weights, the data order and all draws."""
     device: str = "cpu"
     """Torch device."""
-    threads: Positive | None = None
+    threads: Threads | None = None
     """CPU threads; default: torch's own choice."""
 
     def __post_init__(self) -> None:

@@ -71,7 +71,10 @@ def evaluate_run(
     splits = run.data.split(run.config.protocol)
     rows = {"test": splits.test, "valid": splits.valid}[settings.split]
     if len(rows) == 0:
-        raise RunError(f"there are no {settings.split} images under the {run.config.protocol} protocol")
+        raise RunError(
+            f"there are no {settings.split} images under the {run.config.protocol} protocol: --split test scores the "
+            "others"
+        )
     clock = Clock()
     recorded = {
         **config_to_dict(run.config),

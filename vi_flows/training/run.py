@@ -117,7 +117,7 @@ class Run:
             raise RunError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --out")
         # Killed while it wrote its settings, a process leaves a part of them, which is no run yet.
         if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {"config.json.tmp"}):
-            raise RunError(f"{folder} exists and is not an empty folder")
+            raise RunError(f"{folder} exists and is not an empty folder; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, config)
         settings = {
@@ -152,7 +152,9 @@ class Run:
                 raise ValueError(f"it says nothing of one of the kinds {', '.join(KINDS)}")
             config = config_from_dict(KINDS[content["kind"]].config, content["settings"])
         except (ValueError, RecursionError) as error:
-            raise RunUnusableError(f"{path} can't be read: {error}") from error
+            raise RunUnusableError(
+                f"{path} can't be read: {error}; put that right, or train anew in another folder"
+            ) from error
         return cls(folder, config if data_root is None else replace(config, data_root=data_root))
 
     @classmethod
@@ -256,7 +258,10 @@ class Run:
         source = Run.open(self.config.start_from, self.config.data_root)
         name = source.chosen_weights
         if self.started_from is None or _sha256(source.folder / name) != self.started_from["sha256"]:
-            raise RunUnusableError(f"{source.folder / name} is not what it was when the run in {self.folder} was made")
+            raise RunUnusableError(
+                f"{source.folder / name} is not what it was when the run in {self.folder} was made; "
+                "put it back, or train anew in another folder"
+            )
         mode = task.module.training
         source.load_weights(task)
         task.module.train(mode)
@@ -365,9 +370,15 @@ def describe_start(config: TrainConfig) -> dict[str, Any]:
     """
     source = Run.open(typing.cast(Path, config.start_from), config.data_root)
     if source.config.kind != config.kind:
-        raise ValueError(f"start_from: {source.folder} is a run of kind {source.config.kind}, this one {config.kind}")
+        raise ValueError(
+            f"start_from: {source.folder} is a run of kind {source.config.kind}, this one {config.kind}; "
+            "weights go on in their own kind alone"
+        )
     if source.config.dataset != config.dataset:
-        raise ValueError(f"start_from: {source.folder} has dataset={source.config.dataset}, this one {config.dataset}")
+        raise ValueError(
+            f"start_from: {source.folder} has dataset={source.config.dataset}, this one {config.dataset}; "
+            "give this one the same"
+        )
     if (source.config.protocol, config.protocol) == ("paper", "clean"):
         raise ValueError(
             f"start_from: {source.folder} was trained on the validation images too (protocol=paper), by which the "
@@ -376,7 +387,7 @@ def describe_start(config: TrainConfig) -> dict[str, Any]:
     found = first_difference(source.config.model_settings, config.model_settings)
     if found is not None:
         name, theirs, mine = found
-        raise ValueError(f"start_from: {source.folder} has {name}={theirs}, this one {mine}")
+        raise ValueError(f"start_from: {source.folder} has {name}={theirs}, this one {mine}; give this one the same")
     _, state = _read_weights(source.folder / source.chosen_weights)
     return {
         "run": source.folder.name,
@@ -398,7 +409,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return load_tensors(path)
     except CheckpointError as error:
-        raise RunUnusableError(f"no usable weights in {path.parent}: {error}") from error
+        way = "start from another run" if path.exists() else f"vi-flows train --resume {path.parent} makes them"
+        raise RunUnusableError(f"no usable weights in {path.parent}: {error}; {way}") from error
 
 
 def _sha256(path: Path) -> str:

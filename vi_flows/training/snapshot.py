@@ -49,7 +49,9 @@ def restore(
         module.load_state_dict(_strip(tensors, "model."))
         restore_optimizer(optimizer, _strip(tensors, "optimizer."))
     except (RuntimeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+        raise CheckpointError(
+            f"the checkpoint does not fit the model (was its config.json changed?): {error}"
+        ) from error
     torch.set_rng_state(tensors["rng.cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(tensors["rng.cuda"], device)

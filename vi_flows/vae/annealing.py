@@ -136,7 +136,10 @@ def _moments(guide: AmortizedGuide, x: Tensor, at_once: int) -> tuple[Tensor, Te
     finite = covariance.isfinite().all(-1).all(-1)
     if not finite.all():
         bad = int((~finite).nonzero()[0])
-        raise FloatingPointError(f"the guide's draws for row {bad} have no finite covariance: the guide has diverged")
+        raise FloatingPointError(
+            f"the guide's draws for row {bad} have no finite covariance: the guide has diverged; let the chains "
+            "start at the prior (--ais-start prior)"
+        )
     # A dimension that hardly varies, or rounding, must not end the factorisation.
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     variances.add_(1e-6 * variances.mean(-1, keepdim=True) + 1e-12)

@@ -9,7 +9,7 @@ import tyro
 
 from vi_flows.flows import FLOWS, VectorFlow, flow_from_words, flow_in_words
 from vi_flows.nn.mlp import ACTIVATIONS
-from vi_flows.settings import LATER, NonNegative, OneOf, Positive, check_settings
+from vi_flows.settings import LATER, NonNegative, OneOf, Positive, SettingsError, check_settings
 from vi_flows.transforms import Bijection
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel
@@ -83,13 +83,13 @@ class VAEConfig:
         check_settings(self)
         for name in ("latent_dims", "hidden_dims", "encoder_dims"):
             if getattr(self, name) == ():
-                raise ValueError(f"{name} must name at least one size; leave it out for the architecture's")
+                raise SettingsError(f"{name} must name at least one size; leave it out for the architecture's")
         if self.prior is not None:
             self.prior.check_without_context()
         if self.amortized:
             return
         if self.flow is None:
-            raise ValueError("amortized says where a flow's parameters come from, and there is no flow")
+            raise SettingsError("amortized says where a flow's parameters come from, and there is no flow")
         self.flow.check_without_context()
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vi_flows.evaluation import NOT_KEPT, Parts
-from vi_flows.settings import NonNegative, Positive, check_settings
+from vi_flows.settings import Positive, Seed, check_settings
 
 __all__ = [
     "BinaryDrawingSettings", "DrawingSettings", "Evaluation", "EvaluationSettings", "PictureTask", "StackableTask",
@@ -25,7 +25,7 @@ class EvaluationSettings:
     """Rows to score; `valid` while choosing settings."""
     limit: Positive | None = None
     """Score only the first so many rows; the record says so."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Of all draws."""
 
     def __post_init__(self) -> None:

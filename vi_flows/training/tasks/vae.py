@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vi_flows.data import ImageData, draw_binary
 from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.objectives import DIRECT_OBJECTIVES
-from vi_flows.settings import NonNegativeFloat, Positive
+from vi_flows.settings import NonNegativeFloat, Positive, SettingsError
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.base import BinaryDrawingSettings, Evaluation, EvaluationSettings, StepResult
 from vi_flows.vae import VAE, AISSettings, RefinementSettings, VAEConfig, build_vae, evaluate_vae
@@ -71,11 +71,13 @@ class VAETrainConfig(TrainConfig):
         super().__post_init__()
         schedule, ends = self.particles_schedule, self.particles_epochs
         if schedule and self.num_particles != 1:
-            raise ValueError(f"num_particles={self.num_particles} and particles_schedule={schedule} exclude each other")
+            raise SettingsError(
+                f"num_particles={self.num_particles} and particles_schedule={schedule} exclude each other"
+            )
         if len(schedule) > self.epochs:
-            raise ValueError(f"particles_schedule has {len(schedule)} parts, and there are {self.epochs} epochs")
+            raise SettingsError(f"particles_schedule has {len(schedule)} parts, and there are {self.epochs} epochs")
         if ends and (len(ends) != len(schedule) - 1 or list(ends) != sorted({*ends}) or ends[-1] >= self.epochs):
-            raise ValueError(
+            raise SettingsError(
                 f"particles_epochs must be {max(len(schedule) - 1, 0)} rising epochs below {self.epochs}, one less "
                 f"than particles_schedule has numbers, got {ends}"
             )
