@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from vi_flows.records import Record, from_json
 from vi_flows.table.claim import is_held, is_locked, last_note
 from vi_flows.table.job import Job, Workplace
@@ -111,16 +113,15 @@ def status_table(jobs: Sequence[Job[Any]], workplace: Workplace) -> str:
     """
     found = [status_of(job, workplace) for job in jobs]
     progress, score = (jobs[0].progress_name[1], jobs[0].score_name[1]) if jobs else ("progress", "score")
-    cells = [("run", "state", progress, "validation", score, "time left")]
-    cells += [
+    cells = [
         (
             s.name, s.state, f"{s.progress:.0f}/{s.total:.0f}", _number(s.valid_loss, job.digits),
             _number(s.score, job.digits), _duration(s.seconds_left),
         )
         for s, job in zip(found, jobs, strict=True)
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    head = ("run", "state", progress, "validation", score, "time left")
+    lines = [tabulate(cells, head, tablefmt="plain", disable_numparse=True)]
     lines += [f"{s.name} failed: {s.error}" for s in found if s.error]
     states = [s.state for s in found]
     lines.append(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))))
