@@ -36,7 +36,8 @@ COMMON = {
 OWN = {
     "vae": {
         "dataset": "digits", "batch_size": 100, "objective": "elbo", "num_particles": 1, "particles_schedule": (),
-        "particles_epochs": (), "kl_warmup_epochs": 0.0, "output_bias": True, "valid_particles": 1, "cuda_graph": False,
+        "particles_epochs": (), "kl_warmup_epochs": 0.0, "output_bias": True, "valid_particles": 1, "redrawn": 0.0,
+        "cuda_graph": False,
     },
     "image": {"dataset": "digits", "batch_size": 100, "valid_images": 1_000_000},
     "pixel": {

@@ -21,6 +21,7 @@ from vi_flows.vae import VAEConfig, build_vae
 TINY = VAEConfig(latent_dims=(4,), hidden_dims=((16,),))
 FLOW = ConvFlow(2, kernel_size=3)
 GLOBAL, AMORTIZED = replace(TINY, flow=FLOW, amortized=False), replace(TINY, flow=FLOW)
+PRIOR = replace(AMORTIZED, prior=MAF(2, (16,)), dropout=0.1)
 CONFIG = VAETrainConfig(vae=TINY, epochs=2, batch_size=200, threads=1, checkpoint_seconds=1e9)
 KINDS = {
     "plain": (TINY, elbo_bound, 1),
@@ -182,7 +183,7 @@ def test_only_vaes():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("vae", [TINY, GLOBAL, AMORTIZED], ids=lambda vae: vae.name)
+@pytest.mark.parametrize("vae", [TINY, GLOBAL, AMORTIZED, PRIOR], ids=lambda vae: vae.name)
 def test_replayed_steps_are_the_eager_ones(tmp_path, vae):
     config = replace(CONFIG, vae=vae, device="cuda")
     config = replace(config, kl_warmup_epochs=0.3, ema_decay=0.9, clip_norm=20.0)

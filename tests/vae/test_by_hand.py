@@ -35,11 +35,12 @@ def test_the_defaults_are_those_of_the_paper():
     """G1: 50 latents below 200-200; G2: 50 and 100 below 100-100 and 200-200; tanh, no batch normalization."""
     assert ARCHITECTURES == {"g1": ((50,), ((200, 200),)), "g2": ((50, 100), ((100, 100), (200, 200)))}
     model = {"latent_dims": (50,), "hidden_dims": ((200, 200),), "activation": "tanh", "batch_norm": False}
-    assert defaults(GenerativeModel) == model | {"prior_flow": None}
+    assert defaults(GenerativeModel) == model | {"prior_flow": None, "dropout": 0.0}
     assert defaults(AmortizedGuide) == model | {"flows": None, "num_extra_layers": 0}
     assert asdict(VAEConfig()) == {
         "architecture": "g1", "latent_dims": None, "hidden_dims": None, "activation": "tanh", "batch_norm": False,
         "num_extra_layers": 0, "flow": None, "amortized": True, "encoder_dims": None, "prior": None,
+        "dropout": 0.0,
     }  # fmt: skip
     likelihood = defaults(FlowLikelihoodVAE)
     assert (likelihood["latent_dim"], likelihood["hidden_dims"], likelihood["activation"]) == (16, (200, 200), "tanh")

@@ -35,13 +35,19 @@ class MLP(nn.Sequential):
         hidden_dims: widths; an empty list gives the identity.
         activation: name in ``ACTIVATIONS``; the papers' VAEs use ``tanh``.
         batch_norm: normalise before each activation.
+        dropout: share of each layer's units that training leaves out, after the activation.
 
     Raises:
         ValueError: the activation is unknown.
     """
 
     def __init__(
-        self, input_dim: int, hidden_dims: Sequence[int], activation: str = "tanh", batch_norm: bool = False
+        self,
+        input_dim: int,
+        hidden_dims: Sequence[int],
+        activation: str = "tanh",
+        batch_norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
@@ -52,6 +58,8 @@ class MLP(nn.Sequential):
             if batch_norm:
                 layers.append(BatchNorm(hidden))
             layers.append(ACTIVATIONS[activation]())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
             width = hidden
         super().__init__(*layers)
         self.output_dim = width

@@ -177,6 +177,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ema": dict(ema_decay=0.999),
     "decay-0.01": dict(weight_decay=0.01),
     "decay-0.1": dict(weight_decay=0.1),
+    "redrawn-0.2": dict(redrawn=0.2),
     "stl": dict(objective="stl"),
     "iwae-1-5-50": dict(
         objective="iwae", particles_schedule=(1, 5, 50), particles_epochs=(880, 970), valid_particles=50
@@ -205,6 +206,8 @@ def ablations_of(row: Row) -> Iterator[Row]:
         yield replace(row, config=replace(row.config, **settings), paper_row=None, change=change)
     no_norm = replace(row.config, vae=replace(row.config.vae, batch_norm=False), learning_rate=1e-3)
     yield replace(row, config=no_norm, paper_row=None, change="no-batch-norm")
+    dropout = replace(row.config, vae=replace(row.config.vae, dropout=0.1))
+    yield replace(row, config=dropout, paper_row=None, change="dropout-0.1")
     finish = _config("finish", row.config.dataset, row.config.protocol, row.config.vae)
     for change, settings in FINISH_CHANGES.items():
         yield Row(row.model, "finish", replace(finish, **settings), source=row, change=change)

@@ -185,6 +185,8 @@ def stack_modules(modules: Sequence[nn.Module]) -> nn.Module:
     shapes = [{name: t.shape for name, t in module.state_dict().items()} for module in modules]
     if any(shape != shapes[0] for shape in shapes) or any(str(m) != str(modules[0]) for m in modules):
         raise ValueError("the models differ in architecture")
+    if any(isinstance(layer, nn.Dropout) for layer in modules[0].modules()):
+        raise ValueError("models with dropout can't be stacked: its draws are not a member's own")
     stack = copy.deepcopy(modules[0])
     for path, layer in list(modules[0].named_modules()):
         if not (layer._parameters or layer._buffers):

@@ -9,7 +9,7 @@ import tyro
 
 from vi_flows.flows import FLOWS, VectorFlow, flow_from_words, flow_in_words
 from vi_flows.nn.mlp import ACTIVATIONS
-from vi_flows.settings import LATER, NonNegative, OneOf, Positive, SettingsError, check_settings
+from vi_flows.settings import LATER, Bounds, NonNegative, OneOf, Positive, SettingsError, check_settings
 from vi_flows.transforms import Bijection
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel
@@ -78,6 +78,8 @@ class VAEConfig:
     """Flow that makes the top latent's prior of N(0, I), learned with the model: a name, such as `maf`, or a name with
     settings, such as `real_nvp(6, hidden_dims=(256,))`. Its density is one pass for maf, real_nvp, nsf and nice, and
     as many as the latent has entries for iaf and spline."""
+    dropout: Annotated[float, Bounds(least=0, below=1)] = field(default=0.0, metadata=LATER)
+    """Share of the decoder's hidden units that a training step leaves out."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -110,6 +112,7 @@ class VAEConfig:
             parts += [self.flow.name, "amortized" if self.amortized else "global", self.flow.key]
         if self.prior is not None:
             parts += ["prior", self.prior.name, self.prior.key]
+        parts += [f"dropout{self.dropout:g}"] if self.dropout else []
         return "-".join(parts)
 
     @property
@@ -120,6 +123,7 @@ class VAEConfig:
         parts += [] if self.flow is None else ["amortized" if self.amortized else "global"]
         parts += [] if self.encoder_dims is None else ["encoder " + _joined(self.encoder_dims, "-", " / ")]
         parts += [] if self.prior is None else [f"prior {self.prior.label()}"]
+        parts += [f"dropout {self.dropout:g}"] if self.dropout else []
         return ", ".join(parts)
 
 
@@ -199,6 +203,7 @@ def build_vae(config: VAEConfig, data_dim: int) -> VAE:
     """
     parts = vae_parts(config, data_dim)
     model = GenerativeModel(
-        data_dim, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm, parts.prior()
-    )
+        data_dim, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm, parts.prior(),
+        config.dropout,
+    )  # fmt: skip
     return VAE(model, parts.guide())

@@ -58,6 +58,7 @@ class LatentChain(nn.Module, ABC):
         batch_norm: before each activation.
         prior_flow: bijection from N(0, I) to the top latent's prior; ``None`` for N(0, I) itself. Each density of a
             latent is a pass of its inverse (Chen et al. 2017, *Variational Lossy Autoencoder*, section 3.2).
+        dropout: share of the hidden units that training leaves out.
 
     Raises:
         ValueError: not one list of widths for each latent, or the prior's density can't be followed by gradients: its
@@ -72,6 +73,7 @@ class LatentChain(nn.Module, ABC):
         activation: str = "tanh",
         batch_norm: bool = False,
         prior_flow: Bijection | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if prior_flow is not None and not (prior_flow.has_inverse and prior_flow.continuous_log_det):
@@ -86,7 +88,8 @@ class LatentChain(nn.Module, ABC):
         self.latent_names = latent_names(len(latent_dims))
         self.prior_flow = prior_flow
         self.networks = ModuleListOf(
-            MLP(dim, widths, activation, batch_norm) for dim, widths in zip(latent_dims, hidden_dims, strict=True)
+            MLP(dim, widths, activation, batch_norm, dropout)
+            for dim, widths in zip(latent_dims, hidden_dims, strict=True)
         )
         self.heads = ModuleListOf(
             GaussianHead(network.output_dim, dim)
@@ -209,6 +212,7 @@ class GenerativeModel(LatentChain):
         activation: of the hidden layers.
         batch_norm: before each activation.
         prior_flow: see :class:`LatentChain`.
+        dropout: see :class:`LatentChain`.
 
     Raises:
         ValueError: see :class:`LatentChain`.
@@ -222,8 +226,9 @@ class GenerativeModel(LatentChain):
         activation: str = "tanh",
         batch_norm: bool = False,
         prior_flow: Bijection | None = None,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__(data_dim, latent_dims, hidden_dims, activation, batch_norm, prior_flow)
+        super().__init__(data_dim, latent_dims, hidden_dims, activation, batch_norm, prior_flow, dropout)
         self.logits = nn.Linear(self.networks[-1].output_dim, data_dim)
 
     def set_output_bias(self, mean: Tensor) -> None:
@@ -246,7 +251,7 @@ class GenerativeModel(LatentChain):
 
     def decode(self, z: Tensor) -> Tensor:
         """The pixels' means."""
-        return self.likelihood(z).mean
+        return self.likelihood(z, validate_args=False).mean  # a check would read the device in recorded steps
 
     def log_joint_surrogate(self, x: Tensor, z: Tensor) -> Tensor:
         """Of another value than :meth:`log_joint`, but of the same gradient in ``z``, for less work."""

@@ -37,6 +37,7 @@ class PixelDecoderModel(LatentChain):
         activation: of the hidden layers.
         batch_norm: before each activation.
         prior_flow: see :class:`~vi_flows.vae.LatentChain`.
+        dropout: see there.
 
     Raises:
         ValueError: see :class:`~vi_flows.vae.LatentChain`; or the decoder's settings are inconsistent.
@@ -51,9 +52,10 @@ class PixelDecoderModel(LatentChain):
         activation: str = "tanh",
         batch_norm: bool = False,
         prior_flow: Bijection | None = None,
+        dropout: float = 0.0,
     ) -> None:
         shape = torch.Size(image_shape)
-        super().__init__(shape.numel(), latent_dims, hidden_dims, activation, batch_norm, prior_flow)
+        super().__init__(shape.numel(), latent_dims, hidden_dims, activation, batch_norm, prior_flow, dropout)
         self.decoder = decoder.build(shape, Bernoulli(), self.networks[-1].output_dim)
         self.decoder.place_context()
         self._flatten = ReshapeTransform(shape, torch.Size([shape.numel()]))
@@ -91,8 +93,9 @@ def build_pixel_vae(config: VAEConfig, decoder: PixelModel, image_shape: Sequenc
     """
     parts = vae_parts(config, torch.Size(image_shape).numel())
     model = PixelDecoderModel(
-        image_shape, decoder, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm, parts.prior()
-    )
+        image_shape, decoder, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm, parts.prior(),
+        config.dropout,
+    )  # fmt: skip
     return VAE(model, parts.guide())
 
 

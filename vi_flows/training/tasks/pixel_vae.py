@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vi_flows.autoregressive.config import PixelModel, PixelModelChoice, Residual
 from vi_flows.evaluation import NOT_KEPT, Parts
-from vi_flows.settings import Positive
+from vi_flows.settings import Positive, SettingsError
 from vi_flows.training.tasks.base import Evaluation
 from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETask, VAETrainConfig
 from vi_flows.vae import VAE, VAEConfig, build_pixel_vae, latent_use
@@ -47,6 +47,11 @@ class PixelVAETrainConfig(VAETrainConfig):
 
     decoder: PixelModelChoice = field(default_factory=_local_decoder)
     """Model of the pixels given the latent, after the flow at the end of the line, with its settings."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.redrawn:
+            raise SettingsError("redrawn takes a draw of the decoder pixel by pixel in every step; leave it out")
 
     @property
     def name(self) -> str:

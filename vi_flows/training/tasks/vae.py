@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vi_flows.data import ImageData, draw_binary
 from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.objectives import DIRECT_OBJECTIVES
-from vi_flows.settings import NonNegativeFloat, Positive, SettingsError
+from vi_flows.settings import LATER, Bounds, NonNegativeFloat, Positive, SettingsError
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.base import BinaryDrawingSettings, Evaluation, EvaluationSettings, StepResult
 from vi_flows.vae import VAE, AISSettings, RefinementSettings, VAEConfig, build_vae, evaluate_vae
@@ -64,6 +64,9 @@ class VAETrainConfig(TrainConfig):
     """Start the decoder's output bias at the logit of the mean training image."""
     valid_particles: Positive = 1
     """Draws an image of the validation bound: the objective's own, of these many draws."""
+    redrawn: Annotated[float, Bounds(least=0, below=1)] = field(default=0.0, metadata=LATER)
+    """Share of the training images in whose place a step sees draws of the model's own reconstructions: against
+    over-fitting to pixels that were drawn once. The training bound is that of the images seen."""
     cuda_graph: bool = False
     """Record the training step on a GPU once and replay it (elsewhere without effect on speed)."""
 
@@ -207,9 +210,15 @@ class VAETask:
             kl_weight: of the KL term; a tensor of one element where the step is recorded.
             num_particles: draws a row.
         """
+        return self.objective.row_bounds(self.module, self._seen(rows), num_particles, kl_weight)
+
+    def _seen(self, rows: Tensor) -> Tensor:
         means = self.data.means(rows).to(self.device)
         x = draw_binary(means) if self.dynamic else means
-        return self.objective.row_bounds(self.module, x, num_particles, kl_weight)
+        if not self.config.redrawn:
+            return x
+        chosen = torch.rand((*x.shape[:-1], 1), device=x.device) < self.config.redrawn
+        return torch.where(chosen, draw_binary(self.module.reconstruct(x)), x)
 
     def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
         """The negative bound of a minibatch, averaged over rows."""
