@@ -164,7 +164,22 @@ def test_command_line(tmp_path, capsys):
     assert done.value.code == 0
     for name in ("samples", "data", "completions"):
         assert (tmp_path / "run" / f"{name}.png").stat().st_size > 0
-    for wrong in (["sample", folder, "--temperature", "0.5"], ["evaluate", folder, "--num-samples", "5"]):
+    # Trained elsewhere: refused where there is no such device, unless another one is named.
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["settings"]["device"] = "nonsense"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        main(["sample", folder, "--rows", "1", "--columns", "1"])
+    assert done.value.code == 2
+    assert "device 'nonsense' can't be used here" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main(["sample", folder, "--rows", "1", "--columns", "1", "--device", "cpu"])
+    assert done.value.code == 0
+    for wrong in (
+        ["sample", folder, "--temperature", "0.5", "--device", "cpu"],
+        ["evaluate", folder, "--num-samples", "5"],
+    ):
         with pytest.raises(SystemExit) as done:
             main(wrong)
         assert done.value.code == 2

@@ -295,6 +295,8 @@ class Sample:
     """Of the draws."""
     weights: Literal["auto", "best", "last"] = "auto"
     """See `vi-flows evaluate`."""
+    device: str | None = None
+    """Where to draw; default: where the run was trained."""
     data_root: Path | None = None
     """Where the data are now, if not where they were."""
 
@@ -302,6 +304,9 @@ class Sample:
         """Write the pictures and print where they are; exit code 0."""
         check_settings(self)
         run = Run.open(self.folder, self.data_root)
+        device = run.config.device if self.device is None else self.device
+        check_device(device)
+        run = Run(run.folder, replace(run.config, device=device))
         settings = KINDS[run.config.kind].drawing_settings(self.given())
         folder = self.folder if self.out is None else self.out
         for path in draw_samples(run, folder, settings, self.weights, self.seed):
