@@ -119,6 +119,18 @@ def test_peers_run(peer):
     assert all(p.grad is not None for p in module.parameters())
 
 
+def test_glow_is_compared_with_one_of_as_many_parameters():
+    pytest.importorskip("normflows")
+    shape = images.SamplerShape(image_shape=(2, 8, 8), num_levels=2, num_steps=2, width=6)
+    theirs, ours, sizes = images.glow_passes(shape, 3)
+    assert sizes[0] == sizes[1] > 1000
+    theirs()
+    ours()
+    measured, note = images.peer_over_glow(1, shape, 3)
+    assert measured.ratio > 0
+    assert f"{sizes[0]} and {sizes[1]} parameters" in note
+
+
 def test_a_missing_peer_is_a_row_and_not_an_error(monkeypatch):
     def missing(name):
         raise ImportError(f"No module named {name!r}")

@@ -1,4 +1,4 @@
-"""Rows about image samplers: what other layers cost beside Glow's, from the noise to the pixels."""
+"""Rows about image flows: what other layers cost beside Glow's from the noise to the pixels, and Glow beside a peer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from functools import partial
 
 import torch
 
-from vi_flows.bench.measure import Measurement, compare
+from vi_flows.bench.kernels import import_peer
+from vi_flows.bench.measure import Measurement, Work, compare
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.flows.image_steps import Emerging, Glow, InvConv3x3, StepFlow
 
-__all__ = ["SAMPLERS", "SamplerShape", "build_sampler", "sampler_over_glow"]
+__all__ = ["SAMPLERS", "SamplerShape", "build_sampler", "glow_passes", "peer_over_glow", "sampler_over_glow"]
 
 SAMPLERS: dict[str, StepFlow] = {
     "glow": Glow(),
@@ -67,3 +68,71 @@ def sampler_over_glow(
     measured = compare(mine, glow, min(rounds, 7))
     size = "x".join(map(str, shape.image_shape))
     return measured, f"{num_images} images of {size}, L={shape.num_levels}, D={shape.num_steps}, width {shape.width}"
+
+
+def glow_passes(shape: SamplerShape, num_images: int) -> tuple[Work, Work, tuple[int, int]]:
+    """A training pass of normflows' Glow and of ours: log-density of noise as images and all gradients.
+
+    Both have affine couplings with sigmoid scales, 1×1 convolutions by LU factors, actnorm, and splits with standard
+    normal priors; neither dequantises.
+
+    Args:
+        shape: of the flow and the images.
+        num_images: rows.
+
+    Returns:
+        Theirs, ours, and the numbers of parameters, which are equal where the models are.
+
+    Raises:
+        Unavailable: normflows is not installed.
+    """
+    normflows = import_peer("normflows")
+    torch.manual_seed(0)
+    channels, height, width = shape.image_shape
+    priors, flows, merges = [], [], []
+    for level in range(shape.num_levels):
+        factor = 2 ** (shape.num_levels - level)
+        inside = channels * 2 ** (shape.num_levels + 1 - level)
+        blocks = [normflows.flows.GlowBlock(inside, shape.width, scale_map="sigmoid") for _ in range(shape.num_steps)]
+        flows.append([*blocks, normflows.flows.Squeeze()])
+        kept = inside if level == 0 else inside // 2
+        priors.append(normflows.distributions.DiagGaussian((kept, height // factor, width // factor), trainable=False))
+        if level:
+            merges.append(normflows.flows.Merge())
+    theirs = normflows.MultiscaleFlow(priors, flows, merges)
+    settings = Glow(
+        num_levels=shape.num_levels, num_steps=shape.num_steps, width=shape.width, learned_prior=False, scale="sigmoid"
+    )
+    ours = settings.build(shape.image_shape)
+    x = torch.rand(num_images, *shape.image_shape)
+
+    def pass_of_theirs() -> None:
+        theirs.zero_grad()
+        (-theirs.log_prob(x, None).mean()).backward()
+
+    def pass_of_ours() -> None:
+        ours.zero_grad()
+        z, ladj = ours.inverse_and_ladj(x)
+        (0.5 * z.square().flatten(1).sum(1) - ladj).mean().backward()
+
+    sizes = tuple(sum(p.numel() for p in model.parameters()) for model in (theirs, ours))
+    for step in (pass_of_theirs, pass_of_ours):
+        step()  # the actnorms start from data
+    return pass_of_theirs, pass_of_ours, (sizes[0], sizes[1])
+
+
+def peer_over_glow(rounds: int, shape: SamplerShape | None = None, num_images: int = 32) -> tuple[Measurement, str]:
+    """A training pass of normflows' Glow over one of ours.
+
+    Raises:
+        Unavailable: normflows is not installed.
+    """
+    shape = SamplerShape(num_levels=2, width=128) if shape is None else shape
+    theirs, ours, sizes = glow_passes(shape, num_images)
+    measured = compare(theirs, ours, rounds)
+    rates = " and ".join(f"{1000 * num_images / ms:.0f}" for ms in (measured.numerator_ms, measured.denominator_ms))
+    size = "x".join(map(str, shape.image_shape))
+    return measured, (
+        f"{rates} images of {size} a second; L={shape.num_levels}, D={shape.num_steps}, width {shape.width}, "
+        f"{sizes[0]} and {sizes[1]} parameters"
+    )

@@ -16,7 +16,7 @@ from vi_flows.bench.rows import Unavailable
 from vi_flows.kernels import active_kernel, use_kernel
 from vi_flows.transforms import ConvFlowStack
 
-__all__ = ["PEERS", "inverse_over_forward", "peer_over_fused", "plain_over_fused"]
+__all__ = ["PEERS", "import_peer", "inverse_over_forward", "peer_over_fused", "plain_over_fused"]
 
 DIM, BLOCKS = 50, 8
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -70,7 +70,12 @@ def inverse_over_forward(num_rows: int, rounds: int) -> tuple[Measurement, str]:
     return measured, f"round trip within {error:.1e} in float32 ({'meets' if error <= 1e-5 else 'misses'} 1e-5)"
 
 
-def _import(name: str) -> ModuleType:
+def import_peer(name: str) -> ModuleType:
+    """Another library.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -88,12 +93,12 @@ def _pyro_planar() -> tuple[nn.Module, Evaluate]:
 
 
 def _zuko_maf() -> tuple[nn.Module, Evaluate]:
-    flow = _import("zuko").flows.MAF(DIM, transforms=4)
+    flow = import_peer("zuko").flows.MAF(DIM, transforms=4)
     return flow, lambda x: flow().transform.call_and_ladj(x)
 
 
 def _normflows(make_layer: Callable[[ModuleType], nn.Module], layers: int) -> tuple[nn.Module, Evaluate]:
-    normflows = _import("normflows")
+    normflows = import_peer("normflows")
     parts = nn.ModuleList(make_layer(normflows) for _ in range(layers))
 
     def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
