@@ -171,7 +171,7 @@ def test_small_parts():
     assert _short(torch.tensor([1.0, 2.0, 3.0])) == "[1, 2, 3]"
     assert _short(torch.tensor([1.0, 2.0, 3.0, 4.0])) == "[1, 2, 3, …]"
     defaults = {n: p.default for n, p in inspect.signature(diagnose).parameters.items() if p.default is not p.empty}
-    assert defaults == {"num_samples": 4000, "num_paths": 40, "num_chains": 500, "seed": 0, "model_kwargs": None}
+    assert defaults == {"num_samples": 4000, "num_paths": 100, "num_chains": 500, "seed": 0, "model_kwargs": None}
 
 
 # Elsewhere ----------------------------------------------------------------------------------------------------------

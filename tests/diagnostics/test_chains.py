@@ -134,7 +134,32 @@ def test_a_density_that_ends_is_no_error():
     assert moved_by_chains(half, torch.ones(100, 1, dtype=DOUBLE), as_site) is None
 
 
+def test_long_chains_forget_and_reach_what_short_ones_do_not():
+    """A tenth of the mass five times as wide: from the core, few chains find their way out in eight transitions."""
+
+    def wide_and_narrow(x):
+        parts = [
+            torch.distributions.Normal(torch.zeros((), dtype=DOUBLE), sd).log_prob(x).sum(-1) + math.log(w)
+            for sd, w in ((1.0, 0.9), (5.0, 0.1))
+        ]
+        return torch.logaddexp(*parts)
+
+    torch.manual_seed(0)
+    x = torch.randn(500, 3, dtype=DOUBLE)
+    short = moved_by_chains(wide_and_narrow, x, as_site)
+    long = moved_by_chains(wide_and_narrow, x, as_site, 32, num_discarded=16)
+    assert (short.num_transitions, long.num_transitions) == (8, 32)
+    assert long.stretch > 0.3 > short.stretch
+    assert long.memory < 0.3
+    assert moved_by_chains(log_p, draws(500), as_site, 32, num_discarded=16).memory < 0.2
+    apart = torch.cat([torch.randn(250, 1, dtype=DOUBLE) - 8, torch.randn(250, 1, dtype=DOUBLE) + 8])
+    two = moved_by_chains(lambda x: torch.logaddexp(-0.5 * (x + 8) ** 2, -0.5 * (x - 8) ** 2).sum(-1), apart, as_site)
+    assert two.memory > 0.9
+
+
 STILL, FAR = Moved(0.0, 0.0, "x", 0.9), Moved(0.2, 0.0, "x", 0.9)
+LONG_STILL, LONG_FAR = Moved(0.0, 0.0, "x", 0.9, 32, 0.2), Moved(0.2, 0.0, "x", 0.9, 32, 0.2)
+STUCK = Moved(0.0, 0.0, "x", 0.9, 32, 0.95)
 
 
 @pytest.mark.parametrize(("k_hat", "ess", "shift", "chains", "verdict"), [
@@ -143,6 +168,8 @@ STILL, FAR = Moved(0.0, 0.0, "x", 0.9), Moved(0.2, 0.0, "x", 0.9)
     (0.6, 3400.0, 0.15, STILL, "ok"), (0.3, 3400.0, 0.15, STILL, "use importance weights"),
     (0.3, 2100.0, 0.0, STILL, "ok"), (0.3, 1900.0, 0.0, STILL, "use importance weights"),
     (0.3, 3900.0, 0.0, FAR, "don't trust"), (0.3, 3900.0, 0.2, FAR, "use importance weights"),
+    (3.0, 800.0, 0.0, LONG_STILL, "ok"), (3.0, 800.0, 0.0, LONG_FAR, "don't trust"),
+    (3.0, 800.0, 0.0, STUCK, "don't trust"), (3.0, 800.0, 0.2, LONG_STILL, "don't trust"),
     (0.9, 3990.0, 0.0, FAR, "don't trust"), (-math.inf, 4000.0, 0.0, STILL, "ok")])  # fmt: skip
 def test_what_weights_and_chains_say_together(k_hat, ess, shift, chains, verdict):
     joint = PSIS(torch.zeros(4000), torch.tensor(k_hat), torch.tensor(ess), torch.tensor(0.0))

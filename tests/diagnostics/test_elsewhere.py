@@ -57,6 +57,18 @@ def test_only_the_part_of_a_mode_that_the_guide_does_not_hold_counts():
     assert 0.05 < mass < 0.4 / 0.6 - 0.03  # a good part of the mode is the guide's
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_narrow_mode_is_not_jumped_over(seed):
+    """A tenth of the mass at 12 sd, half as wide: straight steps from far outside pass it in most directions."""
+    here, there = normal(0.0, 1.0, 3), normal(7.0, 0.5, 3)
+
+    def log_p(x):
+        return torch.logaddexp(here.log_prob(x) + math.log(0.9), there.log_prob(x) + math.log(0.1))
+
+    missed = missed_mass(log_p, here.log_prob, here.sample((1000,)), math.log(0.9), seed=seed)
+    assert missed.share == pytest.approx(0.1, abs=0.02)
+
+
 def two_modes():
     x = pyro.sample("x", dist.Normal(torch.zeros(3), 10.0).to_event(1).mask(False))
     left = dist.Normal(-6.0, 1.0).log_prob(x).sum(-1) + math.log(0.7)

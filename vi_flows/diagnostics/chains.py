@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,12 +29,16 @@ class Moved:
         stretch: of a standard deviation, as the size of the log of its ratio, likewise.
         where: the site that moves the furthest in units of its standard error.
         acceptance: mean acceptance probability of the chains.
+        num_transitions: how long they were.
+        memory: the largest correlation, over all coordinates, between where a chain began and where it ended.
     """
 
     shift: float
     stretch: float
     where: str
     acceptance: float
+    num_transitions: int = 8
+    memory: float = 1.0
 
 
 def moved_by_chains(
@@ -43,6 +47,7 @@ def moved_by_chains(
     constrain: Callable[[Tensor], Mapping[str, Tensor]],
     num_transitions: int = 8,
     num_leapfrog: int = 4,
+    num_discarded: int = 0,
     seed: int = 0,
 ) -> Moved | None:
     r"""Hamiltonian chains of the posterior, one from each draw, and what they do to means and spreads.
@@ -62,6 +67,7 @@ def moved_by_chains(
         constrain: from unconstrained points to the sites' values, draws first.
         num_transitions: of each chain.
         num_leapfrog: steps of a transition.
+        num_discarded: transitions at the beginning of a chain that its mean leaves out.
         seed: of the momenta.
 
     Returns:
@@ -107,7 +113,9 @@ def moved_by_chains(
         value, grad = torch.where(good, new_value, value), torch.where(good[:, None], new_grad, grad)
         accepted, kept = accepted + rate / num_transitions, kept + 1
         positions.append(_flat(constrain((center + u @ root.T).to(x))))
-    return _moves(first, positions, accepted) if accepted > 0.1 else None
+    if accepted <= 0.1:
+        return None
+    return replace(_moves(first, positions[num_discarded:], accepted), num_transitions=num_transitions)
 
 
 def _flat(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +123,7 @@ def _flat(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _moves(first: Mapping[str, Tensor], positions: list[dict[str, Tensor]], acceptance: float) -> Moved:
-    shift, stretch, most, where = 0.0, 0.0, 0.0, ""
+    shift, stretch, most, memory, where = 0.0, 0.0, 0.0, 0.0, ""
     for name, value in first.items():
         mean = value.mean(0)
         square = (value - mean).square()
@@ -130,6 +138,9 @@ def _moves(first: Mapping[str, Tensor], positions: list[dict[str, Tensor]], acce
         wide, wide_se = grown.mean(0)[free] - far.square(), grown.std(0)[free] / count
         if len(far) == 0:
             continue
+        end = later[-1] - later[-1].mean(0)
+        shared = ((value - mean) * end).mean(0)[free] / (variance[free] * end.square().mean(0)[free]).sqrt()
+        memory = max(memory, float(shared.nan_to_num(1.0).max()))
         shift = max(shift, float((far.abs() - NOISE * far_se).max()))
         log_ratio = 0.5 * torch.log1p(torch.maximum(wide, torch.full_like(wide, -0.99)))
         log_se = 0.5 * wide_se / (1 + wide).clamp(min=0.01)
@@ -137,4 +148,4 @@ def _moves(first: Mapping[str, Tensor], positions: list[dict[str, Tensor]], acce
         size = float(torch.maximum(far.abs() / far_se, wide.abs() / wide_se).nan_to_num().max())
         if size > most:
             most, where = size, name
-    return Moved(max(shift, 0.0), max(stretch, 0.0), where, acceptance)
+    return Moved(max(shift, 0.0), max(stretch, 0.0), where, acceptance, len(positions), memory)

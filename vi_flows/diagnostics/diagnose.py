@@ -13,7 +13,7 @@ from vi_flows.diagnostics.chains import Moved, moved_by_chains
 from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
 from vi_flows.diagnostics.measures import active_units, invertibility_margin
 from vi_flows.diagnostics.report import Diagnosis
-from vi_flows.diagnostics.verdict import judge
+from vi_flows.diagnostics.verdict import LONG, judge, longer_chains_decide
 from vi_flows.evaluation.psis import psis
 from vi_flows.guides.given import preserved_generators
 from vi_flows.guides.pairs import Draws, pair_of
@@ -31,7 +31,7 @@ def diagnose(
     guide: Callable,
     *args: Any,
     num_samples: int = 4000,
-    num_paths: int = 40,
+    num_paths: int = 100,
     num_chains: int = 500,
     seed: int | None = 0,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -74,7 +74,9 @@ def diagnose(
     chains = None
     if draws is not None and num_chains > 0:
         with preserved_generators(seed), poutine.block():
-            chains = _chains(draws, num_chains)
+            chains = _chains(draws, num_chains, 8)
+            if shift is not None and sd_ratio is not None and longer_chains_decide(joint_psis, shift, sd_ratio, chains):
+                chains = _chains(draws, num_chains, LONG)
     verdict, reason = judge(joint_psis, row_psis, shift, sd_ratio, chains, num_samples)
     elsewhere = "not looked"
     if draws is not None and verdict != "don't trust" and num_paths > 0:
@@ -118,10 +120,13 @@ def _elsewhere(draws: Draws, log_evidence: float, num_paths: int) -> str:
     return "nothing" if missed is None or missed.share < MISSED_SHARE else _in_words(missed, draws)
 
 
-def _chains(draws: Draws, num_chains: int) -> Moved | None:
+def _chains(draws: Draws, num_chains: int, num_transitions: int) -> Moved | None:
     if draws.latents.shape[-1] > MAX_DIM or not draws.at_once:
         return None
-    return moved_by_chains(draws.log_density, draws.latents[:num_chains], draws.constrain)
+    discarded = num_transitions // 2 if num_transitions >= LONG else 0
+    return moved_by_chains(
+        draws.log_density, draws.latents[:num_chains], draws.constrain, num_transitions, num_discarded=discarded
+    )
 
 
 def _in_words(missed: Missed, draws: Draws) -> str:

@@ -22,6 +22,9 @@ MISSED_RATIO = 10.0
 MAX_MODES = 10
 """How many ends of paths are looked at."""
 
+LONGEST = 1 / 3
+"""Of a path's step, as a share of its distance from the guide: a mode is passed at a third of its distance at most."""
+
 MAX_DIM = 200
 """No Hessians beyond: nothing is looked for."""
 
@@ -46,7 +49,7 @@ def missed_mass(
     log_q: LogDensity,
     x: Tensor,
     log_evidence: float,
-    num_paths: int = 40,
+    num_paths: int = 100,
     num_draws: int = 500,
     seed: int = 0,
 ) -> Missed | None:
@@ -89,7 +92,8 @@ def missed_mass(
             return (whole(log_density, u) - log_evidence - whole(log_q, u)).nan_to_num(nan=-torch.inf)
 
     best: Missed | None = None
-    ends = ascend(lambda u: whole(log_density, u), overdispersed(dim, num_paths, center, root, generator))
+    starts = overdispersed(dim, num_paths, center, root, generator)
+    ends = ascend(lambda u: whole(log_density, u), starts, longest=LONGEST)
     missed = excess(ends) > torch.tensor(MISSED_RATIO).log()
     seen: list[Tensor] = []
     for end in ends[missed]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vi_flows.diagnostics.chains import Moved
 from vi_flows.evaluation.psis import PSIS
 
-__all__ = ["K_FINITE_VARIANCE", "K_USABLE", "judge"]
+__all__ = ["K_FINITE_VARIANCE", "K_USABLE", "LONG", "judge", "longer_chains_decide"]
 
 K_FINITE_VARIANCE = 0.5
 """Above, the variance of the weights is infinite."""
@@ -30,6 +30,12 @@ SMALL_SHIFT = 0.1
 SMALL_STRETCH = math.log(1.1)
 """Likewise, the log of the ratio of the standard deviations."""
 
+LONG = 32
+"""Transitions of chains that can stand in for weights which have no variance."""
+
+FORGOTTEN = 0.7
+"""Such chains must have a correlation between their beginnings and their ends below that."""
+
 
 def judge(
     joint: PSIS,
@@ -47,7 +53,9 @@ def judge(
     chains of the posterior that start at the draws are (:func:`~vi_flows.diagnostics.chains.moved_by_chains`), and an
     ESS of 80 %, as the sample's own overstates it. Chains are heard at any k-hat: they leave the places that draws
     reached, and mass that lies just outside of them gives no weight at all. Chains are local, though: from a k-hat of 1
-    on, where the weights have no mean, far tails may hold any mass, and no verdict is ``ok``.
+    on, where the weights have no mean, far tails may hold any mass. There, and where the ESS is low, chains decide that
+    are long enough to forget where they began: then their moments are the posterior's own, as far as one valley of it
+    reaches, and ``ok`` says that those are the draws' (``the joint law`` and its tails are not meant).
 
     Args:
         joint: of the weights of all draws.
@@ -61,12 +69,9 @@ def judge(
         return _judge_rows(rows, num_samples)
     k, share = float(joint.k_hat), float(joint.ess) / num_samples
     where = f"k-hat {k:.2f}, ESS {share:.0%}"
-    moved = stretched = 0.0
-    if shift is not None and sd_ratio is not None:
-        moved = max(float(s.abs().max()) for s in shift.values())
-        stretched = max(float(r.log().abs().max()) for r in sd_ratio.values())
-    good = moved <= SMALL_SHIFT and stretched <= SMALL_STRETCH
-    still = chains is not None and chains.shift <= SMALL_SHIFT and chains.stretch <= SMALL_STRETCH
+    good = shift is None or sd_ratio is None or _moments_in_place(shift, sd_ratio)
+    still = _still(chains)
+    proven = still and good and chains is not None and chains.num_transitions >= LONG and chains.memory < FORGOTTEN
     if chains is not None and not still and (good or not k <= K_USABLE):
         return "don't trust", (
             f"{where}: short chains of the posterior leave the guide's draws, and move {chains.where!r} by "
@@ -76,6 +81,8 @@ def judge(
         if k <= K_USABLE:
             return "ok", f"{where}: the draws can be used as they are"
         return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
+    if proven:
+        return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
     if k > K_USABLE and share >= 0.9 and good and shift is not None:
         # Nearly equal weights: what the tail hides carries too little to move a mean.
         return "use importance weights", f"{where}: means and spreads are right, probabilities far in the tails are not"
@@ -84,6 +91,30 @@ def judge(
     if chains is None and good and (share >= 0.5 if k <= K_FINITE_VARIANCE else share >= 0.9):
         return "ok", f"{where}: the draws can be used as they are"
     return "use importance weights", f"{where}: weight the draws (`weighted_mean`), or improve the guide"
+
+
+def longer_chains_decide(
+    joint: PSIS, shift: Mapping[str, Tensor], sd_ratio: Mapping[str, Tensor], chains: Moved | None
+) -> bool:
+    """Whether short chains and weights agree that all moments are in place, and the weights can't be trusted with it.
+
+    Args:
+        joint: as in :func:`judge`; so with the others.
+        shift: likewise.
+        sd_ratio: likewise.
+        chains: short ones.
+    """
+    return float(joint.k_hat) > K_USABLE and _still(chains) and _moments_in_place(shift, sd_ratio)
+
+
+def _still(chains: Moved | None) -> bool:
+    return chains is not None and chains.shift <= SMALL_SHIFT and chains.stretch <= SMALL_STRETCH
+
+
+def _moments_in_place(shift: Mapping[str, Tensor], sd_ratio: Mapping[str, Tensor]) -> bool:
+    """Whether weighting leaves means and sds where they are."""
+    moved = max(float(s.abs().max()) for s in shift.values())
+    return moved <= SMALL_SHIFT and max(float(r.log().abs().max()) for r in sd_ratio.values()) <= SMALL_STRETCH
 
 
 def _judge_rows(rows: PSIS, num_samples: int) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from vi_flows.guides.base import Base, MixtureBase, NormalBase, base_like
+from vi_flows.guides.faults import faults_named
 from vi_flows.guides.initial import init_to_median_or_origin
 from vi_flows.guides.observations import check_observations
 from vi_flows.guides.posterior import FlowPosterior
@@ -157,7 +158,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         # Without gradients, so that the prototype holds no graph and can be copied.
-        with torch.no_grad():
+        with torch.no_grad(), faults_named(self._program(), args, kwargs):
             super()._setup_prototype(*args, **kwargs)
         assert self.prototype_trace is not None  # Pyro has just made it
         try:

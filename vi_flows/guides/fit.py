@@ -16,7 +16,7 @@ from vi_flows.guides.given import preserved_generators
 from vi_flows.guides.pairs import pair_of
 from vi_flows.guides.progress import Progress
 from vi_flows.guides.remaining import Remaining
-from vi_flows.guides.trainer import Trainer
+from vi_flows.guides.trainer import NoFiniteStepError, Trainer
 from vi_flows.parameters import module_of
 from vi_flows.settings import check_at_least
 from vi_flows.transforms.capabilities import gains_of
@@ -149,7 +149,13 @@ def fit(
         probe = pair.probe(num_draws)
         with Progress(num_steps, progress) as bar:
             trainer = Trainer(params, loss_terms, num_steps, learning_rate, gains, probe, bool(own), tolerance, bar)
-            trainer.run()
+            try:
+                trainer.run()
+            except NoFiniteStepError as error:
+                names = pair.without_density()
+                raise NoFiniteStepError(
+                    f"{error} It is not finite at the sites {names}." if names else f"{error}"
+                ) from error
         pair.check()
         with torch.no_grad():
             final = torch.cat([loss_terms().reshape(-1) for _ in range(max(1, math.ceil(1000 / num_particles)))])

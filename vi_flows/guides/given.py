@@ -14,13 +14,22 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from vi_flows.guides.auto_flow import AutoFlow
+from vi_flows.guides.faults import check_observed_supports
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
 from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
 from vi_flows.guides.supports import check_support, same_support
 from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes, stochastic_nodes
 
-__all__ = ["check_density", "check_model", "check_program", "parameters_of", "preserved_generators"]
+__all__ = [
+    "check_density",
+    "check_model",
+    "check_program",
+    "check_whole_data",
+    "draw_of",
+    "parameters_of",
+    "preserved_generators",
+]
 
 
 @contextmanager
@@ -53,7 +62,7 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
 
     Raises:
         ValueError: the latent sites are not the guide's in name, shape or support; a latent is circular or
-            declares too wide a support; an observation lies outside its support.
+            declares too wide a support; an observation lies outside its support, or leaves it at draws of the guide.
     """
     with poutine.block(), torch.no_grad(), pyro.validation_enabled(True):
         guide.set_up_for(model, *args, **kwargs)
@@ -86,7 +95,37 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
                     "model itself, whose discrete sites are summed out, leave continuous ones to the guide, and switch "
                     "such layers to evaluation."
                 )
+        with torch.random.fork_rng(devices=[]):
+            check_observed_supports(model, lambda: draw_of(guide), args, kwargs)
     return parameters_of(model, trace)
+
+
+def draw_of(guide: AutoFlow) -> dict[str, Tensor]:
+    """One value of each of its sites."""
+    return {name: value[0] for name, value in guide.sample_posterior(1).items()}
+
+
+def check_whole_data(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse to weigh draws by a part of the data.
+
+    Args:
+        model: a Pyro program.
+        guide: its guide.
+        args: the model's arguments.
+        kwargs: the model's keyword arguments.
+
+    Raises:
+        ValueError: the model subsamples a plate; names it.
+    """
+    with poutine.block(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        trace = poutine.trace(poutine.condition(model, data=draw_of(guide))).get_trace(*args, **kwargs)
+    for _, site in _sample_sites(trace):
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"the model subsamples its data in plate {frame.name!r}, {frame.size} of {frame.full_size}: "
+                    "diagnose it on the whole data (no subsample_size)"
+                )
 
 
 def check_program(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

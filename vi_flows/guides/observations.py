@@ -27,11 +27,29 @@ def check_observations(trace: Trace) -> None:
         trace: a run of the model.
 
     Raises:
-        ValueError: a value lies outside of its support; names the site, the support and the first such value.
+        ValueError: a value lies outside of its support; names the site, the support and the first such value. Or values
+            in plates have more dimensions than the plates make.
     """
     for name, site in nodes(trace).items():
         if site["type"] == "sample" and site["is_observed"]:
+            _check_rows(name, site)
             _check(name, site)
+
+
+def _check_rows(name: str, site: Site) -> None:
+    """Within plates, values of more dimensions than the distribution has would count each row against every other."""
+    fn, value = site["fn"], site["value"]
+    plates = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
+    if is_subsample(site) or not plates:
+        return
+    batch = value.shape[: value.dim() - fn.event_dim]
+    # A single number may stand for all rows; a row of its own may not.
+    given = {dim: batch[dim] for dim in range(-len(batch), 0)}
+    if len(batch) > len(fn.batch_shape) or any(given.get(dim, size) != size for dim, size in plates.items()):
+        raise ValueError(
+            f"observed site {name!r} has values of shape {tuple(value.shape)}, where the model's plates make "
+            f"{tuple(fn.shape())}: give it values of that shape, or build the plates for as many rows"
+        )
 
 
 def _check(name: str, site: Site) -> None:
@@ -45,6 +63,11 @@ def _check(name: str, site: Site) -> None:
             f"observed site {name!r} has counts with sums {value.sum(-1).flatten()[:3].tolist()}, outside the support "
             f"of {fn} with a total_count of {torch.as_tensor(fn.total_count).flatten()[:3].tolist()}"
         )
+    if isinstance(fn, dist.Delta):
+        raise ValueError(
+            f"observed site {name!r} is a Delta, and its observation is not at its point: observe it with a density, "
+            "such as dist.Normal around the point"
+        )
     bad = value.expand(good.shape + value.shape[value.dim() - fn.event_dim :])[~good][0]
     raise ValueError(f"observed site {name!r} has a value outside the support {fn.support} of {fn}: {bad.tolist()}")
 
@@ -57,6 +80,8 @@ def _judged(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         good = fn.support.check(value)
     except NotImplementedError:
         good = torch.ones((), dtype=torch.bool)
+    if isinstance(fn, dist.Delta):
+        good = good & fn.log_prob(value).isfinite()
     if isinstance(fn, COUNTS):
         good = good & (value.sum(-1) == torch.as_tensor(fn.total_count))
     if value.is_floating_point():

@@ -12,8 +12,17 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from vi_flows.guides.at_once import run_at_once
 from vi_flows.guides.auto_flow import AutoFlow
-from vi_flows.guides.given import check_density, check_model, check_program, parameters_of
+from vi_flows.guides.faults import check_observed_supports, sites_without_density
+from vi_flows.guides.given import (
+    check_density,
+    check_model,
+    check_program,
+    check_whole_data,
+    draw_of,
+    parameters_of,
+)
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.remaining import Remaining, remaining_kl
 from vi_flows.guides.start.gaussian_vi import points_at_once
@@ -114,6 +123,14 @@ class Pair(ABC):
             ValueError: the guide can't answer for the model, its draws have no density, or the data are subsampled.
         """
 
+    def without_density(self) -> str:
+        """Names of the sites whose log density is not finite at draws of the guide, in words; empty where not known.
+
+        Raises:
+            ValueError: observations leave their supports there.
+        """
+        return ""
+
     def parameters(self, loss_terms: Callable[[], Tensor], own: list[Tensor]) -> list[Tensor]:
         """Those of the guide, and the model's ``own``, each once."""
         with poutine.trace(param_only=True) as tape, torch.no_grad():
@@ -145,6 +162,11 @@ class FlowPair(Pair):
         log_joint = LogJoint(self.model, self.args, self.kwargs)
         log_joint(values)
         return log_joint.vectorized
+
+    def without_density(self) -> str:
+        """Of 32 draws."""
+        check_observed_supports(self.model, lambda: draw_of(self.guide), self.args, self.kwargs)
+        return sites_without_density(self.model, lambda: draw_of(self.guide), self.args, self.kwargs)
 
     def _log_density(self) -> LogDensity:
         return self.guide.log_density_of(self.model, *self.args, **self.kwargs)
@@ -191,6 +213,7 @@ class FlowPair(Pair):
     def weigh(self, num_samples: int) -> Weighed:
         """Joint weights ``(S,)`` with the draws."""
         self.check()
+        check_whole_data(self.model, self.guide, self.args, self.kwargs)
         log_density, flow, base = self._log_density(), self.guide.get_transform(), self.guide.get_base_dist()
         log_w, latents = [], []
         for size in chunks(num_samples, 1000):
@@ -223,12 +246,12 @@ class TracedPair(Pair):
         return []
 
     def at_once(self) -> bool:
-        """By Pyro's vectorized particles."""
-        return True
+        """Whether Pyro's vectorized particles have the densities of single ones."""
+        return run_at_once(self.model, self.guide, self.args, self.kwargs)
 
     def loss_terms(self, num_particles: int, objective: str) -> Callable[[], Tensor]:
         """Pyro's ``Trace_ELBO``, one number for all particles, with the whole derivative whatever the objective."""
-        elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1)
+        elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1 and self.at_once())
         return lambda: elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
 
     def probe(self, num_draws: int) -> None:
@@ -239,9 +262,9 @@ class TracedPair(Pair):
         """With the plates that hold every site, and without draws."""
         self.check()
         check_density(self.guide, self.model, self.args, self.kwargs)
-        parts = []
+        parts, at_once = [], self.at_once()
         for size in chunks(num_samples, 250):
-            bound = ELBO(size, vectorize_particles=size > 1)
+            bound = ELBO(size, vectorize_particles=at_once and size > 1)
             weights = bound.log_weights(self.model, self.guide, *self.args, **self.kwargs)
             if weights.common_scale != 1 or weights.coupled:
                 raise ValueError("the model subsamples its data: diagnose it on the whole data (no subsample_size)")

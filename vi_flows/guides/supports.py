@@ -85,6 +85,14 @@ def _bounds(constraint: Constraint) -> Iterator[Tensor]:
             yield torch.as_tensor(value, dtype=torch.float64)
 
 
+@biject_to.register(constraints.MixtureSameFamilyConstraint)
+def _of_mixtures(constraint: Any) -> Any:
+    """The map to what the components of a ``MixtureSameFamily`` have in common, which PyTorch has none for."""
+    if any(bound.dim() for bound in _bounds(constraint)):
+        raise NotImplementedError("its components have supports of their own")
+    return biject_to(constraint.base_constraint)
+
+
 def check_support(name: str, fn: Any) -> None:
     """Refuse what no map from the real line covers once, and densities that end within the declared support.
 

@@ -13,7 +13,7 @@ from vi_flows.guides.progress import Progress
 from vi_flows.guides.remaining import Remaining
 from vi_flows.objectives.step import OptimizerStep
 
-__all__ = ["Trainer"]
+__all__ = ["NoFiniteStepError", "Trainer"]
 
 WINDOW = 100
 """Steps between two looks at what remains, and the horizon of the average of the parameters."""
@@ -23,6 +23,10 @@ NEAR = 4.0
 
 ELBO_NOISE = 0.05
 """Nats: between ELBOs closer than that, a thousand draws don't decide."""
+
+
+class NoFiniteStepError(RuntimeError):
+    """A hundred steps in a row had no finite loss and gradient."""
 
 
 class Trainer:
@@ -231,7 +235,7 @@ class Trainer:
         if self._failed == 1 and self.skipped == 1:
             warnings.warn("a step without a finite loss and gradient was skipped", stacklevel=7)
         if self._failed >= 100:
-            raise RuntimeError(
+            raise NoFiniteStepError(
                 "a hundred steps in a row had no finite loss and gradient: the model's log density is not finite where "
                 "the guide puts its mass. Check its supports, or pass init_loc_fn and a smaller init_scale."
             )

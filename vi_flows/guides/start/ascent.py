@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -53,14 +54,24 @@ def overdispersed(dim: int, number: int, center: Tensor, root: Tensor, generator
     return torch.cat([far, -far, torch.linalg.solve_triangular(root, (places - center).T, upper=False).T])
 
 
-def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60) -> Tensor:
-    """All paths at once: gradient steps with the lengths of Barzilai and Borwein (1988), halved where they descend."""
+def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60, longest: float = math.inf) -> Tensor:
+    """All paths at once: gradient steps with the lengths of Barzilai and Borwein (1988), halved where they descend.
+
+    Args:
+        log_density: of points ``(S, d)``.
+        u: the starts, around the origin, in coordinates where what is known has a spread of one.
+        num_steps: of each path.
+        longest: step, as a multiple of the distance from the origin.
+    """
     value, grad = value_and_grad(log_density, u)
     length = u.norm(dim=-1).clamp(min=1.0) / grad.norm(dim=-1).clamp(min=1e-12) / 10
     for _ in range(num_steps):
         if not bool((grad.nan_to_num().norm(dim=-1) > 1e-2).any()):
             break
         step = (length[:, None] * grad).nan_to_num(0.0, 0.0, 0.0)
+        # From far outside, a long step would jump over a mode of small width on its way.
+        size = step.norm(dim=-1)
+        step = step * (longest * u.norm(dim=-1).clamp(min=1.0) / size.clamp(min=1e-12)).clamp(max=1.0)[:, None]
         tried, slope = value_and_grad(log_density, u + step)
         good = (tried >= value) & slope.isfinite().all(-1)
         change = (step * (grad - slope)).sum(-1)

@@ -1,0 +1,388 @@
+"""Faults are called by the name of their site; what looks like one and is none has its evidence in closed form."""
+
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.reparam import LocScaleReparam
+from torch.distributions.transforms import AffineTransform
+
+from vi_flows.diagnostics import diagnose
+from vi_flows.guides import AutoConvFlow, fit
+
+ONE = torch.tensor(1.0)
+Y = torch.tensor([1.0, 2.0, -0.5, 0.3, 4.0])
+SEEN = torch.tensor([True, True, False, False, True])
+TABLE = torch.tensor([[0.3, 1.0, -1.0], [2.0, 0.1, 0.4]])
+
+
+def normal(x, variance):
+    return -0.5 * x**2 / variance - 0.5 * math.log(2 * math.pi * variance)
+
+
+def joint_normal(y, covariance):
+    y = torch.as_tensor(y, dtype=torch.float64)
+    covariance = torch.as_tensor(covariance, dtype=torch.float64)
+    return float(torch.distributions.MultivariateNormal(torch.zeros_like(y), covariance).log_prob(y))
+
+
+def log_sum(terms):
+    return float(torch.logsumexp(torch.tensor(list(terms), dtype=torch.float64), 0))
+
+
+def location(y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("d", 5):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def shifted(y):
+    s = pyro.param("shift", torch.tensor(1.0))
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pyro.plate("d", 5):
+        pyro.sample("y", dist.Normal(m + s, 1.0), obs=y)
+
+
+lifted = poutine.lift(shifted, prior={"shift": dist.Normal(0.0, 1.0)})
+
+
+def components(y, known, seen):
+    """Two components with means m; which one a row is of is known for some rows."""
+    m = pyro.sample("m", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1))
+    with pyro.plate("d", len(y)):
+        k = pyro.sample("k", dist.Bernoulli(0.3), obs=known, obs_mask=seen)
+        pyro.sample("y", dist.Normal(m[k.long()], 1.0), obs=y)
+
+
+def ragged(y, kept):
+    m = pyro.sample("m", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1))
+    with pyro.plate("d", len(y)), poutine.mask(mask=kept):
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        pyro.sample("y", dist.Normal(m[k.long()], 1.0), obs=y)
+
+
+def of_components(y, choices):
+    def term(path):
+        prior = sum(math.log(0.3 if k else 0.7) for k in path)
+        same = torch.tensor([[float(a == b) for b in path] for a in path])
+        return prior + joint_normal(y - torch.tensor([2.0 * k - 1 for k in path]), same + torch.eye(len(path)))
+
+    return log_sum(term(path) for path in itertools.product(*choices))
+
+
+def crossed_choices():
+    """A choice for each group and one for each of its rows."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 2, dim=-2):
+        k = pyro.sample("k", dist.Bernoulli(0.4))
+        with pyro.plate("rows", 3, dim=-1):
+            j = pyro.sample("j", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+            pyro.sample("y", dist.Normal(a + 2 * k - j, 1.0), obs=TABLE)
+
+
+def of_crossed_choices():
+    a = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    total = dist.Normal(0.0, 1.0).log_prob(a)
+    for row in TABLE.double():
+        groups = []
+        for k, p in ((0, 0.6), (1, 0.4)):
+            terms = [dist.Normal(a[:, None] + 2 * k - j, 1.0).log_prob(row) for j in range(3)]
+            weighted = torch.stack([t + math.log(q) for t, q in zip(terms, (0.2, 0.3, 0.5), strict=True)])
+            groups.append(math.log(p) + torch.logsumexp(weighted, 0).sum(-1))
+        total = total + torch.logsumexp(torch.stack(groups), 0)
+    return float(torch.logsumexp(total, 0)) + math.log(18 / 4000)
+
+
+STEPS = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+SERIES, LENGTHS = torch.tensor([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]]), torch.tensor([3, 2])
+
+
+def chains_of_several_lengths():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("series", 2):
+        x = 0
+        for t in pyro.markov(range(3)):
+            with poutine.mask(mask=t < LENGTHS):
+                x = pyro.sample(f"x{t}", dist.Categorical(STEPS[x]))
+                pyro.sample(f"y{t}", dist.Normal(a + 2.0 * x, 1.0), obs=SERIES[:, t])
+
+
+def of_chains():
+    a = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    total = dist.Normal(0.0, 1.0).log_prob(a)
+    for row, length in zip(SERIES.double(), LENGTHS.tolist(), strict=True):
+        terms = []
+        for path in itertools.product((0, 1), repeat=length):
+            prior = sum(math.log(STEPS[i, j]) for i, j in itertools.pairwise((0, *path)))
+            means = a[:, None] + 2 * torch.tensor(path)
+            terms.append(prior + dist.Normal(means, 1.0).log_prob(row[:length]).sum(-1))
+        total = total + torch.logsumexp(torch.stack(terms), 0)
+    return float(torch.logsumexp(total, 0)) + math.log(18 / 4000)
+
+
+def vectors(y, seen):
+    a = pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("d", len(y)):
+        noise = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+        pyro.sample("y", dist.MultivariateNormal(a, noise), obs=y, obs_mask=seen)
+
+
+VECTORS = torch.tensor([[0.5, 1.0], [math.nan, 3.0], [-1.0, 0.2]])
+
+
+def of_vectors():
+    one, noise = torch.eye(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    covariance = torch.cat([torch.cat([one + noise, one], 1), torch.cat([one, one + noise], 1)])
+    return joint_normal(VECTORS[[0, 2]].flatten(), covariance)
+
+
+def half_counted():
+    """√N(a; 0, 1) is a normal density of variance 2 times (8π)^¼."""
+    with poutine.scale(scale=0.5):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(a, 1.0), obs=ONE)
+
+
+def chosen():
+    with pyro.plate("d", 3):
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        b = pyro.sample("b", dist.Normal(0.0, torch.where(z > 0, 1.5, 0.6)))
+        pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor([0.2, 3.0, -1.0]))
+
+
+def delta_with_density():
+    """e^(−a²/2) N(a; 0, 1) is a normal density of variance 1/2 over √2."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Delta(a.exp(), log_density=-0.5 * a.square()))
+    pyro.sample("y", dist.Normal(b.log(), 1.0), obs=ONE)
+
+
+def of_a_mixture():
+    parts = dist.Categorical(torch.tensor([0.5, 0.5])), dist.Normal(torch.tensor([-1.0, 1.0]), 1.0)
+    x = pyro.sample("x", dist.MixtureSameFamily(*parts))
+    pyro.sample("y", dist.Normal(x, 1.0), obs=ONE)
+
+
+def of_positive_parts():
+    parts = dist.Categorical(torch.tensor([0.5, 0.5])), dist.Gamma(torch.tensor([2.0, 5.0]), torch.ones(2))
+    pyro.sample("x", dist.MixtureSameFamily(*parts))
+
+
+def chain_of_bounds():
+    x = torch.zeros(())
+    for i in range(3):
+        x = pyro.sample(f"x{i}", dist.Uniform(x, 1.0))
+
+
+def levels():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 2, dim=-2):
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        with pyro.plate("rows", 3, dim=-1):
+            c = pyro.sample("c", dist.Normal(b, 1.0))
+            pyro.sample("y", dist.Normal(c, 1.0), obs=TABLE)
+
+
+FIVE = torch.eye(5) + 2
+RIGHT = {
+    "a parameter with a prior": (lifted, (Y,), joint_normal(Y, FIVE)),
+    "kinds known for some": (components, (Y, torch.tensor([0.0, 1, 0, 0, 1]), SEEN), of_components(
+        Y, [(0,), (1,), (0, 1), (0, 1), (1,)])),
+    "masked rows with a choice": (ragged, (Y, SEEN), of_components(Y[SEEN], [(0, 1)] * 3)),
+    "choices in nested plates": (crossed_choices, (), of_crossed_choices()),
+    "masked hidden Markov chains": (chains_of_several_lengths, (), of_chains()),
+    "vectors by obs_mask": (vectors, (VECTORS, torch.tensor([True, False, True])), of_vectors()),
+    "a scaled latent": (half_counted, (), 0.25 * math.log(8 * math.pi) + normal(1.0, 3.0)),
+    "a choice of scales": (chosen, (), sum(
+        log_sum([math.log(0.4) + normal(y, 3.25), math.log(0.6) + normal(y, 1.36)]) for y in (0.2, 3.0, -1.0))),
+    "a Delta with a density": (delta_with_density, (), -0.5 * math.log(2) + normal(1.0, 1.5)),
+    "a latent mixture": (of_a_mixture, (), log_sum([normal(2.0, 2.0), normal(0.0, 2.0)]) + math.log(0.5)),
+    "a latent mixture of positive parts": (of_positive_parts, (), 0.0),
+    "a chain of bounds": (chain_of_bounds, (), 0.0),
+    "three levels": (levels, (), joint_normal(
+        TABLE.flatten(), 1 + torch.block_diag(torch.ones(3, 3), torch.ones(3, 3)) + 2 * torch.eye(6))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_the_evidence_is_that_by_hand(name):
+    model, args, evidence = RIGHT[name]
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    guide = AutoConvFlow(model, num_blocks=1, prototype_args=args)
+    report = diagnose(model, guide, *args, num_paths=0, num_chains=0)
+    assert report.elbo < evidence + 0.05
+    assert report.log_evidence == pytest.approx(evidence, abs=0.08)
+
+
+def test_other_rows_of_data_for_the_same_latents():
+    def regression(x, y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x @ b, 1.0).to_event(1), obs=y)
+
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(1))
+    y = x.sum(-1) + 0.5
+    guide = AutoConvFlow(regression, num_blocks=1, prototype_args=(x[:4], y[:4]))
+    fit(regression, guide, x, y, num_steps=300)
+    report = diagnose(regression, guide, x, y, num_paths=0, num_chains=0)
+    assert report.log_evidence == pytest.approx(joint_normal(y, x @ x.T + torch.eye(9)), abs=0.03)
+
+
+def bounded_by_a_latent():
+    theta = pyro.sample("theta", dist.Gamma(2.0, 0.5))
+    with pyro.plate("d", 3):
+        pyro.sample("seen", dist.Uniform(torch.zeros(()), theta), obs=torch.tensor([0.5, 2.0, 3.1]))
+
+
+def at_a_point():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("seen", dist.Delta(2 * a), obs=ONE)
+
+
+def scaled(s=None):
+    s = pyro.sample("s", dist.HalfNormal(1.0), obs=s)
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(m, s), obs=ONE)
+
+
+def parts_with_bounds():
+    bounds = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0])
+    parts = dist.Categorical(torch.tensor([0.5, 0.5])), dist.Uniform(*bounds)
+    pyro.sample("x", dist.MixtureSameFamily(*parts))
+
+
+def covariance():
+    pyro.sample("S", dist.Wishart(torch.tensor(4.0), torch.eye(2)))
+
+
+def stretched():
+    pyro.sample("x", dist.TransformedDistribution(dist.Beta(2.0, 2.0), AffineTransform(-1.0, 2.0)))
+
+
+def noisy():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(a + torch.randn(()), 1.0), obs=ONE)
+
+
+def unequal_counts():
+    p = pyro.sample("p", dist.Beta(1.0, 1.0))
+    with pyro.plate("d", 2):
+        n = pyro.sample("n", dist.Binomial(torch.tensor([3.0, 5.0]), p))
+        pyro.sample("y", dist.Normal(n, 1.0), obs=torch.tensor([1.0, 2.5]))
+
+
+def vector_of_rows(y):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1))
+    pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+
+REFUSED = {
+    "an observed Delta": (at_a_point, (), at_a_point, (), "'seen' is a Delta"),
+    "a value outside of the support": (
+        poutine.condition(scaled, data={"s": -ONE}), (), poutine.condition(scaled, data={"s": -ONE}), (), r"'s'.*-1\.0",
+    ),
+    "components with supports of their own": (parts_with_bounds, (), parts_with_bounds, (), "'x' .*no map"),
+    "a covariance": (covariance, (), covariance, (), "'S' .*no map"),
+    "too wide a support": (stretched, (), stretched, (), "'x' declares"),
+    "noise that is no site": (noisy, (), noisy, (), "'y' is random"),
+    "counts that differ": (unequal_counts, (), unequal_counts, (), "'n'"),
+    "values in a column": (location, (Y,), location, (Y[:, None],), r"'y' has values of shape \(5, 1\).*\(5,\)"),
+    "fewer values than rows": (location, (Y,), location, (Y[:3],), r"'y' has values of shape \(3,\)"),
+    "one value for all rows": (location, (Y,), location, (Y[:1],), r"'y' has values of shape \(1,\)"),
+    "observed before and not now": (location, (Y,), poutine.uncondition(location), (Y,), "'y' are not in the guide"),
+    "a prior for a parameter": (shifted, (Y,), lifted, (Y,), "'shift' are not in the guide"),
+    "another parametrisation": (
+        levels, (), poutine.reparam(levels, config={"b": LocScaleReparam(0.0)}), (), "'b_decentered' are not in"),
+    "fewer rows of a vector": (vector_of_rows, (Y,), vector_of_rows, (Y[:1],), r"'z' has shape \(1,\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name):
+    built, before, model, now, words = REFUSED[name]
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match=words):
+        fit(model, AutoConvFlow(built, num_blocks=1, prototype_args=before, warm_start=False), *now)
+
+
+def test_a_density_that_is_nowhere_finite_is_called_by_its_site():
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.factor("wall", torch.where(a > 50, 0.0, -torch.inf))
+
+    with pytest.raises(RuntimeError, match=r"not finite at the sites 'wall' \(32 of 32 draws\)"):
+        fit(model, AutoConvFlow(model, num_blocks=1, warm_start=False))
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_an_observation_that_a_latent_bounds_is_called_by_its_site(start):
+    guide = AutoConvFlow(bounded_by_a_latent, num_blocks=1, warm_start=start, init_scale=None if start else 1.0)
+    with pytest.raises(ValueError, match="observed site 'seen' depends on the latents"):
+        fit(bounded_by_a_latent, guide)
+
+
+def test_bounds_of_the_latents_may_keep_to_the_data():
+    """A Pareto law of θ below θ's bound, and y ~ U(0, θ): a Pareto law of shape 2 + 3."""
+    y = torch.tensor([0.5, 2.0, 3.1])
+
+    def model():
+        theta = pyro.sample("theta", dist.Pareto(y.max(), 2.0))
+        with pyro.plate("d", 3):
+            pyro.sample("seen", dist.Uniform(torch.zeros(()), theta), obs=y)
+
+    guide = AutoConvFlow(model, num_blocks=1)
+    fit(model, guide, num_steps=100)
+    report = diagnose(model, guide, num_paths=0, num_chains=0)
+    assert report.log_evidence == pytest.approx(math.log(2 / 5 / 3.1**3), abs=0.03)
+
+
+def test_draws_are_not_weighed_by_a_part_of_the_data():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(y), subsample_size=2) as index:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+
+    with pytest.raises(ValueError, match="'rows', 2 of 5"):
+        diagnose(model, AutoConvFlow(model, num_blocks=1), Y)
+
+
+X = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, -1.0], [2.0, 0.0, 1.0], [0.3, 0.3, 0.3]])
+
+
+def by_matrix():
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(X @ b, 1.0).to_event(1), obs=Y[:4])
+
+
+def by_sum():
+    """With particles on the left, the sum is over them, too, and nothing fails."""
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(b.sum(), 1.0), obs=ONE)
+
+
+def without_plates():
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0))
+    pyro.sample("y", dist.Normal(b, 1.0), obs=Y[:3])
+
+
+@pytest.mark.parametrize(("model", "evidence"), [
+    (by_matrix, joint_normal(Y[:4], X @ X.T + torch.eye(4))),
+    (by_sum, normal(1.0, 4.0))])  # fmt: skip
+def test_pyros_guides_of_models_for_single_draws(model, evidence):
+    pyro.clear_param_store()
+    guide = AutoMultivariateNormal(model, init_scale=0.7)
+    pyro.set_rng_seed(0)
+    fit(model, guide, num_steps=150, num_particles=4, learning_rate=0.03)
+    report = diagnose(model, guide, num_samples=400)
+    assert report.elbo < evidence + 0.05
+    assert report.log_evidence == pytest.approx(evidence, abs=0.15)
+
+
+def test_pyro_refuses_a_batch_without_a_plate_by_name():
+    with pytest.raises(ValueError, match='site "b"'):
+        fit(without_plates, AutoMultivariateNormal(without_plates), num_steps=2)
