@@ -131,3 +131,22 @@ def test_the_identity_holds_weights_code_and_settings(run, tmp_path, monkeypatch
     assert seen[2] != seen[3]
     assert seen[0]["weights"] == run.weights_sha256("best")
     assert seen[0]["settings"]["evaluation"]["num_samples"] == 2
+
+
+def test_what_parts_had_cost(tmp_path, monkeypatch):
+    """Clocks that stand at 1, 3.26 and at 100, 101.51 before and after: 2.26 s and 1.51 s of the processor a part."""
+    clocks = {"monotonic": [1.0, 3.26, 1.0, 3.26], "process_time": [100.0, 101.51, 100.0, 101.51]}
+    for name, times in clocks.items():
+        monkeypatch.setattr(f"vi_flows.training.kept.time.{name}", iter(times).__next__)
+    parts = KeptParts(tmp_path / "record.json", {"seed": 1})
+    assert parts.folder == tmp_path / ".record.parts"
+    for first in (0, 5):
+        parts.part("nll", first, lambda: {"x": torch.ones(2)})
+    assert parts.cost_before == {}
+    again = KeptParts(tmp_path / "record.json", {"seed": 1})
+    for first in (0, 5):
+        assert again.part("nll", first, None)["x"].tolist() == [1.0, 1.0]
+    assert (again.seconds_before, again.cpu_seconds_before) == (pytest.approx(4.52), pytest.approx(3.02))
+    assert again.cost_before == {"seconds_before": 4.5, "cpu_seconds_before": 3.0}
+    again.remove()
+    assert not again.folder.exists()

@@ -1,0 +1,188 @@
+"""What a diagnosis makes of weights and draws that are written down."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from vi_flows.diagnostics import diagnose, psis
+from vi_flows.diagnostics.chains import Moved
+from vi_flows.diagnostics.diagnose import _row_means
+from vi_flows.diagnostics.elsewhere import Missed
+from vi_flows.guides.pairs import Draws, Weighed
+
+HERE = importlib.import_module("vi_flows.diagnostics.diagnose")  # the room shows the function under this name
+LOG_W = torch.linspace(-1.0, 1.0, 200, dtype=torch.float64) - 5.0
+
+
+@pytest.fixture
+def weighed(monkeypatch):
+    """Sets what the pair of any model and guide finds, and tells how many draws it was asked for."""
+    asked = []
+
+    def set_to(found):
+        class Stub:
+            def weigh(self, num_samples):
+                asked.append(num_samples)
+                return found
+
+        monkeypatch.setattr(HERE, "pair_of", lambda *_: Stub())
+        return asked
+
+    return set_to
+
+
+def nothing(*_, **__):
+    """Neither a model nor a guide."""
+
+
+def test_figures_of_joint_weights(weighed):
+    asked = weighed(Weighed(LOG_W))
+    found = diagnose(nothing, nothing, num_samples=200)
+    assert asked == [200]
+    assert found.num_samples == 200
+    assert found.elbo == pytest.approx(-5.0)
+    # 200 equal steps from −1 to 1: variance 4/12 · 200 · 201 / 199² with n − 1.
+    assert found.elbo_se == pytest.approx(math.sqrt(200 * 201 / 199**2 / 3) / math.sqrt(200), rel=1e-9)
+    smoothed = psis(LOG_W)
+    assert found.log_evidence == pytest.approx(float(smoothed.log_mean_weight))
+    assert found.log_evidence == pytest.approx(-5.0 + math.log(math.sinh(1.0)), abs=0.01)  # ∫ eᵗ dt / 2 from −1 to 1
+    assert found.gap == pytest.approx(found.log_evidence + 5.0)
+    assert (found.k_hat, found.ess) == (pytest.approx(float(smoothed.k_hat)), pytest.approx(float(smoothed.ess)))
+    assert torch.equal(found.log_weights, LOG_W)
+    torch.testing.assert_close(found.weights, smoothed.log_weights.exp())
+    assert found.weights.sum().item() == pytest.approx(1.0)
+    nowhere = (found.k_hat_rows, found.ess_rows, found.shift, found.sd_ratio, found.draws, found.chains)
+    assert nowhere == (None,) * 6
+    assert (found.invertibility_margin, found.active_units, found.elsewhere) == (None, None, "not looked")
+    with_zero = torch.cat([LOG_W[:-1], torch.tensor([-math.inf], dtype=torch.float64)])
+    weighed(Weighed(with_zero))
+    found = diagnose(nothing, nothing, num_samples=200)
+    assert found.elbo == -math.inf
+    assert found.elbo_se == pytest.approx(LOG_W[:-1].std().item() / math.sqrt(200))
+
+
+def test_figures_of_rows(weighed):
+    """Three data points with weights of their own: the joint is their sum, evidences add."""
+    rows = torch.stack([LOG_W, LOG_W.flip(0) + 1.0, 0.1 * LOG_W], 1)
+    weighed(Weighed(rows))
+
+    def guide():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Delta(torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 4.0]]), event_dim=1))
+
+    found = diagnose(nothing, guide, num_samples=200)
+    assert found.elbo == pytest.approx(-5.0 - 4.0 - 0.5)
+    torch.testing.assert_close(found.log_weights, rows.sum(1))
+    by_row = psis(rows)
+    assert found.log_evidence == pytest.approx(float(by_row.log_mean_weight.sum()))
+    torch.testing.assert_close(found.k_hat_rows, by_row.k_hat)
+    torch.testing.assert_close(found.ess_rows, by_row.ess)
+    assert found.k_hat == pytest.approx(float(psis(rows.sum(1)).k_hat))
+    assert found.active_units == {"z": (1, 2)}
+    assert found.draws is None
+
+
+def joint(**changes):
+    """Two hundred draws of one latent number, evenly from −2 to 2."""
+    x = torch.linspace(-2.0, 2.0, 200, dtype=torch.float64)[:, None]
+    values = {
+        "latents": x, "log_density": nothing, "log_q": None, "at_once": False,
+        "constrain": lambda x: {"a": 3 * x[..., 0]},
+    }  # fmt: skip
+    return Weighed(0.01 * LOG_W, Draws(**{**values, **changes}))
+
+
+def test_draws_are_weighed_and_neither_chains_nor_paths_run_where_they_cant(weighed):
+    weighed(joint())
+    found = diagnose(nothing, nothing, num_samples=200)
+    torch.testing.assert_close(found.draws["a"], 3 * torch.linspace(-2.0, 2.0, 200, dtype=torch.float64))
+    w, a = found.weights, found.draws["a"]
+    assert found.shift["a"].item() == pytest.approx(float((w * a).sum() / a.std()), rel=1e-6)
+    assert found.sd_ratio["a"].item() == pytest.approx(1.0, abs=0.02)
+    assert (found.chains, found.elsewhere, found.verdict) == (None, "not looked", "ok")
+
+
+def test_chains_start_at_the_first_draws(weighed, monkeypatch):
+    seen = []
+
+    def moved(density, x, constrain):
+        seen.append(x)
+        return Moved(0.5, 0.0, "a", 0.9)
+
+    monkeypatch.setattr(HERE, "moved_by_chains", moved)
+    weighed(joint(at_once=True))
+    found = diagnose(nothing, nothing, num_samples=200, num_chains=30)
+    assert found.chains == Moved(0.5, 0.0, "a", 0.9)
+    assert found.verdict != "ok"
+    assert torch.equal(seen[0], joint().draws.latents[:30])
+    assert diagnose(nothing, nothing, num_samples=200, num_chains=1).chains is not None
+    assert diagnose(nothing, nothing, num_samples=200, num_chains=0).chains is None
+    for dim, known in ((200, True), (201, False)):
+        weighed(joint(at_once=True, latents=torch.zeros(200, dim, dtype=torch.float64), constrain=lambda x: {"a": x}))
+        assert (diagnose(nothing, nothing, num_samples=200).chains is not None) == known
+
+
+@pytest.mark.parametrize(("share", "told"), [(None, False), (0.0099, False), (0.01, True), (0.3, True)])
+def test_a_mode_is_told_from_one_per_cent_of_the_mass_on(weighed, monkeypatch, share, told):
+    seen = []
+
+    def missed(density, log_q, x, evidence, num_paths):
+        seen.append((evidence, num_paths))
+        return None if share is None else Missed(share, 12.4, torch.tensor([1.5], dtype=torch.float32))
+
+    monkeypatch.setattr(HERE, "missed_mass", missed)
+    weighed(joint(log_q=nothing))
+    found = diagnose(nothing, nothing, num_samples=200, num_paths=7)
+    assert seen == [(pytest.approx(found.log_evidence), 7)]
+    if told:
+        assert (found.verdict, found.reason) == ("don't trust", found.elsewhere)
+        assert found.reason == (
+            "a path from elsewhere found a mode that no draw of the guide reached, 12 sd away and with about "
+            f"{share:.0%} of the mass (a = 4.5)"
+        )
+    else:
+        assert (found.verdict, found.elsewhere) == ("ok", "nothing")
+    assert diagnose(nothing, nothing, num_samples=200, num_paths=0).elsewhere == "not looked"
+    assert diagnose(nothing, nothing, num_samples=200, num_paths=1).elsewhere != "not looked"
+    bad = joint(log_q=nothing)
+    weighed(Weighed(50 * LOG_W, bad.draws))
+    assert diagnose(nothing, nothing, num_samples=200).elsewhere == "not looked"  # it is not trusted anyway
+    for dim, known in ((200, True), (201, False)):
+        x = torch.zeros(200, dim, dtype=torch.float64)
+        weighed(joint(log_q=nothing, latents=x, constrain=lambda x: {"a": x[..., 0]}))
+        assert (diagnose(nothing, nothing, num_samples=200).elsewhere != "not looked") == known
+
+
+def test_a_tail_needs_a_hundred_draws(weighed):
+    weighed(Weighed(LOG_W[:100]))
+    assert diagnose(nothing, nothing, num_samples=100).num_samples == 100
+    with pytest.raises(ValueError, match="judged from 99 draws; use at least 100"):
+        diagnose(nothing, nothing, num_samples=99)
+
+
+def test_active_units_come_from_the_means_over_a_hundred_draws():
+    """Sites of one value a row; in the second column sds of 0.09, below a variance of 0.01, and 0.11, above it."""
+    runs = []
+
+    def guide(spread, rows=4):
+        runs.append(1)
+        sign = torch.tensor([1.0, -1.0]).repeat(rows // 2) if rows > 1 else torch.ones(1)
+        noise = 10.0 if len(runs) % 2 else -10.0  # the mean is without it
+        with pyro.plate("data", rows):
+            pyro.sample("z", dist.Delta(torch.stack([sign + noise, spread * sign], 1), event_dim=1))
+            pyro.sample("scalar", dist.Delta(sign))
+            pyro.sample("count", dist.Poisson(torch.ones(rows)).mask(False), infer={"is_auxiliary": True})
+        pyro.sample("elsewhere", dist.Delta(torch.zeros(7)).to_event(1))
+
+    root = math.sqrt(3 / 4)  # the variance of ±s in four rows is 4 s²/3
+    assert _row_means(guide, (0.09 * root,), {}, 4) == {"z": (1, 2), "scalar": (1, 1)}
+    assert len(runs) == 100
+    assert _row_means(guide, (0.11 * root,), {}, 4) == {"z": (2, 2), "scalar": (1, 1)}
+    assert _row_means(guide, (1.0,), {"rows": 1}, 1) is None
+    assert _row_means(guide, (1.0,), {}, 5) is None  # no site has a value a row
