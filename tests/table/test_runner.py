@@ -371,6 +371,20 @@ def test_the_time_left_is_that_of_the_last_twenty_epochs(place):
     assert "0:02:00" in table
 
 
+def test_a_runner_says_once_how_long_a_training_will_take(place, capfd):
+    """Of 100 epochs the first took 10 s, which is too little to tell; two took 24 s: 98 more take 1176 s."""
+    (job,) = jobs_of(0, epochs=100)
+    folder = job.folder(place)
+    folder.mkdir(parents=True)
+    runner = Runner([job], place, FAST)
+    runner._running = [([job], None)]
+    lines = [json.dumps({"epoch": e, "step": e, "seconds": s}) for e, s in ((1, 10.0), (2, 24.0), (3, 34.0))]
+    for count in range(4):
+        (folder / "metrics.jsonl").write_text("\n".join(lines[:count]))
+        runner._project()
+    assert capfd.readouterr().out == f"{job.name}: epoch 2 of 100, about 0:19:36 of training left\n"
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

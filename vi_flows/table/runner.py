@@ -16,12 +16,14 @@ from typing import Any
 
 from vi_flows.table.claim import is_held, last_note
 from vi_flows.table.job import Computer, Job, Workplace
+from vi_flows.table.status import duration, status_of
 from vi_flows.table.work import DONE, HELD, OUT_OF_TIME, run_in_process
 from vi_flows.training import TrainingInterrupted
 
 __all__ = ["Outcome", "Runner", "work_through"]
 
 POLL_SECONDS = 5.0
+PROJECTED_AT = 0.02  # of a training: its speed is known, and hardly any of it is over
 
 # A fork of this process would inherit the state of OpenMP's threads, of autograd and of the GPU. The server has
 # imported all that the runs need and used nothing of it, so that its forks begin at once.
@@ -79,6 +81,7 @@ class Runner:
         self.processes = processes
         self._ends = time.monotonic() + wall_seconds
         self.outcome = Outcome()
+        self._projected: set[str] = set()
         self._running: list[tuple[list[Job[Any]], ForkServerProcess]] = []
         self._stopped: int | None = None
 
@@ -96,6 +99,7 @@ class Runner:
                 if not self._running and (over or not self._waits_for_others()):
                     break
                 wait([process.sentinel for _, process in self._running], timeout=POLL_SECONDS)
+                self._project()
                 self._collect()
         if self._stopped is not None:
             raise TrainingInterrupted(self._stopped)
@@ -162,6 +166,18 @@ class Runner:
         for job in jobs:
             del self.pending[job.name]
             print(f"{job.name}: begun", flush=True)
+
+    def _project(self) -> None:
+        """Say of each run, once, how long its training will take."""
+        for job in [job for jobs, _ in self._running for job in jobs if job.name not in self._projected]:
+            status = status_of(job, self.workplace)
+            if status.progress >= PROJECTED_AT * job.total and not math.isnan(status.seconds_left):
+                self._projected.add(job.name)
+                print(
+                    f"{job.name}: {job.progress_name[1]} {status.progress:.0f} of {status.total:.0f}, about "
+                    f"{duration(status.seconds_left)} of training left",
+                    flush=True,
+                )
 
     def _collect(self) -> None:
         for pair in [pair for pair in self._running if not pair[1].is_alive()]:

@@ -15,7 +15,7 @@ from vi_flows.records import Record, from_json
 from vi_flows.table.claim import is_held, is_locked, last_note
 from vi_flows.table.job import Job, Workplace
 
-__all__ = ["JobStatus", "status_of", "status_table"]
+__all__ = ["JobStatus", "duration", "status_of", "status_table"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def status_of(job: Job[Any], workplace: Workplace) -> JobStatus:
     return JobStatus(job.name, state, progress, job.total, best, math.nan, left, error)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``0:12:30``, or a dash where it is not known."""
     return "–" if math.isnan(seconds) else str(timedelta(seconds=round(seconds)))
 
 
@@ -116,7 +117,7 @@ def status_table(jobs: Sequence[Job[Any]], workplace: Workplace) -> str:
     cells = [
         (
             s.name, s.state, f"{s.progress:.0f}/{s.total:.0f}", _number(s.valid_loss, job.digits),
-            _number(s.score, job.digits), _duration(s.seconds_left),
+            _number(s.score, job.digits), duration(s.seconds_left),
         )
         for s, job in zip(found, jobs, strict=True)
     ]  # fmt: skip
