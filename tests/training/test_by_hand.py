@@ -16,9 +16,18 @@ from tests.data.speech_files import write_recordings
 from vi_flows.autoregressive.config import pixel_config
 from vi_flows.data import load
 from vi_flows.flows import IAF
-from vi_flows.training import ImageTrainConfig, PixelTrainConfig, Run, Trainer, VAETrainConfig, WaveTrainConfig
+from vi_flows.training import (
+    ImageTrainConfig,
+    PixelTrainConfig,
+    Run,
+    Trainer,
+    TrainingDivergedError,
+    VAETrainConfig,
+    WaveTrainConfig,
+)
 from vi_flows.training.budget import BudgetTrainer
 from vi_flows.training.config import check_device
+from vi_flows.training.distributed import speaks_here
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.stacked import StackedTrainer
 from vi_flows.training.tasks.base import BinaryDrawingSettings, DrawingSettings, EvaluationSettings
@@ -323,6 +332,26 @@ def test_the_line_of_an_epoch(tmp_path):
         }  # fmt: skip
         assert (trainer.state["bound_sum"], trainer.state["images"], trainer.state["finished"]) == (0.0, 0, False)
     assert trainer.state["best"] == {"epoch": 2, "valid_loss": 3.5}
+
+
+def test_where_a_training_diverged(tmp_path):
+    config = VAETrainConfig(vae=VAEConfig(latent_dims=(2,), hidden_dims=((3,),)), epochs=9, batch_size=500, threads=1)
+    trainer = Trainer(Run.create(tmp_path / "run", config), progress=False)
+    words = "bound nan, gradient norm 2.5. Nothing was saved of it; no checkpoint was written yet. Try a lower"
+    for step, epoch in ((0, 1), (2, 1), (3, 2), (8, 3)):
+        trainer.state["step"] = step
+        with pytest.raises(TrainingDivergedError, match=rf"^step {step} \(epoch {epoch}\): {words}"):
+            trainer.stop_diverged([[1.0, math.nan, 2.5]])
+
+
+def test_one_process_speaks_for_a_machine(monkeypatch):
+    for size, rank, speaks in ((None, None, True), ("1", "1", True), ("2", "0", True), ("2", "1", False)):
+        for name, value in (("WORLD_SIZE", size), ("LOCAL_RANK", rank)):
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        assert speaks_here() == speaks
 
 
 def test_stacked_runs_share_their_data(tmp_path):

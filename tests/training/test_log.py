@@ -101,7 +101,7 @@ def test_drawing_takes_little_of_the_time(tmp_path, monkeypatch):
     trainer.log.show(trainer.task, 3, True)
     assert len(drawn) == 2
     # A drawing of one second: not within twenty of them.
-    for ago, expected in ((19.0, 2), (21.0, 3)):
+    for ago, expected in ((19.5, 2), (20.5, 3)):
         trainer.log._seconds, trainer.log._drawn = 1.0, time.monotonic() - ago
         trainer.log.show(trainer.task, 4, False)
         assert len(drawn) == expected
