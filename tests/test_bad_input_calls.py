@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -23,7 +24,7 @@ from vi_flows.autoregressive import (
     mu_law_decode,
     mu_law_encode,
 )
-from vi_flows.data import binarize, load
+from vi_flows.data import DataNotFoundError, binarize, load
 from vi_flows.diagnostics import diagnose
 from vi_flows.distributions import BernoulliLogits, FlowNormal, bits_per_dim
 from vi_flows.distributions.image_config import ImageFlowConfig
@@ -33,7 +34,9 @@ from vi_flows.flows.image import MCONV
 from vi_flows.flows.image_steps import Glow
 from vi_flows.guides import AutoConvFlow, AutoFlow, fit
 from vi_flows.objectives import ELBO, IWAE, DReG, RenyiBound, StickingTheLanding
-from vi_flows.training import ImageTrainConfig, Run, VAETrainConfig
+from vi_flows.plotting import save_image_grid
+from vi_flows.records import Record
+from vi_flows.training import ImageTrainConfig, Run, Trainer, VAETrainConfig
 from vi_flows.transforms import Chain, FromPyro, Inverse
 from vi_flows.vae import VAEConfig, build_vae
 
@@ -97,6 +100,12 @@ def test_settings_that_would_be_left_unused_are_refused(values):
 
 def model():
     pyro.sample("z", dist.Normal(torch.zeros(2), 1).to_event(1))
+
+
+def of_data(y):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 3):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
 def without_latents():
@@ -224,15 +233,69 @@ CALLS = [
     *calls("latent_dims", lambda: VAEConfig(latent_dims=())),
     *calls("hidden_dims", lambda: VAEConfig(hidden_dims=())),
     *calls("holds no run", lambda: Run.open("nowhere")),
+    # What is of another type altogether.
+    *[("model must be a function", lambda value=value: fit(value, AutoConvFlow(model))) for value in (3, None, "a")],
+    *calls("guide must be a function .*, got int", lambda: fit(model, 3), lambda: diagnose(model, 3)),
+    *calls("guide must be .*, got the class AutoConvFlow", lambda: fit(model, AutoConvFlow)),
+    *[
+        ("observed site 'y' must be of type Tensor, got", lambda data=data: fit(of_data, AutoConvFlow(of_data), data))
+        for data in (np.zeros(3), [1.0, 2.0, 3.0], (torch.zeros(3),))
+    ],
+    *calls("num_steps must be a whole number, got 10.5", lambda: fit(model, AutoConvFlow(model), num_steps=10.5)),
+    *calls("num_steps must be a whole number, got '3'", lambda: fit(model, AutoConvFlow(model), num_steps="3")),
+    *calls(
+        "learning_rate must be of type int or float, got str",
+        lambda: fit(model, AutoConvFlow(model), learning_rate="1"),
+    ),
+    *calls("num_blocks must be a whole number", lambda: AutoConvFlow(model, 1.5), lambda: AutoConvFlow(model, "2")),
+    *calls("from the latent dimension, got a ConvFlowStack itself", lambda: AutoFlow(model, CONV_FLOW)),
+    *calls("num_samples must be of type int", lambda: diagnose(model, AutoConvFlow(model), num_samples="100")),
+    *[
+        ("input_dim must be a whole number", lambda kind=kind, value=value: kind().build(value))
+        for kind in FLOWS.values()
+        for value in ("3", 3.5, None)
+    ],
+    *calls("context_dim must be a whole number", lambda: ConvFlow(2).build(3, 2.5)),
+    *calls("a Chain is made of several Bijections", lambda: Chain(CONV_FLOW)),
+    *calls("loc must be of type Tensor, got list", lambda: FlowNormal([0.0], [1.0], CONV_FLOW)),
+    *calls("config must be of type VAEConfig", lambda: build_vae(None, 64), lambda: build_vae({}, 64)),
+    *calls("config must be of type TrainConfig, got dict", lambda: Run.create("nowhere", {})),
+    *calls("run must be of type Run, got str; Run.open", lambda: Trainer("nowhere")),
+    *calls("device 'foo' can't be used", lambda: Trainer(Run("nowhere", VAETrainConfig(device="foo")))),
+    *[("name must be of type str or PathLike", lambda value=value: load(value)) for value in (3, None, ["digits"])],
+    *calls("no file or folder .*nowhere.*: name a folder of images", lambda: load(Path("nowhere"))),
+    *calls("no record nowhere", lambda: Record.read("nowhere")),
+    *calls("means must be of type Tensor, got list", lambda: binarize([0.5])),
+    *calls("images must be of type Tensor", lambda: save_image_grid([1, 2], Path("x.png"))),
+    *calls("columns must be at least 1", lambda: save_image_grid(torch.zeros(1, 1, 2, 2), Path("x.png"), 0)),
+    *[("log_weights must be of type Tensor", lambda value=value: psis(value)) for value in ("a", [1.0], np.zeros(9))],
+    *calls("log_weights must be of type Tensor", lambda: effective_sample_size([1.0])),
+    *calls("first must be of type Tensor", lambda: paired_bootstrap([1.0], [2.0])),
+    *[
+        (
+            "level must lie between 0 and 1",
+            lambda value=value: paired_bootstrap(torch.zeros(3), torch.ones(3), level=value),
+        )
+        for value in (0, 1, 2, math.nan)
+    ],
+    *calls("data must be of type Tensor", lambda: estimate_nll(weights(lambda p, b: (p, b)), [[1.0]], 5)),
+    *calls("log_weights gives must be of type Tensor", lambda: estimate_nll(lambda *_: [1.0], torch.zeros(2, 3), 5)),
+    *calls("audio must be of type Tensor", lambda: mu_law_encode([0.1])),
+    *calls("log_prob must be of type Tensor", lambda: bits_per_dim(1.0, 3)),
+    *calls("num_dims must be a whole number", lambda: bits_per_dim(torch.zeros(1), 1.5)),
+    *calls("event_shape must be of type Sequence, got int", lambda: MADE(4, Bernoulli())),
+    *calls("event_shape.0. must be a whole number", lambda: MADE("4", Bernoulli()), lambda: MADE((4.0,), Bernoulli())),
+    *calls("output must be of type Output, got the class Bernoulli", lambda: MADE((4,), Bernoulli)),
+    *calls("output must be of type Output, got", lambda: MADE((4,), None), lambda: PixelCNN((1, 8, 8), "bernoulli")),
 ]
 
 
 @pytest.mark.parametrize(("word", "call"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
 def test_calls_are_refused(word, call):
-    with pytest.raises((ValueError, TypeError, FloatingPointError, RuntimeError)) as refused:
+    with pytest.raises((ValueError, TypeError, FloatingPointError, RuntimeError, DataNotFoundError)) as refused:
         call()
     assert re.search(word, str(refused.value)), str(refused.value)
 
 
 def test_there_are_enough_calls():
-    assert len(CALLS) >= 100
+    assert len(CALLS) >= 200

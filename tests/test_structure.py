@@ -27,7 +27,7 @@ FLOORS = [
     {"__main__"},
 ]
 """From the ground up: a room imports from lower floors, and from the rooms beside it where :data:`BESIDE` says so."""
-BESIDE = {("evaluation", "objectives")}
+BESIDE = {("evaluation", "objectives"), ("data", "settings"), ("plotting", "settings")}
 """Arrows within a floor."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vi_flows.settings import check_counts, check_tensors
+
 __all__ = ["save_image_grid", "save_intervals"]
 
 
@@ -29,6 +31,9 @@ def save_image_grid(images: Tensor, path: Path, columns: int | None = None, scal
     """
     from PIL import Image
 
+    check_tensors(images=images)
+    if columns is not None:
+        check_counts(1, columns=columns)
     if images.dim() != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
         raise ValueError(f"expected (N, 1 or 3, H, W) with N > 0, got {tuple(images.shape)}")
     count, channels, height, width = images.shape

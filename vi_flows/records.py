@@ -272,6 +272,7 @@ class Record:
         Raises:
             RecordError: it is missing, damaged, of another schema, or its scores are not the ones it was written with.
         """
+        path = Path(path)
         if not path.is_file():
             raise RecordError(f"there is no record {path}; vi-flows evaluate RUN writes one, and says where")
         try:

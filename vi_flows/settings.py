@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
+from torch import Tensor
+
 __all__ = [
     "LATER", "Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "Seed", "SettingsError",
-    "Threads", "check_at_least", "check_known", "check_settings", "later_settings", "settings_from",
+    "Threads", "check_at_least", "check_counts", "check_known", "check_settings", "check_tensors",
+    "check_types", "later_settings", "settings_from",
 ]  # fmt: skip
 
 S = TypeVar("S")
@@ -112,10 +116,54 @@ def check_at_least(least: float, **values: float) -> None:
 
     Raises:
         ValueError: there is one.
+        TypeError: one is no number.
     """
     for name, value in values.items():
+        check_types((int, float), "", **{name: value})
         if not least <= value < math.inf:
             raise ValueError(f"{name} must be at least {least:g} and finite, got {value!r}")
+
+
+def check_counts(least: int, **values: int) -> None:
+    """Refuse the first of the arguments that is no whole number of at least ``least``, by its name.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, value in values.items():
+        try:
+            small = operator.index(value) < least
+        except TypeError:
+            raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+        if small:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_types(kinds: type | tuple[type, ...], way: str = "", **values: object) -> None:
+    """Refuse the first of the arguments that is of none of these types, by its name.
+
+    Args:
+        kinds: one is enough.
+        way: what to do about it, the end of the sentence.
+        values: arguments by name.
+
+    Raises:
+        TypeError: there is one.
+    """
+    for name, value in values.items():
+        if isinstance(value, type) or not isinstance(value, kinds):
+            wanted = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+            raise TypeError(f"{name} must be of type {wanted}, got {got}{way}")
+
+
+def check_tensors(**values: object) -> None:
+    """Refuse the first of the arguments that is no tensor, by its name.
+
+    Raises:
+        TypeError: there is one.
+    """
+    check_types(Tensor, "; torch.as_tensor makes one", **values)
 
 
 def check_known(given: Iterable[str], known: Iterable[str], what: str) -> None:

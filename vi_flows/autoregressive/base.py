@@ -16,6 +16,7 @@ from torch.distributions import constraints
 
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.progress import progress_bar
+from vi_flows.settings import check_counts, check_types
 
 __all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout", "check_not_negative"]
 
@@ -58,6 +59,9 @@ class Autoregressive(nn.Module, ABC):
 
     def __init__(self, event_shape: Sequence[int], output: Output, context_dim: int = 0) -> None:
         super().__init__()
+        check_types(Sequence, ": the sizes of one x, such as (1, 28, 28)", event_shape=event_shape)
+        check_types(Output, ": Bernoulli(), Categorical() or LogisticMixture()", output=output)
+        check_counts(1, **{f"event_shape[{n}]": size for n, size in enumerate(event_shape)})
         self.event_shape = torch.Size(event_shape)
         if not self.event_shape or min(self.event_shape) < 1:
             raise ValueError(f"event_shape must have sizes of at least 1, got {tuple(event_shape)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch.distributions import constraints
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "LogisticMixture", "Output"]
 
 
+@runtime_checkable
 class Output(Protocol):
     """A family of distributions of one entry with ``num_params`` parameters in the last dimension."""
 

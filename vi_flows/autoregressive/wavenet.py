@@ -15,6 +15,7 @@ from vi_flows.autoregressive.base import Autoregressive
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.nn.masked import CausalConv1d, ContextBias
 from vi_flows.progress import progress_bar
+from vi_flows.settings import check_tensors
 
 __all__ = ["WaveNet", "mu_law_decode", "mu_law_encode"]
 
@@ -38,6 +39,7 @@ def mu_law_encode(audio: Tensor, num_bins: int = 256) -> Tensor:
         ValueError: a value is outside of ``[−1, 1]`` or not a number, or there are fewer than two levels.
     """
     _check_levels(num_bins)
+    check_tensors(audio=audio)
     if not bool((audio.abs() <= 1).all()):
         raise ValueError("audio for the μ-law must lie in [−1, 1]; divide it by its full scale first")
     mu = num_bins - 1

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vi_flows.settings import check_tensors
+
 SplitName = Literal["train", "valid", "test", "train+valid"]
 Protocol = Literal["paper", "clean"]
 Binarization = Literal["static", "dynamic"]
@@ -42,6 +44,7 @@ def binarize(means: Tensor, generator: torch.Generator | None = None) -> Tensor:
     Raises:
         ValueError: a mean is outside of [0, 1], NaN, or no floating-point number.
     """
+    check_tensors(means=means)
     if not means.is_floating_point() or not bool(((means >= 0) & (means <= 1)).all()):
         raise ValueError("Bernoulli means must be floating-point numbers in [0, 1]; divide grey values by their range")
     return draw_binary(means, generator)

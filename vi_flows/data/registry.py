@@ -13,6 +13,7 @@ from vi_flows.data.folders import load_path
 from vi_flows.data.mnist import BINARIZED_MNIST, MNIST
 from vi_flows.data.omniglot import CHARDATA, OMNIGLOT28
 from vi_flows.data.sources import not_found, resolve_root
+from vi_flows.settings import check_types
 
 REGISTRY: dict[str, Dataset] = {
     dataset.name: dataset for dataset in (DIGITS, BINARIZED_MNIST, MNIST, OMNIGLOT28, CHARDATA, CIFAR10)
@@ -41,7 +42,7 @@ def _is_path(name: str) -> bool:
 
 
 def load(
-    name: str = "digits", root: str | os.PathLike[str] | None = None, *, download: bool | None = None
+    name: str | os.PathLike[str] = "digits", root: str | os.PathLike[str] | None = None, *, download: bool | None = None
 ) -> ImageData:
     """Load a data set by name, or images of one's own by path.
 
@@ -67,8 +68,10 @@ def load(
         DataNotFoundError: if files are missing, with the places searched and the command that fetches them.
         DataCorruptError: if a file's content does not have its published checksum.
     """
+    check_types((str, os.PathLike), ": a data set's name, or a path to images", name=name)
     location = resolve_root(root)
-    if name not in REGISTRY and _is_path(name):
+    name, is_path = os.fspath(name), isinstance(name, os.PathLike)
+    if is_path or (name not in REGISTRY and _is_path(name)):
         here = Path(name).expanduser()
         return load_path(here if here.exists() else location.path / here)
     dataset = find(name)

@@ -18,6 +18,7 @@ from vi_flows.evaluation.psis import psis
 from vi_flows.guides.given import preserved_generators
 from vi_flows.guides.pairs import Draws, pair_of
 from vi_flows.parameters import module_of
+from vi_flows.settings import check_types
 from vi_flows.traces import nodes
 
 __all__ = ["diagnose"]
@@ -57,6 +58,7 @@ def diagnose(
         ValueError: the model subsamples its data, or is none that the guide can answer for, or fewer than
             100 draws were asked for.
     """
+    check_types(int, num_samples=num_samples)
     if num_samples < 100:
         raise ValueError(f"a tail can't be judged from {num_samples} draws; use at least 100")
     kwargs = {**kwargs, **(model_kwargs or {})}

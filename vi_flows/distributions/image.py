@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vi_flows.distributions.dequantization import Dequantized, Dequantizer
+from vi_flows.settings import check_counts, check_tensors
 from vi_flows.transforms import Bijection, Inverse, Logit
 
 __all__ = ["ImageDensity", "ImageOverflowError", "bits_per_dim"]
@@ -35,8 +36,8 @@ def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:
     Raises:
         ValueError: ``num_dims`` is less than 1.
     """
-    if num_dims < 1:
-        raise ValueError(f"num_dims must be at least 1, got {num_dims}")
+    check_tensors(log_prob=log_prob)
+    check_counts(1, num_dims=num_dims)
     return log_prob / (-num_dims * math.log(2.0))
 
 

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 from torch.types import _size
 
+from vi_flows.settings import check_tensors
 from vi_flows.transforms import Bijection, EvaluationState
 
 __all__ = ["BernoulliLogits", "FlowNormal", "StandardNormal"]
@@ -45,6 +46,7 @@ class FlowNormal(TorchDistribution):
     ) -> None:
         if bijection is not None and not isinstance(bijection, Bijection):
             raise TypeError(f"FlowNormal takes a Bijection, got {type(bijection).__name__}; wrap it in FromPyro")
+        check_tensors(loc=loc, log_scale=log_scale)
         if loc.shape != log_scale.shape:
             loc, log_scale = torch.broadcast_tensors(loc, log_scale)
         self.loc, self.log_scale = loc, log_scale

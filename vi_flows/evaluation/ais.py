@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.evaluation.psis import effective_sample_size
-from vi_flows.settings import check_at_least
+from vi_flows.settings import check_counts
 
 __all__ = ["AISResult", "AISStart", "annealed_evidence", "hmc_step", "pilot_step_sizes", "reverse_evidence"]
 
@@ -223,7 +223,7 @@ def pilot_step_sizes(
     Raises:
         ValueError: a count is less than 1.
     """
-    check_at_least(1, temperatures=temperatures, chains=chains, leapfrog=leapfrog, stride=stride)
+    check_counts(1, temperatures=temperatures, chains=chains, leapfrog=leapfrog, stride=stride)
     path = _Path(start.log_prob, log_joint, surrogate or log_joint)
     state = path.state(start.rsample(torch.Size([chains])))
     betas = _schedule(temperatures, state.z.device)
@@ -244,7 +244,7 @@ def _anneal(path: _Path, points: Tensor, step_sizes: Tensor, leapfrog: int, *, r
     intervals an HMC step is taken at the temperature that they share.
     """
     temperatures = len(step_sizes) - 1
-    check_at_least(1, temperatures=temperatures, leapfrog=leapfrog)
+    check_counts(1, temperatures=temperatures, leapfrog=leapfrog)
     state = path.state(points)
     betas = _schedule(temperatures, points.device)
     log_w = torch.zeros_like(state.joint, dtype=torch.float64)
@@ -287,7 +287,7 @@ def annealed_evidence(
         ValueError: a count is less than 1, or a density has the wrong shape.
         FloatingPointError: a weight is NaN.
     """
-    check_at_least(1, chains=chains)
+    check_counts(1, chains=chains)
     points = start.rsample(torch.Size([chains]))
     path = _Path(start.log_prob, log_joint, surrogate or log_joint)
     return _anneal(path, points, step_sizes, leapfrog, reverse=False)
@@ -322,7 +322,7 @@ def reverse_evidence(
         ValueError: a count is less than 1, or a density has the wrong shape.
         FloatingPointError: a weight is NaN.
     """
-    check_at_least(1, chains=chains)
+    check_counts(1, chains=chains)
     points = posterior_sample.expand(chains, *posterior_sample.shape)
     path = _Path(start.log_prob, log_joint, surrogate or log_joint)
     return _anneal(path, points, step_sizes, leapfrog, reverse=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vi_flows.evaluation.nll import bootstrap_interval
+from vi_flows.settings import check_tensors
 
 __all__ = ["PairedComparison", "paired_bootstrap"]
 
@@ -45,6 +46,9 @@ def paired_bootstrap(
     Raises:
         ValueError: the scores are not two vectors of one length, at least 2, or one is not finite.
     """
+    check_tensors(first=first, second=second)
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}; 0.95 is usual")
     if first.dim() != 1 or first.shape != second.shape or len(first) < 2:
         raise ValueError(f"need two vectors of the same images, got {tuple(first.shape)} and {tuple(second.shape)}")
     difference = first.double().cpu() - second.double().cpu()

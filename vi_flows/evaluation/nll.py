@@ -16,7 +16,7 @@ from vi_flows.evaluation.parts import NOT_KEPT, Parts
 from vi_flows.evaluation.psis import effective_sample_size, psis
 from vi_flows.objectives.bounds import ELBO
 from vi_flows.progress import progress_bar
-from vi_flows.settings import check_at_least
+from vi_flows.settings import check_counts, check_tensors
 
 __all__ = ["NLLResult", "bootstrap_interval", "estimate_nll", "half_width", "pyro_log_weights"]
 
@@ -179,10 +179,11 @@ def estimate_nll(
         ValueError: a count is less than 1, there are no rows, or the log-weights are not ``(draws, rows)``.
         FloatingPointError: a weight is NaN.
     """
-    check_at_least(
+    check_counts(
         1, num_samples=num_samples, num_coarse=num_coarse, rows_per_chunk=rows_per_chunk,
         samples_per_chunk=samples_per_chunk,
     )  # fmt: skip
+    check_tensors(data=data)
     if len(data) == 0:
         raise ValueError(f"there are no rows to score: the data have the shape {tuple(data.shape)}")
 
@@ -192,6 +193,7 @@ def estimate_nll(
         for first in range(0, num_samples, samples_per_chunk):
             draws = min(samples_per_chunk, num_samples - first)
             drawn.append(log_weights(rows, draws))
+            check_tensors(**{"what log_weights gives": drawn[-1]})
             if drawn[-1].shape != (draws, len(rows)):
                 raise ValueError(
                     f"log_weights must give {(draws, len(rows))} (draws, rows), got {tuple(drawn[-1].shape)}"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vi_flows.settings import check_tensors
+
 __all__ = ["PSIS", "effective_sample_size", "fit_generalised_pareto", "psis"]
 
 
@@ -38,6 +40,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     Raises:
         ValueError: there are no draws.
     """
+    check_tensors(log_weights=log_weights)
     if log_weights.dim() < 1 or log_weights.shape[0] < 1:
         raise ValueError(f"expected draws along the first dimension, got shape {tuple(log_weights.shape)}")
     return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
@@ -55,6 +58,7 @@ def psis(log_weights: Tensor) -> PSIS:
     Raises:
         ValueError: a weight is NaN or +∞, or a whole column is zero (−∞).
     """
+    check_tensors(log_weights=log_weights)
     if log_weights.dim() < 1 or log_weights.shape[0] < 1:
         raise ValueError(f"expected draws along the first dimension, got shape {tuple(log_weights.shape)}")
     log_w = log_weights.detach().double()

@@ -22,7 +22,7 @@ from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, 
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.progress import progress_bar
 from vi_flows.records import Record, provenance, row_key
-from vi_flows.settings import OneOf, Positive, PositiveFloat, Seed, check_at_least, check_settings
+from vi_flows.settings import OneOf, Positive, PositiveFloat, Seed, check_counts, check_settings
 from vi_flows.transforms import Bijection
 
 __all__ = ["Fit2D", "Fit2DResult", "fit_flow_2d", "flow_log_density", "make_flow_2d", "train_flow_2d"]
@@ -102,7 +102,7 @@ def train_flow_2d(
         ValueError: a count or rate is not positive.
         FloatingPointError: the loss or its gradient is not finite.
     """
-    check_at_least(1, num_steps=num_steps, batch_size=batch_size)
+    check_counts(1, num_steps=num_steps, batch_size=batch_size)
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
     anneal = max(1, num_steps // 3 if anneal_steps is None else anneal_steps)
@@ -160,7 +160,7 @@ def fit_flow_2d(
         ValueError: a count or rate is not positive.
         FloatingPointError: the loss is not finite.
     """
-    check_at_least(1, num_samples=num_samples)
+    check_counts(1, num_samples=num_samples)
     began = time.perf_counter()
     losses = train_flow_2d(target, flow, num_steps, **training)
     seconds = time.perf_counter() - began

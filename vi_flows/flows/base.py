@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar, overload
 
-from vi_flows.settings import SettingsError, check_settings
+from vi_flows.settings import SettingsError, check_counts, check_settings
 from vi_flows.transforms import Bijection, Chain, ConditionalBijection, ConditionalChain, Revert
 
 __all__ = ["VectorFlow", "chain", "conditional_chain"]
@@ -52,7 +52,9 @@ class VectorFlow(ABC):
         Raises:
             ValueError: a size is less than 1, or a setting is for flows with a context and there is none.
         """
+        check_counts(1, input_dim=input_dim)
         if context_dim is not None:
+            check_counts(1, context_dim=context_dim)
             return self.make_conditional(input_dim, context_dim)
         self.check_without_context()
         return self.make(input_dim)

@@ -12,7 +12,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from vi_flows.flows import conditional_conv_flow
-from vi_flows.settings import check_at_least
+from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection, Chain, ConditionalBijection
 
 __all__ = ["AmortizedFlowGuide"]
@@ -99,7 +99,7 @@ class AmortizedFlowGuide(PyroModule):
         affine: str = "diagonal",
     ) -> None:
         super().__init__()
-        check_at_least(1, context_dim=context_dim, latent_dim=latent_dim)
+        check_counts(1, context_dim=context_dim, latent_dim=latent_dim)
         if not hidden_dims or min(hidden_dims) < 1:
             raise ValueError(f"hidden_dims must name at least one width, of at least 1, got {tuple(hidden_dims)}")
         if scalar and latent_dim != 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vi_flows.flows import conv_flow
 from vi_flows.guides.auto_flow import FULL_AFFINE_DIM, AutoFlow
-from vi_flows.settings import check_at_least
+from vi_flows.settings import check_counts
 from vi_flows.transforms import Affine, Bijection, Chain, ConvFlowStack, QuadraticTails, TriangularScale
 
 __all__ = ["AutoConvFlow", "mixed_conv_flow"]
@@ -71,8 +71,8 @@ def mixed_conv_flow(
         num_marginal_layers: layers of kernel size 1 a block.
         init_scale: standard deviation of the initial ``θ`` of the ConvBlocks.
     """
-    check_at_least(1, num_blocks=num_blocks)
-    check_at_least(0, num_marginal_layers=num_marginal_layers)
+    check_counts(1, num_blocks=num_blocks)
+    check_counts(0, num_marginal_layers=num_marginal_layers)
     small = input_dim <= FULL_AFFINE_DIM
     gain = GAIN * input_dim**-0.5
     parts: list[Bijection] = [QuadraticTails(input_dim, TAILS * min(1.0, (10 / input_dim) ** 0.5))]
@@ -135,8 +135,7 @@ class AutoConvFlow(AutoFlow):
         flow_init_scale: float = 0.0,
         **options: Any,
     ) -> None:
-        if num_blocks < 1:
-            raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+        check_counts(1, num_blocks=num_blocks)
         factory = partial(
             mixed_conv_flow if mixing else conv_flow,
             num_blocks=num_blocks,

@@ -101,6 +101,11 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             raise TypeError(
                 f"flow_factory must be callable with the latent dimension, got {type(flow_factory).__name__}"
             )
+        if isinstance(flow_factory, nn.Module):
+            raise TypeError(
+                f"flow_factory must make a flow from the latent dimension, got a {type(flow_factory).__name__} itself; "
+                "give lambda dim: …"
+            )
         if affine not in ("auto", "full", "low_rank", "diagonal"):
             raise ValueError(f"affine must be 'auto', 'full', 'low_rank' or 'diagonal', got {affine!r}")
         if init_scale is not None and not init_scale > 0:

@@ -19,7 +19,7 @@ from vi_flows.evaluation.psis import psis
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model, preserved_generators
 from vi_flows.guides.resampling import resampled_indices
-from vi_flows.settings import check_at_least
+from vi_flows.settings import check_counts
 from vi_flows.traces import Site, is_subsample, nodes
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def datatree(
         raise ImportError("to_datatree needs xarray: pip install 'vi_flows[arviz]'") from error
     if not isinstance(guide, AutoFlow):
         raise TypeError(f"to_datatree weighs joint draws of a flow guide (AutoFlow), not of {type(guide).__name__}")
-    check_at_least(1, num_draws=num_draws, num_chains=num_chains)
+    check_counts(1, num_draws=num_draws, num_chains=num_chains)
     kwargs = dict(kwargs or {})
     with preserved_generators(seed), torch.no_grad(), poutine.block():
         check_model(model, guide, args, kwargs)

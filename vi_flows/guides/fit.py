@@ -18,7 +18,7 @@ from vi_flows.guides.progress import Progress
 from vi_flows.guides.remaining import Remaining
 from vi_flows.guides.trainer import NoFiniteStepError, Trainer
 from vi_flows.parameters import module_of
-from vi_flows.settings import check_at_least
+from vi_flows.settings import check_at_least, check_counts
 from vi_flows.transforms.capabilities import gains_of
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ def fit(
             (:func:`~vi_flows.guides.given.check_model`).
         RuntimeError: a hundred steps in a row had no finite gradient.
     """
-    check_at_least(1, num_steps=num_steps, num_particles=1 if num_particles is None else num_particles)
-    check_at_least(0, tolerance=tolerance)
+    check_counts(1, num_steps=num_steps, num_particles=1 if num_particles is None else num_particles)
+    check_at_least(0, tolerance=tolerance, learning_rate=learning_rate)
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}; 0.01 is usual")
     if objective not in ("stl", "elbo"):

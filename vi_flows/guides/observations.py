@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vi_flows.guides.sites import unmasked
+from vi_flows.settings import check_tensors
 from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = ["PossibleWhereMasked", "check_observations"]
@@ -76,6 +77,7 @@ def _judged(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Which entries count, and which are possible; of the innermost distribution, so that parts can be masked."""
     fn, kept = unmasked(site)
     value = site["value"]
+    check_tensors(**{f"the value of observed site {site['name']!r}": value})
     try:
         good = fn.support.check(value)
     except NotImplementedError:

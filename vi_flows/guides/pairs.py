@@ -280,7 +280,14 @@ def pair_of(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: dic
         guide: a guide of it: any callable.
         args: the arguments of both.
         kwargs: the keyword arguments of both.
+
+    Raises:
+        TypeError: one of them can't be called with the arguments.
     """
+    for name, program in (("model", model), ("guide", guide)):
+        if isinstance(program, type) or not callable(program):
+            got = f"the class {program.__name__}" if isinstance(program, type) else type(program).__name__
+            raise TypeError(f"the {name} must be a function or a module of Pyro statements, got {got}")
     return (FlowPair if isinstance(guide, AutoFlow) else TracedPair)(model, guide, args, kwargs)
 
 

@@ -20,7 +20,7 @@ from vi_flows.records import from_json, to_json
 
 __all__ = [
     "CheckpointError", "CheckpointWriteError", "Checkpoints", "first_not_finite", "flatten_optimizer", "load_state",
-    "load_tensors", "restore_optimizer", "save_tensors",
+    "load_tensors", "restore_optimizer", "save_tensors", "way_to_weights",
 ]  # fmt: skip
 
 
@@ -159,6 +159,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(state, dict):
         raise CheckpointError(f"the checkpoint {path} is damaged (its bookkeeping is {state!r})")
     return tensors, state
+
+
+def way_to_weights(folder: Path, which: str) -> str:
+    """What to do where a run's weights can't be used, in words.
+
+    Args:
+        folder: the run's.
+        which: ``best`` or ``last``.
+    """
+    if not (folder / f"{which}.safetensors").exists():
+        return f"vi-flows train --resume {folder} makes them"
+    other = "last" if which == "best" else "best"
+    with contextlib.suppress(CheckpointError):
+        load_tensors(folder / f"{other}.safetensors")
+        return f"its {other} weights are whole: --weights {other} takes them"
+    return "train the run again in another folder"
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.parallel import ALONE, Ranks
 from vi_flows.progress import progress_bar
+from vi_flows.settings import check_types
 from vi_flows.training.average import WeightAverage
 from vi_flows.training.checkpoint import (
     CheckpointError,
@@ -22,6 +23,7 @@ from vi_flows.training.checkpoint import (
     load_tensors,
     save_tensors,
 )
+from vi_flows.training.config import check_device
 from vi_flows.training.log import RunLog
 from vi_flows.training.run import Run
 from vi_flows.training.signals import TrainingInterrupted, deferred_signals
@@ -56,6 +58,8 @@ class Trainer:
     """
 
     def __init__(self, run: Run, progress: bool = True, tensorboard: bool = False, ranks: Ranks = ALONE) -> None:
+        check_types(Run, "; Run.open(folder) and Run.create(folder, config) make one", run=run)
+        check_device(run.config.device)
         self.run, self.config, self.progress, self.ranks = run, run.config, progress and ranks.first, ranks
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from vi_flows.data import RunData
 from vi_flows.records import from_json, git_revision, row_key, to_json, write_atomic
-from vi_flows.training.checkpoint import CheckpointError, Checkpoints, first_not_finite, load_tensors
+from vi_flows.settings import check_types
+from vi_flows.training.checkpoint import CheckpointError, Checkpoints, first_not_finite, load_tensors, way_to_weights
 from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict, first_difference
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.tasks.base import Task
@@ -48,9 +49,9 @@ class Run:
     """
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
-        self.folder = folder
+        self.folder = Path(folder)
         self.config = config
-        self.checkpoints = Checkpoints(folder)
+        self.checkpoints = Checkpoints(self.folder)
         self._locked = False
 
     @contextmanager
@@ -112,6 +113,8 @@ class Run:
             RunUnusableError: the run that it starts from is missing, or has no weights.
             ValueError: the run that it starts from is of another model or data.
         """
+        check_types(TrainConfig, "; VAETrainConfig() makes one", config=config)
+        folder = Path(folder)
         source = None if config.start_from is None else describe_start(config)
         if (folder / "config.json").exists():
             raise RunError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --out")
@@ -333,20 +336,10 @@ class Run:
                 raise CheckpointError(f"{bad} in {name} is NaN or infinite")
             task.module.load_state_dict(tensors)
         except (CheckpointError, RuntimeError) as error:
-            way = self._way_to_weights(which)
+            way = way_to_weights(self.folder, which)
             raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}; {way}") from error
         task.module.eval()
         return {"weights": which, **state}
-
-    def _way_to_weights(self, which: str) -> str:
-        """What to do where the weights of ``which`` can't be used, in words."""
-        if not (self.folder / f"{which}.safetensors").exists():
-            return f"vi-flows train --resume {self.folder} makes them"
-        other = "last" if which == "best" else "best"
-        with suppress(CheckpointError):
-            load_tensors(self.folder / f"{other}.safetensors")
-            return f"its {other} weights are whole: --weights {other} takes them"
-        return "train the run again in another folder"
 
 
 def _try_lock(handle: int, operation: int) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.nn.typed import ModuleListOf
+from vi_flows.settings import check_types
 from vi_flows.transforms.base import Bijection, ConditionalBijection, sum_event_dims
 
 __all__ = ["Chain", "ConditionalChain", "ConditionalInverse", "Inverse"]
@@ -28,6 +29,7 @@ class Chain(Bijection):
     """
 
     def __init__(self, bijections: Sequence[Bijection], event_dim: int | None = None) -> None:
+        check_types(Iterable, ": a Chain is made of several Bijections, [first, second]", bijections=bijections)
         parts = list(bijections)
         for part in parts:
             if not isinstance(part, Bijection):

@@ -9,7 +9,7 @@ import tyro
 
 from vi_flows.flows import FLOWS, VectorFlow, flow_from_words, flow_in_words
 from vi_flows.nn.mlp import ACTIVATIONS
-from vi_flows.settings import LATER, Bounds, NonNegative, OneOf, Positive, SettingsError, check_settings
+from vi_flows.settings import LATER, Bounds, NonNegative, OneOf, Positive, SettingsError, check_settings, check_types
 from vi_flows.transforms import Bijection
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel
@@ -180,6 +180,7 @@ def vae_parts(config: VAEConfig, data_dim: int) -> VAEParts:
     """
     if not isinstance(data_dim, int) or data_dim < 1:
         raise ValueError(f"data_dim must be a whole number of at least 1, got {data_dim!r}")
+    check_types(VAEConfig, config=config)
     default_latents, default_hidden = ARCHITECTURES[config.architecture]
     latents = default_latents if config.latent_dims is None else config.latent_dims
     hidden = default_hidden if config.hidden_dims is None else config.hidden_dims

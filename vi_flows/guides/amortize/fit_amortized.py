@@ -18,6 +18,7 @@ from vi_flows.flows import VectorFlow
 from vi_flows.guides.amortize.posterior import AmortizedPosterior, SitesDistribution
 from vi_flows.guides.given import preserved_generators
 from vi_flows.objectives.step import OptimizerStep
+from vi_flows.settings import check_counts
 
 __all__ = ["AmortizedFit", "fit_amortized"]
 
@@ -143,12 +144,8 @@ def fit_amortized(
             :class:`~vi_flows.guides.amortize.joint_draws.Simulator`).
         RuntimeError: a hundred steps in a row had no finite gradient.
     """
-    counts = {"num_epochs": num_epochs, "batch_size": batch_size, "patience": patience}
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    if num_simulations < 100:
-        raise ValueError(f"num_simulations must be at least 100, got {num_simulations}")
+    check_counts(1, num_epochs=num_epochs, batch_size=batch_size, patience=patience)
+    check_counts(100, num_simulations=num_simulations)
     if not 0 < held_out < 0.5:
         raise ValueError(f"held_out must be a share between 0 and 0.5, got {held_out}")
     if not 0 < learning_rate < math.inf:
