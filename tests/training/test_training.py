@@ -133,7 +133,7 @@ def test_killed_and_interrupted_processes_resume_to_the_same_bits(tmp_path):
     wait_for_epochs(tmp_path / "killed", 4, resumed)
     resumed.send_signal(signal.SIGINT)
     assert resumed.wait(60) == 130
-    assert "--resume" in resumed.stderr.read()
+    assert f"up to date: vi-flows train --resume {tmp_path / 'killed'} goes on" in resumed.stderr.read()
     last = start_process("--resume", tmp_path / "killed", "--quiet")
     assert last.wait(300) == 0, last.stderr.read()
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))

@@ -141,7 +141,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         code = _run([word for word in words if word != "--debug"])
     except TrainingInterrupted as stopped:
-        _say("stopped; the checkpoint is up to date, go on with --resume")
+        _say(f"stopped; the checkpoint is up to date: {stopped.way}")
         code = 128 + stopped.number
     except Terminated:
         _say("stopped by SIGTERM")

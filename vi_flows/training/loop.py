@@ -229,7 +229,7 @@ class Trainer:
             TrainingInterrupted: always.
         """
         self.ranks.gather(None)
-        raise TrainingInterrupted(number)
+        raise TrainingInterrupted(number, f"vi-flows train --resume {self.run.folder} goes on")
 
     def _check_weights(self) -> None:
         """The last update may have overflowed though its loss and gradient were finite: nothing is saved then."""

@@ -14,11 +14,12 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     Args:
         number: the signal that asked.
+        way: what goes on, in words.
     """
 
-    def __init__(self, number: int = signal.SIGINT) -> None:
+    def __init__(self, number: int = signal.SIGINT, way: str = "the same command goes on") -> None:
         super().__init__()
-        self.number = number
+        self.number, self.way = number, way
 
 
 @contextmanager
