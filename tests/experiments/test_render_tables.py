@@ -69,3 +69,20 @@ def test_a_finish_after_dreg_has_a_label_of_its_own(script):
     mine, other = record(85.1, 0), record(85.5, 0)
     mine.provenance["started_from"]["model"] = "g1-conv_flow-amortized-k8-tanh-dreg5"
     assert [script.label_of(mine), script.label_of(other)] == ["VAE, IW = 50, from DReG", "VAE, IW = 50"]
+
+
+def test_what_the_encoders_guesses_cost(script, tmp_path, monkeypatch):
+    """Records without a refined guide have no line."""
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    for folder in ("vae", "refined"):
+        (tmp_path / "results" / folder).mkdir(parents=True)
+    record(86.0, 0).write(tmp_path / "results" / "vae" / "a.json")
+    found = record(86.0, 1)
+    found.figures.update(
+        num_samples=50, num_rows=7,
+        refined={"elbo": -87.5, "elbo_gain": 1.5, "elbo_gain_interval": [1.25, 1.75], "nll": 85.75, "steps": 30},
+    )  # fmt: skip
+    found.write(tmp_path / "results" / "refined" / "b.json")
+    assert script.render_refined().splitlines()[2:] == [
+        "| binarized_mnist, G1 | VAE, IW = 50 | 89.00 | 87.50 | 1.50 (1.25 – 1.75) | 86.00 | 85.75 | 30, 50, 7 |"
+    ]

@@ -81,15 +81,17 @@ def test_an_ablation_is_evaluated_on_the_validation_images(place):
     assert make(jobs_of(0, epochs=1)[0], place, FAST).settings["evaluation"]["split"] == "test"
 
 
-def test_images_are_annealed_where_that_is_asked_for(place, monkeypatch):
+def test_images_are_annealed_and_guides_refined_where_that_is_asked_for(place, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "vi_flows.table.vae_job.evaluate_run",
-        lambda _, settings, **__: (asked.append(settings.ais and settings.ais.images), None),
-    )
-    for machine in (FAST, replace(FAST, ais_images=12)):
+        lambda _, settings, **__: (
+            asked.append((settings.ais and settings.ais.images, settings.refine and settings.refine.steps)), None,
+        ),
+    )  # fmt: skip
+    for machine in (FAST, replace(FAST, ais_images=12), replace(FAST, refine=30)):
         make(jobs_of(0, epochs=1)[0], place, machine)
-    assert asked == [None, 12]
+    assert asked == [(None, None), (12, None), (None, 30)]
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(place):

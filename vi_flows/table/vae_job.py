@@ -17,7 +17,7 @@ from vi_flows.training.captured import trainer_for
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.stacked import StackedTrainer, stacks_of
 from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETrainConfig
-from vi_flows.vae import AISSettings
+from vi_flows.vae import AISSettings, RefinementSettings
 
 __all__ = ["Machine", "VAEJob"]
 
@@ -34,6 +34,8 @@ class Machine:
     """Importance samples a test image."""
     ais_images: NonNegative = 0
     """Anneal the first so many test images too (AIS, with the settings of `vi-flows evaluate --ais`); 0 for none."""
+    refine: NonNegative = 0
+    """Sample also from the guide refined for each image by so many steps (`vi-flows evaluate --refine`); 0: don't."""
 
     stack: Positive = 1
     """Seeds of a row that one process trains as one stacked model; it can't be recorded on a GPU."""
@@ -123,7 +125,8 @@ class VAEJob(Job[Machine]):
     def evaluate(self, workplace: Workplace, machine: Machine) -> Record:
         """See :meth:`Job.evaluate`."""
         ais = AISSettings(images=machine.ais_images) if machine.ais_images else None
-        settings = VAEEvaluationSettings(split=self.row.split, num_samples=machine.num_samples, ais=ais)
+        refine = RefinementSettings(machine.refine) if machine.refine else None
+        settings = VAEEvaluationSettings(split=self.row.split, num_samples=machine.num_samples, ais=ais, refine=refine)
         record, _ = evaluate_run(
             self.open(workplace, machine), settings, record=self.record(workplace), progress=False,
             paper_row=self.row.paper_row,
