@@ -12,7 +12,19 @@ import pytest
 import vi_flows
 
 PACKAGE = Path(vi_flows.__file__).parent
-LEAVES = {"data", "kernels", "nn", "parallel", "parameters", "plotting", "progress", "records", "settings", "traces"}
+LEAVES = {
+    "data",
+    "kernels",
+    "locks",
+    "nn",
+    "parallel",
+    "parameters",
+    "plotting",
+    "progress",
+    "records",
+    "settings",
+    "traces",
+}
 FLOORS = [
     LEAVES,
     {"transforms"},

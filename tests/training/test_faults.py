@@ -291,11 +291,11 @@ def test_a_second_process_is_refused_until_the_first_is_dead(folder):
 def test_a_run_that_somebody_only_looks_at_is_waited_for(folder, monkeypatch):
     """Twenty tries, a hundredth of a second apart."""
     waited = []
-    monkeypatch.setattr("vi_flows.training.run.time.sleep", waited.append)
-    monkeypatch.setattr("vi_flows.training.run._try_lock", lambda handle, kind: len(waited) == 19)
+    monkeypatch.setattr("vi_flows.locks.time.sleep", waited.append)
+    monkeypatch.setattr("vi_flows.locks._try_lock", lambda handle, kind: len(waited) == 19)
     with Run.open(folder).locked():
         assert waited == [0.01] * 19
-    monkeypatch.setattr("vi_flows.training.run._try_lock", lambda handle, kind: False)
+    monkeypatch.setattr("vi_flows.locks._try_lock", lambda handle, kind: False)
     waited.clear()
     with pytest.raises(RunError, match="wait for it, or stop it"), Run.open(folder).locked():
         pass

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from vi_flows.locks import LockedError, is_locked, locked
 from vi_flows.records import from_json, to_json, write_atomic
 
-__all__ = ["Claim", "HeldError", "is_held", "is_locked", "last_note"]
+__all__ = ["Claim", "HeldError", "is_held", "last_note"]
 
 
 class HeldError(RuntimeError):
@@ -22,14 +22,6 @@ class HeldError(RuntimeError):
 
 def _path(runs: Path, name: str, kind: str) -> Path:
     return runs / ".claims" / f"{name}.{kind}"
-
-
-def _try_lock(handle: int, operation: int) -> bool:
-    try:
-        fcntl.flock(handle, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Claim:
@@ -52,18 +44,12 @@ class Claim:
         """
         path = _path(self.runs, self.name, "lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT)
-        try:
-            # Whoever only looks whether the lock is held has it for an instant.
-            for _ in range(20):
-                if _try_lock(handle, fcntl.LOCK_EX):
-                    break
-                time.sleep(0.01)
-            else:
-                raise HeldError(f"another process works on {self.name}")
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(locked(path))
+            except LockedError as error:
+                raise HeldError(f"another process works on {self.name}") from error
             yield self
-        finally:
-            os.close(handle)
 
     def note(self, state: str, **more: Any) -> None:
         """Write down what is being done, or how it ended.
@@ -79,17 +65,6 @@ class Claim:
 def is_held(runs: Path, name: str) -> bool:
     """Whether a living process holds the run."""
     return is_locked(_path(runs, name, "lock"))
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process has locked a file or folder; the folder of a run is, while it is trained."""
-    if not path.exists():
-        return False
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        return not _try_lock(handle, fcntl.LOCK_SH)
-    finally:
-        os.close(handle)
 
 
 def last_note(runs: Path, name: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from vi_flows.locks import is_locked
 from vi_flows.records import Record, from_json
-from vi_flows.table.claim import is_held, is_locked, last_note
+from vi_flows.table.claim import is_held, last_note
 from vi_flows.table.job import Job, Workplace
 
 __all__ = ["JobStatus", "duration", "status_of", "status_table"]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import time
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.data import RunData
+from vi_flows.locks import LockedError, is_locked, locked
 from vi_flows.records import from_json, git_revision, row_key, to_json, write_atomic
 from vi_flows.settings import check_types
 from vi_flows.training.checkpoint import CheckpointError, Checkpoints, first_not_finite, load_tensors, way_to_weights
@@ -64,30 +62,25 @@ class Run:
         if self._locked:
             yield
             return
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            for _ in range(20):  # whoever only looks whether the run is held has it for an instant
-                if _try_lock(handle, fcntl.LOCK_EX):
-                    break
-                time.sleep(0.01)
-            else:
-                raise RunUnusableError(f"another process is training the run in {self.folder}; wait for it, or stop it")
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(locked(self.folder))
+            except LockedError as error:
+                raise RunUnusableError(
+                    f"another process is training the run in {self.folder}; wait for it, or stop it"
+                ) from error
             self._locked = True
-            for left in self.folder.glob("*.tmp"):  # a process was killed while it wrote; nobody else writes now
-                left.unlink()
-            yield
-        finally:
-            self._locked = False
-            os.close(handle)
+            try:
+                for left in self.folder.glob("*.tmp"):  # a process was killed while it wrote; nobody else writes now
+                    left.unlink()
+                yield
+            finally:
+                self._locked = False
 
     @property
     def held(self) -> bool:
         """Whether a living process holds the run's folder."""
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            return not _try_lock(handle, fcntl.LOCK_SH)
-        finally:
-            os.close(handle)
+        return is_locked(self.folder)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -340,14 +333,6 @@ class Run:
             raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}; {way}") from error
         task.module.eval()
         return {"weights": which, **state}
-
-
-def _try_lock(handle: int, operation: int) -> bool:
-    try:
-        fcntl.flock(handle, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def describe_start(config: TrainConfig) -> dict[str, Any]:
