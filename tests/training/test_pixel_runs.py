@@ -189,7 +189,7 @@ def test_completions_begin_with_the_image_and_keep_its_upper_half(tmp_path):
     task = Run(tmp_path, replace(SMALL, pixel=replace(CNN, model=replace(CNN.model, dropout=0.0)))).build_task()
     torch.manual_seed(0)
     grid = task.pictures(BinaryDrawingSettings(2, 3, binary=True))["completions"].reshape(2, 3, 8, 8)
-    assert torch.equal(grid[:, 0], task.data.binarized("test")[:2].reshape(2, 8, 8))
+    assert torch.equal(grid[:, 0], task.data.binarized("test")[[0, 150]].reshape(2, 8, 8))
     assert (grid[:, 1:, :4] == grid[:, :1, :4]).all()
     assert (grid[:, 1:, 4:] != grid[:, :1, 4:]).any()
     drawn_order = Run(tmp_path, SMALL).build_task()

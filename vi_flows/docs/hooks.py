@@ -2,7 +2,7 @@
 
 - ``<!-- record: NAME -->`` in a page becomes the table of that name of ``experiments/render_tables.py``, made from the
   committed records at every build.
-- ``figures/NAME.png`` is the file of that name in the repository's ``figures``.
+- ``figures/NAME.png`` and ``figures/NAME.wav`` are the files of that name in the repository's ``figures``.
 - ``api/ROOM.md`` shows every public name of a room with its docstring.
 """
 
@@ -87,7 +87,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the figures and the API pages."""
     from mkdocs.structure.files import File
 
-    for path in sorted((ROOT / "figures").glob("*.png")):
+    for path in sorted(path for path in (ROOT / "figures").iterdir() if path.suffix in (".png", ".wav")):
         files.append(File.generated(config, f"figures/{path.name}", abs_src_path=str(path)))
     for room in ROOMS:
         files.append(File.generated(config, f"api/{room}.md", content=api_page(room)))
