@@ -232,6 +232,20 @@ def render_posteriordb() -> str:
     return table(HERE / "results" / "posteriordb").rstrip()
 
 
+def render_verdicts() -> str:
+    sys.path.insert(0, str(HERE.parent))
+    from experiments.verdicts.table import table
+
+    return table(HERE / "results" / "verdicts").rstrip()
+
+
+def render_high_dimension() -> str:
+    sys.path.insert(0, str(HERE.parent))
+    from experiments.high_dimension import table
+
+    return table()
+
+
 def render_generation() -> str:
     """Cached against naive generation, a line a model."""
     lines = ["| model | drawn at once | entries | seconds | naive / cached | parameters |", "|---|---|---|---|---|---|"]
@@ -379,6 +393,8 @@ SECTIONS = {
     "bench-table": render_bench,
     "image-table": render_images,
     "posteriordb-table": render_posteriordb,
+    "verdicts-table": render_verdicts,
+    "high-dimension-table": render_high_dimension,
     "generation-table": render_generation,
     "pixel-table": render_pixel,
     "pixel-vae-table": render_pixel_vae,

@@ -160,6 +160,8 @@ def test_the_revision_is_gits_or_the_environments(tmp_path, monkeypatch):
     git("commit", "-m", "ours")
     head = git("rev-parse", "HEAD").stdout.strip()
     assert git_revision() == head
+    (tmp_path / "other").write_text("a record, or a page")
+    assert git_revision() == head
     file.write_text("changed")
     assert git_revision() == head + "-dirty"
     monkeypatch.delenv("VI_FLOWS_REVISION")

@@ -129,7 +129,7 @@ def git_revision() -> str | None:
         head = git("rev-parse", "HEAD")
         # Results and figures are outputs: only changed code makes a revision dirty.
         status = git(
-            "status", "--porcelain", "--untracked-files=no", "--", str(folder.parent), ":(top,glob)experiments/**/*.py"
+            "status", "--porcelain", "--untracked-files=no", "--", str(folder), ":(top,glob)experiments/**/*.py"
         )
     except (OSError, subprocess.SubprocessError):
         return os.environ.get("VI_FLOWS_REVISION") or None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from experiments.verdicts.known import collection
 from experiments.verdicts.ways import WAYS
 from vi_flows.records import Record
 
@@ -44,6 +46,18 @@ def counts(rows: list[Row]) -> str:
     return f"{len(rows)} | {share(missed, bad)} | {share(missed, called)} | {share(warned, good)}"
 
 
+def coverage(seeds: dict[str, set[int]]) -> str:
+    """How many posteriors were fitted with how many seeds, and which with none.
+
+    Args:
+        seeds: of the rows by default settings, by posterior.
+    """
+    number = Counter(len(found) for found in seeds.values() if found)
+    have = ", ".join(f"{number[size]} with {size} seed{'s' * (size > 1)}" for size in sorted(number, reverse=True))
+    lost = [name for name, found in seeds.items() if not found]
+    return f"Posteriors: {have or 'none'}" + (f"; not fitted yet: {', '.join(lost)}" if lost else "") + "."
+
+
 def table(results: Path) -> str:
     """Markdown: counts of false verdicts, and a line for each posterior.
 
@@ -58,6 +72,13 @@ def table(results: Path) -> str:
         f"| all | {counts([row for _, row in made])} |",
         f"| held-out posteriors | {counts([row for rec, row in made if rec.figures['held_out']])} |",
         *(f"| {how.title} | {counts([row for _, row in made if row['way'] == way])} |" for way, how in WAYS.items()),
+        "",
+        coverage(
+            {
+                name: {r["seed"] for rec, r in made if rec.label == name and r["way"] == "default"}
+                for name in collection()
+            }
+        ),
         "",
         "| posterior | truth | scalars | default: worst mean | sd ratios | k̂ | verdict | bad guides: called ok |",
         "|---|---|---|---|---|---|---|---|",

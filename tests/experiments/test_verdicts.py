@@ -8,7 +8,7 @@ import torch
 
 from experiments.verdicts.known import held_out, scalars
 from experiments.verdicts.synthetic import POSTERIORS
-from experiments.verdicts.table import counts, false_ok, false_warning
+from experiments.verdicts.table import counts, coverage, false_ok, false_warning
 from experiments.verdicts.ways import BOUND, Bounded
 
 
@@ -30,6 +30,12 @@ def test_what_is_false(errors, verdict, says_ok_falsely, warns_falsely):
 def test_counts():
     rows = [row(0.5, 1, 1, "ok"), row(0.5, 1, 1, "don't trust"), row(0.0, 1, 1, "ok"), row(0, 1, 1, "don't trust")]
     assert counts(rows) == "4 | 1 of 2 (50.0%) | 1 of 2 (50.0%) | 1 of 2 (50.0%)"
+
+
+def test_what_is_missing_is_said():
+    seeds = {"a": {0, 1, 2}, "b": {0}, "c": {0}, "d": set()}
+    assert coverage(seeds) == "Posteriors: 1 with 3 seeds, 2 with 1 seed; not fitted yet: d."
+    assert coverage({"a": {0, 1}}) == "Posteriors: 1 with 2 seeds."
 
 
 def moments(log_density, low, high, points):
