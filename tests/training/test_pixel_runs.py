@@ -262,3 +262,21 @@ def test_large_checkpoints_are_written_less_often(tmp_path, monkeypatch, seconds
     with tqdm(disable=True) as bar:
         trainer.end_epoch(bar)
     assert len(saves) == written
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to evaluate on")
+def test_what_a_gpu_trained_is_evaluated_and_drawn_without_one(tmp_path, capsys):
+    trained(tmp_path / "run")
+    settings = tmp_path / "run" / "config.json"
+    text = settings.read_text()
+    assert text.count('"device": "cpu"') == 1
+    settings.write_text(text.replace('"device": "cpu"', '"device": "cuda"'))
+    for words in (["evaluate", "--limit", "3"], ["sample", "--rows", "1", "--columns", "2"]):
+        with pytest.raises(SystemExit) as ended:
+            main([words[0], str(tmp_path / "run"), *words[1:]])
+        assert ended.value.code == 2
+        assert "cuda" in capsys.readouterr().err
+        with pytest.raises(SystemExit) as ended:
+            main([words[0], str(tmp_path / "run"), *words[1:], "--device", "cpu"])
+        assert ended.value.code == 0
+        assert "run/" in capsys.readouterr().out

@@ -207,7 +207,7 @@ class Evaluate:
         )
         config, figures = run.config, record.figures
         print(f"{record.label} on {config.dataset} ({config.protocol}), {figures['num_rows']} images:")
-        for line in run.build_task().report(figures):
+        for line in run.on(self.device).build_task().report(figures):
             print(f"  {line}")
         print(f"record: {path}")
         return 0
@@ -304,9 +304,7 @@ class Sample:
         """Write the pictures and print where they are; exit code 0."""
         check_settings(self)
         run = Run.open(self.folder, self.data_root)
-        device = run.config.device if self.device is None else self.device
-        check_device(device)
-        run = Run(run.folder, replace(run.config, device=device))
+        run = run.on(self.device)
         settings = KINDS[run.config.kind].drawing_settings(self.given())
         folder = self.folder if self.out is None else self.out
         for path in draw_samples(run, folder, settings, self.weights, self.seed):

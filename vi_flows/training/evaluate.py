@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
 from vi_flows.records import Clock, Record, provenance
-from vi_flows.training.config import check_device, config_to_dict
+from vi_flows.training.config import config_to_dict
 from vi_flows.training.kept import KeptParts
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.run import Run, RunError
@@ -60,12 +60,9 @@ def evaluate_run(
         )
     folder = run.folder / "results" if record is None else record
     path = folder if folder.suffix == ".json" else folder / ("-".join([run.key, *settings.words]) + ".json")
-    device = run.config.device if device is None else device
-    check_device(device)
     Record.refuse_to_replace(path, overwrite)  # before the minutes of work, not after
-    here = Run(run.folder, replace(run.config, device=device))
-    here.data = run.data
-    task = here.build_task()
+    here = run.on(device)
+    task, device = here.build_task(), here.config.device
     trained = run.load_weights(task, weights)
     run.check_data(trained)
     splits = run.data.split(run.config.protocol)

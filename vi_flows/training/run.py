@@ -19,7 +19,7 @@ from vi_flows.locks import LockedError, is_locked, locked
 from vi_flows.records import from_json, git_revision, row_key, to_json, write_atomic
 from vi_flows.settings import check_types
 from vi_flows.training.checkpoint import CheckpointError, Checkpoints, first_not_finite, load_tensors, way_to_weights
-from vi_flows.training.config import TrainConfig, config_from_dict, config_to_dict, first_difference
+from vi_flows.training.config import TrainConfig, check_device, config_from_dict, config_to_dict, first_difference
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.tasks.base import Task
 
@@ -199,6 +199,21 @@ class Run:
     def data(self) -> RunData:
         """The run's data set."""
         return self.config.load_data()
+
+    def on(self, device: str | None) -> Run:
+        """The same run with its model and data on another device, to evaluate or draw; what is on disk stays.
+
+        Args:
+            device: a torch device; ``None`` for where the run was trained.
+
+        Raises:
+            ValueError: there is no such device here.
+        """
+        place = self.config.device if device is None else device
+        check_device(place)
+        there = Run(self.folder, replace(self.config, device=place))
+        there.data = self.data
+        return there
 
     def build_task(self) -> Task:
         """The run's model, with fresh weights drawn under its seed."""
