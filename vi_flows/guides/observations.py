@@ -33,6 +33,7 @@ def check_observations(trace: Trace) -> None:
     """
     for name, site in nodes(trace).items():
         if site["type"] == "sample" and site["is_observed"]:
+            check_tensors(**{f"the value of observed site {name!r}": site["value"]})
             _check_rows(name, site)
             _check(name, site)
 
@@ -77,7 +78,6 @@ def _judged(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Which entries count, and which are possible; of the innermost distribution, so that parts can be masked."""
     fn, kept = unmasked(site)
     value = site["value"]
-    check_tensors(**{f"the value of observed site {site['name']!r}": value})
     try:
         good = fn.support.check(value)
     except NotImplementedError:
