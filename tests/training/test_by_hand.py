@@ -203,6 +203,20 @@ def test_figures_and_pictures_of_an_image_flow():
     assert "interpolations" not in task.pictures(ImageDrawingSettings(2, 1))
 
 
+def test_an_image_flow_is_initialized_from_256_training_images():
+    data = load("digits")
+    task = ImageFlowTask(ImageTrainConfig(), data)
+    seen = []
+    task.module = Flat()
+    task.module.initialize = seen.append
+    torch.manual_seed(4)
+    task.initialize()
+    torch.manual_seed(4)
+    chosen = torch.randperm(len(task.train_rows))[:256]
+    assert torch.equal(seen[0], data.images(task.train_rows[chosen]))
+    assert seen[0].shape == (256, 1, 8, 8)
+
+
 def test_figures_of_a_pixel_model():
     """Scores of 1 and 2 nats: mean 1.5, s = √½, 1.96 s/√2 = 0.98; 1.5 / (64 ln 2) bits a pixel."""
     data = load("digits")

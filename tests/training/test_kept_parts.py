@@ -133,6 +133,12 @@ def test_the_identity_holds_weights_code_and_settings(run, tmp_path, monkeypatch
     assert seen[0]["settings"]["evaluation"]["num_samples"] == 2
 
 
+def test_an_identity_has_no_order(tmp_path):
+    one, other = {"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}
+    assert KeptParts(tmp_path / "r.json", one).identity == KeptParts(tmp_path / "r.json", other).identity
+    assert KeptParts(tmp_path / "r.json", one).identity != KeptParts(tmp_path / "r.json", {"a": 1}).identity
+
+
 def test_what_parts_had_cost(tmp_path, monkeypatch):
     """Clocks that stand at 1, 3.26 and at 100, 101.51 before and after: 2.26 s and 1.51 s of the processor a part."""
     clocks = {"monotonic": [1.0, 3.26, 1.0, 3.26], "process_time": [100.0, 101.51, 100.0, 101.51]}

@@ -109,3 +109,12 @@ def test_refusals():
         latent_use(small(), ALL[:1].double())
     with pytest.raises(ValueError, match="latent_dims"):
         build_pixel_vae(VAEConfig("g2", (2,)), DECODERS["made"], SHAPE)
+
+
+def test_the_memory_of_a_point():
+    """9 pixels: what any latent chain takes, and 3 numbers a pixel for each channel of the decoder's convolutions."""
+    vae = small("pixel_cnn")
+    channels = sum(m.out_channels for m in vae.model.decoder.modules() if isinstance(m, torch.nn.Conv2d))
+    widths = sum(m.out_features for m in vae.model.modules() if isinstance(m, torch.nn.Linear))
+    assert channels >= 3 * 4  # the first layer, a block and the head
+    assert vae.model.numbers_a_point == 5 * 9 + 3 * widths + 12 * 2 + 3 * 9 * channels
