@@ -334,6 +334,7 @@ def main() -> None:
     for path in files:
         if not path.is_relative_to(ROOT / "vi_flows") or path.relative_to(ROOT).parts[1] not in TESTS:
             parser.error(f"{path} is in none of the rooms {', '.join(TESTS)}")
+    mutated = revision()  # now: the checkout may move on while the copy is worked on
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     for name in PRELOADED:
         importlib.import_module(name)
@@ -354,7 +355,7 @@ def main() -> None:
         lines, seconds = ({}, {}) if options.tests else tests_of_lines(work, where, 20 * options.limit)
         sys.dont_write_bytecode = True
         print(f"{len(seconds)} tests of {', '.join(rooms)}: {sum(seconds.values()):.0f} s", flush=True)
-        head = {"seed": options.seed, "of": total, "revision": revision(), "spend": options.spend}
+        head = {"seed": options.seed, "of": total, "revision": mutated, "spend": options.spend}
         report: list[dict[str, object]] = []
         for mutant in drawn:
             name = mutant.path.relative_to(work)
