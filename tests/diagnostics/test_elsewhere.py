@@ -8,11 +8,12 @@ import pytest
 import torch
 from pyro.infer.autoguide.initialization import init_to_value
 
-from vi_flows.diagnostics import diagnose
+from vi_flows.diagnostics import diagnose, elsewhere
 from vi_flows.diagnostics.elsewhere import MISSED_RATIO, missed_mass
 from vi_flows.diagnostics.verdict import judge
 from vi_flows.evaluation.psis import PSIS
 from vi_flows.guides import AutoConvFlow, fit
+from vi_flows.guides.start.pathfinder import climb
 
 
 def normal(loc, scale, dim):
@@ -67,6 +68,25 @@ def test_a_narrow_mode_is_not_jumped_over(seed):
 
     missed = missed_mass(log_p, here.log_prob, here.sample((1000,)), math.log(0.9), seed=seed)
     assert missed.share == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_mode_is_looked_at_once_however_many_paths_end_there(monkeypatch):
+    """Ends less than half a standard deviation apart are one, on whichever side of the guide; two modes are two."""
+    looked = []
+    monkeypatch.setattr(
+        elsewhere, "climb", lambda density, end, steps: looked.append(end) or climb(density, end, steps)
+    )
+    here = normal(0.0, 1.0, 1)
+    parts = [(-9.0, 0.2), (9.0, 0.3)]
+
+    def log_p(x):
+        away = [normal(place, 1.0, 1).log_prob(x) + math.log(weight) for place, weight in parts]
+        return torch.stack([here.log_prob(x) + math.log(0.5), *away]).logsumexp(0)
+
+    missed = missed_mass(log_p, here.log_prob, here.sample((1000,)), math.log(0.5))
+    assert len(looked) == 2
+    assert sorted(float(end) for end in looked) == pytest.approx([-9.0, 9.0], abs=0.5)
+    assert missed.share == pytest.approx(0.375, abs=0.04)  # of the larger one: 0.3 of 0.3 + 0.5
 
 
 def two_modes():

@@ -171,6 +171,12 @@ def test_weights_that_differ_by_rounding_alone_are_equal(excess, level, dtype, e
 # Annealing ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("log_weights", [torch.tensor(0.0), torch.zeros(0), torch.zeros(0, 3)])
+def test_no_weights_are_refused(log_weights):
+    with pytest.raises(ValueError, match="expected draws along the first dimension"):
+        psis(log_weights)
+
+
 def test_the_temperatures_by_hand():
     """σ(−4) = 0.0179862, σ(−2) = 0.1192029: β₁ of four is 0.1012167/0.9640276 = 0.1049936."""
     betas = ais_module._schedule(4, torch.device("cpu"))
