@@ -176,6 +176,10 @@ def test_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         main(["sample", folder, "--rows", "1", "--columns", "1", "--device", "cpu"])
     assert done.value.code == 0
+    with pytest.raises(SystemExit) as done:
+        main(["evaluate", folder, "--limit", "10", "--quiet", "--device", "cpu", "--record", str(tmp_path / "r.json")])
+    assert done.value.code == 0
+    assert "nats (exact)" in capsys.readouterr().out
     for wrong in (
         ["sample", folder, "--temperature", "0.5", "--device", "cpu"],
         ["evaluate", folder, "--num-samples", "5"],
