@@ -11,6 +11,7 @@ import torch
 import tyro
 
 from vi_flows.parallel import Ranks
+from vi_flows.records import from_json
 from vi_flows.settings import Positive, Seed, Threads, check_settings
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.config import TrainConfig, check_device
@@ -27,6 +28,7 @@ __all__ = ["Evaluate", "Resume", "Sample", "Train", "resumption"]
 
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN")]
 PRETRAINED = Path(__file__).parents[2] / "experiments" / "pretrained"
+PUBLISHED = PRETRAINED.with_name("published.json")
 
 
 C = TypeVar("C", bound=TrainConfig)
@@ -192,6 +194,8 @@ class Evaluate:
     def run(self) -> int:
         """Print the figures and where the record is; exit code 0."""
         check_settings(self)
+        if self.paper_row is not None:
+            check_paper_row(self.paper_row)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         run = Run.open(self._run_folder(), self.data_root)
@@ -251,6 +255,20 @@ class Evaluate:
             if value != getattr(AISSettings, name):
                 raise ValueError(f"--ais-{name.replace('_', '-')} needs --ais beside it")
         return None
+
+
+def check_paper_row(name: str) -> None:
+    """Refuse a row that the papers' tables don't have; an installed package, which has no tables, takes any.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if not PUBLISHED.is_file():
+        return
+    published = from_json(PUBLISHED.read_text(encoding="utf-8"))
+    rows = [*published["rows"], *published["pixel"]["rows"]]
+    if name not in rows:
+        raise ValueError(f"the papers have no row {name!r}; choose among {', '.join(rows)}")
 
 
 def pretrained_run(name: str) -> Path:
