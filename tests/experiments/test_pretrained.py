@@ -18,12 +18,17 @@ from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.vae import build_vae
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "pretrained"
-RUNS = sorted(path.parent for path in FOLDER.glob("*/config.json"))
+EVERY = sorted(path.parent for path in FOLDER.glob("*/config.json"))
+RUNS = [folder for folder in EVERY if Run.open(folder).config.kind == "vae"]
+PIXEL = [folder for folder in EVERY if Run.open(folder).config.kind == "pixel"]
+RESULTS = FOLDER.parent / "results"
 
 
 def test_there_are_some_and_they_are_small() -> None:
     assert RUNS
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors")) <= 13.5e6
+    assert PIXEL
+    assert {*RUNS, *PIXEL} == {*EVERY}
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors")) <= 14e6
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
@@ -43,6 +48,20 @@ def test_the_weights_fit_and_give_a_likelihood(folder: Path) -> None:
     noise = torch.bernoulli(samples.mean().expand(4, 784))
     assert nll(samples).mean() + 100 < nll(noise).mean()
     assert nll(blank).mean() < 100
+
+
+@pytest.mark.parametrize("folder", PIXEL, ids=lambda folder: folder.name)
+def test_the_record_of_a_pixel_model_comes_out_again(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    records = [Record.read(path) for path in (RESULTS / "pixel").glob("*.json")]
+    (expected,) = [record for record in records if record.key == run.key]
+    found, _ = evaluate_run(run, progress=False)
+    assert found.provenance["data_sha256"] == expected.provenance["data_sha256"]
+    for name in ("nll", "marginal_nll"):
+        assert found.figures[name] == pytest.approx(expected.figures[name], abs=1e-4)
+        assert found.scores[name] == pytest.approx(expected.scores[name], abs=1e-3)
+    assert found.figures["class_accuracy"] == pytest.approx(expected.figures["class_accuracy"], abs=0.004)
 
 
 @pytest.mark.slow
