@@ -220,6 +220,26 @@ def test_the_evidence_is_that_by_hand(name):
     assert report.log_evidence == pytest.approx(evidence, abs=0.08)
 
 
+def test_the_way_out_of_a_circle():
+    def circular():
+        pyro.sample("phi", dist.VonMises(1.0, 4.0))
+
+    def on_the_plane():
+        v = pyro.sample("v", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        phi = torch.atan2(v[..., 1], v[..., 0])
+        pyro.factor("phi_prior", dist.VonMises(1.0, 4.0).log_prob(phi) + math.log(2 * math.pi))
+
+    with pytest.raises(ValueError, match=r"'phi' is circular.*torch\.atan2.*pyro\.factor\('phi_prior'"):
+        fit(circular, AutoConvFlow(circular, num_blocks=1))
+    guide = AutoConvFlow(on_the_plane, num_blocks=1)
+    report = diagnose(on_the_plane, guide, num_paths=0, num_chains=0)
+    assert report.log_evidence == pytest.approx(0.0, abs=0.08)  # the prior alone
+    v = report.draws["v"]
+    cosine = report.weighted_mean(lambda draws: torch.cos(torch.atan2(draws["v"][:, 1], draws["v"][:, 0]) - 1.0))
+    assert v.shape == (4000, 2)
+    assert float(cosine) == pytest.approx(0.863523, abs=0.03)  # I₁(4) / I₀(4)
+
+
 def test_other_rows_of_data_for_the_same_latents():
     def regression(x, y):
         b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))

@@ -102,8 +102,9 @@ def check_support(name: str, fn: Any) -> None:
     fn = innermost(fn)
     if isinstance(fn, torch.distributions.VonMises | dist.VonMises3D | dist.SineBivariateVonMises):
         raise ValueError(
-            f"latent site {name!r} is circular, which no map from the real line covers once: sample a vector of two "
-            "normals and take its angle with torch.atan2"
+            f"latent site {name!r} is circular, which no map from the real line covers once: sample a vector v of two "
+            f"standard normals, take its angle {name} = torch.atan2(v[..., 1], v[..., 0]), which is uniform, and bring "
+            f"the density in by pyro.factor('{name}_prior', fn.log_prob({name}) + math.log(2 * math.pi))"
         )
     # The library's own subclasses declare theirs by hand; a composed one declares its last transform's codomain.
     if type(fn) not in (dist.TransformedDistribution, torch.distributions.TransformedDistribution):
