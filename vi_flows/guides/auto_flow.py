@@ -141,7 +141,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                 self._create_plates(*args, **kwargs)
         return self
 
-    def set_up_for(self, model: Callable, *args: Any, **kwargs: Any) -> AutoFlow:
+    def set_up_for(self, model: Callable, /, *args: Any, **kwargs: Any) -> AutoFlow:
         """Like :meth:`set_up`; parameters that don't exist yet are built for ``model`` where it observes more sites.
 
         A model with latent sites that this guide's own model hides replaces it only where they can be summed out. A

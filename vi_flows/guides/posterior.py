@@ -231,7 +231,7 @@ class FlowPosterior:
             )
         return self._dependent_maps
 
-    def follow(self, model: Callable, *args: Any, **kwargs: Any) -> None:
+    def follow(self, model: Callable, /, *args: Any, **kwargs: Any) -> None:
         """From now on, supports that depend on other sites are those of this model with these arguments."""
         sites = dict(stochastic_nodes(self._prototype()))
         if self._dependent:
@@ -273,7 +273,7 @@ class FlowPosterior:
         """The model's log joint density as a function of unconstrained latent vectors ``(S, d) → (S,)``."""
         return self.log_density_of(self._program(), *args, **kwargs)
 
-    def log_density_of(self, model: Callable, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
+    def log_density_of(self, model: Callable, /, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
         """Likewise of another model with the same latent sites."""
         self.set_up(*args, **kwargs)
         return self._pull_back(LogJoint(model, args, kwargs))

@@ -1,0 +1,47 @@
+"""Pyro's own guides of models that were written for single draws: run draw by draw, not mixed up."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal
+
+from vi_flows.diagnostics import diagnose
+from vi_flows.guides import fit
+
+Y = torch.tensor([1.0, 2.0, -0.5, 0.3])
+X = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, -1.0], [2.0, 0.0, 1.0], [0.3, 0.3, 0.3]])
+
+
+def by_matrix():
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(X @ b, 1.0).to_event(1), obs=Y)
+
+
+def by_sum():
+    """With particles on the left, the sum is over them, too, and nothing fails."""
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(b.sum(), 1.0), obs=torch.tensor(1.0))
+
+
+def without_plates():
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0))
+    pyro.sample("y", dist.Normal(b, 1.0), obs=Y[:3])
+
+
+@pytest.mark.parametrize(("model", "evidence"), [
+    (by_matrix, float(dist.MultivariateNormal(torch.zeros(4), X @ X.T + torch.eye(4)).log_prob(Y))),
+    (by_sum, float(dist.Normal(0.0, 2.0).log_prob(torch.tensor(1.0))))])  # fmt: skip
+def test_pyros_guides_of_models_for_single_draws(model, evidence):
+    pyro.clear_param_store()
+    guide = AutoMultivariateNormal(model, init_scale=0.7)
+    pyro.set_rng_seed(0)
+    fit(model, guide, num_steps=150, num_particles=4, learning_rate=0.03)
+    report = diagnose(model, guide, num_samples=400)
+    assert report.elbo < evidence + 0.05
+    assert report.log_evidence == pytest.approx(evidence, abs=0.15)
+
+
+def test_pyro_refuses_a_batch_without_a_plate_by_name():
+    with pytest.raises(ValueError, match='site "b"'):
+        fit(without_plates, AutoMultivariateNormal(without_plates), num_steps=2)
