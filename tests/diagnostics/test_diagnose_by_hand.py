@@ -111,8 +111,9 @@ def test_draws_are_weighed_and_neither_chains_nor_paths_run_where_they_cant(weig
 def test_chains_start_at_the_first_draws(weighed, monkeypatch):
     seen = []
 
-    def moved(density, x, constrain):
+    def moved(density, x, constrain, num_transitions, num_discarded):
         seen.append(x)
+        assert (num_transitions, num_discarded) == (8, 0)
         return Moved(0.5, 0.0, "a", 0.9)
 
     monkeypatch.setattr(HERE, "moved_by_chains", moved)
