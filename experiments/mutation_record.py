@@ -3,8 +3,9 @@
     python tests/mutation.py --sample 90 --seed 90117 --spend 40 --json drawn.json
     python -m experiments.mutation_record drawn.json
 
-So were made those of the seeds 41 and 7310 (85 mutants, ``--spend 45``) and 55021 (85, ``--spend 30``); that of seed 41 was stopped after 52, which
-are a draw, too: mutants come in random order. That of seed 2 was made by rooms, by an earlier script.
+So were made those of the seeds 41 and 7310 (85 mutants, ``--spend 45``) and 55021 (85, ``--spend 30``); that of seed 41
+was stopped after 52, which are a draw, too: mutants come in random order. That of seed 2 was made by rooms, by an
+earlier script.
 
 Every draw is over all five rooms, with a seed that was not used before, and counts as it came out: tests that were
 written after its survivors were seen help the next draw alone. ``EQUIVALENT`` says which survivors change no result.
