@@ -90,7 +90,7 @@ def test_bad_options_and_broken_models_are_named():
     guide = AutoConvFlow(skewed)
     with pytest.raises(ValueError, match="objective"):
         fit(skewed, guide, objective="chi")
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         fit(skewed, guide, num_steps=0)
 
     def broken():
