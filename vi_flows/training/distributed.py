@@ -13,6 +13,10 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the group of the moment as their default; Adam's first step imports it. Imported while a group is
+# there, it would keep that group's threads alive beyond the interpreter, which then ends in SIGABRT now and then.
+import torch.distributed.nn
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -201,6 +205,11 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
     _said.append(store)
     try:
         yield ProcessGroup(rank, size), own
+    except BaseException:
+        if kind != "cuda":  # NCCL would wait for the others here
+            dist.destroy_process_group()
+        raise
+    else:
         dist.destroy_process_group()
     finally:
         # Whichever process ends first, torchrun stops the others, which are about to end too and may still have to
