@@ -18,7 +18,6 @@ DEFAULTS = {
     "training.log:RunLog": {"tensorboard": False},
     "training.loop:Trainer": {"progress": True, "tensorboard": False},
     "training.loop:Trainer.make_step": {"stacked": False},
-    "training.run:Run.weights_sha256": {"which": "auto"},
     "training.run:Run.load_weights": {"which": "auto"},
     "training.stacked:StackedTrainer": {"progress": True},
     "training.tasks.base:BinaryDrawingSettings": {"rows": 10, "columns": 10, "binary": False},
@@ -39,6 +38,10 @@ DEFAULTS = {
         "output": "categorical",
         "digit": True,
     },
+    "training.weights:Weights.load_into": {"which": "auto"},
+    "training.weights:Weights.path": {"which": "auto"},
+    "training.weights:Weights.read": {"which": "auto"},
+    "training.weights:Weights.sha256": {"which": "auto"},
     "vae.annealing:AnnealingSpace": {"draws_at_once": 2000},
     "vae.config:VAEConfig": {
         "architecture": "g1",
