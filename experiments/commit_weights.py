@@ -78,7 +78,7 @@ def main(options: Commit) -> None:
     weights = put(Run.open(options.run), folder)
     total = size(options.pretrained)
     if total > LIMIT:
-        folder.exists()
+        shutil.rmtree(folder)
         raise SystemExit(f"with {options.run} the committed weights would have {total:,} bytes, more than {LIMIT:,}")
     print(f"{weights}: {weights.stat().st_size:,} bytes; {total:,} of {LIMIT:,} are used")
 
