@@ -160,6 +160,7 @@ DEFAULTS = {
     "evaluation.ais:reverse_evidence": {"chains": 8, "leapfrog": 8},
     "evaluation.compare:paired_bootstrap": {"level": 0.95, "resamples": 2000, "seed": 0},
     "evaluation.nll:bootstrap_interval": {"level": 0.95, "resamples": 2000, "seed": 0},
+    "evaluation.nll:bootstrap_intervals": {"level": 0.95, "resamples": 2000, "seed": 0},
     "evaluation.nll:estimate_nll": {
         "num_samples": 5000,
         "num_coarse": 100,

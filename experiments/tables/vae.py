@@ -5,85 +5,59 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.tables.gains import Gain, gains
+from experiments.tables.vae_rows import RESULTS, RowKey, label_of, mean_of, rows_of, stages, vae_records
 from vi_flows.records import Record
 
 __all__ = ["render_refined", "render_vae"]
 
-RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = RESULTS.with_name("published.json")
 DATASETS = {"binarized_mnist": "mnist", "omniglot28": "omniglot", "chardata": "omniglot"}
 """And what the papers' numbers are under."""
 ABLATION = re.compile(r"ablation-binarized_mnist-g1-(?P<model>plain|amortized-k4-tanh)-(?P<change>.+)-e[0-9+]+-s[0-9]+")
-STARTS = {"dreg": "from DReG", "iwae": "from IWAE-5"}
-"""What a label says of a row that goes on from a run of such an objective, by its name in the run's."""
 
 
-def sort_key(record: Record) -> tuple:
-    """Plain models, then ConvFlow, then other flows."""
-    vae, settings = record.settings["vae"], record.settings
-    flow = vae["flow"] or {"type": ""}
-    family = {"": "0", "ConvFlow": "1"}.get(flow["type"], flow["type"])
-    length = next((value for value in flow.values() if isinstance(value, int)), 0)
-    return settings["objective"], vae["num_extra_layers"], family, vae["amortized"], length, settings["epochs"]
-
-
-def stages(record: Record) -> list[tuple[int, int]]:
-    """Epochs and steps of each run on the way to a record's weights, first to last."""
-    found = [(record.settings["epochs"], record.figures["steps"])]
-    source = record.provenance.get("started_from")
-    while source is not None:
-        found.insert(0, (source["epoch"], source["steps"]))
-        source = source["started_from"]
-    return found
-
-
-def label_of(record: Record) -> str:
-    """The record's label, and what it went on from where that was trained by IWAE already."""
-    source = record.provenance.get("started_from")
-    begun = [text for objective, text in STARTS.items() if source is not None and objective in source["model"]]
-    return ", ".join([record.label, *begun])
-
-
-def mean_of(records: list[Record], value: Callable[[Record], float]) -> float:
-    return statistics.fmean(map(value, records))
-
-
-def annealed(records: list[Record]) -> str:
-    """NLL minus what annealing finds beyond the importance samples of the same images, and how many images."""
+def annealed(records: list[Record]) -> tuple[str, str]:
+    """NLL less what annealing finds beyond the samples of the same images; and that gap, with how many images."""
     with_ais = [record for record in records if "ais" in record.figures]
     if not with_ais:
-        return "–"
-    nll = mean_of(with_ais, lambda record: record.figures["nll"] - record.figures["ais"]["gap"])
-    return f"{nll:.2f} ({with_ais[0].figures['ais']['num_rows']})"
+        return "–", "–"
+    gap = mean_of(with_ais, lambda record: record.figures["ais"]["gap"])
+    nll = mean_of(with_ais, lambda record: record.figures["nll"])
+    first = with_ais[0].figures["ais"]
+    low, high = first["gap_interval"]
+    return f"{nll - gap:.2f}", f"{gap:.2f}, {low:.2f} – {high:.2f} ({first['num_rows']})"
 
 
-def vae_table(records: list[Record], published: dict[str, Any], dataset: str, architecture: str) -> list[str]:
-    """A line a row; seeds are averaged, and the interval over images is that of the first."""
+def vae_table(
+    rows: dict[RowKey, list[Record]], published: dict[str, Any], gained: dict[RowKey, Gain], place: tuple[str, str]
+) -> list[str]:
+    """A line a row; seeds are averaged, and the intervals over images of figures are those of the first."""
+    dataset, architecture = place
     paper = DATASETS[dataset]
     lines = [
         f"**{dataset}, {architecture.upper()}** (test NLL in nats, lower is better)",
         "",
-        "| model | paper (2000 epochs) | ours | 95 % interval | by AIS (images) | −ELBO | k̂ > 0.7 "
-        "| protocol, epochs, steps, seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | paper (2000 epochs) | ours, 5000 samples | 95 % interval | by AIS | samples − AIS (images) "
+        "| below the plain VAE | −ELBO | k̂ > 0.7 | protocol, epochs, steps, seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    rows: dict[Any, list[Record]] = {}
-    for record in sorted(records, key=lambda record: (*sort_key(record), record.settings["seed"])):
-        key = (label_of(record), record.settings["protocol"], *(epochs for epochs, _ in stages(record)))
-        rows.setdefault(key, []).append(record)
-    for seeds in rows.values():
+    for key, seeds in rows.items():
+        if key[:2] != place:
+            continue
         first = seeds[0]
         theirs = "–" if first.paper_row is None else f"{published['rows'][first.paper_row][paper][architecture]:.2f}"
         nll = mean_of(seeds, lambda record: record.figures["nll"])
         spread = f" ± {statistics.stdev(r.figures['nll'] for r in seeds):.2f}" if len(seeds) > 1 else ""
         low, high = first.figures["interval"]
+        by_ais, gap = annealed(seeds)
         epochs, steps = (" + ".join(map(str, numbers)) for numbers in zip(*stages(first), strict=True))
         lines.append(
-            f"| {label_of(first)} | {theirs} | {nll:.2f}{spread} | {low:.2f} – {high:.2f} | {annealed(seeds)} "
+            f"| {label_of(first)} | {theirs} | {nll:.2f}{spread} | {low:.2f} – {high:.2f} | {by_ais} | {gap} "
+            f"| {gained.get(key, '–')} "
             f"| {mean_of(seeds, lambda record: -record.figures['elbo']):.2f} "
             f"| {100 * mean_of(seeds, lambda record: record.figures['share_k_hat_above_0.7']):.0f} % "
             f"| {first.settings['protocol']}, {epochs}, {steps}, {len(seeds)} |"
@@ -114,14 +88,14 @@ def ablation_table(records: list[tuple[Path, Record]]) -> str:
 
 def render_vae() -> str:
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    records = [Record.read(path) for path in sorted((RESULTS / "vae").glob("*.json"))]
+    records = vae_records()
+    rows, gained = rows_of(records), gains(records, "nll")
     blocks: list[str] = []
     for dataset in DATASETS:
         for architecture in ("g1", "g2"):
-            asked = (dataset, architecture)
-            mine = [r for r in records if (r.settings["dataset"], r.settings["vae"]["architecture"]) == asked]
-            if mine:
-                blocks.append("\n".join(vae_table(mine, published, dataset, architecture)))
+            place = dataset, architecture
+            if any(key[:2] == place for key in rows):
+                blocks.append("\n".join(vae_table(rows, published, gained, place)))
     ablations = [(path, Record.read(path)) for path in sorted((RESULTS / "vae" / "ablation").glob("*.json"))]
     if ablations:
         blocks.append(ablation_table(ablations))
