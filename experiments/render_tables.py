@@ -15,6 +15,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, this file has only its own folder there
 
+from experiments.tables.curves import render_curves
 from experiments.tables.densities import render_images, render_pixel, render_pixel_vae, render_wave
 from experiments.tables.gains import render_gains
 from experiments.tables.posteriors import render_gallery, render_high_dimension, render_posteriordb, render_verdicts
@@ -41,6 +42,7 @@ SECTIONS = {
     "pixel-vae-table": render_pixel_vae,
     "wave-table": render_wave,
     "gains-table": render_gains,
+    "curves-table": render_curves,
 }
 """By name: in README.md between ``<!-- NAME -->`` and ``<!-- /NAME -->``, in the site at ``<!-- record: NAME -->``."""
 

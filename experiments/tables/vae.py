@@ -66,17 +66,25 @@ def vae_table(
 
 
 def ablation_table(records: list[tuple[Path, Record]]) -> str:
-    """Changes of the recipe by their NLL on the validation images, best first for each model."""
+    """Changes of the recipe by their NLL on the validation images, best first for each model.
+
+    Raises:
+        ValueError: a file is not named as an ablation's.
+    """
     lines = [
         "**Changes of the recipe** (binarized_mnist, G1; NLL of the validation images in nats)",
         "",
         "| model | recipe | NLL | epochs | steps | training seconds, device |",
         "|---|---|---|---|---|---|",
     ]
-    rows = [(record, ABLATION.fullmatch(path.stem)) for path, record in records]
-    for record, named in sorted(
-        rows, key=lambda row: (row[0].settings["vae"]["flow"] is not None, row[0].figures["nll"])
+    for path, record in sorted(
+        records, key=lambda row: (row[1].settings["vae"]["flow"] is not None, row[1].figures["nll"])
     ):
+        named = ABLATION.fullmatch(path.stem)
+        if named is None:
+            raise ValueError(
+                f"{path} has no name of an ablation, such as ablation-binarized_mnist-g1-plain-ema-e800-s0"
+            )
         epochs, steps = (" + ".join(map(str, numbers)) for numbers in zip(*stages(record), strict=True))
         seconds = record.provenance["training_seconds"]
         lines.append(
