@@ -5,7 +5,9 @@
 ``BEFORE`` (22 November) was run with the same settings and seed; its losses are in the record. The VAE's are to be
 equal to the bit. The image flow's differ by one change of its definition (8b9847f): a floor under the sigmoid scale,
 networks that see ``8 tanh(x/8)``, and other bounds of the split prior's deviations. With those three taken back (the
-third run) they are to be equal to the bit, too. The last bits depend on the machine and on PyTorch's version.
+third run) they were equal to the bit, too, at the revision that the record names. Since then neighboring layers are
+merged and networks keep their channels innermost in memory, which rounds differently: the losses are equal to five
+digits. The last bits depend on the machine and on PyTorch's version.
 """
 
 from __future__ import annotations

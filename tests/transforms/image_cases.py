@@ -24,6 +24,7 @@ from vi_flows.transforms import (
     EmergingConv2d,
     FourCornerConv2d,
     ImageBatchNorm,
+    ImageChain,
     Inverse,
     MConvMap,
     MixtureMap,
@@ -91,6 +92,9 @@ IMAGE_CASES: dict[str, Case] = {
     "squeeze_by_three": Case(lambda: Squeeze(3), (1, 6, 3)),
     "unsqueeze": Case(lambda: Inverse(Squeeze()), (4, 2, 3)),
     "channel_permutation": Case(lambda: ChannelPermutation([2, 0, 1]), (3, 2, 3)),
+    "image_chain": Case(
+        lambda: ImageChain([ActNorm(4, False), Conv1x1(4), coupling(ChannelGroups(4), 4, AffineMap())]), (4, 2, 3)
+    ),
     "act_norm": Case(lambda: ActNorm(3, data_init=False), (3, 2, 3)),
     "batch_norm": Case(_batch_norm, (3, 2, 3)),
     "scaling": Case(lambda: Scaling((2, 3, 2)), (2, 3, 2)),

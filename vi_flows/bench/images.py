@@ -14,14 +14,19 @@ from vi_flows.flows.image_steps import Emerging, Glow, InvConv3x3, StepFlow
 
 __all__ = ["SAMPLERS", "SamplerShape", "build_sampler", "glow_passes", "peer_over_glow", "sampler_over_glow"]
 
-SAMPLERS: dict[str, StepFlow] = {
-    "glow": Glow(),
-    "emerging": Emerging(),
-    "inv_conv3x3": InvConv3x3(),
-    "inv_conv3x3-masked": InvConv3x3(masked=True),
-    "inv_conv3x3-quad": InvConv3x3(coupling="quad"),
+SAMPLERS: dict[str, tuple[StepFlow, float]] = {
+    "glow": (Glow(), 1.0),
+    "emerging": (Emerging(), 1.0),
+    "inv_conv3x3": (InvConv3x3(), 1.0),
+    "inv_conv3x3-masked": (InvConv3x3(masked=True), 1.0),
+    "inv_conv3x3-quad": (InvConv3x3(coupling="quad"), 1.0),
+    "inv_conv3x3-quad-narrow": (InvConv3x3(coupling="quad"), 3**-0.5),
 }
-"""Flows whose sampling Nagar et al. time (tables 3 and 4), by name."""
+"""Flows whose sampling Nagar et al. time (tables 3 and 4), by name, and the width of their networks beside Glow's.
+
+Quad-coupling has three networks where the others have one, so at Glow's width it has 2.6 times the parameters and the
+products; the narrow one has as many as Glow.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,10 @@ def build_sampler(name: str, shape: SamplerShape, seed: int = 0) -> ImageDensity
         seed: of the weights and of the images that initialize the actnorms.
     """
     torch.manual_seed(seed)
-    settings = replace(SAMPLERS[name], num_levels=shape.num_levels, num_steps=shape.num_steps, width=shape.width)
-    flow = settings.build(shape.image_shape)
-    density = ImageDensity(flow, shape.image_shape, alpha=0.05)
+    flow, share = SAMPLERS[name]
+    width = round(share * shape.width)
+    settings = replace(flow, num_levels=shape.num_levels, num_steps=shape.num_steps, width=width)
+    density = ImageDensity(settings.build(shape.image_shape), shape.image_shape, alpha=0.05)
     with torch.no_grad():
         for parameter in density.parameters():
             if parameter.dim() > 2 and not parameter.any():

@@ -124,7 +124,7 @@ class Bench:
                 title = f"training pass, N={size}: {peer} / ConvFlow K=8"
                 yield f"{peer} {size}", title, partial(kernels.peer_over_fused, peer, size, r)
         yield "normflows Glow", "Glow, training pass: normflows / ours", partial(images.peer_over_glow, r)
-        for name in ("emerging", "inv_conv3x3-quad"):
+        for name in ("emerging", "inv_conv3x3-quad", "inv_conv3x3-quad-narrow"):
             yield f"sampler {name}", f"image sampler: {name} / Glow", partial(images.sampler_over_glow, r, name)
 
     def _record(self, rows: list[Row], clock: Clock) -> Record:

@@ -24,6 +24,7 @@ from vi_flows.transforms import (
     Conv1x1,
     EmergingConv2d,
     FourCornerConv2d,
+    ImageChain,
     Inverse,
     MConvMap,
     MixtureMap,
@@ -108,7 +109,7 @@ class StepFlow(ImageFlow):
             for _ in range(self.num_steps):
                 groups = ChannelGroups(channels, num_groups)
                 change = make_coupling(groups, channels, make_map(self.scale), network, conditioner_dtype)
-                step = Chain([ActNorm(channels), *self.mixing(channels), change])
+                step = ImageChain([ActNorm(channels), *self.mixing(channels), change])
                 parts.append(Checkpointed(step) if recompute else step)
             levels.append(Chain(parts))
             if level + 1 < self.num_levels:

@@ -16,6 +16,7 @@ __all__ = [
     "GatedBlock",
     "GatedConditioner",
     "MLPConditioner",
+    "PixelNetwork",
     "ResNetConditioner",
     "ResidualBlock",
     "ZeroConv2d",
@@ -35,6 +36,31 @@ def squash(x: Tensor) -> Tensor:
     return INPUT_BOUND * torch.tanh(x / INPUT_BOUND)
 
 
+MIN_PIXELS = 32
+"""Images of fewer pixels (4×4) stay in their layout: there the networks' weights cost as much as their images."""
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same images with the channels innermost in memory, where that makes convolutions faster.
+
+    On a CPU a training pass of the three-layer network takes between 0.5 (52 channels, 14×14) and 0.9 (128 channels,
+    8×8) of its time in the usual layout, and up to 1.17 at 4×4 (512 channels). Other devices are left alone.
+    """
+    _, c, h, w = x.shape
+    if h * w < MIN_PIXELS or x.device.type != "cpu":
+        return x
+    # `contiguous(memory_format=…)` changes nothing for one channel, and can't be vmapped.
+    return x.permute(0, 2, 3, 1).flatten(1).unflatten(1, (h, w, c)).permute(0, 3, 1, 2)
+
+
+class PixelNetwork(nn.Sequential):
+    """Convolutions of images: bounded for every input, see :func:`squash`, and in the layout of memory that suits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``."""
+        return super().forward(channels_last(squash(x))).contiguous()
+
+
 class ZeroConv2d(nn.Conv2d):
     """A convolution whose weights and biases start at zero, so that a coupling starts with zero maps.
 
@@ -51,7 +77,7 @@ class ZeroConv2d(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
-class ConvConditioner(nn.Sequential):
+class ConvConditioner(PixelNetwork):
     """The three-layer network of Glow and of Nagar et al.: 3×3, ReLU, 1×1, ReLU, 3×3 starting at zero.
 
     Args:
@@ -68,15 +94,11 @@ class ConvConditioner(nn.Sequential):
             raise ValueError(f"sizes must be at least 1, got {in_channels}, {out_channels}, {width}")
         super().__init__(
             nn.Conv2d(in_channels, width, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ZeroConv2d(width, out_channels),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``; bounded for every ``x``, see :func:`squash`."""
-        return super().forward(squash(x))
 
 
 class ResidualBlock(nn.Module):
@@ -107,10 +129,10 @@ class ResidualBlock(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """``(N, width, H, W)`` to the same shape."""
         inner = self.conv1(F.relu(self.norm1(h)))
-        return h + self.conv2(F.relu(self.norm2(inner)))
+        return h + self.conv2(F.relu(self.norm2(inner), inplace=True))
 
 
-class ResNetConditioner(nn.Sequential):
+class ResNetConditioner(PixelNetwork):
     """The residual network of Real NVP and MCONV: a 3×3 convolution, residual blocks, ReLU, a 1×1 starting at zero.
 
     Args:
@@ -132,13 +154,9 @@ class ResNetConditioner(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, width, 3, padding=1),
             *(ResidualBlock(width, norm) for _ in range(num_blocks)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ZeroConv2d(width, out_channels, 1),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``; bounded for every ``x``, see :func:`squash`."""
-        return super().forward(squash(x))
 
 
 class GatedBlock(nn.Module):
@@ -155,10 +173,10 @@ class GatedBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """``(N, width, H, W)`` to the same shape."""
-        return h + F.glu(self.gate(F.relu(self.conv(F.relu(h)))), 1)
+        return h + F.glu(self.gate(F.relu(self.conv(F.relu(h)), inplace=True)), 1)
 
 
-class GatedConditioner(nn.Sequential):
+class GatedConditioner(PixelNetwork):
     """A network of gated blocks (Ho et al. 2019, *Flow++*, section 3.3): 3×3, blocks, ReLU, a 1×1 starting at zero.
 
     Args:
@@ -177,13 +195,9 @@ class GatedConditioner(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, width, 3, padding=1),
             *(GatedBlock(width) for _ in range(num_blocks)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ZeroConv2d(width, out_channels, 1),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``; bounded for every ``x``, see :func:`squash`."""
-        return super().forward(squash(x))
 
 
 class MLPConditioner(nn.Module):

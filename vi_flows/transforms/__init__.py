@@ -15,6 +15,7 @@ from vi_flows.transforms.image.inv_conv import EmergingConv2d, OneSidedConv2d
 from vi_flows.transforms.image.logit import Logit
 from vi_flows.transforms.image.multi_scale import MultiScale, SplitPrior
 from vi_flows.transforms.image.periodic_conv import PeriodicConv2d
+from vi_flows.transforms.image.pointwise import ImageChain
 from vi_flows.transforms.image.squeeze import ChannelPermutation, Squeeze
 from vi_flows.transforms.memo import EvaluationState
 from vi_flows.transforms.recompute import Checkpointed
@@ -51,6 +52,7 @@ __all__ = [
     "FourCornerConv2d",
     "FromPyro",
     "ImageBatchNorm",
+    "ImageChain",
     "Inverse",
     "Logit",
     "MConvMap",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vi_flows.parallel import mean_over_rows
 from vi_flows.transforms.base import Bijection
 from vi_flows.transforms.image.base import ImageBijection
+from vi_flows.transforms.image.pointwise import PixelLayer, PixelMap
 
 __all__ = ["ActNorm", "ImageBatchNorm", "Scaling"]
 
@@ -26,7 +27,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, mean_over_rows((flat - mean[:, None]).square().mean(1))
 
 
-class ActNorm(ImageBijection):
+class ActNorm(PixelLayer):
     r"""Activation normalisation (Kingma & Dhariwal, *Glow*, section 3.1): ``y = (x + b) ⊙ eˢ``, one pair a channel.
 
     ``log|det| = H W Σ_c s_c``. The first forward pass in training mode sets ``b`` and ``s`` so that each channel of its
@@ -62,7 +63,7 @@ class ActNorm(ImageBijection):
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(x + b) eˢ``; the first pass in training mode over a batch that is not empty initializes the parameters."""
         self._check_image(x)
-        if self._waiting and self.training and x.numel() > 0:
+        if self.waits and x.numel() > 0:
             self._initialize(x)
         y = (x + _per_channel(self.bias)) * _per_channel(self.log_scale.exp())
         return y, self._ladj(x)
@@ -72,6 +73,18 @@ class ActNorm(ImageBijection):
         self._check_image(y)
         x = y * _per_channel((-self.log_scale).exp()) - _per_channel(self.bias)
         return x, -self._ladj(y)
+
+    def pixel_map(self, inverse: bool) -> PixelMap:
+        """``diag(eˢ)`` with the offset ``b eˢ``; or ``diag(e⁻ˢ)`` with ``−b``."""
+        if inverse:
+            return PixelMap(torch.diag((-self.log_scale).exp()), -self.bias, -self.log_scale.sum())
+        scale = self.log_scale.exp()
+        return PixelMap(torch.diag(scale), self.bias * scale, self.log_scale.sum())
+
+    @property
+    def waits(self) -> bool:
+        """Before it was initialized, in training mode."""
+        return self._waiting and self.training
 
     def _ladj(self, x: Tensor) -> Tensor:
         return (self.log_scale.sum() * (x.shape[-1] * x.shape[-2])).expand(x.shape[:-3])

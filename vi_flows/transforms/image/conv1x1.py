@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vi_flows.transforms.image.base import ImageBijection, fold_batch
+from vi_flows.transforms.image.pointwise import PixelLayer, PixelMap
 
 __all__ = ["Conv1x1", "LUMatrix"]
 
@@ -63,7 +62,7 @@ class LUMatrix(nn.Module):
         return self.log_diagonal.sum()
 
 
-class Conv1x1(ImageBijection):
+class Conv1x1(PixelLayer):
     """Glow's invertible 1×1 convolution: ``y_{ij} = A x_{ij}`` at each pixel; ``log|det| = H W log|det A|``.
 
     Args:
@@ -78,19 +77,19 @@ class Conv1x1(ImageBijection):
         super().__init__(channels)
         self.weight = LUMatrix(channels, rotation)
 
+    def pixel_map(self, inverse: bool) -> PixelMap:
+        """``A``, or ``A⁻¹``."""
+        log_abs_det = self.weight.log_abs_det()
+        if inverse:
+            return PixelMap(self.weight.inverse(), None, -log_abs_det)
+        return PixelMap(self.weight.matrix(), None, log_abs_det)
+
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``A x`` at each pixel."""
         self._check_image(x)
-        return self._mix(x, self.weight.matrix()), self._ladj(x)
+        return self.pixel_map(inverse=False).apply(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``A⁻¹ y`` at each pixel."""
         self._check_image(y)
-        return self._mix(y, self.weight.inverse()), -self._ladj(y)
-
-    @staticmethod
-    def _mix(x: Tensor, matrix: Tensor) -> Tensor:
-        return fold_batch(lambda images: F.conv2d(images, matrix[:, :, None, None]), x)
-
-    def _ladj(self, x: Tensor) -> Tensor:
-        return (self.weight.log_abs_det() * (x.shape[-1] * x.shape[-2])).expand(x.shape[:-3])
+        return self.pixel_map(inverse=True).apply(y)
