@@ -152,3 +152,32 @@ def test_a_model_that_fails_far_out_is_looked_at_where_it_is_defined():
     draws = guide.sample((1000,))
     missed = missed_mass(log_p, guide.log_prob, draws, math.log(0.5))
     assert missed.share == pytest.approx(0.5, abs=0.03)
+
+
+def rounded(x):
+    """A standard normal whose density, far out, is now and then a rounding error of any size."""
+    density = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(-1)
+    error = (x[..., 0] * 1e4).frac().abs() < 0.05
+    return density + 1e6 * (error & (x.abs().amax(-1) > 15))
+
+
+def test_rounding_errors_far_out_are_no_mode():
+    def log_q(x):
+        return torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(-1)
+
+    torch.manual_seed(0)
+    assert missed_mass(rounded, log_q, torch.randn(1000, 2), 0.0) is None
+
+
+def test_a_model_of_matrices_that_become_singular_far_out_is_ok():
+    def model():
+        s = pyro.sample("s", dist.LogNormal(0.0, 0.3))
+        one, unit = torch.eye(1), dist.Normal(torch.zeros(1), 1.0).to_event(1)
+        noise = dist.Normal(torch.zeros(1), s).to_event(1)
+        pyro.sample("y", dist.GaussianHMM(unit, one, unit, one, noise, duration=3), obs=torch.ones(3, 1))
+
+    pyro.set_rng_seed(0)
+    guide = AutoConvFlow(model, num_blocks=1)
+    fit(model, guide, num_steps=200)
+    diagnosis = diagnose(model, guide, num_samples=2000, num_paths=20)
+    assert diagnosis.verdict == "ok", diagnosis.reason

@@ -24,11 +24,12 @@ from vi_flows.guides.faults import faults_named
 from vi_flows.guides.initial import init_to_median_or_origin
 from vi_flows.guides.observations import check_observations
 from vi_flows.guides.posterior import FlowPosterior
-from vi_flows.guides.prototype import SubsampledLatentError, check_plates, maps_of_dependent_sites
+from vi_flows.guides.prototype import check_maps, check_plates, check_precision, maps_of_dependent_sites
+from vi_flows.guides.pushed import PushedSites
 from vi_flows.guides.sequential import WithoutSequentialPlates
 from vi_flows.guides.sites import latent_sites, left_to_the_model
 from vi_flows.guides.start.from_model import start_of_model
-from vi_flows.guides.supports import DependentSupportError, sites_with_dependent_support
+from vi_flows.guides.supports import sites_with_dependent_support
 from vi_flows.guides.tensors import map_tensors
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.traces import stochastic_nodes
@@ -136,7 +137,8 @@ class AutoFlow(FlowPosterior, AutoContinuous):
     def set_up(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Build the parameters for the model's arguments, unless they exist; return the guide itself."""
         if self.prototype_trace is None:
-            with pyro.poutine.block():
+            # Parameters made in inference mode could never be trained.
+            with pyro.poutine.block(), torch.inference_mode(False):
                 self._setup_prototype(*args, **kwargs)
                 self._create_plates(*args, **kwargs)
         return self
@@ -168,8 +170,10 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         assert self.prototype_trace is not None  # Pyro has just made it
         try:
             check_plates(self.prototype_trace, type(self).__name__)
+            check_precision(self.prototype_trace)
+            check_maps(self.prototype_trace, self._unconstrained_shapes)
             self._check_supports(self.prototype_trace, args, kwargs)
-        except (SubsampledLatentError, DependentSupportError):
+        except ValueError:
             self.prototype_trace = None
             raise
         assert self._set_up  # emptied with the first set-up
@@ -279,6 +283,10 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         """Sample every site, as a Pyro guide with the model's arguments."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        with PushedSites():
+            return self._sites(*args, **kwargs)
+
+    def _sites(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if not self._dependent:
             return super().forward(*args, **kwargs)
         latent = self.sample_latent(*args, **kwargs)

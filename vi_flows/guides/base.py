@@ -64,7 +64,9 @@ class NormalBase(Base):
 
     def distribution(self) -> dist.TorchDistribution:
         """Standard normal."""
-        return dist.Normal(self.zero, torch.ones_like(self.zero)).expand([self.dim]).to_event(1)
+        # Without validation, as the mixture: where a fit runs off, the loop must see NaN rather than an error of this.
+        base = dist.Normal(self.zero, torch.ones_like(self.zero), validate_args=False)
+        return base.expand([self.dim]).to_event(1)
 
     detached = distribution
 

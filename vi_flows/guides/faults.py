@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,16 +12,26 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import MixtureSameFamily, biject_to, constraints
 
+from vi_flows.guides.log_joint import over_draws
 from vi_flows.guides.observations import check_observations
-from vi_flows.guides.sites import latent_sites, left_to_the_model
+from vi_flows.guides.sites import innermost, latent_sites, left_to_the_model
 from vi_flows.guides.supports import same_support
 from vi_flows.traces import is_subsample, nodes
 
-__all__ = ["check_observed_supports", "faults_named", "sites_without_density"]
+__all__ = [
+    "check_distribution_parameters",
+    "check_observed_supports",
+    "check_shape_of_density",
+    "faults_named",
+    "sites_without_density",
+]
 
 Draw = Callable[[], Mapping[str, Tensor]]
+
+TOLERATED = 0.01
+"""The share of draws at which a parameter may lie outside its constraint: by rounding, far out in the tails."""
 
 
 @contextmanager
@@ -92,28 +103,135 @@ def check_observed_supports(model: Callable, draw: Draw, args: tuple[Any, ...], 
                 )
 
 
-def sites_without_density(model: Callable, draw: Draw, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def check_shape_of_density(trace: Trace) -> None:
+    """Refuse sites whose ``log_prob`` has not one entry an element of the batch: it would be counted several times.
+
+    Args:
+        trace: a run of the model, with its log densities.
+
+    Raises:
+        ValueError: names the site and the two shapes.
+    """
+    for name, site in nodes(trace).items():
+        if site["type"] != "sample" or is_subsample(site):
+            continue
+        fn, value = site["fn"], site["value"]
+        batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+        got = torch.as_tensor(site["unscaled_log_prob"]).shape
+        # Without an event of its own, a Delta's log_density may be of fewer elements.
+        if len(got) > len(batch) or torch.broadcast_shapes(got, batch) != batch:
+            raise ValueError(
+                f"site {name!r} ({type(innermost(fn)).__name__}) has a log_prob of shape {tuple(got)} for a batch of "
+                f"shape {tuple(batch)}: its density would be counted more than once. Sample its parts as sites of "
+                "their own, or give it a log_prob that sums over the event"
+            )
+
+
+def check_distribution_parameters(
+    model: Callable, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse programs whose distributions get impossible parameters at draws of the guide: ``Bernoulli(1.2)``.
+
+    Without validation such a parameter gives some number or other (probabilities are clamped), or NaN; Pyro's own loop
+    refuses it.
+
+    Args:
+        model: a Pyro program.
+        values: draws of its latent sites, along the first dimension.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+
+    Raises:
+        ValueError: at any draw beyond a bound, or at more than one in a hundred (rounding far out in the tails takes a
+            scale to 0, a matrix out of the definite ones); names the site, the parameter and a value.
+    """
+
+    def possible(draw: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+        found = _parameters(_run(model, draw, args, kwargs))
+        return {key: torch.stack([c.check(v).all(), ~_beyond(c, v).any()]) for key, (v, c) in found.items()}
+
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what vmap says of checks that it does one by one
+            found, _ = over_draws(possible, values, True)
+    except (RuntimeError, ValueError, NotImplementedError):
+        return  # some draw has no run at all, which its own error says where it matters
+    for (name, parameter), (good, near) in ((key, flags.unbind(-1)) for key, flags in found.items()):
+        if bool(near.all()):
+            if float((~good).float().mean()) <= TOLERATED:
+                continue
+        else:
+            good = near
+        draw = {site: value[int(good.long().argmin())] for site, value in values.items()}
+        try:
+            with poutine.block(), torch.no_grad(), pyro.validation_enabled(True):
+                poutine.trace(poutine.condition(model, data=draw)).get_trace(*args, **kwargs)
+        except ValueError as error:
+            value, constraint = _parameters(_run(model, draw, args, kwargs))[name, parameter]
+            bad = constraint.check(value)
+            first = value.expand(bad.shape + value.shape[bad.dim() :])[~bad][0]
+            raise ValueError(
+                f"site {name!r} has a parameter {parameter} outside of {constraint} at some of the guide's draws "
+                f"({first.tolist()}): its latents reach values that the model has no density for. Give them supports "
+                "or a map (exp, softplus, sigmoid) that keep the parameter within"
+            ) from error
+
+
+def sites_without_density(
+    model: Callable, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str:
     """Which sites have no finite log density at draws of the latents, in words; empty if none has.
 
     Args:
         model: a Pyro program.
-        draw: gives values of its latent sites.
+        values: draws of its latent sites, along the first dimension; up to 32 are looked at.
         args: its positional arguments.
         kwargs: its keyword arguments.
     """
     counts: dict[str, int] = {}
-    for _ in range(32):
-        for name, site in nodes(_run(model, draw(), args, kwargs)).items():
+    size = min(32, len(next(iter(values.values()))))
+    for index in range(size):
+        draw = {name: value[index] for name, value in values.items()}
+        for name, site in nodes(_run(model, draw, args, kwargs)).items():
             if site["type"] == "sample" and not is_subsample(site):
                 finite = torch.isfinite(torch.as_tensor(site["fn"].log_prob(site["value"]))).all()
                 counts[name] = counts.get(name, 0) + int(not bool(finite))
-    return ", ".join(f"{name!r} ({count} of 32 draws)" for name, count in counts.items() if count)
+    return ", ".join(f"{name!r} ({count} of {size} draws)" for name, count in counts.items() if count)
 
 
 def _run(model: Callable, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
     known = poutine.condition(model, data=dict(values))
     with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
         return poutine.trace(known).get_trace(*args, **kwargs)
+
+
+def _parameters(trace: Trace) -> dict[tuple[str, str], tuple[Tensor, Any]]:
+    """Values and constraints by site and parameter, as the distributions' own validation has them."""
+    found = {}
+    for name, site in nodes(trace).items():
+        if site["type"] != "sample" or is_subsample(site):
+            continue
+        fn = innermost(site["fn"])
+        parts = [fn] if not isinstance(fn, MixtureSameFamily) else [fn.mixture_distribution, fn.component_distribution]
+        for part in map(innermost, parts):
+            for parameter, constraint in part.arg_constraints.items():
+                value = vars(part).get(parameter)
+                if isinstance(value, Tensor) and not constraints.is_dependent(constraint):
+                    found[name, parameter] = value, constraint
+    return found
+
+
+def _beyond(constraint: Any, value: Tensor) -> Tensor:
+    """Where a value is on the wrong side of a bound, by more than rounding."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    bounds = vars(constraint)
+    beyond = torch.zeros_like(value, dtype=torch.bool)
+    for bound, sign in ((bounds.get("lower_bound"), 1.0), (bounds.get("upper_bound"), -1.0)):
+        if bound is not None:
+            size = torch.as_tensor(bound).abs().clamp(min=1.0)
+            beyond = beyond | (sign * (bound - value) > 1e-6 * size)
+    return beyond
 
 
 def _observed(trace: Trace) -> dict[str, Any]:

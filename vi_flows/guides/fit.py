@@ -152,10 +152,7 @@ def fit(
             try:
                 trainer.run()
             except NoFiniteStepError as error:
-                names = pair.without_density()
-                raise NoFiniteStepError(
-                    f"{error} It is not finite at the sites {names}." if names else f"{error}"
-                ) from error
+                raise NoFiniteStepError(f"{error}{pair.without_density()}") from error
         pair.check()
         with torch.no_grad():
             final = torch.cat([loss_terms().reshape(-1) for _ in range(max(1, math.ceil(1000 / num_particles)))])

@@ -124,7 +124,7 @@ class Pair(ABC):
         """
 
     def without_density(self) -> str:
-        """Names of the sites whose log density is not finite at draws of the guide, in words; empty where not known.
+        """Sentences that say which sites have no finite log density at draws of the guide; empty where not known.
 
         Raises:
             ValueError: observations leave their supports there.
@@ -166,7 +166,15 @@ class FlowPair(Pair):
     def without_density(self) -> str:
         """Of 32 draws."""
         check_observed_supports(self.model, lambda: draw_of(self.guide), self.args, self.kwargs)
-        return sites_without_density(self.model, lambda: draw_of(self.guide), self.args, self.kwargs)
+        values = self.guide.sample_posterior(32)
+        names = sites_without_density(self.model, values, self.args, self.kwargs)
+        infinite = ", ".join(repr(name) for name, value in values.items() if not bool(value.isfinite().all()))
+        return (f" It is not finite at the sites {names}." if names else "") + (
+            f" Draws of {infinite} are infinite: the posterior has no finite mass there (a flat prior that the data do "
+            "not bound?), and needs a proper prior."
+            if infinite
+            else ""
+        )
 
     def _log_density(self) -> LogDensity:
         return self.guide.log_density_of(self.model, *self.args, **self.kwargs)
@@ -210,6 +218,23 @@ class FlowPair(Pair):
 
         return probe
 
+    def _real(self, log_weights: Tensor, x: Tensor) -> Tensor:
+        """The weights themselves.
+
+        Raises:
+            ValueError: one is NaN or +∞; names the sites that are to blame.
+        """
+        broken = log_weights.isnan() | (log_weights == torch.inf)
+        if bool(broken.any()):
+            values = self.guide.constrain(x[broken])[0]
+            names = sites_without_density(self.model, values, self.args, self.kwargs)
+            raise ValueError(
+                f"the model's log density is NaN or infinite at {int(broken.sum())} of {len(x)} draws of the guide"
+                + (f", at the sites {names}" if names else "")
+                + ": keep the latents to where it is defined, by their supports or by a map"
+            )
+        return log_weights
+
     def weigh(self, num_samples: int) -> Weighed:
         """Joint weights ``(S,)`` with the draws."""
         self.check()
@@ -219,7 +244,7 @@ class FlowPair(Pair):
         for size in chunks(num_samples, 1000):
             noise = base.sample((size,))
             x, ladj = flow.forward_and_ladj(noise)
-            log_w.append(log_density(x) - base.log_prob(noise) + ladj)
+            log_w.append(self._real(log_density(x) - base.log_prob(noise) + ladj, x))
             latents.append(x)
 
         def log_q(x: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from pyro.poutine import Trace
+from torch.distributions import biject_to
 
 from vi_flows.guides.site_maps import MapsOfTheProgram
 from vi_flows.guides.supports import DependentSupportError
 from vi_flows.traces import stochastic_nodes
 
-__all__ = ["SubsampledLatentError", "check_plates", "maps_of_dependent_sites"]
+__all__ = ["SubsampledLatentError", "check_maps", "check_plates", "check_precision", "maps_of_dependent_sites"]
 
 
 class SubsampledLatentError(ValueError):
@@ -39,6 +40,48 @@ def check_plates(prototype: Trace, guide: str) -> None:
                     f"poutine.block(model, hide=[{name!r}]), and sample it in the same plate of your own guide "
                     "from a vi_flows.guides.AmortizedFlowGuide of the data (combine both with AutoGuideList); or "
                     "run the plate without subsampling."
+                )
+
+
+def check_precision(prototype: Trace) -> None:
+    """Refuse latents of half precision, for which PyTorch has no triangular solve, and whose spreads round to nothing.
+
+    Args:
+        prototype: a trace of the model.
+
+    Raises:
+        ValueError: there is one; names it.
+    """
+    for name, site in stochastic_nodes(prototype):
+        if site["value"].dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"latent site {name!r} is of type {site['value'].dtype}: a guide needs float32 or float64; give the "
+                "prior's parameters in float32, and turn the value into another type where the model uses it"
+            )
+
+
+def check_maps(prototype: Trace, unconstrained_shapes: Mapping[str, torch.Size]) -> None:
+    """Refuse supports whose map from the real line can't be used for many draws side by side.
+
+    Args:
+        prototype: a trace of the model.
+        unconstrained_shapes: of every site on the real line.
+
+    Raises:
+        ValueError: there is one; names its site.
+    """
+    for name, site in stochastic_nodes(prototype):
+        for size in (1, 2):  # a map along the first dimension may take one of the two for its own
+            try:
+                values = biject_to(site["fn"].support)(site["value"].new_zeros(size, *unconstrained_shapes[name]))
+                reason = f"{size} come out as a tensor of shape {tuple(values.shape)}"
+                good = values.shape == (size, *site["value"].shape)
+            except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+                good, reason = False, f"{type(error).__name__}: {error}"
+            if not good:
+                raise ValueError(
+                    f"the map to the support of latent site {name!r} can't be used for draws along a first dimension "
+                    f"({reason}): count the dimensions of its constraints and transforms from the right (dim=-1)"
                 )
 
 

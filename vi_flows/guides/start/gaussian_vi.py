@@ -24,7 +24,8 @@ def value_and_grad(log_density: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             part = part.clone().requires_grad_()
             value = log_density(part)
-            (grad,) = torch.autograd.grad(value.sum(), part)
+            # A density that is flat in all of the latents, or computed outside of PyTorch, has no graph.
+            grad = torch.autograd.grad(value.sum(), part)[0] if value.requires_grad else torch.zeros_like(part)
         values.append(value.detach())
         grads.append(grad)
     return torch.cat(values), torch.cat(grads)
