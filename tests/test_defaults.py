@@ -166,7 +166,7 @@ DEFAULTS = {
         "progress": False,
     },
 }
-"""By file of a room and name; ``None`` is not listed. Those of the recipe stand in ``training/test_by_hand.py``."""
+"""By file of a room and name; ``None`` is not listed. The recipe's stand in ``training/test_recipe_by_hand.py``."""
 
 
 CONSTANTS = {

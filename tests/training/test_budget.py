@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.training.test_by_hand import lines_of
+from tests.training.test_loop_by_hand import lines_of
 from vi_flows.training import ImageTrainConfig, Run
 from vi_flows.training.budget import BudgetTrainer
 
