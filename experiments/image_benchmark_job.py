@@ -41,10 +41,14 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {
     "inv3x3-masked": ({"flow": "inv_conv3x3", "masked": True, **STEPS}, 5e-3),
     "inv3x3-block": ({"flow": "inv_conv3x3", **STEPS}, 5e-3),
     "inv3x3-quad": ({"flow": "inv_conv3x3", "coupling": "quad", **STEPS, "width": 28}, 5e-3),
+    "inverse_flow": ({"flow": "inverse_flow", **STEPS}, 5e-3),
     "emerging": ({"flow": "emerging", **STEPS}, 5e-3),
     "periodic": ({"flow": "periodic", **STEPS}, 5e-3),
     "finc": ({"flow": "finc", **STEPS}, 5e-3),
     "flow_pp-mixture": ({**OURS, "coupling": "quad_mixture", "width": 25}, 4e-3),
+    "flow_pp-mixture-attention": (
+        {**OURS, "conditioner": "attention", "coupling": "quad_mixture", "width": 20}, 4e-3,
+    ),
     "flow_pp-spline": ({**OURS, "coupling": "quad_spline", "width": 24}, 4e-3),
     "flow_pp-spline-vardeq": (
         {**OURS, "coupling": "quad_spline", "width": 22, "dequantization": "variational"}, 4e-3,

@@ -25,6 +25,7 @@ SMALL = {
     "mconv": {"width": 6, "num_blocks": 1, "num_couplings": 2},
     "glow": {"width": 6, "num_steps": 2},
     "inv_conv3x3": {"width": 6, "num_steps": 2},
+    "inverse_flow": {"width": 6, "num_steps": 2},
     "emerging": {"width": 6, "num_steps": 2},
     "periodic": {"width": 6, "num_steps": 2, "kernel_size": 1},
     "finc": {"width": 6, "num_steps": 2},
@@ -43,6 +44,7 @@ VARIANTS = [
     ("periodic", {"kernel_size": 3, "num_levels": 1}),
     ("glow", {"coupling": "mixture", "conditioner": "gated"}),
     ("flow_pp", {"coupling": "quad_spline"}),
+    ("glow", {"conditioner": "attention", "num_blocks": 2}),
     ("glow", {"coupling": "additive", "learned_prior": False}),
     ("glow", {"recompute": True, "conditioner_dtype": torch.bfloat16}),
 ]

@@ -115,6 +115,7 @@ IMAGE_CASES: dict[str, Case] = {
         for masked in (True, False)
     },
     "one_sided_conv_many_channels": Case(lambda: OneSidedConv2d(8, 3), (8, 3, 3), scale=0.1),
+    "one_sided_conv_turned_round": Case(lambda: Inverse(OneSidedConv2d(2, 3, masked=True)), (2, 4, 3), scale=0.2),
     "one_sided_conv_2x2": Case(lambda: OneSidedConv2d(2, 2), (2, 3, 3), scale=0.2),
     "one_sided_conv_5x5_small_image": Case(lambda: OneSidedConv2d(2, 5), (2, 3, 2), scale=0.2),
     "emerging_conv": Case(lambda: EmergingConv2d(2), (2, 3, 4), scale=0.2),

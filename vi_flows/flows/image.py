@@ -17,7 +17,7 @@ from torch import nn
 
 from vi_flows.flows.image_base import ImageFlow, ImageShape, Scale, check_levels, make_coupling
 from vi_flows.flows.image_maf import ImageMAF
-from vi_flows.flows.image_steps import Emerging, FInC, FlowPP, Glow, InvConv3x3, Periodic
+from vi_flows.flows.image_steps import Emerging, FInC, FlowPP, Glow, InvConv3x3, InverseFlow, Periodic
 from vi_flows.nn.image import MLPConditioner, ResNetConditioner
 from vi_flows.settings import NonNegative, Positive, PositiveFloat
 from vi_flows.transforms import (
@@ -169,7 +169,19 @@ class ImageNICE(ImageFlow):
 
 IMAGE_FLOWS: dict[str, type[ImageFlow]] = {
     flow.name: flow
-    for flow in (ImageNICE, ImageMAF, ImageRealNVP, Glow, MCONV, InvConv3x3, Emerging, Periodic, FInC, FlowPP)
+    for flow in (
+        ImageNICE,
+        ImageMAF,
+        ImageRealNVP,
+        Glow,
+        MCONV,
+        InvConv3x3,
+        InverseFlow,
+        Emerging,
+        Periodic,
+        FInC,
+        FlowPP,
+    )
 }
 """The flows by name; each is a dataclass of settings with ``build(image_shape)``."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 
 from vi_flows.flows.image_base import ImageFlow, ImageShape, Network, Scale, check_levels, make_coupling
+from vi_flows.nn.attention import AttentionConditioner
 from vi_flows.nn.image import ConvConditioner, GatedConditioner, ZeroConv2d
 from vi_flows.settings import OneOf, Positive, SettingsError
 from vi_flows.transforms import (
@@ -38,7 +39,8 @@ from vi_flows.transforms import (
 from vi_flows.transforms.coupling_maps import CouplingMap
 
 __all__ = [
-    "CONDITIONERS", "COUPLINGS", "Emerging", "FInC", "FlowPP", "Glow", "InvConv3x3", "Periodic", "StepFlow",
+    "CONDITIONERS", "COUPLINGS", "Emerging", "FInC", "FlowPP", "Glow", "InvConv3x3", "InverseFlow", "Periodic",
+    "StepFlow",
 ]  # fmt: skip
 
 COUPLINGS: dict[str, tuple[Callable[[str], CouplingMap], int]] = {
@@ -57,10 +59,12 @@ COUPLINGS: dict[str, tuple[Callable[[str], CouplingMap], int]] = {
 CONDITIONERS: dict[str, Callable[[int, int], Network]] = {
     "conv": lambda width, num_blocks: lambda n_in, n_out: ConvConditioner(n_in, n_out, width),
     "gated": lambda width, num_blocks: lambda n_in, n_out: GatedConditioner(n_in, n_out, width, num_blocks),
+    "attention": lambda width, num_blocks: lambda n_in, n_out: AttentionConditioner(n_in, n_out, width, num_blocks),
 }
 """Networks of the step flows by name, from their width and number of blocks."""
 
 CouplingName = Annotated[str, OneOf(tuple(COUPLINGS))]
+ConditionerName = Annotated[str, OneOf(tuple(CONDITIONERS))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +77,10 @@ class StepFlow(ImageFlow):
     """Steps D a level."""
     width: Positive = 512
     """Hidden channels of the networks."""
-    conditioner: Literal["conv", "gated"] = "conv"
-    """The networks: the papers' three layers, or blocks with gates."""
+    conditioner: ConditionerName = "conv"
+    """The networks: the papers' three layers (conv), or blocks: gated, or gated with attention over all pixels."""
     num_blocks: Positive = 1
-    """Gated blocks."""
+    """Blocks of gated and attention networks."""
     coupling: CouplingName = "affine"
     """The coupling: its map, and quad with four groups of channels in place of two."""
     scale: Scale = "tanh"
@@ -86,8 +90,8 @@ class StepFlow(ImageFlow):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_blocks != 1 and self.conditioner != "gated":
-            raise SettingsError("num_blocks counts gated blocks: it needs conditioner=gated")
+        if self.num_blocks != 1 and self.conditioner == "conv":
+            raise SettingsError("num_blocks counts gated blocks: it needs conditioner=gated or attention")
 
     @abstractmethod
     def mixing(self, channels: int) -> list[Bijection]:
@@ -148,6 +152,24 @@ class InvConv3x3(StepFlow):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InverseFlow(StepFlow):
+    """Glow with the *inverse* of a padded k×k convolution after each 1×1 convolution: the convolution turned round.
+
+    The density's pass solves for the convolution's input, row by row, and sampling is one plain convolution, as in
+    Inverse-Flow (Nagar & Varma 2024, *Parallel backpropagation for inverse of a convolution*).
+    """
+
+    name: ClassVar[str] = "inverse_flow"
+
+    kernel_size: Positive = 3
+    """k."""
+
+    def mixing(self, channels: int) -> list[Bijection]:
+        """A 1×1 convolution and the inverse of a masked one-sided one."""
+        return [Conv1x1(channels), Inverse(OneSidedConv2d(channels, self.kernel_size, masked=True))]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Emerging(StepFlow):
     """Glow with an emerging convolution after each 1×1 convolution (Hoogeboom et al. 2019)."""
 
@@ -205,7 +227,7 @@ class FlowPP(StepFlow):
 
     coupling: CouplingName = "quad_mixture"
     """See Glow."""
-    conditioner: Literal["conv", "gated"] = "gated"
+    conditioner: ConditionerName = "gated"
     """See Glow."""
 
     def mixing(self, channels: int) -> list[Bijection]:
