@@ -1,4 +1,4 @@
-"""Pictures of the committed VAEs: samples beside training images, and learning curves.
+"""Pictures of the committed VAEs: samples beside training images.
 
 python experiments/vae_figures.py [--data-root PATH]   # needs the data (VI_FLOWS_DATA); writes into figures/
 """
@@ -12,7 +12,6 @@ import torch
 import tyro
 
 from vi_flows.plotting import save_image_grid
-from vi_flows.records import from_json
 from vi_flows.training import Run
 from vi_flows.training.tasks.base import BinaryDrawingSettings
 
@@ -47,38 +46,12 @@ def grid(run: Run, columns: int) -> torch.Tensor:
     return torch.cat([data, gap, samples], 1).flatten(0, 1)
 
 
-def learning_curves(pretrained: Path, path: Path) -> None:
-    """Training and validation bounds over the steps of every committed run."""
-    import matplotlib.pyplot as plt
-
-    runs = sorted(file.parent for file in pretrained.glob("*/metrics.jsonl"))
-    figure, axes = plt.subplots(1, len(runs), figsize=(4 * len(runs), 3.2), squeeze=False)
-    for ax, folder in zip(axes[0], runs, strict=True):
-        lines = [from_json(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        valid = [(line["step"], line["valid_loss"]) for line in lines if "valid_loss" in line]
-        ax.plot(
-            [line["step"] for line in lines], [-line["train_bound"] for line in lines], color="0.6", label="training"
-        )
-        ax.plot(*zip(*valid, strict=True), color="C0", label="validation")
-        low = min(-line["train_bound"] for line in lines)
-        ax.set_ylim(low - 1, low + 9)
-        ax.set_title(folder.name, fontsize=7)
-        ax.set_xlabel("steps")
-    axes[0, 0].set_ylabel("negative bound (nats)")
-    axes[0, 0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def main(options: Figures) -> None:
     for name in GRIDS:
         path = options.figures / f"vae-samples-{name.partition('-')[0]}.png"
         run = Run.open(options.pretrained / name, options.data_root)
         save_image_grid(grid(run, options.columns), path, 2 * options.columns + 1)
         print(path)
-    learning_curves(options.pretrained, options.figures / "vae-learning-curves.png")
-    print(options.figures / "vae-learning-curves.png")
 
 
 if __name__ == "__main__":

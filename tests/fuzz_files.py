@@ -21,6 +21,7 @@ from scipy.sparse import eye_array
 
 from vi_flows.data.cifar import BATCHES
 from vi_flows.training.checkpoint import save_tensors
+from vi_flows.training.packed import pack
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -110,6 +111,13 @@ def checkpoint_files() -> list[bytes]:
         save_tensors(Path(folder, "a"), tensors, state)
         whole = Path(folder, "a").read_bytes()
     return [whole, save(tensors, {"state": json.dumps(state)})]
+
+
+def packed_files() -> list[bytes]:
+    """The same, packed."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "a")
+        return [pack(place, place.parent).read_bytes() for content in checkpoint_files() if place.write_bytes(content)]
 
 
 def cifar_files() -> list[bytes]:

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import lzma
 import os
 import random
 import resource
@@ -44,6 +45,7 @@ from tests.fuzz_files import (
     npy_files,
     npz_files,
     omniglot_files,
+    packed_files,
     tar_files,
     wav_files,
     zip_files,
@@ -144,6 +146,11 @@ def check_checkpoint(path: Path) -> None:
     assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
 
 
+def check_packed(path: Path) -> None:
+    """The same, out of the packed file."""
+    check_checkpoint(path.with_suffix(""))
+
+
 def check_cifar(content: bytes) -> None:
     """Pixels and classes."""
     pixels, labels = unpickled(content)
@@ -188,7 +195,13 @@ def rezipped(content: bytes, draw: random.Random) -> bytes:
     return file.getvalue()
 
 
-npz_files_once = cache(npz_files)
+def repacked(content: bytes, draw: random.Random) -> bytes:
+    """A good packed file of mutated content."""
+    seeds = checkpoint_files_once()
+    return lzma.compress(mutated(draw.choice(seeds), seeds, draw))
+
+
+npz_files_once, checkpoint_files_once = cache(npz_files), cache(checkpoint_files)
 KINDS: dict[str, Kind] = {
     "idx": Kind(idx_files, check_idx),
     "amat": Kind(amat_files, check_amat),
@@ -199,6 +212,7 @@ KINDS: dict[str, Kind] = {
     "zip": Kind(zip_files, of_path(check_zip, "a.zip")),
     "wav": Kind(wav_files, check_wav),
     "checkpoint": Kind(checkpoint_files, of_path(check_checkpoint, "a.safetensors")),
+    "packed": Kind(packed_files, of_path(check_packed, "packed.safetensors.xz"), repacked),
     "cifar": Kind(cifar_files, check_cifar),
     "tar": Kind(tar_files, check_tar),
     "omniglot": Kind(omniglot_files, check_omniglot),

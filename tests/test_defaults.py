@@ -18,7 +18,6 @@ DEFAULTS = {
     "training.log:RunLog": {"tensorboard": False},
     "training.loop:Trainer": {"progress": True, "tensorboard": False},
     "training.loop:Trainer.make_step": {"stacked": False},
-    "training.run:Run.weights_sha256": {"which": "auto"},
     "training.run:Run.load_weights": {"which": "auto"},
     "training.stacked:StackedTrainer": {"progress": True},
     "training.tasks.base:BinaryDrawingSettings": {"rows": 10, "columns": 10, "binary": False},
@@ -39,6 +38,10 @@ DEFAULTS = {
         "output": "categorical",
         "digit": True,
     },
+    "training.weights:Weights.load_into": {"which": "auto"},
+    "training.weights:Weights.path": {"which": "auto"},
+    "training.weights:Weights.read": {"which": "auto"},
+    "training.weights:Weights.sha256": {"which": "auto"},
     "vae.annealing:AnnealingSpace": {"draws_at_once": 2000},
     "vae.config:VAEConfig": {
         "architecture": "g1",
@@ -157,6 +160,7 @@ DEFAULTS = {
     "evaluation.ais:reverse_evidence": {"chains": 8, "leapfrog": 8},
     "evaluation.compare:paired_bootstrap": {"level": 0.95, "resamples": 2000, "seed": 0},
     "evaluation.nll:bootstrap_interval": {"level": 0.95, "resamples": 2000, "seed": 0},
+    "evaluation.nll:bootstrap_intervals": {"level": 0.95, "resamples": 2000, "seed": 0},
     "evaluation.nll:estimate_nll": {
         "num_samples": 5000,
         "num_coarse": 100,

@@ -12,7 +12,7 @@ from torch import nn
 
 from vi_flows.data import load
 from vi_flows.diagnostics import active_units
-from vi_flows.evaluation.nll import NLLResult, bootstrap_interval
+from vi_flows.evaluation.nll import NLLResult, bootstrap_interval, bootstrap_intervals
 from vi_flows.evaluation.psis import psis
 from vi_flows.training import ImageTrainConfig
 from vi_flows.training.tasks.image import ImageEvaluationSettings, ImageFlowTask
@@ -47,6 +47,17 @@ def test_the_bootstrap_interval_covers_95_percent():
         assert high == pytest.approx(0.5098, abs=8e-4)
     low, high = bootstrap_interval(values, level=0.5)  # ± 0.6745 · 0.005
     assert [low, high] == pytest.approx([0.49663, 0.50337], abs=4e-4)
+
+
+def test_intervals_of_several_quantities_are_those_of_each():
+    values = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).double()
+    several = bootstrap_intervals(values, 0.8, 450, 7)
+    counts = np.random.default_rng(7).multinomial(50, np.full(50, 1 / 50), size=450)
+    for row, found in zip(values, several, strict=True):
+        assert found == pytest.approx(bootstrap_interval(row, 0.8, 450, 7), abs=1e-12)
+        assert found == pytest.approx(np.quantile(counts @ row.numpy() / 50, [0.1, 0.9]), abs=1e-12)
+    with pytest.raises(ValueError, match="got 0 and 5"):
+        bootstrap_intervals(torch.zeros(3, 0), resamples=5)
 
 
 class FixedBits(nn.Module):

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from experiments.tables import vae
+from experiments.tables.gains import Gain, gains
+from experiments.tables.vae_rows import rows_of
+from vi_flows.evaluation import paired_bootstrap
 from vi_flows.records import Record
 
-FOLDER = Path(__file__).parents[2] / "experiments"
 PUBLISHED = {"rows": {"iwae50": {"mnist": {"g1": 86.10}}}}
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("render_tables", FOLDER / "render_tables.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["render_tables"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(FOLDER))
-    return module
 
 
 def record(nll, seed, ais=None, **settings):
@@ -41,48 +32,112 @@ def record(nll, seed, ais=None, **settings):
     )  # fmt: skip
 
 
-def test_seeds_are_averaged_and_annealing_stands_beside_the_samples(script):
-    records = [record(87.0, 1), record(86.0, 0, ais={"gap": 0.4, "num_rows": 1000, "nll": 90.0})]
-    lines = script.vae_table(records, PUBLISHED, "binarized_mnist", "g1")
+PLACE = "binarized_mnist", "g1"
+
+
+def test_seeds_are_averaged_and_annealing_stands_beside_the_samples():
+    ais = {"gap": 0.4, "num_rows": 1000, "nll": 90.0, "gap_interval": [0.25, 0.75]}
+    records = [record(87.0, 1), record(86.0, 0, ais=ais)]
+    lines = vae.vae_table(rows_of(records), PUBLISHED, {}, PLACE)
     assert lines[4:] == [
-        "| VAE, IW = 50 | 86.10 | 86.50 ± 0.71 | 85.60 – 86.40 | 85.60 (1000) | 89.50 | 50 % "
+        "| VAE, IW = 50 | 86.10 | 86.50 ± 0.71 | 85.60 – 86.40 | 85.60 | 0.40, 0.25 – 0.75 (1000) | – | 89.50 | 50 % "
         "| clean, 770 + 100, 154000 + 20000, 2 |"
     ]
     apart = [record(87.0, 1), record(86.0, 0, protocol="paper"), record(86.0, 0, epochs=30)]
-    assert len(script.vae_table(apart, PUBLISHED, "binarized_mnist", "g1")) == 4 + 3
+    assert len(vae.vae_table(rows_of(apart), PUBLISHED, {}, PLACE)) == 4 + 3
+    assert len(vae.vae_table(rows_of(apart), PUBLISHED, {}, ("binarized_mnist", "g2"))) == 4
 
 
-def test_changes_of_the_recipe_stand_in_the_order_of_their_figures(script):
+def scored(seed, scores, flow=None, **settings):
+    """A record with scores of single images; of a flow where that is named."""
+    made = record(86.0, seed, num_particles=50, **settings)
+    made.settings["vae"]["flow"] = flow
+    values = {name: np.asarray(each, np.float32) for name, each in scores.items()}
+    return replace(made, label="VAE" if flow is None else flow["type"], scores=values)
+
+
+def test_gains_are_those_of_compare():
+    """Seeds are averaged before images are drawn; a seed that one side lacks is left out."""
+    rng = np.random.default_rng(0)
+    plain = [scored(seed, {"nll": rng.normal(90, 9, 300), "ais_nll": rng.normal(90, 9, 40)}) for seed in (0, 1)]
+    noise = [rng.normal(1, 2, 300).astype(np.float32) for _ in range(3)]
+    flow = [
+        scored(seed, {"nll": plain[min(seed, 1)].scores["nll"] - noise[seed], "ais_nll": np.full(30, 88.0)},
+               flow={"type": "ConvFlow"}) for seed in (0, 1, 2)
+    ]  # fmt: skip
+    (found,) = gains([*plain, *flow], "nll").values()
+    difference = [
+        torch.from_numpy(p.scores["nll"].astype(float) - f.scores["nll"]) for p, f in zip(plain, flow[:2], strict=True)
+    ]
+    expected = paired_bootstrap(sum(difference) / 2, torch.zeros(300))
+    assert found.mean == pytest.approx(expected.difference)
+    assert found.interval == pytest.approx(expected.interval)
+    assert (found.num_images, found.num_seeds) == (300, 2)
+    (annealed,) = gains([*plain, *flow], "ais_nll").values()
+    assert annealed.num_images == 30
+    both = np.mean([p.scores["ais_nll"][:30] for p in plain])
+    assert annealed.mean == pytest.approx(both - 88.0, abs=1e-5)
+
+
+def test_only_the_plain_vae_of_the_same_settings_is_a_measure():
+    flow = scored(0, {"nll": [1.0, 2.0]}, flow={"type": "ConvFlow"})
+    for other in ({"protocol": "paper"}, {"objective": "elbo"}, {"dataset": "omniglot28"}):
+        assert gains([scored(0, {"nll": [3.0, 3.0]}, **other), flow], "nll") == {}
+    few = scored(0, {"nll": [3.0, 3.0]})
+    few.settings["num_particles"] = 5
+    assert gains([few, flow], "nll") == {}
+    for beyond in ({"prior": {"type": "MAF"}}, {"encoder_dims": [[500]]}, {"num_extra_layers": 4}):
+        larger = scored(0, {"nll": [3.0, 3.0]})
+        larger.settings["vae"].update(beyond)
+        assert gains([larger, flow], "nll") == {}
+    assert len(gains([scored(0, {"nll": [3.0, 3.0]}), flow], "nll")) == 1
+    assert gains([scored(1, {"nll": [3.0, 3.0]}), flow], "nll") == {}
+    assert gains([scored(0, {"elbo": [3.0, 3.0]}), flow], "nll") == {}
+
+
+def test_scores_of_different_data_are_not_compared():
+    pair = scored(0, {"nll": [3.0, 3.0]}), scored(0, {"nll": [1.0, 2.0]}, flow={"type": "ConvFlow"})
+    for number, each in enumerate(pair):
+        each.provenance["data_sha256"] = str(number)
+    with pytest.raises(ValueError, match="scored on different data: 0 and 1"):
+        gains(pair, "nll")
+
+
+def test_a_gain_in_words():
+    assert str(Gain(-0.251, (-0.5, 0.125), 10, 1)) == "−0.25, −0.50 – 0.12"
+
+
+def test_changes_of_the_recipe_stand_in_the_order_of_their_figures():
     names = [
         "ablation-binarized_mnist-g1-plain-finish-rate-3e-4-e800+100-s0",
         "ablation-binarized_mnist-g1-plain-ema-e800-s3",
     ]
     rows = [(Path(f"{names[0]}.json"), record(88.0, 0)), (Path(f"{names[1]}.json"), record(87.0, 3))]
-    assert script.ablation_table(rows).splitlines()[4:] == [
+    assert vae.ablation_table(rows).splitlines()[4:] == [
         "| plain | ema, seed 3 | 87.00 | 770 + 100 | 154000 + 20000 | 12, cpu |",
         "| plain | finish-rate-3e-4, seed 0 | 88.00 | 770 + 100 | 154000 + 20000 | 12, cpu |",
     ]
 
 
-def test_a_finish_after_dreg_has_a_label_of_its_own(script):
+def test_a_finish_after_dreg_has_a_label_of_its_own():
     """Its settings are those of a finish after the ELBO."""
     mine, other = record(85.1, 0), record(85.5, 0)
     mine.provenance["started_from"]["model"] = "g1-conv_flow-amortized-k8-tanh-dreg5"
-    assert [script.label_of(mine), script.label_of(other)] == ["VAE, IW = 50, from DReG", "VAE, IW = 50"]
+    assert [vae.label_of(mine), vae.label_of(other)] == ["VAE, IW = 50, from DReG", "VAE, IW = 50"]
 
 
-def test_what_the_encoders_guesses_cost(script, tmp_path, monkeypatch):
+def test_what_the_encoders_guesses_cost(tmp_path, monkeypatch):
     """Records without a refined guide have no line."""
-    monkeypatch.setattr(script, "HERE", tmp_path)
+    monkeypatch.setattr(vae, "RESULTS", tmp_path)
     for folder in ("vae", "refined"):
-        (tmp_path / "results" / folder).mkdir(parents=True)
-    record(86.0, 0).write(tmp_path / "results" / "vae" / "a.json")
+        (tmp_path / folder).mkdir(parents=True)
+    record(86.0, 0).write(tmp_path / "vae" / "a.json")
     found = record(86.0, 1)
     found.figures.update(
         num_samples=50, num_rows=7,
         refined={"elbo": -87.5, "elbo_gain": 1.5, "elbo_gain_interval": [1.25, 1.75], "nll": 85.75, "steps": 30},
     )  # fmt: skip
-    found.write(tmp_path / "results" / "refined" / "b.json")
-    assert script.render_refined().splitlines()[2:] == [
+    found.write(tmp_path / "refined" / "b.json")
+    assert vae.render_refined().splitlines()[2:] == [
         "| binarized_mnist, G1 | VAE, IW = 50 | 89.00 | 87.50 | 1.50 (1.25 – 1.75) | 86.00 | 85.75 | 30, 50, 7 |"
     ]

@@ -12,7 +12,7 @@ from vi_flows.records import Record
 
 SETTINGS = {
     "vae": {"architecture": "g1", "flow": None, "num_extra_layers": 0, "amortized": False},
-    "dataset": "digits", "objective": "elbo", "epochs": 3, "protocol": "clean",
+    "dataset": "digits", "objective": "elbo", "epochs": 3, "protocol": "clean", "seed": 0,
 }  # fmt: skip
 AIS = {"nll": 90.5, "interval": [89.0, 92.0], "num_rows": 2, "gap": 0.5}
 BDMC = {"gap": 0.2, "gap_interval": [0.1, 0.3]}
@@ -25,7 +25,7 @@ def record(**ais: object) -> Record:
         **({"ais": AIS | ais} if ais else {}),
     }  # fmt: skip
     vectors = {name: np.array(values, np.float32) for name, values in scores.items()}
-    return Record("vae", "key", "VAE", SETTINGS, figures, {}, scores=vectors)
+    return Record("vae", "key", "VAE", dict(SETTINGS), figures, {}, scores=vectors)
 
 
 def test_a_line_is_of_the_annealed_images_alone() -> None:
@@ -35,6 +35,16 @@ def test_a_line_is_of_the_annealed_images_alone() -> None:
     assert row.bdmc == (0.2, (0.1, 0.3))
     assert Row.of(record(start="prior")).bdmc is None
     assert Row.of(record(bdmc=BDMC | {"gap_interval": None})).bdmc is None
+
+
+def test_lines_that_differ_have_labels_that_differ() -> None:
+    """By protocol, seed, and what a finish went on from."""
+    plain = Row.of(record(bdmc=BDMC))
+    assert (plain.panel, plain.label) == ("digits, G1", "VAE")
+    other = record(bdmc=BDMC)
+    other.settings.update(protocol="paper", seed=2)
+    other.provenance["started_from"] = {"model": "g1-dreg5"}
+    assert Row.of(other).label == "VAE, from DReG, paper's protocol, seed 2"
 
 
 def test_the_figure_is_drawn_or_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,7 @@ def test_the_identity_holds_weights_code_and_settings(run, tmp_path, monkeypatch
         evaluate_run(run, settings, record=tmp_path / f"{name}.json", progress=False)
     assert seen[0] != seen[1]
     assert seen[2] != seen[3]
-    assert seen[0]["weights"] == run.weights_sha256("best")
+    assert seen[0]["weights"] == run.weights.sha256("best")
     assert seen[0]["settings"]["evaluation"]["num_samples"] == 2
 
 

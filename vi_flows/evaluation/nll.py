@@ -18,7 +18,11 @@ from vi_flows.objectives.bounds import ELBO
 from vi_flows.progress import progress_bar
 from vi_flows.settings import check_counts, check_tensors
 
-__all__ = ["NLLResult", "bootstrap_interval", "estimate_nll", "half_width", "pyro_log_weights"]
+__all__ = [
+    "NLLResult", "bootstrap_interval", "bootstrap_intervals", "estimate_nll", "half_width", "pyro_log_weights",
+]  # fmt: skip
+
+RESAMPLES_AT_ONCE = 200  # of 10 000 rows, 16 MB
 
 LogWeights = Callable[[Tensor, int], Tensor]
 """``log_weights(rows (B, D), P) -> (P, B)``: independent draws of ``log p(x, z) − log q(z|x)``."""
@@ -90,14 +94,36 @@ def bootstrap_interval(
     Raises:
         ValueError: there is nothing to resample, or no bootstrap sample is asked for.
     """
+    return bootstrap_intervals(values.reshape(1, -1), level, resamples, seed)[0]
+
+
+def bootstrap_intervals(
+    values: Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> list[tuple[float, float]]:
+    """:func:`bootstrap_interval` of several quantities of the same rows, all from one set of resamples.
+
+    Args:
+        values: ``(quantities, rows)``.
+        level: coverage.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: there is nothing to resample, or no bootstrap sample is asked for.
+    """
     if values.numel() < 1 or resamples < 1:
         raise ValueError(f"a bootstrap needs values and resamples of at least 1, got {values.numel()} and {resamples}")
     generator = np.random.default_rng(seed)
     data = values.double().cpu().numpy()
-    # Resampling rows with replacement is a multinomial draw of their counts.
-    counts = generator.multinomial(data.size, np.full(data.size, 1 / data.size), size=resamples)
-    low, high = np.quantile(counts @ data / data.size, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    size = data.shape[1]
+    means = []
+    for first in range(0, resamples, RESAMPLES_AT_ONCE):
+        # Resampling rows with replacement is a multinomial draw of their counts.
+        part = min(RESAMPLES_AT_ONCE, resamples - first)
+        counts = generator.multinomial(size, np.full(size, 1 / size), size=part).astype(np.float64)
+        means.append(counts @ data.T / size)
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def half_width(values: Tensor) -> float:

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from vi_flows.records import from_json, to_json
+from vi_flows.training.packed import content, is_there
 
 __all__ = [
     "CheckpointError", "CheckpointWriteError", "Checkpoints", "first_not_finite", "flatten_optimizer", "load_state",
-    "load_tensors", "restore_optimizer", "save_tensors", "way_to_weights",
+    "load_tensors", "restore_optimizer", "save_tensors",
 ]  # fmt: skip
 
 
@@ -135,21 +136,19 @@ class Checkpoints:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote.
+    """Read what :func:`save_tensors` wrote, also where it is packed (:mod:`~vi_flows.training.packed`).
 
     Files of before the checksum (the state is their only metadata) are read without it.
 
     Raises:
         CheckpointError: the file is missing, unreadable, damaged, or does not match its checksum.
     """
-    if not path.exists():
+    if not is_there(path):
         raise CheckpointError(f"there is no checkpoint {path}")
-    if not path.is_file():
+    if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is not a file: a checkpoint was expected")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = _opened(path) if path.exists() else _parsed(content(path))
         state = from_json(metadata["state"])
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged ({error})") from error
@@ -161,20 +160,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, state
 
 
-def way_to_weights(folder: Path, which: str) -> str:
-    """What to do where a run's weights can't be used, in words.
+def _opened(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
-    Args:
-        folder: the run's.
-        which: ``best`` or ``last``.
-    """
-    if not (folder / f"{which}.safetensors").exists():
-        return f"vi-flows train --resume {folder} makes them"
-    other = "last" if which == "best" else "best"
-    with contextlib.suppress(CheckpointError):
-        load_tensors(folder / f"{other}.safetensors")
-        return f"its {other} weights are whole: --weights {other} takes them"
-    return "train the run again in another folder"
+
+def _parsed(whole: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The same of a file's bytes: a header in JSON after eight bytes with its length, then the tensors."""
+    tensors = load(whole)
+    header = from_json(whole[8 : 8 + int.from_bytes(whole[:8], "little")].decode())
+    return header.get("__metadata__", {}), tensors
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def evaluate_run(
     # Changed code is not known by its revision: nothing that it made before is taken up.
     changed = uuid4().hex if str(made_by["revision"]).endswith("-dirty") else None
     parts = KeptParts(path, {
-        "settings": recorded, "weights": run.weights_sha256(weights), "data": run.data.sha256,
+        "settings": recorded, "weights": run.weights.sha256(weights), "data": run.data.sha256,
         "code": [made_by["revision"], changed, made_by["vi_flows"], made_by["torch"]], "device": made_by["device"],
     })  # fmt: skip
     found = task.evaluate(rows, settings, progress, parts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import typing
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -12,26 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vi_flows.data import RunData
 from vi_flows.locks import LockedError, is_locked, locked
 from vi_flows.records import from_json, git_revision, row_key, to_json, write_atomic
 from vi_flows.settings import check_types
-from vi_flows.training.checkpoint import CheckpointError, Checkpoints, first_not_finite, load_tensors, way_to_weights
+from vi_flows.training.checkpoint import CheckpointError, Checkpoints, load_tensors
 from vi_flows.training.config import TrainConfig, check_device, config_from_dict, config_to_dict, first_difference
+from vi_flows.training.errors import RunError, RunUnusableError
 from vi_flows.training.kinds import KINDS
+from vi_flows.training.start import describe_start
 from vi_flows.training.tasks.base import Task
+from vi_flows.training.weights import Weights
 
-__all__ = ["Run", "RunError", "RunUnusableError", "describe_start"]
-
-
-class RunError(ValueError):
-    """A run's folder does not fit what was asked."""
-
-
-class RunUnusableError(RunError):
-    """A run's folder is missing, damaged, or in the hands of another process."""
+__all__ = ["Run", "RunError", "RunUnusableError"]
 
 
 class Run:
@@ -39,7 +31,7 @@ class Run:
 
     ``config.json`` (settings), ``checkpoint.safetensors`` (to go on) and ``previous.safetensors`` (the one before it),
     ``best.safetensors`` and ``last.safetensors`` (weights to evaluate), ``metrics.jsonl`` (a line an epoch) and
-    ``results/`` (records).
+    ``results/`` (records). Weights may be packed (:mod:`~vi_flows.training.packed`).
 
     Args:
         folder: where it lives.
@@ -50,6 +42,7 @@ class Run:
         self.folder = Path(folder)
         self.config = config
         self.checkpoints = Checkpoints(self.folder)
+        self.weights = Weights(self.folder, "last" if config.protocol == "paper" else "best")
         self._locked = False
 
     @contextmanager
@@ -108,7 +101,7 @@ class Run:
         """
         check_types(TrainConfig, "; VAETrainConfig() makes one", config=config)
         folder = Path(folder)
-        source = None if config.start_from is None else describe_start(config)
+        source = cls._described_source(config)
         if (folder / "config.json").exists():
             raise RunError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --out")
         # Killed while it wrote its settings, a process leaves a part of them, which is no run yet.
@@ -124,6 +117,13 @@ class Run:
         }
         write_atomic(folder / "config.json", to_json(settings, 2) + "\n")
         return run
+
+    @classmethod
+    def _described_source(cls, config: TrainConfig) -> dict[str, Any] | None:
+        """See :func:`~vi_flows.training.start.describe_start`; ``None`` for fresh weights."""
+        if config.start_from is None:
+            return None
+        return describe_start(cls.open(config.start_from, config.data_root), config)
 
     @classmethod
     def open(cls, folder: Path, data_root: Path | None = None) -> Run:
@@ -175,7 +175,7 @@ class Run:
         if found is not None:
             name, begun, asked = found
             raise RunError(f"{folder} was begun with {name}={begun!r}, not {asked!r}: move it away")
-        source = None if config.start_from is None else describe_start(config)
+        source = cls._described_source(config)
         weights = [None if start is None else start["sha256"] for start in (run.started_from, source)]
         if weights[0] != weights[1]:
             raise RunError(f"{folder} was begun from other weights than those of {config.start_from}: move it away")
@@ -228,7 +228,7 @@ class Run:
 
     @property
     def started_from(self) -> dict[str, Any] | None:
-        """The run whose weights this one started from, see :func:`describe_start`; ``None`` for fresh weights."""
+        """The run that this one started from, see :func:`~vi_flows.training.start.describe_start`, or ``None``."""
         return self._written().get("started_from")
 
     @property
@@ -267,10 +267,9 @@ class Run:
         if self.config.start_from is None:
             return
         source = Run.open(self.config.start_from, self.config.data_root)
-        name = source.chosen_weights
-        if self.started_from is None or _sha256(source.folder / name) != self.started_from["sha256"]:
+        if self.started_from is None or source.weights.sha256() != self.started_from["sha256"]:
             raise RunUnusableError(
-                f"{source.folder / name} is not what it was when the run in {self.folder} was made; "
+                f"{source.weights.path()} is not what it was when the run in {self.folder} was made; "
                 "put it back, or train anew in another folder"
             )
         mode = task.module.training
@@ -297,26 +296,13 @@ class Run:
                 f"vi-flows train --resume {self.folder} --previous goes on from there"
             )
         with suppress(CheckpointError):
-            load_tensors(self.folder / self.chosen_weights)
+            self.weights.read()
             return (
-                f"no whole one before it is there, but its {self.chosen_weights} is whole: "
+                f"no whole one before it is there, but its {self.weights.path().name} is whole: "
                 f"vi-flows train {self.config.kind} --from {self.folder} --out NEW "
                 "with the same model and data starts from those weights"
             )
         return "start it again in another folder"
-
-    @property
-    def chosen_weights(self) -> str:
-        """The file of the weights that the protocol chooses."""
-        return f"{'last' if self.config.protocol == 'paper' else 'best'}.safetensors"
-
-    def weights_sha256(self, which: str = "auto") -> str:
-        """Checksum of a weights file, chosen as by :meth:`load_weights`.
-
-        Raises:
-            RunUnusableError: there is none.
-        """
-        return _sha256(self.folder / (self.chosen_weights if which == "auto" else f"{which}.safetensors"))
 
     def load_weights(self, task: Task, which: str = "auto") -> dict[str, Any]:
         """Put trained weights into the task's module, in evaluation mode.
@@ -332,82 +318,4 @@ class Run:
             RunError: there is no such choice.
             RunUnusableError: there are none, or they are damaged or of another model.
         """
-        if which == "auto":
-            which = self.chosen_weights.removesuffix(".safetensors")
-        name = {"best": "best.safetensors", "last": "last.safetensors"}.get(which)
-        if name is None:
-            raise RunError(f"unknown weights {which!r}; choose auto, best or last")
-        try:
-            tensors, state = load_tensors(self.folder / name)
-            bad = first_not_finite(tensors.items())
-            if bad is not None:
-                raise CheckpointError(f"{bad} in {name} is NaN or infinite")
-            task.module.load_state_dict(tensors)
-        except (CheckpointError, RuntimeError) as error:
-            way = way_to_weights(self.folder, which)
-            raise RunUnusableError(f"no usable {which} weights in {self.folder}: {error}; {way}") from error
-        task.module.eval()
-        return {"weights": which, **state}
-
-
-def describe_start(config: TrainConfig) -> dict[str, Any]:
-    """Where the weights of a run come from that starts from another run's: for its record, and its own source.
-
-    Args:
-        config: with ``start_from``.
-
-    Raises:
-        RunUnusableError: there is no such run, it has no weights or they are damaged.
-        ValueError: it is of another model, data set or split, so that its weights don't fit or have seen this run's
-            validation images.
-    """
-    source = Run.open(typing.cast(Path, config.start_from), config.data_root)
-    if source.config.kind != config.kind:
-        raise ValueError(
-            f"start_from: {source.folder} is a run of kind {source.config.kind}, this one {config.kind}; "
-            "weights go on in their own kind alone"
-        )
-    if source.config.dataset != config.dataset:
-        raise ValueError(
-            f"start_from: {source.folder} has dataset={source.config.dataset}, this one {config.dataset}; "
-            "give this one the same"
-        )
-    if (source.config.protocol, config.protocol) == ("paper", "clean"):
-        raise ValueError(
-            f"start_from: {source.folder} was trained on the validation images too (protocol=paper), by which the "
-            "clean protocol chooses weights; use --protocol paper"
-        )
-    found = first_difference(source.config.model_settings, config.model_settings)
-    if found is not None:
-        name, theirs, mine = found
-        raise ValueError(f"start_from: {source.folder} has {name}={theirs}, this one {mine}; give this one the same")
-    _, state = _read_weights(source.folder / source.chosen_weights)
-    return {
-        "run": source.folder.name,
-        "model": source.config.name,
-        "dataset": source.config.dataset,
-        "protocol": source.config.protocol,
-        "seed": source.config.seed,
-        "weights": source.chosen_weights.removesuffix(".safetensors"),
-        "epoch": state["epoch"],
-        "steps": state["steps"],
-        "seconds": round(state["seconds"], 1),
-        "sha256": _sha256(source.folder / source.chosen_weights),
-        "revision": source.trained_at,
-        "started_from": source.started_from,
-    }
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        return load_tensors(path)
-    except CheckpointError as error:
-        way = "start from another run" if path.exists() else f"vi-flows train --resume {path.parent} makes them"
-        raise RunUnusableError(f"no usable weights in {path.parent}: {error}; {way}") from error
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise RunUnusableError(f"no usable weights in {path.parent}: {error}") from error
+        return self.weights.load_into(task.module, which)

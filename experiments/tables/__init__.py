@@ -1,0 +1,1 @@
+"""Tables from records, a file a subject; ``experiments/render_tables.py`` lists them by name."""

@@ -1,0 +1,99 @@
+"""Densities of images and of recorded speech: flows, autoregressive models, VAEs with autoregressive decoders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from experiments.image_rows import markdown_table
+from vi_flows.records import Record
+
+__all__ = ["render_images", "render_pixel", "render_pixel_vae", "render_wave"]
+
+RESULTS = Path(__file__).parents[1] / "results"
+PUBLISHED = RESULTS.with_name("published.json")
+IMAGE_SETS = {
+    "mnist": "MNIST, 28×28×1, uniform dequantisation",
+    "cifar": "16 000 CIFAR-10 images after a JPEG round trip: a comparison side by side, not the published benchmark",
+}
+
+
+def render_images() -> str:
+    """Image flows, a table a data set."""
+    blocks = (f"**{title}**\n\n{markdown_table(RESULTS, name)}" for name, title in IMAGE_SETS.items())
+    return "\n\n".join(blocks)
+
+
+def published_pixel_row(record: Record) -> str:
+    """The name of the papers' row that belongs beside a model of pixels, whether or not there is a number for it."""
+    model = record.settings["pixel"]["model"]
+    family = record.label.partition("-")[0]
+    return f"{family}-ensemble" if model.get("num_masks", 1) > 1 else family
+
+
+def trained_on(record: Record) -> str:
+    """Minutes of training and the kind of device, which are read with the figure."""
+    minutes = record.provenance["training_seconds"] / 60
+    return f"{minutes:.0f} min, {'GPU' if record.settings['device'].startswith('cuda') else 'one core'}"
+
+
+def render_pixel() -> str:
+    """Autoregressive models of images: exact negative log-likelihoods."""
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))["pixel"]["rows"]
+    lines = [
+        "| data set | model | paper | ours: NLL, nats | 95 % interval | parameters | epochs: of weights, of the run "
+        "| trained |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    records = [Record.read(path) for path in sorted((RESULTS / "pixel").glob("*.json"))]
+    for record in sorted(records, key=lambda record: (record.settings["dataset"], record.figures["nll"])):
+        figures, settings = record.figures, record.settings
+        low, high = figures["interval"]
+        known = settings["dataset"] == "binarized_mnist" and "num_classes" not in figures
+        paper = published.get(published_pixel_row(record)) if known else None
+        label = record.label
+        if "num_classes" in figures:
+            label += f" (given the class; without it {figures['marginal_nll']:.2f}, "
+            label += f"{100 * figures['class_accuracy']:.1f} % assigned)"
+        lines.append(
+            f"| {settings['dataset']} | {label} | {'–' if paper is None else f'{paper:.2f}'} | {figures['nll']:.2f} "
+            f"| {low:.2f} – {high:.2f} | {figures['parameters']:,} | {figures['epoch_of_weights']}, "
+            f"{settings['epochs']} | {trained_on(record)} |"
+        )
+    return "\n".join(lines)
+
+
+def render_wave() -> str:
+    """WaveNets: bits a sample of recorded speech, beside a trigram model's."""
+    lines = [
+        "| data set | model | bits/sample | 95 % interval | trigram model | samples seen | parameters | epochs "
+        "| trained |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in (Record.read(path) for path in sorted((RESULTS / "wave").glob("*.json"))):
+        figures, settings = record.figures, record.settings
+        low, high = figures["interval"]
+        lines.append(
+            f"| {settings['dataset']} | {record.label} | {figures['bits_per_sample']:.3f} | {low:.3f} – {high:.3f} "
+            f"| {figures['trigram_bits_per_sample']:.3f} | {figures['receptive_field']} "
+            f"| {figures['parameters']:,} | {settings['epochs']} | {trained_on(record)} |"
+        )
+    return "\n".join(lines)
+
+
+def render_pixel_vae() -> str:
+    """VAEs with autoregressive decoders: the bound, its parts, and what the latent tells."""
+    lines = [
+        "| data set | model | NLL, nats (samples) | 95 % interval | −ELBO | KL | latent's worth | protocol, steps |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in (Record.read(path) for path in sorted((RESULTS / "pixel_vae").glob("*.json"))):
+        figures, settings = record.figures, record.settings
+        low, high = figures["interval"]
+        worth = figures["reconstruction_of_others"] - figures["reconstruction"]
+        lines.append(
+            f"| {settings['dataset']} | {record.label} | {figures['nll']:.2f} ({figures['num_samples']}) "
+            f"| {low:.2f} – {high:.2f} | {-figures['elbo']:.2f} | {figures['kl']:.2f} | {worth:.2f} "
+            f"| {settings['protocol']}, {figures['steps']} |"
+        )
+    return "\n".join(lines)
