@@ -133,7 +133,7 @@ def test_chains_start_at_the_first_draws(weighed, monkeypatch):
 def test_a_mode_is_told_from_one_per_cent_of_the_mass_on(weighed, monkeypatch, share, told):
     seen = []
 
-    def missed(density, log_q, x, evidence, num_paths):
+    def missed(density, log_q, x, evidence, num_paths, hints=()):
         seen.append((evidence, num_paths))
         return None if share is None else Missed(share, 12.4, torch.tensor([1.5], dtype=torch.float32))
 

@@ -181,3 +181,20 @@ def test_a_model_of_matrices_that_become_singular_far_out_is_ok():
     fit(model, guide, num_steps=200)
     diagnosis = diagnose(model, guide, num_samples=2000, num_paths=20)
     assert diagnosis.verdict == "ok", diagnosis.reason
+
+
+@pytest.mark.parametrize("place", [2.0, 6.0])
+def test_a_mode_too_narrow_for_paths_from_far_is_met_from_the_draws_that_touch_it(place):
+    """Half of the mass within a hundredth: a draw on its flank has a large weight, which smoothing takes away."""
+    wide, narrow = torch.distributions.Normal(0.0, 3.0), torch.distributions.Normal(place, 0.01)
+
+    def log_p(x):
+        return torch.logaddexp(wide.log_prob(x), narrow.log_prob(x)).sum(-1) - math.log(2)
+
+    torch.manual_seed(0)
+    x = wide.sample((1000, 1))
+    x[5] = place + 0.03
+    found = missed_mass(log_p, lambda x: wide.log_prob(x).sum(-1), x, math.log(0.5), hints=[x[5]])
+    assert found is not None
+    assert float(found.latent) == pytest.approx(place, abs=1e-3)
+    assert found.share == pytest.approx(0.5, abs=0.05)

@@ -26,6 +26,9 @@ __all__ = ["diagnose"]
 MISSED_SHARE = 0.01
 """A mode that no draw reached is reported from this share of the mass on."""
 
+NUM_HINTS = 10
+"""Draws of the largest weights: paths set out from them, too."""
+
 
 def diagnose(
     model: Callable,
@@ -83,7 +86,8 @@ def diagnose(
     elsewhere = "not looked"
     if draws is not None and verdict != "don't trust" and num_paths > 0:
         with preserved_generators(seed), poutine.block():
-            elsewhere = _elsewhere(draws, float(joint_psis.log_mean_weight), num_paths)
+            hints = draws.latents[joint.topk(NUM_HINTS).indices.to(draws.latents.device)]
+            elsewhere = _elsewhere(draws, float(joint_psis.log_mean_weight), num_paths, hints)
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
     # Where rows factorise, their evidences add, each from its own weights.
@@ -114,11 +118,11 @@ def diagnose(
     )
 
 
-def _elsewhere(draws: Draws, log_evidence: float, num_paths: int) -> str:
+def _elsewhere(draws: Draws, log_evidence: float, num_paths: int, hints: Tensor) -> str:
     """A mode of at least one per cent of the mass that no draw reached, in words, ``nothing``, or ``not looked``."""
     if draws.log_q is None or draws.latents.shape[-1] > MAX_DIM:
         return "not looked"
-    missed = missed_mass(draws.log_density, draws.log_q, draws.latents, log_evidence, num_paths)
+    missed = missed_mass(draws.log_density, draws.log_q, draws.latents, log_evidence, num_paths, hints=list(hints))
     return "nothing" if missed is None or missed.share < MISSED_SHARE else _in_words(missed, draws)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -55,6 +55,7 @@ def missed_mass(
     num_paths: int = 100,
     num_draws: int = 500,
     seed: int = 0,
+    hints: Sequence[Tensor] = (),
 ) -> Missed | None:
     r"""Climb to modes from places far outside of the guide, and weigh what lies around those that it misses.
 
@@ -74,6 +75,8 @@ def missed_mass(
         num_paths: paths; rounded up to a multiple of ten.
         num_draws: of each t.
         seed: of the starts and the draws.
+        hints: points ``(d,)`` that paths set out from as well, such as the draws of the largest weights, which may lie
+            on the flank of a mode that is too narrow for others to meet it.
 
     Returns:
         The mode of most mass among those that are missed, or ``None``.
@@ -98,6 +101,9 @@ def missed_mass(
 
     best: Missed | None = None
     starts = overdispersed(dim, num_paths, center, root, generator)
+    if len(hints):
+        places = torch.stack([hint.double().cpu() for hint in hints])
+        starts = torch.cat([starts, torch.linalg.solve_triangular(root, (places - center).T, upper=False).T])
     ends = ascend(lambda u: whole(log_density, u), starts, longest=LONGEST)
     missed = excess(ends) > torch.tensor(MISSED_RATIO).log()
     seen: list[Tensor] = []

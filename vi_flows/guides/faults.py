@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, biject_to, constraints
 
 from vi_flows.guides.log_joint import over_draws
 from vi_flows.guides.observations import check_observations
-from vi_flows.guides.sites import innermost, latent_sites, left_to_the_model
+from vi_flows.guides.sites import innermost, left_to_the_model
 from vi_flows.guides.supports import same_support
 from vi_flows.traces import is_subsample, nodes
 
@@ -49,18 +50,30 @@ def faults_named(program: Callable, args: tuple[Any, ...], kwargs: Mapping[str, 
     """
     try:
         yield
-    except (NotImplementedError, ValueError):
-        try:
-            # Distributions check their parameters, which may be the values at fault.
-            with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
-                trace = poutine.trace(program).get_trace(*args, **kwargs)
-        except Exception:  # the program is broken in another way, and its own error says how
-            trace = Trace()
-        for name, site in latent_sites(trace):
-            if not left_to_the_model(site["fn"]):
-                _check_map(name, site["fn"])
+    except (NotImplementedError, ValueError) as fault:
+        seen = _Sites()
+        trace = Trace()
+        # The program may be broken in another way, and its own error says how.
+        # Distributions check their parameters, which may be the values at fault.
+        with suppress(Exception), poutine.block(), torch.no_grad(), pyro.validation_enabled(False), seen:
+            trace = poutine.trace(program).get_trace(*args, **kwargs)
+        for name, fn in seen.latents.items():
+            if repr(name) not in str(fault):  # Pyro has a way out of its own for spheres
+                _check_map(name, fn)
         check_observations(trace)
         raise
+
+
+class _Sites(Messenger):
+    """The distributions of latent sites before anything is drawn from them, which not all of them can do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not is_subsample(msg) and not left_to_the_model(msg["fn"]):
+            self.latents.setdefault(msg["name"], msg["fn"])
 
 
 def _check_map(name: str, fn: Any) -> None:

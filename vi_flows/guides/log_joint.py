@@ -114,6 +114,7 @@ class LogJoint:
     def _single(self, values: Mapping[str, Tensor]) -> Tensor:
         if self._summed_out is None:
             trace = self._run(values)
+            _check_shapes(values, trace)
             total = trace.log_prob_sum()
         else:
             self._values.update(values)
@@ -148,6 +149,16 @@ def over_draws(fn: Callable[[dict[str, Tensor]], Any], values: Mapping[str, Tens
     size = next(iter(values.values())).shape[0]
     results = [fn({name: value[i] for name, value in values.items()}) for i in range(size)]
     return torch.utils._pytree.tree_map(lambda *parts: torch.stack(parts), *results), False
+
+
+def _check_shapes(values: Mapping[str, Tensor], trace: Trace) -> None:
+    """A value of another shape would be refused by PyTorch without a name, or broadcast without a word."""
+    for name, value in values.items():
+        if name in trace.nodes and (shape := trace.nodes[name]["fn"].shape()) != value.shape:
+            raise ValueError(
+                f"latent site {name!r} has the shape {tuple(shape)} in some runs of the model and {tuple(value.shape)} "
+                "in others: sample as many values as there can be always, and use a part of them"
+            )
 
 
 def _check_names(values: Mapping[str, Tensor], trace: Trace) -> None:

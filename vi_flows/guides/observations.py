@@ -82,6 +82,8 @@ def _judged(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         good = fn.support.check(value)
     except NotImplementedError:
         good = torch.ones((), dtype=torch.bool)
+    # A support of numbers for a distribution of vectors, as that of pyro.factor.
+    good = good.flatten(value.dim() - fn.event_dim).all(-1) if good.dim() > value.dim() - fn.event_dim else good
     if isinstance(fn, dist.Delta):
         good = good & fn.log_prob(value).isfinite()
     if isinstance(fn, COUNTS):
