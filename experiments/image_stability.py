@@ -183,6 +183,12 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*HEAD, *map(table_line, chosen)])
 
 
+def stability_table(records: Path) -> str:
+    """The table of the records in a folder, a record a data set."""
+    found = [records / f"{dataset}.json" for dataset in MODELS]
+    return markdown_table([row for path in found if path.exists() for row in Record.read(path).figures["rows"]])
+
+
 @dataclass(frozen=True)
 class Render:
     """Print the records as a Markdown table."""
@@ -192,8 +198,7 @@ class Render:
 
     def run(self) -> int:
         """Exit code 0."""
-        found = [self.records / f"{dataset}.json" for dataset in MODELS]
-        print(markdown_table([row for path in found if path.exists() for row in Record.read(path).figures["rows"]]))
+        print(stability_table(self.records))
         return 0
 
 

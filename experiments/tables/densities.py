@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from experiments.image_rows import markdown_table
+from experiments.image_stability import stability_table
 from vi_flows.records import Record
 
-__all__ = ["render_images", "render_pixel", "render_pixel_vae", "render_wave"]
+__all__ = ["render_images", "render_pixel", "render_pixel_vae", "render_stability", "render_wave"]
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = RESULTS.with_name("published.json")
@@ -22,6 +23,11 @@ def render_images() -> str:
     """Image flows, a table a data set."""
     blocks = (f"**{title}**\n\n{markdown_table(RESULTS, name)}" for name, title in IMAGE_SETS.items())
     return "\n\n".join(blocks)
+
+
+def render_stability() -> str:
+    """Samples and inverses of image flows, with the bounds of before and with today's."""
+    return stability_table(RESULTS / "image_stability")
 
 
 def published_pixel_row(record: Record) -> str:

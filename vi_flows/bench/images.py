@@ -25,7 +25,7 @@ SAMPLERS: dict[str, tuple[StepFlow, float]] = {
 """Flows whose sampling Nagar et al. time (tables 3 and 4), by name, and the width of their networks beside Glow's.
 
 Quad-coupling has three networks where the others have one, so at Glow's width it has 2.6 times the parameters and the
-products; the narrow one has no more than Glow.
+products; the narrow one has about as many as Glow.
 """
 
 
