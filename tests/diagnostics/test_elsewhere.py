@@ -13,7 +13,7 @@ from vi_flows.diagnostics.elsewhere import MISSED_RATIO, missed_mass
 from vi_flows.diagnostics.verdict import judge
 from vi_flows.evaluation.psis import PSIS
 from vi_flows.guides import AutoConvFlow, fit
-from vi_flows.guides.start.pathfinder import climb
+from vi_flows.guides.start.climbing import climb
 
 
 def normal(loc, scale, dim):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
-from vi_flows.guides.start.pathfinder import climb, inverse_curvature
+from vi_flows.guides.start.climbing import climb
+from vi_flows.guides.start.pathfinder import inverse_curvature
 
 __all__ = ["MAX_DIM", "Missed", "missed_mass"]
 

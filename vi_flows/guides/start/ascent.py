@@ -27,7 +27,7 @@ def where_defined(log_density: LogDensity) -> LogDensity:
         except (RuntimeError, ValueError):  # LinAlgError is a RuntimeError
             if len(points) == 1:
                 return points.sum(-1) * 0.0 - torch.inf
-            return torch.cat([evaluate(point[None]) for point in points])
+            return torch.cat([evaluate(half) for half in points.tensor_split(2)])
 
     return evaluate
 
@@ -57,6 +57,8 @@ def overdispersed(dim: int, number: int, center: Tensor, root: Tensor, generator
 def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60, longest: float = math.inf) -> Tensor:
     """All paths at once: gradient steps with the lengths of Barzilai and Borwein (1988), halved where they descend.
 
+    Where the density has no gradient there is no path, and the start is the end.
+
     Args:
         log_density: of points ``(S, d)``.
         u: the starts, around the origin, in coordinates where what is known has a spread of one.
@@ -64,6 +66,9 @@ def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60, longest: flo
         longest: step, as a multiple of the distance from the origin.
     """
     value, grad = value_and_grad(log_density, u)
+    # The rest would take part in every pass; and where the model can't be evaluated, that takes several of them.
+    begins, alive = u, (grad.nan_to_num(0.0, 0.0, 0.0) != 0).any(-1)
+    u, value, grad = u[alive], value[alive], grad[alive]
     length = u.norm(dim=-1).clamp(min=1.0) / grad.norm(dim=-1).clamp(min=1e-12) / 10
     for _ in range(num_steps):
         if not bool((grad.nan_to_num().norm(dim=-1) > 1e-2).any()):
@@ -80,4 +85,4 @@ def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60, longest: flo
         u = torch.where(good[:, None], u + step, u)
         grad = torch.where(good[:, None], slope, grad)
         value = torch.where(good, tried, value)
-    return u
+    return begins.index_put((alive,), u)

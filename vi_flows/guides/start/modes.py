@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vi_flows.guides.remaining import remaining_kl
 from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
-from vi_flows.guides.start.gaussian_vi import antithetic_normal, refine_gaussian
-from vi_flows.guides.start.pathfinder import NEAR_KL, GaussianStart, climb, inverse_curvature
+from vi_flows.guides.start.climbing import climb
+from vi_flows.guides.start.gaussian_vi import antithetic_normal, points_at_once, refine_gaussian
+from vi_flows.guides.start.pathfinder import NEAR_KL, GaussianStart, inverse_curvature
 
 __all__ = ["MixtureStart", "mixture_start"]
 
@@ -47,6 +48,12 @@ SMALL = 0.01
 
 RISE = 0.005
 """Nats: a mixture whose ELBO is not higher by so much is not worth its components."""
+
+WAY_POINTS = 32
+"""Between two places, where the density is looked at."""
+
+MOST_POINTS = 4000
+"""Of such ways, at once."""
 
 MISSED_RATIO = 10.0
 """A place is missed where the density is this many times that of the Gaussian, or more."""
@@ -157,7 +164,9 @@ def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.G
     number, at_home = NUM_PATHS, False
     tops: list[Tensor] = []
     while True:
-        ends = ascend(density, overdispersed(dim, number, center, root, generator), 40)
+        starts = overdispersed(dim, number, center, root, generator)
+        # The Gaussian's own middle climbs beside them.
+        home, ends = ascend(density, torch.cat([torch.zeros_like(starts[:1]), starts]), 40).tensor_split([1])
         with torch.no_grad():
             ends = ends[density(ends).isfinite()]
         if near:  # then what the Gaussian reaches is one mode
@@ -165,8 +174,12 @@ def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.G
         if len(ends) == 0:
             return None
         if not tops:
-            path = climb(density, torch.zeros(dim, dtype=torch.float64), 100)
-            at_home = bool(path)  # not where the density has no gradient, as at the centre of a ring
+            # Not where the density has no gradient, as at the centre of a ring: then the middle has not moved.
+            heavy = ends[_heavy(density, home[0], ends)]
+            if bool(home.any()) and not (len(heavy) and bool((_fall(density, home, heavy) > VALLEY).any())):
+                return None
+            path = climb(density, torch.zeros(dim, dtype=torch.float64), 40)
+            at_home = bool(path)
             tops = [torch.as_tensor(path[-1][0]) if at_home else ends[0]]
         tops = _apart(density, tops, ends[_heavy(density, tops[0], ends)])
         if len(tops) < 2:
@@ -196,29 +209,37 @@ def _apart(density: LogDensity, tops: list[Tensor], ends: Tensor) -> list[Tensor
     """The tops, and those of the ends, climbed to theirs, that are apart from all of them."""
     tops = list(tops)
     in_vain = 0
-    for end in ends:
+    ahead: list[Tensor] = []
+    for index, end in enumerate(ends):
         depth = VALLEY if len(tops) == 1 else DENT
         if len(tops) >= MAX_MODES or in_vain >= PATIENCE:
             break
-        if not bool((_fall(density, torch.stack(tops), end) > depth).all()):
+        if not ahead:
+            # A pass through a small model costs as much for the ways to several ends as for that to one.
+            size = max(1, min(MOST_POINTS, points_at_once(len(end))) // (len(tops) * (WAY_POINTS + 2)))
+            ahead = list(_fall(density, torch.stack(tops), ends[index : index + size]))
+        if not bool(ahead.pop(0) > depth):
             continue
         path = climb(density, end, 100)
         top = torch.as_tensor(path[-1][0]) if path else end
-        if bool((_fall(density, torch.stack(tops), top) > depth).all()):
+        if bool(_fall(density, torch.stack(tops), top[None])[0] > depth):
             tops.append(top)
             in_vain = 0
+            if ahead:
+                rest = _fall(density, top[None], ends[index + 1 : index + 1 + len(ahead)])
+                ahead = list(torch.minimum(torch.stack(ahead), rest))
         else:
             in_vain += 1
     return tops
 
 
-def _fall(density: LogDensity, tops: Tensor, end: Tensor, num_points: int = 32) -> Tensor:
-    """By how much the density falls from the lower of two places, on the way from each of the tops to ``end``."""
-    share = torch.linspace(0, 1, num_points + 2, dtype=torch.float64)[:, None, None]
-    way = tops + share * (end - tops)
+def _fall(density: LogDensity, tops: Tensor, ends: Tensor) -> Tensor:
+    """For each end, the least over the tops: by how much the density falls, on the way, from the lower of the two."""
+    share = torch.linspace(0, 1, WAY_POINTS + 2, dtype=torch.float64)[:, None, None, None]
+    way = tops[:, None] + share * (ends - tops[:, None])
     with torch.no_grad():
-        value = density(way.reshape(-1, len(end))).reshape(way.shape[:-1]).nan_to_num(nan=-torch.inf)
-    return torch.minimum(value[0], value[-1]) - value.amin(0)
+        value = density(way.reshape(-1, ends.shape[-1])).reshape(way.shape[:-1]).nan_to_num(nan=-torch.inf)
+    return (torch.minimum(value[0], value[-1]) - value.amin(0)).amin(0)
 
 
 def _local(density: LogDensity, tops: Tensor, alone: bool, generator: torch.Generator) -> MixtureStart | None:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from vi_flows.guides.remaining import remaining_kl
+from vi_flows.guides.start.climbing import Path, climb_all
 from vi_flows.guides.start.gaussian_vi import (
     antithetic_normal,
     exact_hessian,
     points_at_once,
-    refine_gaussian,
+    polish_gaussian,
+    refine_gaussians,
     value_and_grad,
 )
 
-__all__ = ["GaussianStart", "climb", "inverse_curvature", "pathfinder"]
+__all__ = ["GaussianStart", "inverse_curvature", "pathfinder"]
 
 NEAR_KL = 0.3
 """Nats: of a Gaussian with less to gain, no other one is better by more, and looking for it is not worth its time."""
 
+WIDE_KL = 0.7
+"""Nats: after rounds of natural gradients, one with less to gain is not looked for from elsewhere."""
+
 EXACT_KL = 0.001
 """Nats: a Gaussian with less to gain is not polished."""
+
+SMALL_RISE = 0.1
+"""Nats: rounds of natural gradients that rise by less gain no more than as many of the flow's own steps do."""
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -96,11 +103,12 @@ def pathfinder(
     def density(x: Tensor) -> Tensor:
         return log_density(x.to(starts)).double().cpu()
 
+    near = _Nearness(density, many)
     best: GaussianStart | None = None
     tops: list[float] = []
     outside: list[Tensor] = []
-    for start in starts.double().cpu():
-        path = climb(density, start, max_iterations)
+    begins = starts.double().cpu()
+    for start, path in zip(begins, climb_all(density, begins, max_iterations), strict=True):
         if not path:
             continue
         x = torch.as_tensor(path[-1][0])
@@ -108,31 +116,32 @@ def pathfinder(
             top = float(density(x[None]))
         # Paths that met at one mode need one Newton run, and those that met at the posterior's no more looks.
         met = any(abs(top - other) < 1e-3 for other in tops)
-        if (met or _within(best, x)) and _near(density, best, many):
+        if (met or _within(best, x)) and near(best):
             continue
-        best = _best(best, *_scores(density, _gaussians(path, dense, max_candidates), few))
-        if not newton:
-            continue
-        if not met:
+        visited: list[tuple[Tensor, Tensor]] = []
+        if newton and not met:
             visited, top = _newton(density, x, top, max_candidates)
             tops.append(top)
-            best = _best(best, *_scores(density, visited, few))
-            del visited
+            if visited and _within(best, visited[-1][0]) and near(best):
+                continue
+        best = _best(best, *_scores(density, visited, few))
+        del visited
+        best = _best(best, *_scores(density, _gaussians(path, dense, max_candidates), few))
         outside.append(start)
     if not newton:
         return best
     if best is not None:
         best = _best(*_scores(density, [(best.loc, best.covariance)], many))
-    if _near(density, best, many, EXACT_KL):
+    if near(best, EXACT_KL):
         return best
     if dim > max_rounds_dim:
         return _best(best, _polished(density, best, many, generator, 6))
-    if not _near(density, best, many):
-        best = _best(best, _rounds(density, best, many, max_rounds, generator))
-    if not _near(density, best, many):
+    if not near(best):
+        best = _best(best, *_rounds(density, [best], many, max_rounds, generator))
+    if not near(best, WIDE_KL):
         # Also from outside of all paths, which may have run into the neck of a funnel or a mode of little mass.
         wide = [gaussian for start in outside[:max_refined] for gaussian in _around(density, start)]
-        best = _best(best, *(_rounds(density, gaussian, many, max_rounds, generator) for gaussian in wide))
+        best = _best(best, *_rounds(density, wide, many, max_rounds, generator))
     return _best(best, _polished(density, best, many, generator))
 
 
@@ -146,15 +155,35 @@ def _around(log_density: LogDensity, start: Tensor) -> list[GaussianStart]:
     return found
 
 
-def _near(log_density: LogDensity, start: GaussianStart | None, noise: Tensor, kl: float = NEAR_KL) -> bool:
-    """Whether the Gaussian is nearly the posterior, in the eyes of its own draws."""
-    if start is None or (tril := _root(start.covariance)) is None:
-        return False
-    x = start.loc + noise @ tril.T
-    with torch.no_grad():
-        log_p = torch.cat([log_density(part) for part in x.split(points_at_once(x.shape[-1]))])
-    left = remaining_kl(log_p + 0.5 * noise.square().sum(-1), x)
-    return left.kl + 2 * left.kl_se < kl
+class _Nearness:
+    """Whether a Gaussian is nearly the posterior, in the eyes of its own draws; it is asked more than once of the same.
+
+    Args:
+        log_density: of points ``(S, d)``.
+        noise: standard normal draws.
+    """
+
+    def __init__(self, log_density: LogDensity, noise: Tensor) -> None:
+        self.log_density, self.noise = log_density, noise
+        self._last: tuple[Tensor, Tensor] | tuple[()] = ()
+        self._highest = math.inf
+
+    def __call__(self, start: GaussianStart | None, kl: float = NEAR_KL) -> bool:
+        """Whether there are less than ``kl`` nats to gain, beyond noise."""
+        if start is None:
+            return False
+        if not self._last or self._last[0] is not start.loc or self._last[1] is not start.covariance:
+            self._last, self._highest = (start.loc, start.covariance), self._left(start)
+        return self._highest < kl
+
+    def _left(self, start: GaussianStart) -> float:
+        if (tril := _root(start.covariance)) is None:
+            return math.inf
+        x = start.loc + self.noise @ tril.T
+        with torch.no_grad():
+            log_p = torch.cat([self.log_density(part) for part in x.split(points_at_once(x.shape[-1]))])
+        left = remaining_kl(log_p + 0.5 * self.noise.square().sum(-1), x)
+        return left.kl + 2 * left.kl_se
 
 
 def _within(start: GaussianStart | None, x: Tensor) -> bool:
@@ -167,29 +196,55 @@ def _within(start: GaussianStart | None, x: Tensor) -> bool:
 
 def _rounds(
     log_density: LogDensity,
-    start: GaussianStart | None,
+    starts: Sequence[GaussianStart | None],
     noise: Tensor,
     max_rounds: int,
     generator: torch.Generator | None,
-) -> GaussianStart | None:
-    """Rounds of natural gradients until the ELBO stops rising."""
-    if start is None or (tril := _root(start.covariance)) is None:
-        return None
-    best = GaussianStart(start.loc, start.covariance, -math.inf)
-    rate, still = 1.0, 0
+) -> list[GaussianStart]:
+    """What rounds of natural gradients make of each, until its ELBO stops rising; all of them side by side."""
+    moving = [
+        _Moving(GaussianStart(start.loc, start.covariance, -math.inf), tril)
+        for start in starts
+        if start is not None and (tril := _root(start.covariance)) is not None
+    ]
+    everyone = list(moving)
     for _ in range(max_rounds):
-        refined = refine_gaussian(log_density, best.loc, tril, rate=rate, generator=generator)
-        score = _score_of(log_density, refined, noise)
-        rise = -math.inf if score is None else score.elbo - best.elbo
+        if not moving:
+            break
+        here = [(one.best.loc, one.tril) for one in moving]
+        there = refine_gaussians(log_density, here, rates=[one.rate for one in moving], generator=generator)
+        arrived = [refined for refined in there if refined is not None]
+        scores = iter(_elbos(log_density, [(loc, tril @ tril.T) for loc, tril in arrived], noise))
+        for one, refined in zip(moving, there, strict=True):
+            one.take(refined, None if refined is None else next(scores))
+        highest = max(one.best.elbo for one in everyone)
+        moving = [one for one in moving if not one.done(highest)]
+    return [one.best for one in everyone if math.isfinite(one.best.elbo)]
+
+
+@dataclass
+class _Moving:
+    """A Gaussian between rounds of natural gradients."""
+
+    best: GaussianStart
+    tril: Tensor
+    rate: float = 1.0
+    still: int = 0
+
+    def take(self, refined: tuple[Tensor, Tensor] | None, score: GaussianStart | None) -> None:
+        """Where a round ended: taken where the ELBO rose; ``None`` for nowhere."""
+        rise = -math.inf if score is None else score.elbo - self.best.elbo
         if score is not None and refined is not None and rise > 0:
-            best, tril = score, refined[1]
+            self.best, self.tril = score, refined[1]
         # Steps that overshoot are taken back.
         if rise < 0:
-            rate = rate / 2
-        still = still + 1 if abs(rise) < 0.02 else 0
-        if still == 3 or rate < 0.1:
-            break
-    return best if math.isfinite(best.elbo) else None
+            self.rate /= 2
+        self.still = self.still + 1 if abs(rise) < SMALL_RISE else 0
+
+    def done(self, highest: float) -> bool:
+        """Whether there is nothing more to expect, where one beside it has the ``highest`` ELBO."""
+        far_behind = self.still > 0 and self.best.elbo < highest - 5 * SMALL_RISE
+        return far_behind or self.still == 2 or self.rate < 0.1
 
 
 def _polished(
@@ -197,12 +252,12 @@ def _polished(
     start: GaussianStart | None,
     noise: Tensor,
     generator: torch.Generator | None,
-    num_iterations: int = 24,
+    max_iterations: int = 24,
 ) -> GaussianStart | None:
     """After natural-gradient steps of decreasing length, over which the noise averages out."""
     if start is None or (tril := _root(start.covariance)) is None:
         return None
-    refined = refine_gaussian(log_density, start.loc, tril, num_iterations, shrink=True, generator=generator)
+    refined = polish_gaussian(log_density, start.loc, tril, max_iterations, generator)
     return _score_of(log_density, refined, noise)
 
 
@@ -225,37 +280,7 @@ def _best(*candidates: GaussianStart | None) -> GaussianStart | None:
     return max((c for c in candidates if c is not None), key=lambda c: c.elbo, default=None)
 
 
-def climb(log_density: LogDensity, start: Tensor, max_iterations: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The points of an L-BFGS path up the log density, with the gradients of its negative; none from a bad start."""
-    path: list[tuple[np.ndarray, np.ndarray]] = []
-    seen: dict[bytes, np.ndarray] = {}
-
-    def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, grad = value_and_grad(log_density, torch.as_tensor(x[None]))
-        g = -grad[0].numpy()
-        if not (bool(torch.isfinite(value[0])) and np.isfinite(g).all()):
-            # A wall: the line search backs off from it.
-            return 1e100, np.zeros_like(x)
-        seen[x.tobytes()] = g
-        return -float(value[0]), g
-
-    def record(x: np.ndarray) -> None:
-        grad = seen.get(x.tobytes())
-        if grad is not None:
-            path.append((x.copy(), grad))
-
-    x0 = start.numpy()
-    if negative(x0)[0] >= 1e100:
-        return []
-    record(x0)
-    minimize(negative, x0, jac=True, method="L-BFGS-B", callback=record,
-             options={"maxiter": max_iterations, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-6})  # fmt: skip
-    return path
-
-
-def _gaussians(
-    path: list[tuple[np.ndarray, np.ndarray]], dense: bool, max_candidates: int
-) -> list[tuple[Tensor, Tensor]]:
+def _gaussians(path: Path, dense: bool, max_candidates: int) -> list[tuple[Tensor, Tensor]]:
     """Newton-corrected points of the path with the BFGS inverse Hessian there; the last points in any case."""
     if not path:
         return []
@@ -295,8 +320,16 @@ def _gaussians(
 
 def _scores(log_density: LogDensity, gaussians: list[tuple[Tensor, Tensor]], noise: Tensor) -> list[GaussianStart]:
     """Those of the Gaussians that have a finite Monte Carlo ELBO, with it."""
+    return [start for start in _elbos(log_density, gaussians, noise) if start is not None]
+
+
+def _elbos(
+    log_density: LogDensity, gaussians: list[tuple[Tensor, Tensor]], noise: Tensor
+) -> list[GaussianStart | None]:
+    """The Gaussians with their Monte Carlo ELBOs; ``None`` where that is not finite."""
     points, entropies, kept = [], [], []
-    for loc, covariance in gaussians:
+    found: list[GaussianStart | None] = [None] * len(gaussians)
+    for index, (loc, covariance) in enumerate(gaussians):
         if covariance.dim() == 1:
             x, log_det = loc + noise * covariance.sqrt(), 0.5 * covariance.log().sum()
         else:
@@ -307,8 +340,7 @@ def _scores(log_density: LogDensity, gaussians: list[tuple[Tensor, Tensor]], noi
         if bool(torch.isfinite(x).all()):
             points.append(x)
             entropies.append(log_det + 0.5 * loc.numel() * math.log(2 * math.pi) + 0.5 * noise.square().sum(-1).mean())
-            kept.append((loc, covariance))
-    found = []
+            kept.append(index)
     # Many at once: a pass through a small model costs as much for one point as for hundreds.
     size = points_at_once(noise.shape[-1])
     step = max(1, min(256, size) // len(noise))
@@ -316,11 +348,10 @@ def _scores(log_density: LogDensity, gaussians: list[tuple[Tensor, Tensor]], noi
         for i in range(0, len(points), step):
             parts = torch.cat(points[i : i + step]).split(size)
             log_p = torch.cat([log_density(part) for part in parts]).reshape(-1, len(noise)).mean(1)
-            found += [
-                GaussianStart(*gaussian, float(mean + entropy))
-                for gaussian, mean, entropy in zip(kept[i:], log_p, entropies[i:], strict=False)
-            ]
-    return [start for start in found if math.isfinite(start.elbo)]
+            for index, mean, entropy in zip(kept[i:], log_p, entropies[i:], strict=False):
+                if math.isfinite(elbo := float(mean + entropy)):
+                    found[index] = GaussianStart(*gaussians[index], elbo)
+    return found
 
 
 def _newton(

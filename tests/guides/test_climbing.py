@@ -1,0 +1,132 @@
+"""Paths side by side are the paths one by one, in fewer passes."""
+
+import pytest
+import torch
+
+from vi_flows.guides.start.ascent import ascend, where_defined
+from vi_flows.guides.start.climbing import climb, climb_all
+from vi_flows.guides.start.gaussian_vi import polish_gaussian, refine_gaussian, refine_gaussians
+
+DOUBLE = torch.float64
+STARTS = torch.tensor([[-1.2, 1.0], [3.0, -2.0], [0.1, 5.0], [-4.0, -1.0]], dtype=DOUBLE)
+
+
+def valley(x):
+    """Rosenbrock's, upside down."""
+    return -((1 - x[:, 0]).square() + 30 * (x[:, 1] - x[:, 0].square()).square())
+
+
+class Counted:
+    """A density that knows how many points each pass had."""
+
+    def __init__(self, density):
+        self.density, self.passes = density, []
+
+    def __call__(self, x):
+        self.passes.append(len(x))
+        return self.density(x)
+
+
+def test_paths_side_by_side_are_those_one_by_one():
+    together, alone = Counted(valley), Counted(valley)
+    paths = climb_all(together, STARTS, 200)
+    calls = []
+    for start, path in zip(STARTS, paths, strict=True):
+        before = len(alone.passes)
+        other = climb(alone, start, 200)
+        calls.append(len(alone.passes) - before)
+        assert len(path) == len(other) > 5
+        for (x, grad), (y, slope) in zip(path, other, strict=True):
+            assert x.tolist() == pytest.approx(y.tolist(), abs=1e-8)
+            assert grad.tolist() == pytest.approx(slope.tolist(), abs=1e-6)
+        assert path[-1][0].tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert len(together.passes) == max(calls)
+    assert sum(together.passes) == sum(calls)
+
+
+def test_a_bad_start_has_no_path_and_a_wall_turns_the_others_back():
+    def walled(x):
+        return torch.where(x[:, 0] > -1.5, -x.square().sum(-1), torch.nan)
+
+    good, bad = climb_all(walled, torch.tensor([[3.0, 1.0], [-4.0, 0.0]], dtype=DOUBLE), 50)
+    assert bad == []
+    assert good[-1][0].tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("error", [ValueError("the model's own"), KeyboardInterrupt()])
+def test_what_the_density_raises_is_raised_and_no_thread_stays(error):
+    import threading
+
+    calls = []
+
+    def failing(x):
+        calls.append(len(x))
+        if len(calls) == 5:
+            raise error
+        return valley(x)
+
+    before = threading.active_count()
+    with pytest.raises(type(error)):
+        climb_all(failing, STARTS, 200)
+    assert threading.active_count() == before
+    assert len(calls) == 5
+
+
+def test_gaussians_side_by_side_end_where_each_ends_alone():
+    covariance = torch.tensor([[2.0, 0.6], [0.6, 0.5]], dtype=DOUBLE)
+    target = torch.distributions.MultivariateNormal(torch.tensor([1.0, -2.0], dtype=DOUBLE), covariance)
+    begins = [(torch.zeros(2, dtype=DOUBLE), torch.eye(2, dtype=DOUBLE)), (STARTS[1], 3 * torch.eye(2, dtype=DOUBLE))]
+
+    def walled(x):
+        return torch.where(x[:, 0] < 50.0, 1.0, torch.nan) * target.log_prob(x)
+
+    lost = (torch.tensor([60.0, 0.0], dtype=DOUBLE), torch.eye(2, dtype=DOUBLE))
+    density = Counted(walled)
+    first, none, second = refine_gaussians(density, [begins[0], lost, begins[1]], [1.0, 1.0, 1.0], 12)
+    assert none is None
+    assert len(density.passes) == 12
+    for found in (first, second):
+        torch.testing.assert_close(found[0], target.mean, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found[1] @ found[1].T, covariance, atol=1e-6, rtol=0)
+    half = refine_gaussians(walled, begins, [1.0, 0.25], 1, torch.Generator().manual_seed(0))[1]
+    whole = refine_gaussian(walled, *begins[1], 1, 1.0, torch.Generator().manual_seed(0))
+    assert float((half[0] - STARTS[1]).norm()) < 0.6 * float((whole[0] - STARTS[1]).norm())
+
+
+@pytest.mark.parametrize(("bend", "least", "most"), [(0.0, 6, 6), (0.01, 6, 24), (3.0, 24, 24)])
+def test_polishing_ends_where_its_noise_does_not_matter(bend, least, most):
+    def bent(x):
+        return -0.5 * x.square().sum(-1) - bend * x[:, 0].square() * x[:, 1].square()
+
+    density = Counted(bent)
+    generator = torch.Generator().manual_seed(0)
+    found = polish_gaussian(density, torch.zeros(2, dtype=DOUBLE), torch.eye(2, dtype=DOUBLE), 24, generator)
+    assert found is not None
+    assert least <= len(density.passes) <= most
+
+
+def test_paths_without_a_gradient_take_no_part_in_the_passes():
+    def half(x):
+        return torch.where(x[:, 0] > 0, -x.square().sum(-1) + 2 * x[:, 0], torch.nan)
+
+    starts = torch.tensor([[2.0, 1.0], [-3.0, 0.5], [4.0, -1.0]], dtype=DOUBLE)
+    density = Counted(half)
+    ends = ascend(density, starts, 30)
+    assert density.passes[0] == 3
+    assert set(density.passes[1:]) == {2}
+    assert ends[1].tolist() == starts[1].tolist()
+    torch.testing.assert_close(ends[[0, 2]], torch.tensor([[1.0, 0.0]] * 2, dtype=DOUBLE), atol=1e-2, rtol=0)
+
+
+def test_one_point_without_a_model_costs_few_passes():
+    def raising(x):
+        if bool((x > 5).any()):
+            raise torch.linalg.LinAlgError("not positive definite")
+        return -x.square().sum(-1)
+
+    density = Counted(raising)
+    points = torch.zeros(32, 2, dtype=DOUBLE)
+    points[7] = 9.0
+    values = where_defined(density)(points)
+    assert values.isneginf().nonzero().flatten().tolist() == [7]
+    assert len(density.passes) == 11
