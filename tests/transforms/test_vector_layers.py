@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from vi_flows.transforms import Affine
 from vi_flows.transforms.rational_quadratic import rational_quadratic
 from vi_flows.transforms.vector.parametric import Parametric, solve_tanh
 from vi_flows.transforms.vector.planar import PlanarFamily, above_minus_one
@@ -148,3 +149,23 @@ def test_spline_goes_through_its_knots_with_its_slopes():
     back, inverse = spline(y, inverse=True)
     torch.testing.assert_close(back, x)
     torch.testing.assert_close(inverse, log_slope)
+
+
+@pytest.mark.parametrize(("kind", "solver"), [("full", "solve_triangular"), ("low_rank", "solve")])
+def test_an_affine_layer_inverts_a_batch_in_one_solve(kind, solver, monkeypatch):
+    layer = Affine(torch.randn(6, dtype=torch.float64), 0.7, kind, 2)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(0.5 * torch.randn_like(parameter))
+    real, shapes = getattr(torch.linalg, solver), []
+
+    def watched(matrix, right, **options):
+        shapes.append((tuple(matrix.shape), tuple(right.shape)))
+        return real(matrix, right, **options)
+
+    monkeypatch.setattr(torch.linalg, solver, watched)
+    y = torch.randn(3, 5, 6, dtype=torch.float64)
+    x, _ = layer.inverse_and_ladj(y)
+    size = 6 if kind == "full" else 2
+    assert shapes == [((size, size), (size, 15))]
+    torch.testing.assert_close(layer.loc + x @ layer.matrix().T, y)

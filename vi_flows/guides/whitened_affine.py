@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.transforms import Affine
+from vi_flows.transforms.vector.affine import solve_lower
 
 __all__ = ["WhitenedAffine"]
 
@@ -56,11 +57,7 @@ class WhitenedAffine(Affine):
         """``M⁻¹ ((C⁻¹ (x − c) − loc) / s)``."""
         self._check_last_dim(y, self.input_dim)
         v = y - self.center
-        if self.whitening.dim() == 1:
-            v = v / self.whitening
-        else:
-            flat = v.reshape(-1, self.input_dim)
-            v = torch.linalg.solve_triangular(self.whitening, flat.T, upper=False).T.reshape(v.shape)
+        v = v / self.whitening if self.whitening.dim() == 1 else solve_lower(self.whitening, v)
         x, ladj = super().inverse_and_ladj(v)
         return x, ladj - self._log_det_whitening()
 

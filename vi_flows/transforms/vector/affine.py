@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vi_flows.transforms.base import Bijection
 
-__all__ = ["AFFINE_KINDS", "Affine"]
+__all__ = ["AFFINE_KINDS", "Affine", "solve_lower"]
 
 AFFINE_KINDS = ("full", "low_rank", "diagonal")
 """Kinds of the linear part."""
@@ -84,9 +84,11 @@ class Affine(Bijection):
         self._check_last_dim(y, self.input_dim)
         v = (y - self.loc) * (-self.log_scale).exp()
         if self.kind == "full":
-            v = torch.linalg.solve_triangular(self._unit_lower(), v.unsqueeze(-1), upper=False).squeeze(-1)
+            v = solve_lower(self._unit_lower(), v)
         elif self.kind == "low_rank":
-            v = v - torch.linalg.solve(self._capacitance(), self.factor.T @ v.unsqueeze(-1)).squeeze(-1) @ self.factor.T
+            inner = (v @ self.factor).reshape(-1, self.factor.shape[1])
+            solved = torch.linalg.solve(self._capacitance(), inner.T).T
+            v = v - solved.reshape(*v.shape[:-1], -1) @ self.factor.T
         return v, -self._log_det().expand(v.shape[:-1])
 
     @torch.no_grad()
@@ -149,3 +151,15 @@ class Affine(Bijection):
     def _log_det(self) -> Tensor:
         log_det = self.log_scale.sum()
         return log_det + torch.linalg.slogdet(self._capacitance())[1] if self.kind == "low_rank" else log_det
+
+
+def solve_lower(matrix: Tensor, v: Tensor) -> Tensor:
+    """``C⁻¹ v`` for vectors along the last dimension, all of them in one solve.
+
+    PyTorch's solver broadcasts: given a batch of vectors, it would copy the matrix for each and solve one by one.
+
+    Args:
+        matrix: lower triangular, shape ``(d, d)``.
+        v: shape ``(…, d)``.
+    """
+    return torch.linalg.solve_triangular(matrix, v.reshape(-1, v.shape[-1]).T, upper=False).T.reshape(v.shape)
