@@ -89,10 +89,11 @@ class ImageChain(Chain):
     def _run(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         total = value.new_zeros(value.shape[: value.dim() - 3])
         parts = reversed(self.parts) if inverse else iter(self.parts)
-        for alike, run in groupby(parts, lambda part: isinstance(part, PixelLayer)):
+        for _, run in groupby(parts, lambda part: isinstance(part, PixelLayer)):
             group = list(run)
-            if alike and len(group) > 1:
-                value, ladj = self._merged(group, value, inverse)
+            layers = [part for part in group if isinstance(part, PixelLayer)]  # all of them or none
+            if len(layers) > 1:
+                value, ladj = self._merged(layers, value, inverse)
                 total = total + ladj
                 continue
             for part in group:
