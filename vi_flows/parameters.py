@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,9 +11,25 @@ import pyro
 from pyro.poutine.runtime import am_i_wrapped
 from torch import nn
 
-__all__ = ["module_of", "quiet_unless_observed", "register_module"]
+__all__ = ["module_of", "quiet_unless_observed", "register_module", "unused_name"]
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+_named: Counter[str] = Counter()
+
+
+def unused_name(kind: str) -> str:
+    """``kind``, ``kind_2``, ``kind_3``, …: a name in Pyro's parameter store that no other module was given.
+
+    Under one name the store holds one tensor: of two guides of the same name, the second would hand its parameters to
+    no optimizer.
+
+    Args:
+        kind: of a module.
+    """
+    _named[kind] += 1
+    return kind if _named[kind] == 1 else f"{kind}_{_named[kind]}"
 
 
 @contextmanager

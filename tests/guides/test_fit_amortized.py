@@ -266,6 +266,29 @@ def factor():
     pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor(0.0))
 
 
+def masked():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 2), pyro.poutine.mask(mask=torch.tensor([True, False])):
+        pyro.sample("y", dist.Normal(a, 1.0), obs=torch.zeros(2))
+
+
+def in_part():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 2):
+        pyro.sample("y", dist.Normal(a, 1.0), obs=torch.zeros(2), obs_mask=torch.tensor([True, False]))
+
+
+def scaled():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.poutine.scale(scale=0.5):
+        pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor(0.0))
+
+
+def flat_by_a_mask():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0).mask(False))
+    pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor(0.0))
+
+
 def improper():
     a = pyro.sample("a", dist.ImproperUniform(dist.constraints.real, (), ()))
     pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor(0.0))
@@ -300,6 +323,10 @@ def changes():
 @pytest.mark.parametrize(("program", "options", "words"), [
     (discrete, {}, r"'kind' is discrete"),
     (factor, {}, r"'f' is a pyro\.factor"),
+    (masked, {}, r"'y' has a mask or a scale"),
+    (in_part, {}, r"'y_observed' has a mask or a scale"),
+    (scaled, {}, r"'y' has a mask or a scale"),
+    (flat_by_a_mask, {}, r"'a' has a mask or a scale"),
     (improper, {}, r"'a' has an improper prior"),
     (circular, {}, r"'a' is circular"),
     (unobserved, {}, r"observes nothing.*data="),

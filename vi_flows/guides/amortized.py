@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -12,6 +13,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from vi_flows.flows import conditional_conv_flow
+from vi_flows.parameters import unused_name
 from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection, Chain, ConditionalBijection
 
@@ -98,7 +100,7 @@ class AmortizedFlowGuide(PyroModule):
         init_scale: float = 0.1,
         affine: str = "diagonal",
     ) -> None:
-        super().__init__()
+        super().__init__(unused_name(type(self).__name__))
         check_counts(1, context_dim=context_dim, latent_dim=latent_dim)
         if not hidden_dims or min(hidden_dims) < 1:
             raise ValueError(f"hidden_dims must name at least one width, of at least 1, got {tuple(hidden_dims)}")
@@ -126,6 +128,11 @@ class AmortizedFlowGuide(PyroModule):
         if flow is None:
             flow = conditional_conv_flow(latent_dim, width, num_blocks, activation=activation)
         self.flow = flow
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "." not in self._pyro_name:  # else it is a part of another module, and named by that
+            self._pyro_name = unused_name(type(self).__name__)
 
     def forward(self, data: Tensor) -> dist.TransformedDistribution:
         """The posterior of each row.

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from tqdm import tqdm
 
-from vi_flows.guides.sites import innermost, is_discrete, is_fixed
+from vi_flows.guides.sites import innermost, is_discrete, is_fixed, unmasked
 from vi_flows.guides.supports import check_support
 from vi_flows.traces import Site, is_subsample, nodes
 
@@ -61,6 +61,13 @@ class _Unobserve(UnconditionMessenger):
             raise ValueError(
                 f"site {msg['name']!r} is a pyro.factor: draws of the program know nothing of it, so that what is "
                 "learnt from them would not either; sample from the density that it stands for"
+            )
+        whole = all(frame.full_size in (None, frame.size) for frame in msg["cond_indep_stack"])
+        counted = bool(unmasked(msg)[1].all()) and (not whole or bool(torch.as_tensor(msg["scale"] == 1.0).all()))
+        if not counted and not msg["infer"].get("_deterministic"):
+            raise ValueError(
+                f"site {msg['name']!r} has a mask or a scale, which draws of the program know nothing of: sample only "
+                "what is to count, and choose the spread instead of a power of the density"
             )
         if isinstance(fn, dist.ImproperUniform):
             raise ValueError(
