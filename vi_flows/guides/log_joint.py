@@ -17,6 +17,7 @@ from vi_flows.guides.enumeration import SummedOut
 from vi_flows.guides.masks import MaskedLatents, has_masked_latents
 from vi_flows.guides.observations import PossibleWhereMasked
 from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
+from vi_flows.traces import nodes
 
 __all__ = ["LogJoint", "over_draws"]
 
@@ -154,7 +155,7 @@ def over_draws(fn: Callable[[dict[str, Tensor]], Any], values: Mapping[str, Tens
 def _check_shapes(values: Mapping[str, Tensor], trace: Trace) -> None:
     """A value of another shape would be refused by PyTorch without a name, or broadcast without a word."""
     for name, value in values.items():
-        if name in trace.nodes and (shape := trace.nodes[name]["fn"].shape()) != value.shape:
+        if name in trace.nodes and (shape := nodes(trace)[name]["fn"].shape()) != value.shape:
             raise ValueError(
                 f"latent site {name!r} has the shape {tuple(shape)} in some runs of the model and {tuple(value.shape)} "
                 "in others: sample as many values as there can be always, and use a part of them"
