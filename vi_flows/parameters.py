@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from weakref import WeakKeyDictionary
 
 import pyro
+from pyro.nn import PyroModule
+from pyro.params import param_with_module_name
 from pyro.poutine.runtime import am_i_wrapped
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["module_of", "quiet_unless_observed", "register_module", "unused_name"]
+__all__ = ["check_stored", "module_of", "quiet_unless_observed", "register_module", "unused_name"]
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
@@ -46,15 +49,70 @@ def quiet_unless_observed() -> Iterator[None]:
         _quiet.reset(token)
 
 
-def register_module(name: str, module: nn.Module) -> None:
-    """``pyro.module(name, module)`` where somebody listens.
+_registered: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def register_module(kind: str, module: nn.Module) -> None:
+    """``pyro.module(name, module)`` where somebody listens, under a name that no other module has.
 
     Args:
-        name: prefix of the parameters' names in the parameter store.
+        kind: the name, and where it is taken ``kind_2``, ``kind_3``, …; a module keeps its name.
         module: whose parameters.
+
+    Raises:
+        ValueError: see :func:`check_stored`.
     """
+    name = _registered.get(module)
+    if name is None:
+        name = _registered[module] = unused_name(kind)
+    if len(pyro.get_param_store()):  # not where no SVI trains: the walk through the parts takes time
+        _check_own({param_with_module_name(name, part): parameter for part, parameter in module.named_parameters()})
     if not _quiet.get():
         pyro.module(name, module)
+
+
+def check_stored(name: str, module: PyroModule) -> None:
+    """Refuse to go on where Pyro's parameter store has other tensors than the module, as after ``store.load(…)``.
+
+    Pyro would hand the store's tensors to the optimizer and go on computing with the module's own, which then never
+    change. Copying the values is no way out: the store lacks what is not a parameter, as centres and running means.
+
+    Args:
+        name: of the module in the store.
+        module: whose parameters.
+
+    Raises:
+        ValueError: the store has another tensor under the name of a parameter, as it also has where the parameter's
+            memory is not contiguous.
+    """
+    if len(pyro.get_param_store()):
+        _check_own(dict(_names_and_parameters(name, module)))
+
+
+def _names_and_parameters(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """As ``PyroModule`` names them: parts that are modules of PyTorch are registered whole."""
+    if not isinstance(module, PyroModule):
+        yield from ((param_with_module_name(name, part), p) for part, p in module.named_parameters())
+        return
+    yield from ((f"{name}.{part}", p) for part, p in module.named_parameters(recurse=False))
+    for part, child in module.named_children():
+        yield from _names_and_parameters(f"{name}.{part}", child)
+
+
+def _check_own(own: dict[str, nn.Parameter]) -> None:
+    stored: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
+    for name, parameter in own.items():
+        if stored.get(name, parameter) is not parameter:
+            if not parameter.is_contiguous():
+                raise ValueError(
+                    f"the memory of parameter {name!r} is not contiguous, and Pyro's parameter store trains a "
+                    "contiguous copy in its place: pyro.clear_param_store(), and set its .data to .data.contiguous()"
+                )
+            raise ValueError(
+                f"Pyro's parameter store has another tensor than the module under {name!r}, so that neither would be "
+                "trained: pyro.clear_param_store(), and restore a module by its load_state_dict instead of a stored "
+                "file, which lacks what is not a parameter"
+            )
 
 
 def module_of(program: Callable) -> nn.Module:

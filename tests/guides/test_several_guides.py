@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections import Counter
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,11 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
+from tests.transforms.cases import CASES, build
 from vi_flows.guides import AmortizedFlowGuide, AutoConvFlow, fit
+from vi_flows.guides.base import MixtureBase
+from vi_flows.parameters import module_of
+from vi_flows.vae import VAEConfig, build_vae
 
 Y = torch.tensor([0.5, -1.0, 2.0])
 
@@ -76,3 +81,89 @@ def test_two_local_guides_in_one_program_are_both_trained(copied, train):
     moved = changes(second, lambda: train(guide))
     assert "head.weight" in moved
     assert "network.0.weight" in moved
+
+
+def vae():
+    return build_vae(VAEConfig(latent_dims=(2,), hidden_dims=((4,),)), data_dim=3)
+
+
+def test_a_second_vae_of_a_session_is_trained_too():
+    pyro.clear_param_store()
+    data = torch.bernoulli(torch.full((5, 3), 0.5))
+    first, second = vae(), vae()
+    for one in (first, second, copy.deepcopy(first)):
+        for part in (one.model, one.guide):
+            assert len(changes(part, lambda one=one: steps(one.model, one.guide, data))) == len(list(part.parameters()))
+
+
+@pytest.fixture
+def new_session(monkeypatch):
+    """Names begin at the first again, as in a process of its own."""
+    return lambda: monkeypatch.setattr("vi_flows.parameters._named", Counter())
+
+
+def local():
+    return AmortizedFlowGuide(1, 1, (4,), scalar=True)
+
+
+CALLS = {
+    "guide": (made, lambda g: steps(location, g, torch.tensor(1.0))),
+    "median": (made, lambda g: g.median()),
+    "fit": (made, lambda g: fit(location, g, torch.tensor(1.0), num_steps=3)),
+    "local": (local, lambda g: g(Y[:, None])),
+    "model": (vae, lambda v: v.model(torch.zeros(5, 3))),
+    "posterior": (vae, lambda v: v.guide(torch.zeros(5, 3))),
+}
+TRAININGS = {
+    made: lambda g: steps(location, g, torch.tensor(20.0)),
+    local: lambda g: steps(one_row, lambda: pyro.sample("a", g(Y[:1]))),
+    vae: lambda v: steps(v.model, v.guide, torch.zeros(5, 3)),
+}
+
+
+def one_row():
+    pyro.sample("a", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(("make", "call"), CALLS.values(), ids=CALLS)
+def test_a_store_from_a_file_is_refused_where_it_would_be_trained_in_place_of_the_guide(
+    make, call, tmp_path, new_session
+):
+    """Pyro's optimizer would have the file's tensors, and the guide its own."""
+    pyro.clear_param_store()
+    new_session()
+    TRAININGS[make](first := make())
+    pyro.get_param_store().save(tmp_path / "store")
+    new_session()
+    second = make()
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
+    with pytest.raises(ValueError, match=r"store has another tensor .*load_state_dict"):
+        call(second)
+    pyro.clear_param_store()
+    if isinstance(second, torch.nn.Module):
+        second.load_state_dict(first.state_dict())
+    call(second)
+
+
+def test_a_parameter_that_pyro_would_copy_is_refused():
+    pyro.clear_param_store()
+    one = vae()
+    weight = next(p for p in one.guide.parameters() if p.dim() == 2)
+    weight.data = weight.data.T.contiguous().T
+    with pytest.raises(ValueError, match="is not contiguous, and Pyro's parameter store trains a contiguous copy"):
+        steps(one.model, one.guide, torch.zeros(5, 3))
+
+
+def test_the_triangles_of_a_mixture_are_trained():
+    """SciPy's matrices are columns in a row, and so were parameters made like them."""
+    pyro.clear_param_store()
+    columns = torch.eye(2).repeat(3, 1, 1).mT.contiguous().mT
+    base = MixtureBase(torch.zeros(3), torch.randn(3, 2), columns)
+    assert all(parameter.is_contiguous() for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_of_bijections_are_contiguous(name):
+    """Pyro would train copies of others."""
+    assert all(parameter.is_contiguous() for parameter in module_of(build(name)).parameters())

@@ -13,7 +13,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from vi_flows.flows import conditional_conv_flow
-from vi_flows.parameters import unused_name
+from vi_flows.parameters import check_stored, unused_name
 from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection, Chain, ConditionalBijection
 
@@ -146,6 +146,7 @@ class AmortizedFlowGuide(PyroModule):
         Raises:
             ValueError: the rows don't have ``context_dim`` entries.
         """
+        check_stored(self._pyro_name, self)
         rows = data if self.embed is None else self.embed(data)
         if rows.dim() < 1 or rows.shape[-1] != self.context_dim:
             raise ValueError(f"expected rows of {self.context_dim} entries, got a tensor of {tuple(rows.shape)}")

@@ -32,7 +32,7 @@ from vi_flows.guides.start.from_model import start_of_model
 from vi_flows.guides.supports import sites_with_dependent_support
 from vi_flows.guides.tensors import map_tensors
 from vi_flows.guides.whitened_affine import WhitenedAffine
-from vi_flows.parameters import unused_name
+from vi_flows.parameters import check_stored, unused_name
 from vi_flows.traces import stochastic_nodes
 from vi_flows.transforms import Bijection, Chain, FromPyro
 
@@ -311,6 +311,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
                 f"{type(self).__name__} has no parameters yet: call it (or set_up) with the model's arguments, or pass "
                 "prototype_args when constructing it"
             )
+        check_stored(self._pyro_name, self)
         return self.transform
 
     # Copies and files.

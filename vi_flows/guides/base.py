@@ -141,7 +141,8 @@ class MixtureBase(Base):
         self.logits = nn.Parameter(log_weights.log_softmax(-1).clone())
         self.loc = nn.Parameter(torch.zeros_like(locs))
         self.log_scale = nn.Parameter(torch.zeros_like(locs))
-        self.lower = nn.Parameter(torch.zeros_like(trils))
+        # Contiguous, as a matrix of SciPy's is not: of another parameter, Pyro would train a copy.
+        self.lower = nn.Parameter(torch.zeros_like(trils, memory_format=torch.contiguous_format))
         self.register_buffer("center", locs.clone())
         self.register_buffer("whitening", trils.clone())
 
