@@ -49,7 +49,7 @@ COMMANDS = [
     # More memory than there is.
     ("train vae --out run --latent-dims 1000000000000", 1, r"not enough memory for [\d,.]+ GiB.*smaller sizes"),
     ("train vae --out run --hidden-dims 4000000000000000000", 1, "not enough memory.*smaller sizes"),
-    ("compare one.json one.json --resamples 99999999999", 1, "not enough memory for .* TiB.*fewer draws"),
+    ("compare one.json one.json --resamples 99999999999", 1, "not enough memory for .* [GT]iB.*fewer draws"),
     # What a setting says about itself, without the names that the parser has for it.
     (
         "train vae --out run --ema-decay 2",

@@ -102,7 +102,8 @@ def _names_and_parameters(name: str, module: nn.Module) -> Iterator[tuple[str, n
 def _check_own(own: dict[str, nn.Parameter]) -> None:
     stored: dict[str, Tensor] = dict(pyro.get_param_store().named_parameters())
     for name, parameter in own.items():
-        if stored.get(name, parameter) is not parameter:
+        swapped = not isinstance(parameter, nn.Parameter)  # by torch.func.functional_call, for the moment
+        if not swapped and stored.get(name, parameter) is not parameter:
             if not parameter.is_contiguous():
                 raise ValueError(
                     f"the memory of parameter {name!r} is not contiguous, and Pyro's parameter store trains a "

@@ -116,13 +116,13 @@ def bootstrap_intervals(
     generator = np.random.default_rng(seed)
     data = values.double().cpu().numpy()
     size = data.shape[1]
-    means = []
+    means = np.empty((resamples, len(data)))  # a number of resamples that no memory holds fails here, and at once
     for first in range(0, resamples, RESAMPLES_AT_ONCE):
         # Resampling rows with replacement is a multinomial draw of their counts.
         part = min(RESAMPLES_AT_ONCE, resamples - first)
         counts = generator.multinomial(size, np.full(size, 1 / size), size=part).astype(np.float64)
-        means.append(counts @ data.T / size)
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        means[first : first + part] = counts @ data.T / size
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
