@@ -65,7 +65,8 @@ CHANGES = [
     ),
     Change(
         "the bootstrap covers 90 %", "evaluation/nll.py",
-        "values: Tensor, level: float = 0.95", "values: Tensor, level: float = 0.90",
+        "def bootstrap_interval(\n    values: Tensor, level: float = 0.95",
+        "def bootstrap_interval(\n    values: Tensor, level: float = 0.90",
         "tests/evaluation/test_statistics.py",
     ),
     Change(
