@@ -68,6 +68,21 @@ def test_one_hmc_step_leaves_the_target_invariant() -> None:
     assert (standard[:, 0] * standard[:, 1]).mean().abs() < 0.015
 
 
+def test_forces_of_another_density_leave_the_weights_unbiased() -> None:
+    """Rounded forces as bfloat16 gives them, and forces that are a fifth too weak: acceptance pays, not the target."""
+    model = Model()
+
+    def rounded(z: Tensor) -> Tensor:
+        return model.log_joint(z.bfloat16().double())
+
+    for surrogate in (rounded, lambda z: 0.8 * model.log_joint(z)):
+        torch.manual_seed(0)
+        settings = {"leapfrog": 4, "surrogate": surrogate}
+        steps = pilot_step_sizes(model.log_joint, model.start, 60, stride=1, **settings)
+        below = annealed_evidence(model.log_joint, model.start, steps, chains=4, **settings)
+        assert (below.log_weights - model.exact).exp().mean().item() == pytest.approx(1, abs=0.15)  # 3.5 standard errors
+
+
 def test_a_path_between_equal_ends_has_weights_zero() -> None:
     start = Model().start
     steps = torch.full((8, ROWS), 0.3, dtype=torch.float64)

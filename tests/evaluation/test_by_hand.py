@@ -51,6 +51,7 @@ def test_what_the_published_figures_were_made_with_where_nothing_was_said():
     settings = AISSettings()
     assert (settings.chains, settings.temperatures, settings.leapfrog) == (8, 800, 8)
     assert (settings.start, settings.images, settings.model_images) == ("gaussian", 1000, 100)
+    assert settings.forces == "float32"
 
 
 def weights(rows, draws):

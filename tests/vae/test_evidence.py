@@ -139,6 +139,29 @@ def test_the_joint_density_is_the_pyro_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_forces_of_lower_precision_touch_no_target(name: str) -> None:
+    vae = random_vae(name)
+    x = images(vae)
+    exact = quadrature(vae, x)
+    vae, x = vae.float(), x.float()
+    with torch.no_grad():
+        spaces = [AnnealingSpace(vae, x, "gaussian", forces=forces) for forces in ("float32", "bf16")]
+        spaces[1].mean, spaces[1].factor = spaces[0].mean, spaces[0].factor
+        u = spaces[0].rsample(torch.Size([3])).requires_grad_()
+    (own,) = torch.autograd.grad(spaces[0].log_joint(u).sum(), u)
+    plain, low = (torch.autograd.grad(space.surrogate(u).sum(), u)[0] for space in spaces)
+    assert (plain - own).norm() < 1e-5 * own.norm()
+    assert 1e-5 * own.norm() < (low - own).norm() < 0.02 * own.norm()
+    assert torch.equal(spaces[1].log_joint(u), spaces[0].log_joint(u))  # what steps are accepted by
+    # Unbiased weights, as from exact forces; few temperatures, so that a wrong target would not be annealed away.
+    result = annealed_vae(vae, x, replace(QUICK, start="prior", forces="bf16"))
+    assert (result.log_evidence - exact).abs().mean() < 0.2
+    assert (result.log_weights - exact).exp().mean().item() == pytest.approx(1, abs=0.1)
+    found = VAEEvidence(evaluate_vae(vae, x, 10).importance, replace(QUICK, forces="bf16"), result).summary()
+    assert found["ais"]["forces"] == "bf16"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_the_coordinates_and_the_starts(name: str) -> None:
     vae = random_vae(name)

@@ -22,7 +22,7 @@ from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run, RunUnusableError
 from vi_flows.training.tasks.base import DrawingSettings
 from vi_flows.vae import AISSettings, RefinementSettings
-from vi_flows.vae.annealing import StartName
+from vi_flows.vae.annealing import ForcePrecision, StartName
 
 __all__ = ["Evaluate", "Resume", "Sample", "Train", "resumption"]
 
@@ -175,6 +175,9 @@ class Evaluate:
     """Where the path begins: gaussian (mean and covariance of the guide's draws), guide or prior."""
     ais_model_images: int = AISSettings.model_images
     """Images drawn from the model itself, whose likelihood is bounded from above too (BDMC); 0 for none."""
+    ais_forces: ForcePrecision = AISSettings.forces
+    """Precision of the gradients inside a trajectory: bf16 takes less time where the processor has it; the steps are
+    accepted, and the likelihoods weighed, in float32 all the same."""
     device: str | None = None
     """Where to evaluate; default: where the run was trained."""
     record: Path | None = None

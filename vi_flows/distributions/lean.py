@@ -236,7 +236,7 @@ class BernoulliLogits(TorchDistribution):
 class _BernoulliScore(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(value - torch.sigmoid(logits))
+        ctx.save_for_backward(value.to(logits.dtype) - torch.sigmoid(logits))  # of a lower precision in autocast
         return logits.new_zeros(logits.shape[:-1])
 
     @staticmethod

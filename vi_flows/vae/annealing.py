@@ -13,11 +13,16 @@ from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import LatentChain
 from vi_flows.vae.vae import VAE
 
-__all__ = ["AnnealingSpace", "StartName"]
+__all__ = ["AnnealingSpace", "ForcePrecision", "StartName"]
 
 StartName = Literal["prior", "gaussian", "guide"]
 """``prior``: the model's ``p(z)``. ``gaussian``: the Gaussian with the mean and the covariance of the guide's draws.
 ``guide``: ``q(z|x)`` itself, for which every flow must have an inverse."""
+
+ForcePrecision = Literal["float32", "bf16"]
+"""Of the networks' products in the gradients *inside* a trajectory. A trajectory that follows any function of its
+position, rounded or not, keeps volumes and can be walked back; its ends are weighed in float32, so that every step
+leaves the exact density invariant and bf16 costs acceptance at most (Neal 2011, section 5.4)."""
 
 MOMENT_DRAWS = 2000
 
@@ -68,14 +73,22 @@ class AnnealingSpace:
         x: images ``(B, D)``.
         name: where the path begins, see :data:`StartName`.
         draws_at_once: of an image, to bound the memory.
+        forces: see :data:`ForcePrecision`.
 
     Raises:
         ValueError: the start is ``guide`` and a flow of the guide has no inverse.
         FloatingPointError: the guide's draws are not finite.
     """
 
-    def __init__(self, vae: VAE, x: Tensor, name: StartName, draws_at_once: int = MOMENT_DRAWS) -> None:
-        self.model, self.x = vae.model, x
+    def __init__(
+        self,
+        vae: VAE,
+        x: Tensor,
+        name: StartName,
+        draws_at_once: int = MOMENT_DRAWS,
+        forces: ForcePrecision = "float32",
+    ) -> None:
+        self.model, self.x, self.forces = vae.model, x, forces
         self._own: AISStart | None = None
         if name == "prior":
             self._own = _PriorStart(vae.model, len(x))
@@ -99,8 +112,11 @@ class AnnealingSpace:
         return self.model.log_joint(self.x, self.to_latents(u))
 
     def surrogate(self, u: Tensor) -> Tensor:
-        """Of another value than :meth:`log_joint`, but of the same gradient, for less work."""
-        return self.model.log_joint_surrogate(self.x, self.to_latents(u))
+        """Of another value than :meth:`log_joint`, but of the same gradient to ``forces``' precision, for less work."""
+        z = self.to_latents(u)
+        # The weights are cast anew each time: autocast keeps only copies of those that need gradients.
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.forces == "bf16", cache_enabled=False):
+            return self.model.log_joint_surrogate(self.x, z)
 
     def rsample(self, sample_shape: torch.Size) -> Tensor:
         """Draws of the start, in ``u``."""

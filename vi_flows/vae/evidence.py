@@ -28,7 +28,7 @@ from vi_flows.evaluation import (
 from vi_flows.evaluation.nll import bootstrap_interval, devices_of
 from vi_flows.progress import progress_bar
 from vi_flows.settings import Bounds, NonNegative, Positive, check_settings
-from vi_flows.vae.annealing import AnnealingSpace, StartName
+from vi_flows.vae.annealing import AnnealingSpace, ForcePrecision, StartName
 from vi_flows.vae.refinement import RefinedGuide, RefinementSettings, refine
 from vi_flows.vae.vae import VAE
 
@@ -57,6 +57,8 @@ class AISSettings:
     """Where the path begins: gaussian (mean and covariance of the guide's draws), guide or prior."""
     model_images: NonNegative = 100
     """Images drawn from the model itself, whose evidence is bounded from above too (BDMC)."""
+    forces: ForcePrecision = "float32"
+    """Of the gradients inside a trajectory; bf16 saves time where the processor has it, and touches no target."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -116,6 +118,7 @@ class VAEEvidence:
             "temperatures": self.settings.temperatures,
             "leapfrog": self.settings.leapfrog,
             "start": self.settings.start,
+            "forces": self.settings.forces,
             "nll_importance": importance.mean().item(),
             "gap": (importance - nll).mean().item(),
             "gap_interval": paired_bootstrap(importance, nll).interval if len(nll) > 1 else None,
@@ -258,7 +261,8 @@ def simulated_bounds(
 
 
 def _space(vae: VAE, x: Tensor, settings: AISSettings) -> AnnealingSpace:
-    return AnnealingSpace(vae, x, settings.start, max(points_at_once(vae, x.device) // len(x), 1))
+    draws_at_once = max(points_at_once(vae, x.device) // len(x), 1)
+    return AnnealingSpace(vae, x, settings.start, draws_at_once, settings.forces)
 
 
 def _below(space: AnnealingSpace, settings: AISSettings) -> tuple[AISResult, Tensor]:
