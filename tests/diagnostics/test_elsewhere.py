@@ -169,6 +169,20 @@ def test_rounding_errors_far_out_are_no_mode():
     assert missed_mass(rounded, log_q, torch.randn(1000, 2), 0.0) is None
 
 
+def test_where_numbers_underflow_there_is_no_mass():
+    """A mode of a thousandth of the mass, and right beside it no density at all: draws around the mode come there."""
+    here, there = normal(0.0, 1.0, 1), normal(12.0, 1.0, 1)
+
+    def log_p(x):
+        density = torch.logaddexp(here.log_prob(x), there.log_prob(x) - math.log(1000))
+        return torch.where(x[..., 0] < 15, density, torch.inf)
+
+    torch.manual_seed(0)
+    missed = missed_mass(log_p, here.log_prob, here.sample((1000,)), 0.0)
+    assert missed is not None
+    assert missed.share == pytest.approx(1e-3, rel=0.2)
+
+
 def test_a_model_of_matrices_that_become_singular_far_out_is_ok():
     def model():
         s = pyro.sample("s", dist.LogNormal(0.0, 0.3))

@@ -130,3 +130,8 @@ def test_one_point_without_a_model_costs_few_passes():
     values = where_defined(density)(points)
     assert values.isneginf().nonzero().flatten().tolist() == [7]
     assert len(density.passes) == 11
+
+
+def test_no_number_and_infinity_are_no_densities():
+    values = where_defined(lambda x: x[:, 0])(torch.tensor([[1.5], [torch.inf], [torch.nan], [-torch.inf]]))
+    assert values.tolist() == [1.5, -torch.inf, -torch.inf, -torch.inf]

@@ -19,11 +19,15 @@ FAR = (3.0, 10.0, 30.0, 100.0)
 
 
 def where_defined(log_density: LogDensity) -> LogDensity:
-    """The density with −∞ where the model can't be evaluated: far out a matrix of its may have no Cholesky factor."""
+    """The density with −∞ where the model can't be evaluated: far out a matrix of its may have no Cholesky factor.
+
+    Neither is ``+∞`` or NaN a density: numbers that underflow give them far out, and the one would outweigh all else.
+    """
 
     def evaluate(points: Tensor) -> Tensor:
         try:
-            return log_density(points)
+            value = log_density(points)
+            return torch.where(value < torch.inf, value, -torch.inf)
         except (RuntimeError, ValueError):  # LinAlgError is a RuntimeError
             if len(points) == 1:
                 return points.sum(-1) * 0.0 - torch.inf
