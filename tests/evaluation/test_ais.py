@@ -80,7 +80,7 @@ def test_forces_of_another_density_leave_the_weights_unbiased() -> None:
         settings = {"leapfrog": 4, "surrogate": surrogate}
         steps = pilot_step_sizes(model.log_joint, model.start, 60, stride=1, **settings)
         below = annealed_evidence(model.log_joint, model.start, steps, chains=4, **settings)
-        assert (below.log_weights - model.exact).exp().mean().item() == pytest.approx(1, abs=0.15)  # 3.5 standard errors
+        assert (below.log_weights - model.exact).exp().mean().item() == pytest.approx(1, abs=0.15)  # 3.5 se
 
 
 def test_a_path_between_equal_ends_has_weights_zero() -> None:
