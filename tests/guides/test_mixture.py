@@ -17,8 +17,8 @@ from tests.guides.models import correlated
 from vi_flows.distributions.energies import target_2d
 from vi_flows.guides import AutoConvFlow, AutoFlow, fit
 from vi_flows.guides.base import MixtureBase, NormalBase
+from vi_flows.guides.start.gaussians import GaussianStart
 from vi_flows.guides.start.modes import MixtureStart, mixture_start
-from vi_flows.guides.start.pathfinder import GaussianStart
 from vi_flows.transforms import Affine
 
 DOUBLE = torch.float64

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
 from vi_flows.guides.start.climbing import climb
-from vi_flows.guides.start.pathfinder import inverse_curvature
+from vi_flows.guides.start.newton import inverse_curvature
 
 __all__ = ["MAX_DIM", "Missed", "missed_mass"]
 

@@ -9,7 +9,8 @@ from vi_flows.guides.fit import FitResult, fit
 from vi_flows.guides.initial import init_to_median_or_origin
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.prototype import SubsampledLatentError
-from vi_flows.guides.start.pathfinder import GaussianStart, pathfinder
+from vi_flows.guides.start.gaussians import GaussianStart
+from vi_flows.guides.start.pathfinder import pathfinder
 from vi_flows.guides.supports import DependentSupportError
 
 __all__ = [

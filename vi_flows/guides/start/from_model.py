@@ -11,8 +11,9 @@ from pyro import poutine
 from torch import Tensor
 
 from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.start.gaussians import GaussianStart
 from vi_flows.guides.start.modes import MixtureStart, mixture_start
-from vi_flows.guides.start.pathfinder import GaussianStart, pathfinder
+from vi_flows.guides.start.pathfinder import pathfinder
 
 __all__ = ["ModelStart", "start_of_model"]
 

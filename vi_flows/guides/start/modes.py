@@ -13,7 +13,9 @@ from vi_flows.guides.remaining import remaining_kl
 from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
 from vi_flows.guides.start.climbing import climb
 from vi_flows.guides.start.gaussian_vi import antithetic_normal, points_at_once, refine_gaussian
-from vi_flows.guides.start.pathfinder import NEAR_KL, GaussianStart, inverse_curvature
+from vi_flows.guides.start.gaussians import GaussianStart
+from vi_flows.guides.start.newton import inverse_curvature
+from vi_flows.guides.start.pathfinder import NEAR_KL
 
 __all__ = ["MixtureStart", "mixture_start"]
 
