@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import pyro
@@ -14,7 +15,7 @@ from pyro.params import param_with_module_name
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
-__all__ = ["check_stored", "module_of", "quiet_unless_observed", "register_module", "unused_name"]
+__all__ = ["OwnName", "check_stored", "module_of", "quiet_unless_observed", "register_module", "unused_name"]
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
@@ -33,6 +34,19 @@ def unused_name(kind: str) -> str:
     """
     _named[kind] += 1
     return kind if _named[kind] == 1 else f"{kind}_{_named[kind]}"
+
+
+class OwnName(PyroModule):
+    """A module whose name in Pyro's parameter store is no other module's (:func:`unused_name`); a copy has its own."""
+
+    def take_name(self) -> None:
+        """From now on, the module has a name that no other one was given."""
+        self._pyro_name = unused_name(type(self).__name__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "." not in self._pyro_name:  # else it is a part of another module, and named by that
+            self.take_name()
 
 
 @contextmanager

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from vi_flows.flows import conditional_conv_flow
-from vi_flows.parameters import check_stored, unused_name
+from vi_flows.parameters import OwnName, check_stored
 from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection, Chain, ConditionalBijection
 
@@ -49,7 +47,7 @@ class _RowAffine(Bijection):
         return (self.loc, self.log_scale) if self.mixing is None else (self.loc, self.log_scale, self.mixing)
 
 
-class AmortizedFlowGuide(PyroModule):
+class AmortizedFlowGuide(OwnName):
     r"""``q(z | data)`` for one row of data: a network gives location, scale and the context of a flow.
 
     ``h = network(data)``; ``z = support map(loc(h) + exp(log_scale(h)) ⊙ f(ε; h))``, ``ε ~ N(0, I)``. The call
@@ -100,7 +98,8 @@ class AmortizedFlowGuide(PyroModule):
         init_scale: float = 0.1,
         affine: str = "diagonal",
     ) -> None:
-        super().__init__(unused_name(type(self).__name__))
+        super().__init__()
+        self.take_name()
         check_counts(1, context_dim=context_dim, latent_dim=latent_dim)
         if not hidden_dims or min(hidden_dims) < 1:
             raise ValueError(f"hidden_dims must name at least one width, of at least 1, got {tuple(hidden_dims)}")
@@ -128,11 +127,6 @@ class AmortizedFlowGuide(PyroModule):
         if flow is None:
             flow = conditional_conv_flow(latent_dim, width, num_blocks, activation=activation)
         self.flow = flow
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "." not in self._pyro_name:  # else it is a part of another module, and named by that
-            self._pyro_name = unused_name(type(self).__name__)
 
     def forward(self, data: Tensor) -> dist.TransformedDistribution:
         """The posterior of each row.

@@ -32,7 +32,7 @@ from vi_flows.guides.start.from_model import start_of_model
 from vi_flows.guides.supports import sites_with_dependent_support
 from vi_flows.guides.tensors import map_tensors
 from vi_flows.guides.whitened_affine import WhitenedAffine
-from vi_flows.parameters import check_stored, unused_name
+from vi_flows.parameters import OwnName, check_stored
 from vi_flows.traces import stochastic_nodes
 from vi_flows.transforms import Bijection, Chain, FromPyro
 
@@ -45,7 +45,7 @@ DENSE_START_DIM = 1000
 """Up to that many latent dimensions the coordinates of the affine part are whitened by a full covariance."""
 
 
-class AutoFlow(FlowPosterior, AutoContinuous):
+class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
     r"""A guide for any Pyro model with continuous latents: base → flow → affine → supports of the sites.
 
     With ``z ~ N(0, I_d)`` the unconstrained latent vector is ``x = loc + A f(z)``, where ``f`` is the flow and
@@ -114,7 +114,7 @@ class AutoFlow(FlowPosterior, AutoContinuous):
             raise ValueError(f"init_scale must be positive, got {init_scale}")
         init = init_loc_fn or init_to_median_or_origin
         super().__init__(WithoutSequentialPlates()(model), partial(_initial_value, init))
-        self._pyro_name = unused_name(type(self).__name__)
+        self.take_name()
         self._init = partial(_initial_value, init)
         self.create_plates = create_plates
         self._user_model = (model,)
@@ -326,11 +326,6 @@ class AutoFlow(FlowPosterior, AutoContinuous):
         state.update(_model=None, _user_model=None, master=None, create_plates=None, _set_up=(), _init=None)
         state.update(_dependent_maps=None)
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "." not in self._pyro_name:  # else it is a part of another module, and named by that
-            self._pyro_name = unused_name(type(self).__name__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoFlow:
         new = type(self).__new__(type(self))
