@@ -163,7 +163,8 @@ STUCK = Moved(0.0, 0.0, "x", 0.9, 32, 0.95)
 
 
 @pytest.mark.parametrize(("k_hat", "ess", "shift", "chains", "verdict"), [
-    (0.9, 3990.0, 0.0, STILL, "ok"), (1.1, 3990.0, 0.0, STILL, "use importance weights"),
+    (0.9, 3990.0, 0.0, STILL, "ok"), (1.1, 3910.0, 0.0, STILL, "use importance weights"),
+    (1.1, 3920.0, 0.0, STILL, "ok"), (4.4, 3990.0, 0.2, STILL, "ok"), (4.4, 3990.0, 0.2, FAR, "don't trust"),
     (1.3, 3500.0, 0.0, STILL, "don't trust"), (0.9, 3000.0, 0.0, STILL, "don't trust"), (0.6, 3400.0, 0.0, STILL, "ok"),
     (0.6, 3400.0, 0.15, STILL, "ok"), (0.3, 3400.0, 0.15, STILL, "use importance weights"),
     (0.3, 2100.0, 0.0, STILL, "ok"), (0.3, 1900.0, 0.0, STILL, "use importance weights"),

@@ -133,8 +133,9 @@ def test_one_mode_stays_ok(model):
 @pytest.mark.parametrize(("k_hat", "ess", "shift", "ratio", "verdict"), [
     (0.6, 3990.0, 0.01, 1.01, "ok"), (0.6, 3200.0, 0.01, 1.01, "use importance weights"),
     (0.6, 3990.0, 0.2, 1.01, "use importance weights"), (0.6, 3990.0, 0.01, 1.2, "use importance weights"),
-    (0.3, 2400.0, 0.05, 1.05, "ok"), (0.75, 3990.0, 0.01, 1.01, "use importance weights"),
-    (0.75, 3000.0, 0.01, 1.01, "don't trust")])  # fmt: skip
+    (0.3, 2400.0, 0.05, 1.05, "ok"), (0.75, 3900.0, 0.01, 1.01, "use importance weights"),
+    (0.75, 3920.0, 0.01, 1.01, "ok"), (3.0, 3990.0, 0.01, 1.01, "ok"), (3.0, 3990.0, 0.2, 1.01, "don't trust"),
+    (3.0, 3990.0, 0.01, 1.2, "don't trust"), (0.75, 3000.0, 0.01, 1.01, "don't trust")])  # fmt: skip
 def test_nearly_equal_weights_are_ok_up_to_where_smoothing_works(k_hat, ess, shift, ratio, verdict):
     joint = PSIS(torch.zeros(4000), torch.tensor(k_hat), torch.tensor(ess), torch.tensor(0.0))
     assert judge(joint, None, {"x": torch.tensor(shift)}, {"x": torch.tensor(ratio)}, None, 4000)[0] == verdict

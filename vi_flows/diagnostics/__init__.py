@@ -2,7 +2,7 @@
 
 from vi_flows.diagnostics.calibration import Calibration, expected_coverage, simulation_based_calibration
 from vi_flows.diagnostics.diagnose import diagnose
-from vi_flows.diagnostics.measures import active_units, invertibility_margin
+from vi_flows.diagnostics.measures import active_units, invertibility_margin, tail_shape
 from vi_flows.diagnostics.report import Diagnosis
 from vi_flows.evaluation.psis import PSIS, effective_sample_size, psis
 
@@ -17,4 +17,5 @@ __all__ = [
     "invertibility_margin",
     "psis",
     "simulation_based_calibration",
+    "tail_shape",
 ]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vi_flows.diagnostics.chains import Moved, moved_by_chains
 from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
-from vi_flows.diagnostics.measures import active_units, invertibility_margin
+from vi_flows.diagnostics.measures import active_units, invertibility_margin, tail_shape
 from vi_flows.diagnostics.report import Diagnosis
-from vi_flows.diagnostics.verdict import LONG, judge, longer_chains_decide
+from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, LONG, judge, longer_chains_decide
 from vi_flows.evaluation.psis import psis
 from vi_flows.guides.given import preserved_generators
 from vi_flows.guides.pairs import Draws, pair_of
@@ -90,6 +90,9 @@ def diagnose(
             elsewhere = _elsewhere(draws, float(joint_psis.log_mean_weight), num_paths, hints)
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
+    heavy_tails = {} if values is None else _heavy_tails(values)
+    if heavy_tails and verdict == "ok":
+        reason += _of_heavy_tails(heavy_tails)
     # Where rows factorise, their evidences add, each from its own weights.
     total = joint_psis.log_mean_weight if row_psis is None else row_psis.log_mean_weight.sum()
     finite = joint[joint.isfinite()]
@@ -115,6 +118,7 @@ def diagnose(
         draws=values,
         elsewhere=elsewhere,
         chains=chains,
+        heavy_tails=heavy_tails,
     )
 
 
@@ -142,6 +146,18 @@ def _in_words(missed: Missed, draws: Draws) -> str:
         f"a path from elsewhere found a mode that no draw of the guide reached, {missed.distance:.0f} sd away and with "
         f"about {missed.share:.0%} of the mass ({place})"
     )
+
+
+def _heavy_tails(draws: dict[str, Tensor]) -> dict[str, float]:
+    shapes = {name: float(tail_shape(value).max()) for name, value in draws.items() if value.numel() > 0}
+    return {name: shape for name, shape in shapes.items() if shape >= K_FINITE_VARIANCE}
+
+
+def _of_heavy_tails(shapes: dict[str, float]) -> str:
+    """What a user should know who takes means and sds of the draws, however right the draws are."""
+    name = max(shapes, key=lambda site: shapes[site])
+    what = "mean and no sd" if shapes[name] >= K_USABLE else "sd"
+    return f"; but {name!r} has a heavy tail (shape {shapes[name]:.2f}), of which draws give no {what}: take quantiles"
 
 
 def _short(value: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Single numbers: invertibility margin, active units."""
+"""Single numbers: invertibility margin, active units, shapes of tails."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vi_flows.evaluation.psis import fit_generalised_pareto
 from vi_flows.transforms.capabilities import min_slope_of, outermost
 
-__all__ = ["active_units", "invertibility_margin"]
+__all__ = ["active_units", "invertibility_margin", "tail_shape"]
 
 
 @torch.no_grad()
@@ -48,3 +49,29 @@ def active_units(posterior_means: Tensor, threshold: float = 0.01) -> Tensor:
     if posterior_means.dim() != 2 or posterior_means.shape[0] < 2:
         raise ValueError(f"expected (rows, d) with at least two rows, got {tuple(posterior_means.shape)}")
     return posterior_means.var(0) > threshold
+
+
+def tail_shape(draws: Tensor) -> Tensor:
+    r"""Shape ``k`` of the generalised Pareto law of each coordinate's largest distances from its median.
+
+    A law has no mean if ``k ≥ 1`` and no variance if ``k ≥ 1/2``; near these, the moments of any number of draws rest
+    on the few largest ones (Vehtari, Simpson, Gelman, Yao and Gabry 2024, section 3: the same fit as for importance
+    weights). The tail holds ``min(S/5, 3√S)`` of ``S`` draws, of both sides.
+
+    Args:
+        draws: ``(S, …)``.
+
+    Returns:
+        The shape of one draw; −∞ for a coordinate without a spread or with fewer than 5 draws in the tail.
+    """
+    values = draws.detach().double().cpu()
+    flat = values.reshape(len(values), -1)
+    shape = torch.full((flat.shape[1],), -math.inf, dtype=torch.float64)
+    tail = math.ceil(min(len(flat) / 5, 3 * math.sqrt(len(flat))))
+    if tail >= 5 and flat.shape[1] > 0:
+        ordered = (flat - flat.median(0).values).abs().sort(0).values
+        excess = (ordered[-tail:] - ordered[-tail - 1]).T
+        spread = excess[:, int(tail / 4 + 0.5) - 1] > 0
+        if bool(spread.any()):
+            shape[spread] = fit_generalised_pareto(excess[spread])[0]
+    return shape.reshape(values.shape[1:])

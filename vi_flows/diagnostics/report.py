@@ -43,6 +43,8 @@ class Diagnosis:
         draws: the draws by site, where they are of global latents.
         elsewhere: what was found where no draw had come: ``nothing``, a mode in words, or ``not looked``.
         chains: how far short chains of the posterior move the draws' means and spreads; ``None`` where there were none.
+        heavy_tails: by site, the largest :func:`~vi_flows.diagnostics.tail_shape` of the draws, where that is at least
+            0.5: standard deviations, from 0.7 on means too, rest on the few largest draws of however many.
     """
 
     verdict: str
@@ -65,6 +67,7 @@ class Diagnosis:
     draws: dict[str, Tensor] | None = field(repr=False)
     elsewhere: str
     chains: Moved | None
+    heavy_tails: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
@@ -94,6 +97,9 @@ class Diagnosis:
                 f"chains        of the posterior move means by at least {self.chains.shift:.2f} sd, sds by at least "
                 f"{math.expm1(self.chains.stretch):.0%}"
             )
+        if self.heavy_tails:
+            shapes = ", ".join(f"{name} {shape:.2f}" for name, shape in self.heavy_tails.items())
+            lines.append(f"heavy tails   {shapes} (shape; no variance from 0.5 on, no mean from 1 on)")
         if self.invertibility_margin is not None:
             lines.append(f"margin        smallest slope of a ConvFlow layer {self.invertibility_margin:.1e}")
         lines.append(
