@@ -89,6 +89,19 @@ def test_bad_observations_are_named(observed, value):
             call(model, guide)
 
 
+@pytest.mark.parametrize("values", [[1, 0, 1], [True, False, True]])
+def test_whole_numbers_that_a_density_can_not_take_are_named(values):
+    def model():
+        share = pyro.sample("share", dist.Beta(torch.tensor(1.0), 1.0))
+        with pyro.plate("rows", 3):
+            pyro.sample("seen", dist.Bernoulli(share), obs=torch.tensor(values))
+
+    guide = AutoConvFlow(model, num_blocks=1, warm_start=False)
+    for call in (fit, diagnose):
+        with pytest.raises(ValueError, match=r"'seen' \(Bernoulli\) has no density .* of shape \(3,\).*\.float\(\)"):
+            call(model, guide)
+
+
 def rows(n):
     with pyro.plate("d", n):
         pyro.sample("z", dist.Normal(0.0, 1.0))

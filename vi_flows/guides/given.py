@@ -17,7 +17,7 @@ from torch import Tensor
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.faults import check_distribution_parameters, check_observed_supports, check_shape_of_density
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
-from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
+from vi_flows.guides.sites import innermost, is_discrete, is_fixed, latent_sites
 from vi_flows.guides.supports import check_support, same_support
 from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes, stochastic_nodes
@@ -215,7 +215,27 @@ def _sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
 def _compute_log_prob(trace: Trace, possible: Mapping[str, Tensor]) -> None:
     for name, value in possible.items():
         trace.nodes[name]["value"] = value
-    trace.compute_log_prob()
+    try:
+        trace.compute_log_prob()
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise _of_its_site(trace, error) from error
+
+
+def _of_its_site(trace: Trace, error: Exception) -> Exception:
+    """PyTorch's error of a density, whole numbers where it needs others for instance, with the site's name."""
+    for name, site in _sample_sites(trace):
+        fn, value = site["fn"], site["value"]
+        try:
+            fn.log_prob(value, *site["args"], **site["kwargs"])
+        except type(error):
+            kind = type(innermost(fn)).__name__
+            is_whole = isinstance(value, Tensor) and not value.is_floating_point()
+            what = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            return ValueError(
+                f"site {name!r} ({kind}) has no density at its value, {what}: {error}"
+                + ("; give it floating-point numbers (.float())" if is_whole else "")
+            )
+    return error
 
 
 def _check_same(trace: Trace, again: Trace) -> None:
