@@ -43,20 +43,14 @@ class ImageMAF(ImageFlow):
     def build(
         self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None
     ) -> Inverse:
-        """See :meth:`ImageFlow.build`.
-
-        Raises:
-            ValueError: another type is asked for the networks: masked networks stay in the flow's own.
-        """
-        if conditioner_dtype is not None:
-            raise ValueError("the masked networks of maf have no lower precision; leave mixed precision out")
+        """See :meth:`ImageFlow.build`."""
         channels, height, width = image_shape
         size = channels * height * width
         parts: list[Bijection] = []
         for index in range(self.num_layers):
             change = AffineMap(self.scale)
             network = AutoregressiveMLP(size, change.num_maps, self.hidden_dims, self.activation)
-            layer: list[Bijection] = [Reshaped(Autoregressive(change, network), (size,))]
+            layer: list[Bijection] = [Reshaped(Autoregressive(change, network, conditioner_dtype), (size,))]
             if self.norm == "batch":
                 layer.append(Reshaped(ImageBatchNorm(size), (size, 1, 1)))
             if index < self.num_layers - 1:

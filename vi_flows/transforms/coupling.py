@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from vi_flows.nn.precision import autocast_to
 from vi_flows.transforms.base import Bijection, ConditionalBijection
 from vi_flows.transforms.coupling_maps import CouplingMap
 from vi_flows.transforms.image.base import fold_batch
@@ -270,16 +270,13 @@ class Coupling(Bijection):
             inputs.append(changed if inverse else given[index])
         return self.partition.merge(groups, value.shape), ladj
 
-    def _precision(self, device_type: str) -> AbstractContextManager[object]:
-        return nullcontext() if self.conditioner_dtype is None else torch.autocast(device_type, self.conditioner_dtype)
-
     def _run(self, conditioner: nn.Module, known: Tensor) -> Tensor:
         return fold_batch(conditioner, known, self.event_dim)
 
     def _maps(self, inputs: Sequence[Tensor], index: int, value: Tensor) -> list[Tensor]:
         known = self.partition.known(inputs, value.shape)
         conditioner = self.conditioners[index - 1]
-        with self._precision(value.device.type):
+        with autocast_to(self.conditioner_dtype, value.device.type):
             maps = self._run(conditioner, known)
         count = self.coupling_map.num_maps
         channels, *places = value.shape[-self.event_dim :]

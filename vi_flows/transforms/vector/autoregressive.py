@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.nn.autoregressive_mlp import AutoregressiveMLP
+from vi_flows.nn.precision import autocast_to
 from vi_flows.transforms.base import Bijection, ConditionalBijection
 from vi_flows.transforms.coupling_maps import ElementwiseMap
 
@@ -30,19 +31,25 @@ class Autoregressive(Bijection):
     Args:
         change: the map of one entry.
         network: gives its parameters.
+        network_dtype: type of the network's products, see :class:`~vi_flows.transforms.Coupling`; the masks stay exact,
+            and the map and its log-determinant keep the input's type.
 
     Raises:
         ValueError: the network gives another number of parameters.
     """
 
-    def __init__(self, change: ElementwiseMap, network: AutoregressiveMLP) -> None:
+    def __init__(
+        self, change: ElementwiseMap, network: AutoregressiveMLP, network_dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__(event_dim=1)
         _check(change, network)
-        self.change, self.network = change, network
+        self.change, self.network, self.network_dtype = change, network, network_dtype
         self.shifts: Sequence[Tensor] = ()
 
     def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.network(x, self.shifts).unbind(-1)
+        with autocast_to(self.network_dtype, x.device.type):
+            maps = self.network(x, self.shifts)
+        return maps.to(x.dtype).unbind(-1)
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
