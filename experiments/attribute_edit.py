@@ -1,25 +1,27 @@
-"""Add, remove and sweep attributes of real digits through a flow's latents, and measure what the edits changed.
+"""Add, remove and sweep attributes of real images through a flow's latents, and measure what the edits changed.
 
     python experiments/attribute_edit.py runs/mnist-inv_conv3x3-small-seed0
+    python experiments/attribute_edit.py runs/cifar-glow-short-seed0 --name cifar --attributes colors --no-class-edit
 
-The counterpart of figure 5 of Nagar et al. on MNIST: thickness, slant and width are measured on the images themselves
-(see ``vi_flows.diagnostics.attributes``), the digit's class comes with the data. Directions are fitted on training
-images; test images are edited and measured again. The record holds, for each direction, the mean change of every
-attribute in standard deviations per unit of the edit, and how often a classifier sees the class that was added.
+The counterpart of figure 5 of Nagar et al.: thickness, slant and width of digits, or brightness, contrast and warmth of
+pictures, are measured on the images themselves (see ``vi_flows.diagnostics.attributes``), a class comes with the data.
+Directions are fitted on training images; test images are edited and measured again. The record holds, for each
+direction, the mean change of every attribute in standard deviations per unit of the edit, and how often a classifier
+sees the class that was added.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
-from vi_flows.diagnostics.attributes import DIGIT_ATTRIBUTES, attribute_directions, edit, measure_digits
+from vi_flows.diagnostics.attributes import ATTRIBUTES, Attributes, attribute_directions, edit
 from vi_flows.distributions import ImageDensity
 from vi_flows.records import Record, provenance, row_key
 from vi_flows.training import Run
@@ -33,10 +35,18 @@ class Options:
 
     folder: tyro.conf.Positional[Path]
     """Folder of a trained image flow (`vi-flows train image --dataset mnist`)."""
-    record: Path = HERE / "results" / "mnist-attribute-edits.json"
-    """Record to write."""
-    figure: Path = HERE.parent / "figures" / "mnist-attribute-edits.png"
-    """Picture to draw."""
+    name: str = "mnist"
+    """Of the data, in the names of the record and of the picture: NAME-attribute-edits."""
+    attributes: Literal["strokes", "colors"] = "strokes"
+    """What to measure: thickness, slant and width, or brightness, contrast and warmth."""
+    results: Path = HERE / "results"
+    """Folder of the record."""
+    figures: Path = HERE.parent / "figures"
+    """Folder of the picture."""
+    class_edit: bool = True
+    """Add a class of the data, too, and ask a classifier."""
+    shown: tuple[int, ...] = (2, 4, 7)
+    """Classes of the images that are drawn, the first of each."""
     num_fit: int = 5000
     """Training images that the directions are fitted on."""
     num_test: int = 300
@@ -56,11 +66,13 @@ def encode(density: ImageDensity, images: Tensor) -> Tensor:
     return torch.cat([density.encode(part) for part in images.split(250)])
 
 
-def effects(density: ImageDensity, images: Tensor, directions: Tensor, deviation: Tensor) -> list[list[float]]:
+def effects(
+    density: ImageDensity, attributes: Attributes, images: Tensor, directions: Tensor, deviation: Tensor
+) -> list[list[float]]:
     """Mean change of each attribute (columns) in standard deviations per unit of each edit (rows)."""
     rows = []
     for direction in directions:
-        low, high = (measure_digits(e) for e in edit(density, images, direction, (-1.0, 1.0)))
+        low, high = (attributes.measure(e) for e in edit(density, images, direction, (-1.0, 1.0)))
         change = (high - low) / 2 / deviation
         rows.append([round(float(v), 4) for v in change.nanmean(0)])
     return rows
@@ -92,37 +104,45 @@ def class_effect(
     }
 
 
-def draw(density: ImageDensity, options: Options, test: Tensor, labels: Tensor, directions: dict[str, Tensor]) -> None:
-    """One row a direction: the same test images swept from less to more, the original in the middle."""
+def draw(
+    density: ImageDensity, options: Options, test: Tensor, labels: Tensor, swept: dict[str, tuple[Tensor, float]]
+) -> Path:
+    """One row a direction: the same test images swept from less to more, the original in the middle.
+
+    Returns:
+        Where the picture is.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    amounts = {name: np.linspace(-3, 3, 7) for name in DIGIT_ATTRIBUTES}
-    class_name = f"class {options.added_class}"
-    amounts[class_name] = np.linspace(-options.class_amount, options.class_amount, 7)
-    chosen = [int((labels == digit).nonzero()[0]) for digit in (2, 4, 7)]
-    figure, axes = plt.subplots(len(amounts) * len(chosen), 7, figsize=(5.2, 9.6))
-    for block, (name, steps) in enumerate(amounts.items()):
-        swept = edit(density, test[chosen], directions[name], list(steps))
+    chosen = [int((labels == label).nonzero()[0]) for label in options.shown]
+    rows = len(swept) * len(chosen)
+    figure, axes = plt.subplots(rows, 7, figsize=(5.2, 0.8 * rows))
+    for block, (name, (direction, amount)) in enumerate(swept.items()):
+        steps = np.linspace(-amount, amount, 7)
+        edited = edit(density, test[chosen], direction, list(steps)).permute(0, 1, 3, 4, 2)
         for line in range(len(chosen)):
-            for column, amount in enumerate(steps):
+            for column, step in enumerate(steps):
                 axis = axes[block * len(chosen) + line, column]
-                axis.imshow(swept[column, line, 0], cmap="gray", vmin=0, vmax=255)
+                picture = edited[column, line]
+                axis.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
                 axis.set_xticks([])
                 axis.set_yticks([])
                 for side in axis.spines.values():
                     side.set_color("tab:orange" if column == 3 else "none")
                     side.set_linewidth(2)
                 if line == 0:
-                    axis.set_title(f"{amount:+.1f}" if column != 3 else "original", fontsize=7, pad=2)
+                    axis.set_title(f"{step:+.1f}" if column != 3 else "original", fontsize=7, pad=2)
                 if line == 1 and column == 0:
                     axis.set_ylabel(name, fontsize=9)
     figure.subplots_adjust(0.06, 0.01, 0.99, 0.97, 0.05, 0.22)
-    options.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.figure, dpi=90)
+    path = options.figures / f"{options.name}-attribute-edits.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
+    return path
 
 
 def main(options: Options) -> None:
@@ -135,25 +155,29 @@ def main(options: Options) -> None:
     density, data = task.module, run.data
     fit = data.images("train")[: options.num_fit], data.labels["train"][: options.num_fit]
     test = data.images("test")[: options.num_test], data.labels["test"][: options.num_test]
-    measured = measure_digits(fit[0])
+    attributes = ATTRIBUTES[options.attributes]
+    measured = attributes.measure(fit[0])
     deviation = measured.std(0)
     latents = encode(density, fit[0])
     both = {
         "covariance": attribute_directions(latents, measured, partial=False),
         "partial": attribute_directions(latents, measured),
     }
-    indicator = (fit[1] == options.added_class).double()[:, None]
-    added = attribute_directions(latents, torch.cat([indicator, measured], 1))[0]
+    swept = {name: (d, 3.0) for name, d in zip(attributes.names, both["partial"], strict=True)}
     record = {
-        "attributes": list(DIGIT_ATTRIBUTES),
-        "effects": {name: effects(density, test[0], d, deviation) for name, d in both.items()},
-        "class_edit": class_effect(density, options, fit, test, added),
+        "attributes": list(attributes.names),
+        "effects": {name: effects(density, attributes, test[0], d, deviation) for name, d in both.items()},
         "correlations": np.corrcoef(measured.numpy().T).round(3).tolist(),
         "num_fit": len(fit[0]),
         "num_test": len(test[0]),
         "flow": run.config.name,
         "epochs": trained["epoch"],
     }
+    if options.class_edit:
+        indicator = (fit[1] == options.added_class).double()[:, None]
+        added = attribute_directions(latents, torch.cat([indicator, measured], 1))[0]
+        record["class_edit"] = class_effect(density, options, fit, test, added)
+        swept[f"class {options.added_class}"] = (added, options.class_amount)
     chosen = ("added_class", "class_amount", "num_fit", "num_test")
     settings = {"run": run.config.key, **{name: getattr(options, name) for name in chosen}}
     Record(
@@ -163,15 +187,15 @@ def main(options: Options) -> None:
         settings=settings,
         figures=record,
         provenance=provenance(data_sha256=data.sha256, trained_at_revision=run.trained_at),
-    ).write(options.record, overwrite=True)
-    directions = dict(zip(DIGIT_ATTRIBUTES, both["partial"], strict=True))
-    draw(density, options, test[0], test[1], {**directions, f"class {options.added_class}": added})
-    print("change in standard deviations of", *DIGIT_ATTRIBUTES)
+    ).write(options.results / f"{options.name}-attribute-edits.json", overwrite=True)
+    path = draw(density, options, *test, swept)
+    print("change in standard deviations of", *attributes.names)
     for name, matrix in record["effects"].items():
-        for attribute, row in zip(DIGIT_ATTRIBUTES, matrix, strict=True):
+        for attribute, row in zip(attributes.names, matrix, strict=True):
             print(f"  {name:10s} +1 {attribute:10s}", *(f"{v:+.3f}" for v in row))
-    print(record["class_edit"])
-    print(options.record, options.figure)
+    if "class_edit" in record:
+        print(record["class_edit"])
+    print(options.results / f"{options.name}-attribute-edits.json", path)
 
 
 if __name__ == "__main__":

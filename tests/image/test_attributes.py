@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.image.test_density import images, small_flow
-from vi_flows.diagnostics.attributes import attribute_directions, edit, measure_digits
+from vi_flows.diagnostics.attributes import ATTRIBUTES, attribute_directions, edit, measure_colors, measure_digits
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.transforms import ActNorm
 
@@ -47,6 +47,21 @@ def test_images_without_ink_are_not_measured():
     assert measure_digits(torch.zeros(2, 1, 8, 8)).isnan().all()
     with pytest.raises(ValueError, match="N, 1, H, W"):
         measure_digits(torch.zeros(2, 3, 8, 8))
+
+
+def test_colors_by_hand():
+    """Two pixels, (255, 102, 0) and (0, 51, 102): grey 0.4667 and 0.2, warmth 1 and −0.4."""
+    image = torch.tensor([[255, 0], [102, 51], [0, 102]], dtype=torch.uint8).reshape(1, 3, 1, 2)
+    assert measure_colors(image)[0].tolist() == pytest.approx([1 / 3, 2 / 15, 0.3])
+    assert measure_colors(image.flip(1))[0, 2].item() == pytest.approx(-0.3)
+    with pytest.raises(ValueError, match="N, 3, H, W"):
+        measure_colors(torch.zeros(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize(("name", "channels"), [("strokes", 1), ("colors", 3)])
+def test_a_measure_has_a_column_for_each_of_its_names(name, channels):
+    attributes = ATTRIBUTES[name]
+    assert attributes.measure(images(5, channels, 8, 8)).shape == (5, len(attributes.names))
 
 
 def test_directions_recover_a_linear_model():

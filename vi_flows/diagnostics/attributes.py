@@ -1,13 +1,14 @@
 r"""Attributes of images and the directions in latent space that change them (Nagar et al., section 4).
 
 The covariance of an attribute with the latents of a flow says where to move a latent to add, remove or sweep the
-attribute. For digits three attributes are measured on the image itself, so that an edit can be checked by measuring the
-edited image: stroke thickness, slant and width.
+attribute. Attributes are measured on the image itself, so that an edit can be checked by measuring the edited image:
+stroke thickness, slant and width of digits and characters; brightness, contrast and warmth of coloured pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,10 +16,22 @@ from torch import Tensor
 
 from vi_flows.distributions.image import ImageDensity
 
-__all__ = ["DIGIT_ATTRIBUTES", "attribute_directions", "edit", "measure_digits"]
+__all__ = [
+    "ATTRIBUTES",
+    "COLOR_ATTRIBUTES",
+    "DIGIT_ATTRIBUTES",
+    "Attributes",
+    "attribute_directions",
+    "edit",
+    "measure_colors",
+    "measure_digits",
+]
 
 DIGIT_ATTRIBUTES = ("thickness", "slant", "width")
 """The columns of :func:`measure_digits`."""
+
+COLOR_ATTRIBUTES = ("brightness", "contrast", "warmth")
+"""The columns of :func:`measure_colors`."""
 
 
 def measure_digits(images: Tensor, threshold: float = 0.5) -> Tensor:
@@ -62,6 +75,49 @@ def measure_digits(images: Tensor, threshold: float = 0.5) -> Tensor:
         upright = (weight * (j - shear * i) ** 2).sum()
         result[index] = 4 * distance - 0.5, np.arctan(-shear), 4 * np.sqrt(upright)
     return torch.from_numpy(result)
+
+
+def measure_colors(images: Tensor) -> Tensor:
+    r"""Brightness, contrast and warmth of coloured pictures, as shares of the full scale of 255.
+
+    Brightness is the mean over pixels of the grey value ``(R + G + B)/3``, contrast its standard deviation over pixels,
+    warmth the mean of ``R − B``.
+
+    Args:
+        images: ``(N, 3, H, W)``, values 0 … 255 of any dtype.
+
+    Returns:
+        float64 ``(N, 3)``.
+
+    Raises:
+        ValueError: the images are not of three channels.
+    """
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected (N, 3, H, W) images, got {tuple(images.shape)}")
+    values = images.detach().cpu().double() / 255
+    grey = values.mean(1).flatten(1)
+    warmth = (values[:, 0] - values[:, 2]).flatten(1).mean(1)
+    return torch.stack([grey.mean(1), grey.std(1, unbiased=False), warmth], -1)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What is measured on an image.
+
+    Attributes:
+        names: of the columns.
+        measure: from images ``(N, C, H, W)`` to float64 ``(N, len(names))``.
+    """
+
+    names: tuple[str, ...]
+    measure: Callable[[Tensor], Tensor]
+
+
+ATTRIBUTES = {
+    "strokes": Attributes(DIGIT_ATTRIBUTES, measure_digits),
+    "colors": Attributes(COLOR_ATTRIBUTES, measure_colors),
+}
+"""By the kind of image that they are for."""
 
 
 def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:
