@@ -129,6 +129,7 @@ def test_glow_is_compared_with_one_of_as_many_parameters():
     measured, note = images.peer_over_glow(1, shape, 3)
     assert measured.ratio > 0
     assert f"{sizes[0]} and {sizes[1]} parameters" in note
+    assert images.glow_passes(shape, 3, torch.bfloat16)[2] == sizes
 
 
 def test_a_missing_peer_is_a_row_and_not_an_error(monkeypatch):

@@ -76,7 +76,9 @@ def sampler_over_glow(
     return measured, f"{num_images} images of {size}, L={shape.num_levels}, D={shape.num_steps}, width {shape.width}"
 
 
-def glow_passes(shape: SamplerShape, num_images: int) -> tuple[Work, Work, tuple[int, int]]:
+def glow_passes(
+    shape: SamplerShape, num_images: int, network_dtype: torch.dtype | None = None
+) -> tuple[Work, Work, tuple[int, int]]:
     """A training pass of normflows' Glow and of ours: log-density of noise as images and all gradients.
 
     Both have affine couplings with sigmoid scales, 1×1 convolutions by LU factors, actnorm, and splits with standard
@@ -85,6 +87,7 @@ def glow_passes(shape: SamplerShape, num_images: int) -> tuple[Work, Work, tuple
     Args:
         shape: of the flow and the images.
         num_images: rows.
+        network_dtype: of the products of our couplings' networks (``--mixed-precision``); theirs are in float32.
 
     Returns:
         Theirs, ours, and the numbers of parameters, which are equal where the models are.
@@ -109,7 +112,7 @@ def glow_passes(shape: SamplerShape, num_images: int) -> tuple[Work, Work, tuple
     settings = Glow(
         num_levels=shape.num_levels, num_steps=shape.num_steps, width=shape.width, learned_prior=False, scale="sigmoid"
     )
-    ours = settings.build(shape.image_shape)
+    ours = settings.build(shape.image_shape, conditioner_dtype=network_dtype)
     x = torch.rand(num_images, *shape.image_shape)
 
     def pass_of_theirs() -> None:
@@ -127,14 +130,16 @@ def glow_passes(shape: SamplerShape, num_images: int) -> tuple[Work, Work, tuple
     return pass_of_theirs, pass_of_ours, (sizes[0], sizes[1])
 
 
-def peer_over_glow(rounds: int, shape: SamplerShape | None = None, num_images: int = 32) -> tuple[Measurement, str]:
-    """A training pass of normflows' Glow over one of ours.
+def peer_over_glow(
+    rounds: int, shape: SamplerShape | None = None, num_images: int = 32, network_dtype: torch.dtype | None = None
+) -> tuple[Measurement, str]:
+    """A training pass of normflows' Glow over one of ours; see :func:`glow_passes`.
 
     Raises:
         Unavailable: normflows is not installed.
     """
     shape = SamplerShape(num_levels=2, width=128) if shape is None else shape
-    theirs, ours, sizes = glow_passes(shape, num_images)
+    theirs, ours, sizes = glow_passes(shape, num_images, network_dtype)
     measured = compare(theirs, ours, rounds)
     rates = " and ".join(f"{1000 * num_images / ms:.0f}" for ms in (measured.numerator_ms, measured.denominator_ms))
     size = "x".join(map(str, shape.image_shape))

@@ -124,6 +124,10 @@ class Bench:
                 title = f"training pass, N={size}: {peer} / ConvFlow K=8"
                 yield f"{peer} {size}", title, partial(kernels.peer_over_fused, peer, size, r)
         yield "normflows Glow", "Glow, training pass: normflows / ours", partial(images.peer_over_glow, r)
+        yield (
+            "normflows Glow, bfloat16", "Glow, training pass: normflows / ours with --mixed-precision",
+            partial(images.peer_over_glow, r, network_dtype=torch.bfloat16),
+        )  # fmt: skip
         for name in ("emerging", "inv_conv3x3-quad", "inv_conv3x3-quad-narrow"):
             yield f"sampler {name}", f"image sampler: {name} / Glow", partial(images.sampler_over_glow, r, name)
 
