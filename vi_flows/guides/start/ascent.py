@@ -58,7 +58,17 @@ def overdispersed(dim: int, number: int, center: Tensor, root: Tensor, generator
     return torch.cat([far, -far, torch.linalg.solve_triangular(root, (places - center).T, upper=False).T])
 
 
-def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60, longest: float = math.inf) -> Tensor:
+def _nowhere(u: Tensor, value: Tensor) -> Tensor:
+    return torch.zeros_like(value, dtype=torch.bool)
+
+
+def ascend(
+    log_density: LogDensity,
+    u: Tensor,
+    num_steps: int = 60,
+    longest: float = math.inf,
+    arrived: Callable[[Tensor, Tensor], Tensor] = _nowhere,
+) -> Tensor:
     """All paths at once: gradient steps with the lengths of Barzilai and Borwein (1988), halved where they descend.
 
     Where the density has no gradient there is no path, and the start is the end.
@@ -68,13 +78,19 @@ def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60, longest: flo
         u: the starts, around the origin, in coordinates where what is known has a spread of one.
         num_steps: of each path.
         longest: step, as a multiple of the distance from the origin.
+        arrived: of points ``(S, d)`` and their values ``(S,)``, which paths have gone far enough and take part in no
+            more passes, ``(S,)``.
     """
     value, grad = value_and_grad(log_density, u)
     # The rest would take part in every pass; and where the model can't be evaluated, that takes several of them.
-    begins, alive = u, (grad.nan_to_num(0.0, 0.0, 0.0) != 0).any(-1)
+    ends, alive = u.clone(), (grad.nan_to_num(0.0, 0.0, 0.0) != 0).any(-1)
+    index = alive.nonzero().flatten()
     u, value, grad = u[alive], value[alive], grad[alive]
     length = u.norm(dim=-1).clamp(min=1.0) / grad.norm(dim=-1).clamp(min=1e-12) / 10
     for _ in range(num_steps):
+        if bool((going := ~arrived(u, value)).logical_not().any()):
+            ends[index[~going]] = u[~going]
+            index, u, value, grad, length = (part[going] for part in (index, u, value, grad, length))
         if not bool((grad.nan_to_num().norm(dim=-1) > 1e-2).any()):
             break
         step = (length[:, None] * grad).nan_to_num(0.0, 0.0, 0.0)
@@ -89,4 +105,5 @@ def ascend(log_density: LogDensity, u: Tensor, num_steps: int = 60, longest: flo
         u = torch.where(good[:, None], u + step, u)
         grad = torch.where(good[:, None], slope, grad)
         value = torch.where(good, tried, value)
-    return begins.index_put((alive,), u)
+    ends[index] = u
+    return ends

@@ -33,7 +33,7 @@ def climb(log_density: LogDensity, start: Tensor, max_iterations: int) -> Path:
     Args:
         log_density: of points ``(S, d)``.
         start: shape ``(d,)``.
-        max_iterations: at most.
+        max_iterations: at most, with half as many evaluations more.
     """
     return _path(lambda x: _answers(log_density, [x])[0], start.numpy(), max_iterations)
 
@@ -142,6 +142,8 @@ def _path(evaluate: Callable[[np.ndarray], Answer], start: np.ndarray, max_itera
     if negative(start)[0] >= WALL:
         return []
     record(start)
-    minimize(negative, start, jac=True, method="L-BFGS-B", callback=record,
-             options={"maxiter": max_iterations, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-6})  # fmt: skip
+    options = {
+        "maxiter": max_iterations, "maxfun": 3 * max_iterations // 2, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-6,
+    }  # fmt: skip
+    minimize(negative, start, jac=True, method="L-BFGS-B", callback=record, options=options)
     return path

@@ -85,10 +85,14 @@ def start_of_model(
     if not loc_is_given:
         # A diffuse prior's median is a random point far out; Stan's own start is around the origin.
         around = torch.rand(2, len(loc), generator=generator, dtype=torch.float64).to(loc) - 0.5
-        starts = torch.cat([starts, torch.zeros_like(starts), around])
+        origin = torch.zeros_like(starts)
+        starts = torch.cat([starts, origin, around] if bool(loc.any()) else [starts, around])
     log_density = pull_back(log_joint)
     with poutine.block():
-        # A model that runs once per draw gets fewer of them.
-        effort = {} if log_joint.vectorized else {"max_refined": 0, "max_rounds": 3}
+        # A model that runs once per draw gets fewer of them; where derivatives of a point cost one pass, as the value
+        # does, Newton's steps are quicker than L-BFGS once that has seen all directions twice.
+        effort = {"max_iterations": min(200, 30 + 2 * len(loc))}
+        if not log_joint.vectorized:
+            effort = {"max_refined": 0, "max_rounds": 3}
         gaussian = pathfinder(log_density, starts, generator=generator, **effort)
     return ModelStart(gaussian, log_density, loc, log_joint.vectorized)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = [
     "antithetic_normal",
-    "exact_hessian",
+    "exact_derivatives",
     "points_at_once",
     "polish_gaussian",
     "refine_gaussian",
@@ -39,23 +39,35 @@ def value_and_grad(log_density: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(values), torch.cat(grads)
 
 
-def exact_hessian(log_density: LogDensity, x: Tensor, chunk: int = 64) -> Tensor | None:
-    """The Hessian at one point ``(d,)``; ``None`` where the density can't be differentiated twice."""
-    dim = x.numel()
+def exact_derivatives(log_density: LogDensity, x: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Value, gradient and Hessian at each of a few points.
+
+    Args:
+        log_density: of points ``(S, d) → (S,)``, differentiable.
+        x: shape ``(K, d)``.
+        chunk: about so many points are evaluated in one pass.
+
+    Returns:
+        Shapes ``(K,)``, ``(K, d)`` and ``(K, d, d)``; ``None`` where the density can't be differentiated twice.
+    """
+    number, dim = x.shape
     rows = []
-    for part in torch.eye(dim, dtype=x.dtype).split(chunk):
-        points = x.detach().expand(len(part), dim).clone().requires_grad_()
+    first: tuple[Tensor, Tensor] | tuple[()] = ()
+    for part in torch.eye(dim, dtype=x.dtype).split(max(1, chunk // number)):
+        points = x.detach()[:, None].expand(number, len(part), dim).reshape(-1, dim).clone().requires_grad_()
         try:
             with torch.enable_grad():
-                (grad,) = torch.autograd.grad(log_density(points).sum(), points, create_graph=True)
+                value = log_density(points)
+                (grad,) = torch.autograd.grad(value.sum(), points, create_graph=True)
                 if not grad.requires_grad:
                     return None  # a custom function's backward pass may hide its own derivative
-                (row,) = torch.autograd.grad((grad * part).sum(), points)
+                (row,) = torch.autograd.grad((grad * part.repeat(number, 1)).sum(), points)
         except (RuntimeError, NotImplementedError):
             return None
-        rows.append(row.detach())
-    hessian = torch.cat(rows)
-    return 0.5 * (hessian + hessian.T)
+        rows.append(row.detach().reshape(number, len(part), dim))
+        first = first or (value.detach()[:: len(part)], grad.detach()[:: len(part)])
+    hessian = torch.cat(rows, 1)
+    return *first, 0.5 * (hessian + hessian.mT)
 
 
 def antithetic_normal(num_draws: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
@@ -135,12 +147,14 @@ def polish_gaussian(
     tril: Tensor,
     max_iterations: int,
     generator: torch.Generator | None = None,
+    kl: float = 0.0,
 ) -> tuple[Tensor, Tensor] | None:
     r"""Steps of decreasing length from near the Gaussian of the highest ELBO, over which their noise averages out.
 
     The steps are those of :func:`refine_gaussians`. With a residual of ``r`` a coordinate, ``n`` draws leave a variance
     of ``r²/n`` in each coefficient of the regression, hence a divergence of about ``(d/2 + d²/4) r²/n``. It ends where
-    this is below 0.0005 nats and four standard deviations in one coordinate of the mean are below 0.016.
+    this is below 0.0005 nats and four standard deviations in one coordinate of the mean are below 0.016, or where it is
+    a hundredth of what the best Gaussian has to gain.
 
     Args:
         log_density: of unconstrained points ``(S, d) → (S,)``, differentiable.
@@ -148,12 +162,14 @@ def polish_gaussian(
         tril: Cholesky factor, shape ``(d, d)``, float64.
         max_iterations: each takes ``max(64, 4(d + 1))`` gradients.
         generator: source of the draws.
+        kl: nats that a Gaussian has to gain in any case, about.
 
     Returns:
         A location and a Cholesky factor, or ``None`` if the scores were not finite.
     """
     dim = len(loc)
-    enough = min(1.6e-5, 5e-4 / (dim / 2 + dim**2 / 4))
+    coefficients = dim / 2 + dim**2 / 4
+    enough = max(min(1.6e-5, 5e-4 / coefficients), 0.01 * kl / coefficients)
     num_draws = 0
     for iteration in range(max_iterations):
         noise = _regressors(dim, generator)

@@ -15,6 +15,9 @@ from vi_flows.guides.start.gaussian_vi import points_at_once
 
 __all__ = ["GaussianStart", "best_of", "elbos", "gaussians_along", "root_of", "scores"]
 
+MOST_POINTS = 1024
+"""In one pass, where several Gaussians are judged."""
+
 LogDensity = Callable[[Tensor], Tensor]
 
 
@@ -107,7 +110,7 @@ def elbos(log_density: LogDensity, gaussians: list[tuple[Tensor, Tensor]], noise
             kept.append(index)
     # Many at once: a pass through a small model costs as much for one point as for hundreds.
     size = points_at_once(noise.shape[-1])
-    step = max(1, min(256, size) // len(noise))
+    step = max(1, min(MOST_POINTS, size) // len(noise))
     with torch.no_grad():
         for i in range(0, len(points), step):
             parts = torch.cat(points[i : i + step]).split(size)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vi_flows.guides.remaining import remaining_kl
 from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
-from vi_flows.guides.start.climbing import climb
+from vi_flows.guides.start.climbing import climb, climb_all
 from vi_flows.guides.start.gaussian_vi import antithetic_normal, points_at_once, refine_gaussian
 from vi_flows.guides.start.gaussians import GaussianStart
-from vi_flows.guides.start.newton import inverse_curvature
+from vi_flows.guides.start.newton import inverse_curvatures
 from vi_flows.guides.start.pathfinder import NEAR_KL
 
 __all__ = ["MixtureStart", "mixture_start"]
@@ -41,6 +41,12 @@ DENT = 0.03
 
 PATIENCE = 3
 """So many climbs in a row that end at modes which are known are enough."""
+
+NEAREST = 4
+"""So many of the known modes an end is looked at from."""
+
+MOST_CLIMBS = 8
+"""Side by side, where nearly every one finds a mode."""
 
 FEW = 8
 """Up to so many components are refined by natural gradients before the fit."""
@@ -163,22 +169,34 @@ def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.G
         with torch.no_grad():
             return density(u) + 0.5 * u.square().sum(-1) > threshold
 
+    def reached(u: Tensor, value: Tensor) -> Tensor:
+        """Where the Gaussian's draws lie, or nearer to its middle, and it is as dense there as the posterior."""
+        square = u.square().sum(-1)
+        return (square < (dim**0.5 + 3) ** 2) & (value + 0.5 * square <= threshold)
+
     number, at_home = NUM_PATHS, False
     tops: list[Tensor] = []
     while True:
         starts = overdispersed(dim, number, center, root, generator)
-        # The Gaussian's own middle climbs beside them.
-        home, ends = ascend(density, torch.cat([torch.zeros_like(starts[:1]), starts]), 40).tensor_split([1])
-        with torch.no_grad():
-            ends = ends[density(ends).isfinite()]
+        middle = torch.zeros_like(starts[:1])
         if near:  # then what the Gaussian reaches is one mode
+            ends = ascend(density, starts, 40, arrived=reached)
             ends = ends[missed(ends)]
+        else:  # the Gaussian's own middle climbs beside them
+            home, ends = ascend(density, torch.cat([middle, starts]), 40).tensor_split([1])
+        if len(ends):
+            with torch.no_grad():
+                ends = ends[density(ends).isfinite()]
         if len(ends) == 0:
             return None
+        if near and not tops:
+            if len(_heavy(density, middle[0], ends)) == 0:
+                return None
+            home = ascend(density, middle, 40)
         if not tops:
             # Not where the density has no gradient, as at the centre of a ring: then the middle has not moved.
             heavy = ends[_heavy(density, home[0], ends)]
-            if bool(home.any()) and not (len(heavy) and bool((_fall(density, home, heavy) > VALLEY).any())):
+            if bool(home.any()) and not (len(heavy) and bool((_least_fall(density, home, heavy) > VALLEY).any())):
                 return None
             path = climb(density, torch.zeros(dim, dtype=torch.float64), 40)
             at_home = bool(path)
@@ -208,40 +226,61 @@ def _heavy(density: LogDensity, top: Tensor, ends: Tensor) -> Tensor:
 
 
 def _apart(density: LogDensity, tops: list[Tensor], ends: Tensor) -> list[Tensor]:
-    """The tops, and those of the ends, climbed to theirs, that are apart from all of them."""
+    """The tops, and those of the ends, climbed to theirs, that are apart from all of them.
+
+    A pass through a small model costs as much for many points as for one. So the ways to several ends are looked at in
+    one pass, and where every climb finds a mode of its own, more and more of them set out side by side.
+    """
     tops = list(tops)
-    in_vain = 0
-    ahead: list[Tensor] = []
-    for index, end in enumerate(ends):
-        depth = VALLEY if len(tops) == 1 else DENT
-        if len(tops) >= MAX_MODES or in_vain >= PATIENCE:
-            break
-        if not ahead:
-            # A pass through a small model costs as much for the ways to several ends as for that to one.
-            size = max(1, min(MOST_POINTS, points_at_once(len(end))) // (len(tops) * (WAY_POINTS + 2)))
-            ahead = list(_fall(density, torch.stack(tops), ends[index : index + size]))
-        if not bool(ahead.pop(0) > depth):
+    in_vain, together, rest = 0, 1, ends
+    while len(rest) and len(tops) < MAX_MODES and in_vain < PATIENCE:
+        size = max(1, min(MOST_POINTS, points_at_once(ends.shape[-1])) // (min(NEAREST, len(tops)) * (WAY_POINTS + 2)))
+        falls = _least_fall(density, torch.stack(tops), rest[:size])
+        ahead = (falls > _depth(tops)).nonzero().flatten()[:together]
+        chosen, rest = rest[ahead], rest[int(ahead[-1]) + 1 if len(ahead) == together else size :]
+        if len(chosen) == 0:
             continue
-        path = climb(density, end, 100)
-        top = torch.as_tensor(path[-1][0]) if path else end
-        if bool(_fall(density, torch.stack(tops), top[None])[0] > depth):
-            tops.append(top)
-            in_vain = 0
-            if ahead:
-                rest = _fall(density, top[None], ends[index + 1 : index + 1 + len(ahead)])
-                ahead = list(torch.minimum(torch.stack(ahead), rest))
-        else:
-            in_vain += 1
+        paths = climb_all(density, chosen, 100)
+        found = torch.stack([torch.as_tensor(p[-1][0]) if p else end for p, end in zip(paths, chosen, strict=True)])
+        number = len(found)
+        known = _least_fall(density, torch.stack(tops), found)
+        # An end that one of these tops is seen from is not climbed to from there.
+        both = torch.cat([found, chosen])
+        among = _fall(density, found.repeat_interleave(2 * number, 0), both.repeat(number, 1)).reshape(number, -1)
+        new: list[int] = []
+        for j in range(number):
+            if len(tops) >= MAX_MODES or in_vain >= PATIENCE:
+                break
+            if new and not bool(among[new, number + j].amin() > _depth(tops)):
+                continue
+            if bool(known[j] > _depth(tops)) and (not new or bool(among[new, j].amin() > _depth(tops))):
+                new.append(j)
+                tops.append(found[j])
+                in_vain = 0
+            else:
+                in_vain += 1
+        together = min(2 * together, MOST_CLIMBS) if len(new) == number else 1
     return tops
 
 
+def _depth(tops: list[Tensor]) -> float:
+    return VALLEY if len(tops) == 1 else DENT
+
+
+def _least_fall(density: LogDensity, tops: Tensor, ends: Tensor) -> Tensor:
+    """For each end, the least :func:`_fall` from the nearest tops."""
+    near = torch.cdist(ends, tops).topk(min(NEAREST, len(tops)), largest=False).indices
+    falls = _fall(density, tops[near.flatten()], ends.repeat_interleave(near.shape[1], 0))
+    return falls.reshape(near.shape).amin(1)
+
+
 def _fall(density: LogDensity, tops: Tensor, ends: Tensor) -> Tensor:
-    """For each end, the least over the tops: by how much the density falls, on the way, from the lower of the two."""
-    share = torch.linspace(0, 1, WAY_POINTS + 2, dtype=torch.float64)[:, None, None, None]
-    way = tops[:, None] + share * (ends - tops[:, None])
+    """By how much the density falls on the way from each top to its end, from the lower of the two: ``(P,)``."""
+    share = torch.linspace(0, 1, WAY_POINTS + 2, dtype=torch.float64)[:, None, None]
+    way = tops + share * (ends - tops)
     with torch.no_grad():
-        value = density(way.reshape(-1, ends.shape[-1])).reshape(way.shape[:-1]).nan_to_num(nan=-torch.inf)
-    return (torch.minimum(value[0], value[-1]) - value.amin(0)).amin(0)
+        value = density(way.reshape(-1, ends.shape[-1])).reshape(way.shape[:-1])
+    return torch.minimum(value[0], value[-1]) - value.amin(0)
 
 
 def _local(density: LogDensity, tops: Tensor, alone: bool, generator: torch.Generator) -> MixtureStart | None:
@@ -249,12 +288,11 @@ def _local(density: LogDensity, tops: Tensor, alone: bool, generator: torch.Gene
     number, dim = tops.shape
     apart = torch.cdist(tops, tops) + torch.diag(torch.full((number,), torch.inf, dtype=torch.float64))
     limit = (apart.amin(1) / (3.0 if number <= FEW else 1.5)).square()
-    kept, log_weights, trils = [], [], []
-    for index, top in enumerate(tops):
+    kept, trils = [], []
+    for index, (top, curvature) in enumerate(zip(tops, inverse_curvatures(density, tops, 1e-10), strict=True)):
         if index == 0 and alone:
             tril, loc = torch.eye(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
         else:
-            curvature = inverse_curvature(density, top, 1e-10)
             if curvature is None:
                 continue
             values, vectors = torch.linalg.eigh(curvature)
@@ -265,15 +303,14 @@ def _local(density: LogDensity, tops: Tensor, alone: bool, generator: torch.Gene
             tril, loc = root, top
             if number <= FEW:
                 tril, loc = _settled(density, loc, tril, generator)
-        with torch.no_grad():
-            value = float(density(loc[None]))
         kept.append(loc)
         trils.append(tril)
-        log_weights.append(value + float(tril.diagonal().log().sum()))
     if len(kept) < 2:
         return None
-    weights = torch.tensor(log_weights, dtype=torch.float64).nan_to_num(nan=-torch.inf)
-    return MixtureStart(weights.log_softmax(0), torch.stack(kept), torch.stack(trils), -math.inf)
+    locs, scales = torch.stack(kept), torch.stack(trils)
+    with torch.no_grad():
+        weights = density(locs) + scales.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return MixtureStart(weights.log_softmax(0), locs, scales, -math.inf)
 
 
 def _settled(

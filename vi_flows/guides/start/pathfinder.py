@@ -26,6 +26,9 @@ WIDE_KL = 0.7
 EXACT_KL = 0.001
 """Nats: a Gaussian with less to gain is not polished."""
 
+FLAT = 0.1
+"""Nats by which a density may fall on the way to the mode that a point belongs to."""
+
 LogDensity = Callable[[Tensor], Tensor]
 
 
@@ -81,25 +84,26 @@ def pathfinder(
 
     near = _Nearness(density, many)
     best: GaussianStart | None = None
-    tops: list[float] = []
+    tops: list[tuple[Tensor, float]] = []
     outside: list[Tensor] = []
     begins = starts.double().cpu()
     for start, path in zip(begins, climb_all(density, begins, max_iterations), strict=True):
         if not path:
             continue
         x = torch.as_tensor(path[-1][0])
-        with torch.no_grad():
-            top = float(density(x[None]))
         # Paths that met at one mode need one Newton run, and those that met at the posterior's no more looks.
-        met = any(abs(top - other) < 1e-3 for other in tops)
-        if (met or _within(best, x)) and near(best):
+        if _within(best, x) and near(best):
+            continue
+        met = newton and _met(density, x, tops)
+        if met and near(best):
             continue
         visited: list[tuple[Tensor, Tensor]] = []
         if newton and not met:
-            visited, top = newton_path(density, x, top, max_candidates)
-            tops.append(top)
-            if visited and _within(best, visited[-1][0]) and near(best):
-                continue
+            visited, top = newton_path(density, x, max_candidates)
+            if visited:
+                tops.append((visited[-1][0], top))
+                if _within(best, visited[-1][0]) and near(best):
+                    continue
         best = best_of(best, *scores(density, visited, few))
         del visited
         best = best_of(best, *scores(density, gaussians_along(path, dense, max_candidates), few))
@@ -118,7 +122,8 @@ def pathfinder(
         # Also from outside of all paths, which may have run into the neck of a funnel or a mode of little mass.
         wide = [gaussian for start in outside[:max_refined] for gaussian in around(density, start)]
         best = best_of(best, *rounds(density, wide, many, max_rounds, generator))
-    return best_of(best, polished(density, best, many, generator))
+    steps = 24 if near(best) else 8
+    return best_of(best, polished(density, best, many, generator, steps, near.highest(best)))
 
 
 class _Nearness:
@@ -136,11 +141,15 @@ class _Nearness:
 
     def __call__(self, start: GaussianStart | None, kl: float = NEAR_KL) -> bool:
         """Whether there are less than ``kl`` nats to gain, beyond noise."""
+        return self.highest(start) < kl
+
+    def highest(self, start: GaussianStart | None) -> float:
+        """So many nats there are to gain at most, but for noise."""
         if start is None:
-            return False
+            return math.inf
         if not self._last or self._last[0] is not start.loc or self._last[1] is not start.covariance:
             self._last, self._highest = (start.loc, start.covariance), self._left(start)
-        return self._highest < kl
+        return self._highest
 
     def _left(self, start: GaussianStart) -> float:
         if (tril := root_of(start.covariance)) is None:
@@ -150,6 +159,18 @@ class _Nearness:
             log_p = torch.cat([self.log_density(part) for part in x.split(points_at_once(x.shape[-1]))])
         left = remaining_kl(log_p + 0.5 * self.noise.square().sum(-1), x)
         return left.kl + 2 * left.kl_se
+
+
+def _met(log_density: LogDensity, x: Tensor, tops: list[tuple[Tensor, float]]) -> bool:
+    """Whether a point is as high as one of the tops, or the density does not fall on the straight line there."""
+    if not tops:
+        return False
+    share = torch.linspace(0, 1, 18, dtype=x.dtype)[:-1, None, None]
+    with torch.no_grad():
+        way = log_density((x + share * (torch.stack([top for top, _ in tops]) - x)).flatten(0, 1)).reshape(17, -1)
+    height = torch.tensor([value for _, value in tops], dtype=way.dtype)
+    climbs = (way >= torch.minimum(way[0], height) - FLAT).all(0)
+    return bool(((way[0] - height).abs() < 1e-3).any() or climbs.any())
 
 
 def _within(start: GaussianStart | None, x: Tensor) -> bool:

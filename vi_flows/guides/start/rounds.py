@@ -90,11 +90,21 @@ def polished(
     noise: Tensor,
     generator: torch.Generator | None,
     max_iterations: int = 24,
+    kl: float = 0.0,
 ) -> GaussianStart | None:
-    """After natural-gradient steps of decreasing length, over which the noise averages out."""
+    """After natural-gradient steps of decreasing length, over which the noise averages out.
+
+    Args:
+        log_density: of points ``(S, d) → (S,)``, differentiable.
+        start: from where; ``None`` for nowhere.
+        noise: standard normal draws for the ELBO.
+        generator: source of the steps' draws.
+        max_iterations: steps at most.
+        kl: nats that it has to gain, about; with many, the noise may be larger.
+    """
     if start is None or (tril := root_of(start.covariance)) is None:
         return None
-    refined = polish_gaussian(log_density, start.loc, tril, max_iterations, generator)
+    refined = polish_gaussian(log_density, start.loc, tril, max_iterations, generator, min(kl, 1.0))
     return _score_of(log_density, refined, noise)
 
 
