@@ -3,10 +3,10 @@
     python experiments/two_sided_bounds.py
 
 One line a record that was made with ``vi-flows evaluate RUN --ais``, a panel a data set and architecture. Left: NLL of
-the annealed test images, from 100 and from 5000 importance samples and by annealing (with its 95 % interval over
-images); all three are upper bounds of the NLL in expectation, so the lowest is the best one. Right: how far apart the
-upper and the lower bound are on images that the model itself drew, where both can be had: about as far off the left
-side's annealing may be.
+the first test images, as many as all rows of the panel have annealed, from 100 and from 5000 importance samples and by
+annealing (with its 95 % interval over images); all three are upper bounds of the NLL in expectation, so the lowest is
+the best one. Right: how far apart the upper and the lower bound are on images that the model itself drew, where both
+can be had: about as far off the left side's annealing may be.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, this file has only its own folder there
 
 from experiments.tables.vae_rows import label_of
+from vi_flows.evaluation.nll import bootstrap_interval
 from vi_flows.records import Record
 
 if TYPE_CHECKING:
@@ -42,26 +44,33 @@ class Row:
     importance: float
     annealed: float
     interval: tuple[float, float]
+    size: int
     bdmc: tuple[float, tuple[float, float]] | None
 
     @staticmethod
-    def of(record: Record) -> Row:
-        """The line of a record with annealing and scores."""
+    def of(record: Record, size: int) -> Row:
+        """The line of a record with annealing and scores, of its first ``size`` images."""
         ais, scores, settings = record.figures["ais"], record.scores, record.settings
-        size = ais["num_rows"]
+        annealed = torch.from_numpy(scores["ais_nll"][:size].astype(np.float64))
         bdmc = ais.get("bdmc")
         paper = ", paper's protocol" if settings["protocol"] == "paper" else ""
         seed = f", seed {settings['seed']}" if settings["seed"] else ""
         return Row(
-            f"{settings['dataset']}, {settings['vae']['architecture'].upper()}",
+            panel_of(record),
             f"{label_of(record)}{paper}{seed}",
             float(scores["nll_100"][:size].mean(dtype=np.float64)),
             float(scores["nll"][:size].mean(dtype=np.float64)),
-            ais["nll"],
-            tuple(ais["interval"]),
+            float(annealed.mean()),
+            bootstrap_interval(annealed),
+            size,
             # Of a single image there is a gap, but no interval.
             None if bdmc is None or bdmc["gap_interval"] is None else (bdmc["gap"], tuple(bdmc["gap_interval"])),
         )
+
+
+def panel_of(record: Record) -> str:
+    """The panel that a record's line is in."""
+    return f"{record.settings['dataset']}, {record.settings['vae']['architecture'].upper()}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def draw(rows: list[Row], path: Path) -> None:
     limits = min(gaps) - 0.02, max(gaps) + 0.02
     for (left, right), (panel, each) in zip(grid, panels.items(), strict=True):
         _draw_panel(left, right, each)
-        left.set_title(f"{panel}: NLL of the annealed test images (nats)", fontsize=9, loc="left")
+        left.set_title(f"{panel}: NLL of the first {each[0].size} test images (nats)", fontsize=9, loc="left")
         right.set_title("BDMC gap (nats)", fontsize=9, loc="left")
         right.set_xlim(limits)
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -130,9 +139,14 @@ def main(options: Options) -> None:
         SystemExit: there is none.
     """
     records = [Record.read(path) for path in sorted(options.records.rglob("*.json"))]
-    rows = [Row.of(record) for record in records if "ais" in record.figures and record.scores]
-    if not rows:
+    records = [record for record in records if "ais" in record.figures and record.scores]
+    if not records:
         raise SystemExit(f"no record in {options.records} has annealing: vi-flows evaluate RUN --ais writes one")
+    sizes: dict[str, int] = {}
+    for record in records:
+        panel, size = panel_of(record), len(record.scores["ais_nll"])
+        sizes[panel] = min(size, sizes.get(panel, size))
+    rows = [Row.of(record, sizes[panel_of(record)]) for record in records]
     draw(rows, options.figure)
     for row in rows:
         print(f"{row.panel}, {row.label}: ", end="")
