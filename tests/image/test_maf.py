@@ -28,15 +28,16 @@ def test_a_layer_sees_the_entries_before_and_two_see_all(num_layers, reversed_or
 
 def test_networks_in_bfloat16_keep_masks_and_inverse():
     """What a rounded network gives for an entry still depends on the entries before it alone."""
+    torch.manual_seed(0)
     config = ImageMAF(num_layers=2, hidden_dims=(40,), activation="tanh", norm="none")
     flow = randomise(config.build((2, 2, 3), conditioner_dtype=torch.bfloat16), 0.3).eval()
     exact = config.build((2, 2, 3)).eval()
     exact.load_state_dict(flow.state_dict())
-    torch.manual_seed(0)
     x = torch.randn(5, 2, 2, 3)
     z, ladj = flow.inverse_and_ladj(x)
     assert z.dtype == ladj.dtype == torch.float32
-    assert 1e-6 < (z - exact.inverse_and_ladj(x)[0]).abs().max() < 0.05
+    in_float32 = exact.inverse_and_ladj(x)[0]
+    assert 1e-6 < (z - in_float32).norm() / in_float32.norm() < 0.02
     assert flow.forward_and_ladj(z)[0].dtype == torch.float32
     torch.testing.assert_close(flow.forward_and_ladj(z)[0], x, atol=1e-4, rtol=1e-4)
     single = randomise(
