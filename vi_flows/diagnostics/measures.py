@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vi_flows.evaluation.psis import fit_generalised_pareto
+from vi_flows.evaluation.psis import fit_generalised_pareto, tail_size
 from vi_flows.transforms.capabilities import min_slope_of, outermost
 
 __all__ = ["active_units", "invertibility_margin", "tail_shape"]
@@ -67,7 +67,7 @@ def tail_shape(draws: Tensor) -> Tensor:
     values = draws.detach().double().cpu()
     flat = values.reshape(len(values), -1)
     shape = torch.full((flat.shape[1],), -math.inf, dtype=torch.float64)
-    tail = math.ceil(min(len(flat) / 5, 3 * math.sqrt(len(flat))))
+    tail = tail_size(len(flat))
     if tail >= 5 and flat.shape[1] > 0:
         ordered = (flat - flat.median(0).values).abs().sort(0).values
         excess = (ordered[-tail:] - ordered[-tail - 1]).T

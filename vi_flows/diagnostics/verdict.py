@@ -87,9 +87,8 @@ def judge(
         if k <= K_USABLE:
             return "ok", f"{where}: the draws can be used as they are"
         return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
-    if proven:
-        return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
-    if k > K_USABLE and share >= NEARLY_EQUAL and (still or (chains is None and good and shift is not None)):
+    equal = k > K_USABLE and share >= NEARLY_EQUAL and (still or (chains is None and good and shift is not None))
+    if proven or equal:
         return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
     if k > K_USABLE and share >= 0.9 and good and shift is not None:
         # Nearly equal weights: what the tail hides carries too little to move a mean.

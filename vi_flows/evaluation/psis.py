@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vi_flows.settings import check_tensors
 
-__all__ = ["PSIS", "effective_sample_size", "fit_generalised_pareto", "psis"]
+__all__ = ["PSIS", "effective_sample_size", "fit_generalised_pareto", "psis", "tail_size"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
 
 
+def tail_size(size: int) -> int:
+    """How many of ``size`` draws count as their tail: ``min(size/5, 3 √size)``, rounded up."""
+    return math.ceil(min(size / 5, 3 * math.sqrt(size)))
+
+
 def psis(log_weights: Tensor) -> PSIS:
     r"""Fit a generalised Pareto law to the largest weights of each column and replace them by its quantiles.
 
@@ -70,7 +75,7 @@ def psis(log_weights: Tensor) -> PSIS:
     if bool((peak == -math.inf).any()):
         raise ValueError("all weights of a column are zero: no draw of the guide lies in the model's support")
     ratio = log_w - peak
-    tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
+    tail = tail_size(size)
     k_hat = torch.full((log_w.shape[1],), math.nan, dtype=torch.float64, device=log_w.device)
     if tail >= 5 and size > tail:
         ordered, order = ratio.sort(0)

@@ -218,24 +218,24 @@ def _compute_log_prob(trace: Trace, possible: Mapping[str, Tensor]) -> None:
     try:
         trace.compute_log_prob()
     except (RuntimeError, TypeError, IndexError) as error:
-        raise _of_its_site(trace, error) from error
+        _name_its_site(trace, error)
+        raise
 
 
-def _of_its_site(trace: Trace, error: Exception) -> Exception:
-    """PyTorch's error of a density, whole numbers where it needs others for instance, with the site's name."""
+def _name_its_site(trace: Trace, error: Exception) -> None:
+    """Raise PyTorch's error of a density (whole numbers where it needs others, for instance) with the site's name."""
     for name, site in _sample_sites(trace):
         fn, value = site["fn"], site["value"]
         try:
             fn.log_prob(value, *site["args"], **site["kwargs"])
-        except type(error):
+        except type(error) as fault:
             kind = type(innermost(fn)).__name__
             is_whole = isinstance(value, Tensor) and not value.is_floating_point()
             what = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            return ValueError(
+            raise ValueError(
                 f"site {name!r} ({kind}) has no density at its value, {what}: {error}"
                 + ("; give it floating-point numbers (.float())" if is_whole else "")
-            )
-    return error
+            ) from fault
 
 
 def _check_same(trace: Trace, again: Trace) -> None:
