@@ -3,17 +3,21 @@
     python experiments/ablation_figure.py
 
 One line a record that ``vi-flows table run --rows 'ablation-*'`` made, in two panels of the same order: the NLL of the
-validation images with its 95 % interval over images, which all recipes share, and the seconds of training.
+validation images that all records were scored on, with its 95 % interval over images, which all recipes share; and the
+seconds of training, which only those of one device can be compared by. A finish's seconds are its own.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from vi_flows.records import Record
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, this file has only its own folder there
+
+from experiments.tables.ablations import ABLATIONS, ablations_in
 
 HERE = Path(__file__).parent
 
@@ -22,43 +26,44 @@ HERE = Path(__file__).parent
 class Options:
     """What to draw."""
 
-    records: Path = HERE / "results" / "vae" / "ablation"
+    records: Path = ABLATIONS
     """Folder of the records."""
     figure: Path = HERE.parent / "figures" / "vae-ablations.png"
     """Picture."""
-    model: str = "ablation-binarized_mnist-g1-amortized-k4-tanh"
-    """What the names of the records begin with."""
-
-
-def rows_of(folder: Path, model: str) -> dict[str, Record]:
-    """Records by the name of the change, the worst first.
-
-    Args:
-        folder: of the records.
-        model: what their names begin with.
-    """
-    found = {path.stem.removeprefix(f"{model}-"): Record.read(path) for path in folder.glob(f"{model}-*.json")}
-    return dict(sorted(found.items(), key=lambda row: -row[1].figures["nll"]))
+    model: str = "amortized-k4-tanh"
+    """Whose ablations."""
 
 
 def main(options: Options) -> None:
-    """Draw the figure."""
-    import matplotlib.pyplot as plt
+    """Draw the figure.
 
-    rows = rows_of(options.records, options.model)
+    Raises:
+        SystemExit: there is no record of the model.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [row for row in reversed(ablations_in(options.records)) if row.model == options.model]
     if not rows:
-        raise SystemExit(f"{options.records} has no record whose name begins with {options.model}")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 1 + 0.3 * len(rows)), sharey=True)
-    for height, record in enumerate(rows.values()):
-        left.plot(record.figures["interval"], [height, height], color="0.7", linewidth=1.5)
-        left.plot(record.figures["nll"], height, "o", color="C0", markersize=5)
-    left.set_yticks(range(len(rows)), list(rows))
-    left.set_xlabel("NLL of the validation images (nats)")
-    right.barh(range(len(rows)), [r.provenance["training_seconds"] for r in rows.values()], height=0.5, color="0.6")
+        raise SystemExit(f"{options.records} has no record of {options.model}")
+    figure = Figure(figsize=(10, 1.2 + 0.28 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    devices = {device: f"C{n}" for n, device in enumerate(sorted({r.record.provenance["device"] for r in rows}))}
+    for device, color in devices.items():
+        at = [height for height, row in enumerate(rows) if row.record.provenance["device"] == device]
+        seconds = [rows[height].record.provenance["training_seconds"] for height in at]
+        right.barh(at, seconds, height=0.5, color=color, alpha=0.6, label=device)
+        left.plot([rows[height].nll for height in at], at, "o", color=color, markersize=5)
+    for height, row in enumerate(rows):
+        left.plot(row.interval, [height, height], color="0.75", linewidth=1.5, zorder=0)
+    left.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
+    left.set_xlabel(f"NLL of the first {rows[0].num_images} validation images (nats)")
+    right.set_xscale("log")
     right.set_xlabel("training (seconds)")
-    figure.tight_layout()
+    right.legend(fontsize=7, loc="lower right")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    options.figure.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.figure, dpi=110)
-    plt.close(figure)
     print(options.figure)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
-from pathlib import Path
 from typing import Any
 
+from experiments.tables.ablations import ablation_table, ablations_in
 from experiments.tables.gains import Gain, gains
 from experiments.tables.vae_rows import RESULTS, RowKey, label_of, mean_of, rows_of, stages, vae_records
 from vi_flows.records import Record
@@ -17,7 +16,6 @@ __all__ = ["render_refined", "render_vae"]
 PUBLISHED = RESULTS.with_name("published.json")
 DATASETS = {"binarized_mnist": "mnist", "omniglot28": "omniglot", "chardata": "omniglot"}
 """And what the papers' numbers are under."""
-ABLATION = re.compile(r"ablation-binarized_mnist-g1-(?P<model>plain|amortized-k4-tanh)-(?P<change>.+)-e[0-9+]+-s[0-9]+")
 
 
 def annealed(records: list[Record]) -> tuple[str, str]:
@@ -65,35 +63,6 @@ def vae_table(
     return lines
 
 
-def ablation_table(records: list[tuple[Path, Record]]) -> str:
-    """Changes of the recipe by their NLL on the validation images, best first for each model.
-
-    Raises:
-        ValueError: a file is not named as an ablation's.
-    """
-    lines = [
-        "**Changes of the recipe** (binarized_mnist, G1; NLL of the validation images in nats)",
-        "",
-        "| model | recipe | NLL | epochs | steps | training seconds, device |",
-        "|---|---|---|---|---|---|",
-    ]
-    for path, record in sorted(
-        records, key=lambda row: (row[1].settings["vae"]["flow"] is not None, row[1].figures["nll"])
-    ):
-        named = ABLATION.fullmatch(path.stem)
-        if named is None:
-            raise ValueError(
-                f"{path} has no name of an ablation, such as ablation-binarized_mnist-g1-plain-ema-e800-s0"
-            )
-        epochs, steps = (" + ".join(map(str, numbers)) for numbers in zip(*stages(record), strict=True))
-        seconds = record.provenance["training_seconds"]
-        lines.append(
-            f"| {named['model']} | {named['change']}, seed {record.settings['seed']} | {record.figures['nll']:.2f} "
-            f"| {epochs} | {steps} | {seconds:.0f}, {record.provenance['device']} |"
-        )
-    return "\n".join(lines)
-
-
 def render_vae() -> str:
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     records = vae_records()
@@ -104,9 +73,8 @@ def render_vae() -> str:
             place = dataset, architecture
             if any(key[:2] == place for key in rows):
                 blocks.append("\n".join(vae_table(rows, published, gained, place)))
-    ablations = [(path, Record.read(path)) for path in sorted((RESULTS / "vae" / "ablation").glob("*.json"))]
-    if ablations:
-        blocks.append(ablation_table(ablations))
+    if changes := ablations_in():
+        blocks.append(ablation_table(changes))
     return "\n\n".join(blocks) if blocks else "No records yet."
 
 

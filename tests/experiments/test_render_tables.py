@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,18 +104,6 @@ def test_scores_of_different_data_are_not_compared():
 
 def test_a_gain_in_words():
     assert str(Gain(-0.251, (-0.5, 0.125), 10, 1)) == "−0.25, −0.50 – 0.12"
-
-
-def test_changes_of_the_recipe_stand_in_the_order_of_their_figures():
-    names = [
-        "ablation-binarized_mnist-g1-plain-finish-rate-3e-4-e800+100-s0",
-        "ablation-binarized_mnist-g1-plain-ema-e800-s3",
-    ]
-    rows = [(Path(f"{names[0]}.json"), record(88.0, 0)), (Path(f"{names[1]}.json"), record(87.0, 3))]
-    assert vae.ablation_table(rows).splitlines()[4:] == [
-        "| plain | ema, seed 3 | 87.00 | 770 + 100 | 154000 + 20000 | 12, cpu |",
-        "| plain | finish-rate-3e-4, seed 0 | 88.00 | 770 + 100 | 154000 + 20000 | 12, cpu |",
-    ]
 
 
 def test_a_finish_after_dreg_has_a_label_of_its_own():

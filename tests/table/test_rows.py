@@ -167,7 +167,8 @@ def test_ablations_change_one_thing_and_see_the_validation_images_alone():
         finish = replace(rows["binarized_mnist-g1-plain-iwae50-clean"].config, vae=base.config.vae)
         for change, row in [(r.change, r) for r in found.values() if r.model == model]:
             assert (row.split, row.paper_row, row.config.protocol) == ("valid", None, "clean")
-            assert row.source == (base if change.startswith("finish") else None)
+            standard = rows[f"ablation-binarized_mnist-g1-{model}-standard"]
+            assert row.source == (standard if change.startswith("finish") else None)
             before = base.config if row.source is None else finish
             names = [f.name for f in fields(before) if getattr(before, f.name) != getattr(row.config, f.name)]
             if change in ("standard", "finish"):

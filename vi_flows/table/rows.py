@@ -198,20 +198,24 @@ FINISH_CHANGES: dict[str, dict[str, Any]] = {
 
 
 def ablations_of(row: Row) -> Iterator[Row]:
-    """One row a change of the recipe, beside ``row`` itself; none has a number of the paper.
+    """One row a change of the recipe, beside ``standard``, ``row``'s own; none has a number of the paper.
+
+    Those of the finish go on from ``standard``, so that no run is trained twice.
 
     Args:
         row: of the recipe ``standard``.
     """
-    for change, settings in {"standard": {}, **CHANGES}.items():
-        yield replace(row, config=replace(row.config, **settings), paper_row=None, change=change)
+    standard = replace(row, paper_row=None, change="standard")
+    yield standard
+    for change, settings in CHANGES.items():
+        yield replace(standard, config=replace(row.config, **settings), change=change)
     no_norm = replace(row.config, vae=replace(row.config.vae, batch_norm=False), learning_rate=1e-3)
-    yield replace(row, config=no_norm, paper_row=None, change="no-batch-norm")
+    yield replace(standard, config=no_norm, change="no-batch-norm")
     dropout = replace(row.config, vae=replace(row.config.vae, dropout=0.1))
-    yield replace(row, config=dropout, paper_row=None, change="dropout-0.1")
+    yield replace(standard, config=dropout, change="dropout-0.1")
     finish = _config("finish", row.config.dataset, row.config.protocol, row.config.vae)
     for change, settings in FINISH_CHANGES.items():
-        yield Row(row.model, "finish", replace(finish, **settings), source=row, change=change)
+        yield Row(row.model, "finish", replace(finish, **settings), source=standard, change=change)
 
 
 def matching_rows(patterns: tuple[str, ...]) -> list[Row]:

@@ -1,0 +1,130 @@
+"""Changes of the recipe: what each makes of the NLL of the validation images, and what it costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from experiments.tables.vae_rows import RESULTS, stages
+from vi_flows.evaluation import paired_bootstrap
+from vi_flows.evaluation.nll import bootstrap_interval
+from vi_flows.records import Record
+
+__all__ = ["ABLATIONS", "Ablation", "ablation_table", "ablations_in"]
+
+ABLATIONS = RESULTS / "vae" / "ablation"
+NAME = re.compile(r"ablation-binarized_mnist-g1-(?P<model>plain|amortized-k4-tanh)-(?P<change>.+)-e[0-9+]+-s[0-9]+")
+BASE = "standard"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One change of the recipe; NLLs in nats of the same validation images as all others.
+
+    Attributes:
+        model: what was trained.
+        change: of the recipe.
+        record: of the run.
+        nll: mean over the images that all records were scored on.
+        interval: 95 % over those images.
+        num_images: how many they are.
+        below: nats below ``standard`` of the same model, epochs and seed: mean and paired 95 % interval over all images
+            that both were scored on; ``None`` where one of the two has no scores of single images.
+    """
+
+    model: str
+    change: str
+    record: Record
+    nll: float
+    interval: tuple[float, float]
+    num_images: int
+    below: tuple[float, tuple[float, float]] | None
+
+    @property
+    def label(self) -> str:
+        """``ema, 250 epochs``."""
+        return f"{self.change}, {' + '.join(str(epochs) for epochs, _ in stages(self.record))} epochs"
+
+
+def ablations_in(folder: Path = ABLATIONS) -> list[Ablation]:
+    """The records of a folder on common images, the plain VAE's first, then by NLL, best first.
+
+    Args:
+        folder: of the records.
+
+    Raises:
+        ValueError: a file is not named as an ablation's; the numbers of importance samples differ; or a record of more
+            images than another has no scores of single images.
+    """
+    records: dict[Path, tuple[Record, str, str]] = {}
+    for path in sorted(folder.glob("*.json")):
+        named = NAME.fullmatch(path.stem)
+        if named is None:
+            raise ValueError(
+                f"{path} has no name of an ablation, such as ablation-binarized_mnist-g1-plain-ema-e800-s0"
+            )
+        records[path] = Record.read(path), named["model"], named["change"]
+    samples = {record.figures["num_samples"]: path for path, (record, _, _) in records.items()}
+    if len(samples) > 1:
+        raise ValueError(f"{' and '.join(map(str, samples.values()))} have different numbers of importance samples")
+    size = min((record.figures["num_rows"] for record, _, _ in records.values()), default=0)
+    bases = {(model, _first_stage(record)): record for record, model, change in records.values() if change == BASE}
+    found = []
+    for path, (record, model, change) in records.items():
+        nll, interval = _of_first(path, record, size)
+        base = bases.get((model, _first_stage(record)))
+        below = _below(base, record) if base is not None and change != BASE else None
+        found.append(Ablation(model, change, record, nll, interval, size, below))
+    return sorted(found, key=lambda each: (each.model != "plain", each.nll))
+
+
+def _first_stage(record: Record) -> tuple[int, int]:
+    """Steps and seed of the run from fresh weights: what a recipe and its finish share."""
+    return stages(record)[0][1], record.settings["seed"]
+
+
+def _of_first(path: Path, record: Record, size: int) -> tuple[float, tuple[float, float]]:
+    if record.figures["num_rows"] == size:
+        low, high = record.figures["interval"]
+        return record.figures["nll"], (low, high)
+    if not record.scores:
+        raise ValueError(f"{path} has no scores of single images, to be compared on the first {size}")
+    scores = torch.from_numpy(record.scores["nll"][:size].astype(np.float64))
+    return scores.mean().item(), bootstrap_interval(scores)
+
+
+def _below(base: Record, record: Record) -> tuple[float, tuple[float, float]] | None:
+    if not (base.scores and record.scores):
+        return None
+    size = min(len(base.scores["nll"]), len(record.scores["nll"]))
+    first, second = (torch.from_numpy(each.scores["nll"][:size].astype(np.float64)) for each in (base, record))
+    found = paired_bootstrap(first, second)
+    return found.difference, found.interval
+
+
+def ablation_table(rows: Sequence[Ablation]) -> str:
+    """The table, in the order of the rows."""
+    size = rows[0].num_images
+    lines = [
+        f"**Changes of the recipe** (binarized_mnist, G1; NLL of the first {size} validation images by "
+        f"{rows[0].record.figures['num_samples']} samples, in nats)",
+        "",
+        "| model | recipe | NLL | below *standard* (images) | epochs | steps | training seconds, device |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        epochs, steps = (" + ".join(map(str, numbers)) for numbers in zip(*stages(row.record), strict=True))
+        seconds, below = row.record.provenance["training_seconds"], "–"
+        if row.below is not None:
+            mean, (low, high) = row.below
+            below = f"{mean:.2f}, {low:.2f} – {high:.2f} ({row.record.figures['num_rows']})".replace("-", "−")
+        lines.append(
+            f"| {row.model} | {row.change}, seed {row.record.settings['seed']} | {row.nll:.2f} | {below} "
+            f"| {epochs} | {steps} | {seconds:.0f}, {row.record.provenance['device']} |"
+        )
+    return "\n".join(lines)
