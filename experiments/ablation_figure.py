@@ -46,12 +46,12 @@ def main(options: Options) -> None:
     if not rows:
         raise SystemExit(f"{options.records} has no record of {options.model}")
     figure = Figure(figsize=(10, 1.2 + 0.28 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    devices = {device: f"C{n}" for n, device in enumerate(sorted({r.record.provenance["device"] for r in rows}))}
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    devices = {device: f"C{n}" for n, device in enumerate(sorted({row.device for row in rows}))}
     for device, color in devices.items():
-        at = [height for height, row in enumerate(rows) if row.record.provenance["device"] == device]
-        seconds = [rows[height].record.provenance["training_seconds"] for height in at]
-        right.barh(at, seconds, height=0.5, color=color, alpha=0.6, label=device)
+        at = [height for height, row in enumerate(rows) if row.device == device]
+        seconds = [rows[height].seconds for height in at]
+        right.plot(seconds, at, "o", color=color, markersize=5, label=device)
         left.plot([rows[height].nll for height in at], at, "o", color=color, markersize=5)
     for height, row in enumerate(rows):
         left.plot(row.interval, [height, height], color="0.75", linewidth=1.5, zorder=0)
@@ -59,7 +59,8 @@ def main(options: Options) -> None:
     left.set_xlabel(f"NLL of the first {rows[0].num_images} validation images (nats)")
     right.set_xscale("log")
     right.set_xlabel("training (seconds)")
-    right.legend(fontsize=7, loc="lower right")
+    right.legend(fontsize=7, loc="upper right")
+    right.grid(axis="y", color="0.9")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     options.figure.parent.mkdir(parents=True, exist_ok=True)

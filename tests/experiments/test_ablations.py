@@ -55,6 +55,17 @@ def test_standard_is_subtracted_image_by_image_and_from_its_own_finish_too(tmp_p
     assert finish in table
 
 
+def test_seconds_are_the_processors_where_it_computes_and_they_were_counted(tmp_path: Path) -> None:
+    for name, more, expected in (
+        ("old", {}, 60.0), ("cpu", {"training_cpu_seconds": 25.0}, 25.0),
+        ("gpu", {"training_cpu_seconds": 25.0, "device": "NVIDIA"}, 60.0),
+    ):  # fmt: skip
+        write(tmp_path / name, f"{K4}-ema-e30-s0", [3.0])
+        row = ablations_in(tmp_path / name)[0]
+        row.record.provenance.update(more)
+        assert row.seconds == expected
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     write(tmp_path, f"{K4}-long-e30-s0", [3.0, 4.0, 8.0], scores=False)
     write(tmp_path, f"{K4}-short-e30-s0", [3.0])
