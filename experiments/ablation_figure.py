@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     left.set_xlabel(f"NLL of the first {rows[0].num_images} validation images (nats)")
     right.set_xscale("log")
     right.set_xlabel("training (seconds)")
-    right.legend(fontsize=7, loc="upper right")
+    figure.legend(*right.get_legend_handles_labels(), fontsize=7, loc="outside upper right", ncols=2, frameon=False)
     right.grid(axis="y", color="0.9")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

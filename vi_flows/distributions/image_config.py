@@ -15,7 +15,8 @@ from vi_flows.distributions.image import ImageDensity
 from vi_flows.flows.image import IMAGE_FLOWS, IMAGE_PRESETS
 from vi_flows.flows.image_base import ImageFlow
 from vi_flows.flows.image_steps import Glow
-from vi_flows.settings import PositiveFloat, check_known, check_settings
+from vi_flows.settings import LATER, NonNegative, PositiveFloat, SettingsError, check_known, check_settings
+from vi_flows.transforms import Bijection, Chain, Inverse, PixelSpline
 
 __all__ = ["ImageFlowConfig", "build_image_density", "image_config"]
 
@@ -46,14 +47,19 @@ class ImageFlowConfig:
     """Recompute each step in the backward pass: less memory, more time."""
     mixed_precision: bool = False
     """Run the networks in bfloat16; the flow and its determinant stay in float32."""
+    pixel_spline: NonNegative = dataclasses.field(default=0, metadata=LATER)
+    """Bins of an increasing spline of the logits, the same at every pixel, between images and flow; 0: none."""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.pixel_spline == 1:
+            raise SettingsError("pixel_spline must be 0 (none) or at least 2, got 1")
 
     @property
     def name(self) -> str:
         """A short name for tables: ``inv_conv3x3-quad-l2-d4-w64``."""
-        return f"{self.flow.name}-{self.flow.key}" + ("-vardeq" if self.dequantization == "variational" else "")
+        spline = f"-spline{self.pixel_spline}" if self.pixel_spline else ""
+        return f"{self.flow.name}-{self.flow.key}{spline}" + ("-vardeq" if self.dequantization == "variational" else "")
 
 
 def image_config(flow: str, **settings: Any) -> ImageFlowConfig:
@@ -91,8 +97,11 @@ def build_image_density(config: ImageFlowConfig, image_shape: Sequence[int], num
     default_alpha = 1e-6 if image_shape[0] == 1 else 0.05
     dequantizer = VariationalDequantizer(image_shape[0], num_levels) if config.dequantization == "variational" else None
     dtype = torch.bfloat16 if config.mixed_precision else None
+    flow: Bijection = config.flow.build(image_shape, config.checkpoint, dtype)
+    if config.pixel_spline:
+        flow = Chain([flow, Inverse(PixelSpline(image_shape[0], config.pixel_spline))])
     return ImageDensity(
-        config.flow.build(image_shape, config.checkpoint, dtype),
+        flow,
         image_shape,
         num_levels,
         alpha=default_alpha if config.alpha is None else config.alpha,

@@ -15,6 +15,7 @@ from vi_flows.transforms.image.inv_conv import EmergingConv2d, OneSidedConv2d
 from vi_flows.transforms.image.logit import Logit
 from vi_flows.transforms.image.multi_scale import MultiScale, SplitPrior
 from vi_flows.transforms.image.periodic_conv import PeriodicConv2d
+from vi_flows.transforms.image.pixel_spline import PixelSpline
 from vi_flows.transforms.image.pointwise import ImageChain
 from vi_flows.transforms.image.squeeze import ChannelPermutation, Squeeze
 from vi_flows.transforms.memo import EvaluationState
@@ -60,6 +61,7 @@ __all__ = [
     "MultiScale",
     "OneSidedConv2d",
     "PeriodicConv2d",
+    "PixelSpline",
     "QuadraticTails",
     "Revert",
     "Scaling",

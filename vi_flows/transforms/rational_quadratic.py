@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["least_slopes", "rational_quadratic"]
+__all__ = ["least_slopes", "rational_quadratic", "shared_rational_quadratic"]
 
 LEAST_SHARE = 0.1
 """Least width and height of a bin, as a share of an equal one."""
@@ -78,7 +78,41 @@ def rational_quadratic(
     def at(array: Tensor, offset: int = 0) -> Tensor:
         return array.gather(0, index + offset).squeeze(0)
 
-    x0, x1, y0, y1, d0, d1 = at(xs), at(xs, 1), at(ys), at(ys, 1), at(deltas), at(deltas, 1)
+    moved, log_slope = _in_bin(held, at(xs), at(xs, 1), at(ys), at(ys, 1), at(deltas), at(deltas, 1), inverse)
+    return torch.where(inside, moved, value), torch.where(inside, log_slope, torch.zeros_like(log_slope))
+
+
+def shared_rational_quadratic(
+    value: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, bound: float, inverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """:func:`rational_quadratic` where all entries of a row share one function: its knots are computed once.
+
+    Args:
+        value: ``(C, N)``.
+        widths: free widths, ``(K, C)``.
+        heights: free heights, the same.
+        slopes: free slopes, ``(K − 1, C)``.
+        bound: ``B``.
+        inverse: map ``f(x)`` to ``x``.
+
+    Returns:
+        As :func:`rational_quadratic`, both ``(C, N)``.
+    """
+    xs, ys = _knots(widths, bound), _knots(heights, bound)
+    deltas = _slopes_at_knots(slopes)
+    inside = value.abs() < bound
+    held = torch.where(inside, value, torch.zeros_like(value))
+    index = torch.searchsorted((ys if inverse else xs)[1:-1].mT.contiguous().detach(), held.detach(), right=True)
+    bins = torch.stack([xs[:-1], xs[1:], ys[:-1], ys[1:], deltas[:-1], deltas[1:]], -1)  # (K, C, 6)
+    rows = index * bins.shape[1] + torch.arange(bins.shape[1], device=value.device)[:, None]
+    moved, log_slope = _in_bin(held, *F.embedding(rows, bins.flatten(0, 1)).unbind(-1), inverse)
+    return torch.where(inside, moved, value), torch.where(inside, log_slope, torch.zeros_like(log_slope))
+
+
+def _in_bin(
+    held: Tensor, x0: Tensor, x1: Tensor, y0: Tensor, y1: Tensor, d0: Tensor, d1: Tensor, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The function of each entry's own bin, between ``(x0, y0)`` and ``(x1, y1)`` with slopes ``d0`` and ``d1``."""
     width, height = x1 - x0, y1 - y0
     s = height / width
     bend = d0 + d1 - 2 * s
@@ -97,4 +131,4 @@ def rational_quadratic(
     if not inverse:
         moved = y0 + height * (s * xi * xi + d0 * cross) / denominator
     log_slope = 2 * (s / denominator).log() + (d1 * xi * xi + 2 * s * cross + d0 * (1 - xi) ** 2).log()
-    return torch.where(inside, moved, value), torch.where(inside, log_slope, torch.zeros_like(log_slope))
+    return moved, log_slope
