@@ -53,6 +53,8 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {
     "flow_pp-spline-vardeq": (
         {**OURS, "coupling": "quad_spline", "width": 22, "dequantization": "variational"}, 4e-3,
     ),
+    "inv3x3-block-pixel_spline": ({"flow": "inv_conv3x3", "pixel_spline": 96, **STEPS}, 5e-3),
+    "flow_pp-spline-pixel_spline": ({**OURS, "coupling": "quad_spline", "width": 24, "pixel_spline": 96}, 4e-3),
 }  # fmt: skip
 """Rows by name: the flow, and the peak of Adam's learning rate."""
 
