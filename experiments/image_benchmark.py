@@ -1,10 +1,12 @@
-"""The small-compute benchmark of image flows: MNIST, a fixed budget of CPU time a run, at most 100 thousand parameters.
+"""The benchmarks of image flows: a fixed budget of CPU time a run, and a bound of the number of parameters.
 
-    python experiments/image_benchmark.py run --out runs/image_benchmark --processes 2
-    python experiments/image_benchmark.py status --out runs/image_benchmark
-    python experiments/image_benchmark.py evaluate --out runs/image_benchmark --processes 2
-    python experiments/image_benchmark.py render --out runs/image_benchmark
+    python experiments/image_benchmark.py run --processes 2
+    python experiments/image_benchmark.py status
+    python experiments/image_benchmark.py evaluate --processes 2
+    python experiments/image_benchmark.py render
 
+``--benchmark mnist`` has 20 minutes and 100 thousand parameters, ``mnist-large`` 4 hours and a million, ``cifar`` 20
+minutes and rows of equal size on a subset of CIFAR-10; see ``image_benchmark_rows.py``.
 A run is one row and one seed, trained by one process with one thread until its steps have used up the budget; the
 learning rate follows the used share. All rows see the same images in the same order, in batches of 32. Validation
 images choose the weights; the test images are scored once, 8 draws of the noise each. ``run`` does what is missing and
@@ -21,10 +23,11 @@ from typing import Annotated
 
 import tyro
 from image_benchmark_figures import draw_curves, draw_samples, markdown_table
-from image_benchmark_job import ROWS, BudgetJob, Limits
+from image_benchmark_job import BudgetJob, Limits
+from image_benchmark_rows import BENCHMARKS
 
 from vi_flows.records import Record
-from vi_flows.settings import NonNegative, Positive, PositiveFloat, check_settings
+from vi_flows.settings import NonNegative, NonNegativeFloat, OneOf, Positive, check_settings
 from vi_flows.table import Workplace, part_of, status_table, work_through
 
 RESULTS = Path(__file__).parent / "results" / "image_benchmark"
@@ -34,16 +37,18 @@ RESULTS = Path(__file__).parent / "results" / "image_benchmark"
 class Common:
     """What every command is told."""
 
+    benchmark: Annotated[str, OneOf(tuple(BENCHMARKS))] = "mnist"
+    """Which table: mnist, mnist-large or cifar."""
     out: Path = Path("runs/image_benchmark")
-    """Folder of the runs."""
+    """Folder of the runs; each table has its own in it."""
     rows: tuple[str, ...] = ()
     """Rows by name; none: all of them."""
-    seeds: tuple[NonNegative, ...] = (0, 1, 2)
-    """Seeds; the first seed of every row comes before the second of any."""
+    seeds: tuple[NonNegative, ...] = ()
+    """Seeds, the first of every row before the second of any; none: the table's."""
     data_root: Path | None = None
     """Folder with the data files; default: VI_FLOWS_DATA."""
-    budget_seconds: PositiveFloat = 1200.0
-    """CPU seconds that the steps of a run may use."""
+    budget_seconds: NonNegativeFloat = 0.0
+    """CPU seconds that the steps of a run may use; 0: the table's."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -51,7 +56,12 @@ class Common:
     @property
     def place(self) -> Workplace:
         """Runs and records in one folder."""
-        return Workplace(self.out, self.out, self.data_root)
+        return Workplace(self.folder, self.folder, self.data_root)
+
+    @property
+    def folder(self) -> Path:
+        """The table's, in ``out``."""
+        return self.out / self.benchmark
 
     def jobs(self, only_scores: bool = False) -> list[BudgetJob]:
         """The runs in their order.
@@ -59,11 +69,13 @@ class Common:
         Raises:
             ValueError: there is no such row.
         """
-        unknown = [row for row in self.rows if row not in ROWS]
+        table = BENCHMARKS[self.benchmark]
+        unknown = [row for row in self.rows if row not in table.rows]
         if unknown:
-            raise ValueError(f"unknown row {unknown[0]!r}; choose among {', '.join(ROWS)}")
-        rows = self.rows or tuple(ROWS)
-        return [BudgetJob(row, seed, self.budget_seconds, only_scores) for seed in self.seeds for row in rows]
+            raise ValueError(f"unknown row {unknown[0]!r} of {table.name}; choose among {', '.join(table.rows)}")
+        rows, seeds = self.rows or tuple(table.rows), self.seeds or table.seeds
+        budget = self.budget_seconds or table.budget_seconds
+        return [BudgetJob(table, row, seed, budget, only_scores) for seed in seeds for row in rows]
 
 
 @dataclass(frozen=True)
@@ -114,21 +126,24 @@ class Render(Common):
     """Copy the runs' records to the results, write the table and draw the curves and samples."""
 
     results: Path = RESULTS
-    """Folder of the records and of ``table.md``."""
+    """Folder of the records and of ``table.md``; each table has its own in it."""
     figures: Path = RESULTS.parents[2] / "figures"
-    """Folder of ``image-benchmark-curves.png`` and ``image-benchmark-samples.png``."""
+    """Folder of ``image-benchmark-mnist-curves.png``, ``image-benchmark-mnist-samples.png`` and the other tables'."""
 
     def run(self) -> int:
         """Render what is there."""
-        for path in sorted(self.out.glob("*/record.json")):
-            Record.read(path).write(self.results / f"{path.parent.name}.json", overwrite=True)
-        records = [Record.read(path).figures for path in sorted(self.results.glob("*.json"))]
+        results = self.results / self.benchmark
+        for path in sorted(self.folder.glob("*/record.json")):
+            Record.read(path).write(results / f"{path.parent.name}.json", overwrite=True)
+        records = [Record.read(path).figures for path in sorted(results.glob("*.json"))]
         if not records:
-            raise SystemExit(f"no record in {self.out} or {self.results}; see `run`")
+            raise SystemExit(f"no record in {self.folder} or {results}; see `run`")
         table = markdown_table(records)
-        (self.results / "table.md").write_text(table + "\n", encoding="utf-8")
-        draw_curves(records, self.figures / "image-benchmark-curves.png")
-        draw_samples(self.out, records, self.figures / "image-benchmark-samples.png", self.data_root)
+        (results / "table.md").write_text(table + "\n", encoding="utf-8")
+        draw_curves(records, self.figures / f"image-benchmark-{self.benchmark}-curves.png")
+        draw_samples(
+            self.folder, records, self.figures / f"image-benchmark-{self.benchmark}-samples.png", self.data_root
+        )
         print(table)
         return 0
 

@@ -1,4 +1,4 @@
-"""Table and figures of the small-compute benchmark of image flows; see ``image_benchmark.py``."""
+"""Table and figures of the benchmarks of image flows; see ``image_benchmark.py``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vi_flows.training import Run
@@ -95,18 +96,23 @@ def draw_samples(
         run = Run.open(out / name, data_root)
         task = run.build_task()
         run.load_weights(task, "best")
-        strips.setdefault("MNIST", run.data.images("test")[:columns])
+        strips.setdefault("test images", run.data.images("test")[:columns].float())
         torch.manual_seed(0)
         logits = task.module.sample_logits(columns)
-        # A sample that is not finite is shown in red, never as a picture.
         images = (256 * task.module.pixels.forward_and_ladj(logits)[0]).floor().clamp(0, 255)
         strips[row] = images.masked_fill(~logits.isfinite().flatten(1).all(1)[:, None, None, None], torch.nan)
-    palette = plt.get_cmap("gray_r").with_extremes(bad="red")
     for axis, (row, images) in zip(axes, strips.items(), strict=True):
-        axis.imshow(torch.cat(list(images[:, 0].float()), 1).numpy(), cmap=palette, vmin=0, vmax=255)
+        axis.imshow(_strip(images))
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=7)
     figure.subplots_adjust(left=2.0 / (0.5 * columns + 2.0), right=0.995, top=0.995, bottom=0.005, hspace=0.05)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _strip(images: torch.Tensor) -> np.ndarray:
+    """Images side by side in colours, dark on white where they have one channel; those that hold a NaN are red."""
+    flat = torch.cat(list(images), -1).movedim(0, -1).numpy() / 255
+    colours = np.repeat(1 - flat, 3, -1) if flat.shape[-1] == 1 else flat
+    return np.where(np.isnan(colours), np.array([1.0, 0.0, 0.0]), colours)

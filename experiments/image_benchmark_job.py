@@ -1,4 +1,4 @@
-"""Rows of the small-compute benchmark of image flows, and how one is trained and scored; see ``image_benchmark.py``."""
+"""How a row of the benchmarks of image flows is trained and scored; see ``image_benchmark.py``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import torch
 import tyro
+from image_benchmark_rows import Benchmark
 
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
-from vi_flows.distributions.image_config import image_config
 from vi_flows.evaluation.nll import half_width
 from vi_flows.records import Record, from_json, provenance, row_key
 from vi_flows.settings import Positive
@@ -23,50 +23,8 @@ from vi_flows.training import ImageTrainConfig, Run, RunError, TrainingDivergedE
 from vi_flows.training.budget import BudgetTrainer
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
 
-DATASET = "mnist"
-MAX_PARAMETERS = 100_000
 NUM_DRAWS = 8
 CHUNK = 250  # test images scored between two saves
-
-STEPS: dict[str, Any] = {"num_levels": 2, "num_steps": 6, "width": 52}
-MASKED: dict[str, Any] = {"num_levels": 2, "num_couplings": 2, "width": 24, "num_blocks": 1}
-OURS: dict[str, Any] = {"flow": "flow_pp", "num_levels": 2, "num_steps": 2, "conditioner": "gated"}
-ROWS: dict[str, tuple[dict[str, Any], float]] = {
-    "nice": ({"flow": "nice", "num_couplings": 4, "hidden_dims": (14, 14), "base": "logistic"}, 2e-3),
-    "real_nvp": ({"flow": "real_nvp", "num_final": 0, **MASKED}, 5e-3),
-    "mconv-cepstrum": ({"flow": "mconv", "filter": "cepstrum", **MASKED}, 5e-3),
-    "mconv-kernel": ({"flow": "mconv", "filter": "kernel", **MASKED}, 5e-3),
-    "mconv-cosine": ({"flow": "mconv", "filter": "cosine", **MASKED}, 5e-3),
-    "glow": ({"flow": "glow", **STEPS}, 5e-3),
-    "inv3x3-masked": ({"flow": "inv_conv3x3", "masked": True, **STEPS}, 5e-3),
-    "inv3x3-block": ({"flow": "inv_conv3x3", **STEPS}, 5e-3),
-    "inv3x3-quad": ({"flow": "inv_conv3x3", "coupling": "quad", **STEPS, "width": 28}, 5e-3),
-    "inverse_flow": ({"flow": "inverse_flow", **STEPS}, 5e-3),
-    "emerging": ({"flow": "emerging", **STEPS}, 5e-3),
-    "periodic": ({"flow": "periodic", **STEPS}, 5e-3),
-    "finc": ({"flow": "finc", **STEPS}, 5e-3),
-    "flow_pp-mixture": ({**OURS, "coupling": "quad_mixture", "width": 25}, 4e-3),
-    "flow_pp-mixture-attention": (
-        {**OURS, "conditioner": "attention", "coupling": "quad_mixture", "width": 20}, 4e-3,
-    ),
-    "flow_pp-spline": ({**OURS, "coupling": "quad_spline", "width": 24}, 4e-3),
-    "flow_pp-spline-vardeq": (
-        {**OURS, "coupling": "quad_spline", "width": 22, "dequantization": "variational"}, 4e-3,
-    ),
-    "inv3x3-block-pixel_spline": ({"flow": "inv_conv3x3", "pixel_spline": 96, **STEPS}, 5e-3),
-    "flow_pp-spline-pixel_spline": ({**OURS, "coupling": "quad_spline", "width": 24, "pixel_spline": 96}, 4e-3),
-}  # fmt: skip
-"""Rows by name: the flow, and the peak of Adam's learning rate."""
-
-
-def run_config(row: str, seed: int, data_root: Path | None) -> ImageTrainConfig:
-    """The settings of one run."""
-    flow, learning_rate = ROWS[row]
-    return ImageTrainConfig(
-        dataset=DATASET, data_root=data_root, protocol="clean", image=image_config(**flow), seed=seed, threads=1,
-        epochs=1000, batch_size=32, learning_rate=learning_rate, schedule="cosine", lr_warmup_steps=200,
-        ema_decay=0.999, clip_norm=100.0, valid_images=1000,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,7 +48,8 @@ class BudgetJob(Job[Limits]):
     """One row and one seed; in its folder are the run and its record.
 
     Attributes:
-        row: in :data:`ROWS`.
+        benchmark: the table.
+        row: of the table.
         seed: of everything.
         budget_seconds: CPU seconds that the steps may use.
         only_scores: whether it is only scored, and finished with all test images.
@@ -101,6 +60,7 @@ class BudgetJob(Job[Limits]):
     score_name: ClassVar[tuple[str, str]] = ("bits_per_dim", "bits/dim")
     digits: ClassVar[int] = 4
 
+    benchmark: Benchmark
     row: str
     seed: int
     budget_seconds: float
@@ -130,7 +90,7 @@ class BudgetJob(Job[Limits]):
 
     def settings(self, workplace: Workplace) -> ImageTrainConfig:
         """See :meth:`Job.settings`."""
-        return run_config(self.row, self.seed, workplace.data_root)
+        return self.benchmark.config(self.row, self.seed, workplace.data_root)
 
     def record_differs(self, workplace: Workplace) -> str:
         """See :meth:`Job.record_differs`; the budget counts too."""
@@ -144,10 +104,11 @@ class BudgetJob(Job[Limits]):
             return
         run = Run.open_or_create(self.folder(workplace), self.settings(workplace))
         wall_seconds = machine.began + machine.wall_seconds - time.time()
-        trainer = BudgetTrainer(run, self.budget_seconds, min(60.0, self.budget_seconds / 8), wall_seconds)
+        between = min(max(60.0, self.budget_seconds / 60), self.budget_seconds / 8)  # validations
+        trainer = BudgetTrainer(run, self.budget_seconds, between, wall_seconds)
         size = sum(p.numel() for p in trainer.parameters)
-        if size > MAX_PARAMETERS:
-            raise ValueError(f"{self.row} has {size} parameters; the class allows {MAX_PARAMETERS}")
+        if size > self.benchmark.max_parameters:
+            raise ValueError(f"{self.row} has {size} parameters; the table allows {self.benchmark.max_parameters}")
         trainer.resume()
         try:
             trainer.fit()
@@ -175,6 +136,7 @@ class BudgetJob(Job[Limits]):
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"] | {"data_root": None}
         settings |= {"budget_seconds": self.budget_seconds, "num_draws": NUM_DRAWS}
         figures = {
+            "benchmark": self.benchmark.name,
             "row": self.row,
             "seed": run.config.seed,
             "bits_per_dim": scores.double().mean().item(),
@@ -198,7 +160,7 @@ class BudgetJob(Job[Limits]):
         }
         record = Record(
             kind="image_benchmark",
-            key=row_key(self.name, {"run": run.key, "budget_seconds": self.budget_seconds}),
+            key=row_key(f"{self.benchmark.name}-{self.name}", {"run": run.key, "budget_seconds": self.budget_seconds}),
             label=self.row,
             settings=settings,
             figures=figures,

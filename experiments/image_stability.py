@@ -26,7 +26,7 @@ import torch
 import tyro
 
 from experiments.first_losses import as_before
-from experiments.image_benchmark_job import run_config
+from experiments.image_benchmark_rows import BENCHMARKS
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
 from vi_flows.evaluation.nll import half_width
 from vi_flows.flows.image_steps import StepFlow
@@ -106,7 +106,7 @@ class RunAll:
 
     def config(self, dataset: str, model: str, bounds: str) -> ImageTrainConfig:
         """The benchmark's, on this data set."""
-        config = run_config(model, self.seed, self.data_root)
+        config = BENCHMARKS["mnist"].config(model, self.seed, self.data_root)
         flow = config.image.flow
         if bounds == "before" and isinstance(flow, StepFlow):
             flow = replace(flow, scale="sigmoid")

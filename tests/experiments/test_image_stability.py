@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import image_benchmark_job, image_stability
+from experiments import image_benchmark_rows, image_stability
 from experiments.image_stability import Render, RunAll, markdown_table
 from vi_flows.records import Record
 from vi_flows.transforms import coupling_maps
@@ -19,7 +19,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_stability, "DATASETS", {"mnist": "digits"})
     monkeypatch.setattr(image_stability, "MODELS", {"mnist": ("glow",)})
     flow = {"flow": "glow", "num_levels": 1, "num_steps": 1, "width": 4}
-    monkeypatch.setitem(image_benchmark_job.ROWS, "glow", (flow, 1e-3))
+    monkeypatch.setitem(image_benchmark_rows.SMALL, "glow", (flow, 1e-3))
 
 
 def test_rows_from_training_to_table(

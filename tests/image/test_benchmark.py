@@ -23,6 +23,7 @@ from vi_flows.transforms import ActNorm, Bijection, Chain, Inverse
 
 benchmark = script("image_benchmark")
 job_module = importlib.import_module("image_benchmark_job")
+BENCHMARKS = importlib.import_module("image_benchmark_rows").BENCHMARKS
 
 TINY = {"flow": "glow", "num_levels": 1, "num_steps": 1, "width": 4}
 
@@ -118,17 +119,17 @@ def test_round_trip_errors_and_the_range_of_images():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The benchmark with a quick row on quick images: the module of its jobs."""
-    monkeypatch.setattr(job_module, "DATASET", "digits")
+    """The benchmark with a quick row on quick images: its table."""
     monkeypatch.setattr(job_module, "CHUNK", 20)
-    monkeypatch.setitem(job_module.ROWS, "glow", (TINY, 1e-3))
-    return job_module
+    table = replace(BENCHMARKS["mnist"], dataset="digits", rows={"glow": (TINY, 1e-3)})
+    monkeypatch.setitem(BENCHMARKS, "mnist", table)
+    return table
 
 
 def test_a_row_from_start_to_table(tmp_path, capsys, tiny):
-    place = Workplace(tmp_path / "runs", tmp_path / "runs")
-    job, whole = (tiny.BudgetJob("glow", 0, 0.5, only_scores=scores) for scores in (False, True))
-    limits = tiny.Limits(evaluate_seconds=0.0, num_samples=8)
+    place = Workplace(tmp_path / "runs" / "mnist", tmp_path / "runs" / "mnist")
+    job, whole = (job_module.BudgetJob(tiny, "glow", 0, 0.5, only_scores=scores) for scores in (False, True))
+    limits = job_module.Limits(evaluate_seconds=0.0, num_samples=8)
     with pytest.raises(OutOfTimeError):  # stopped at once: no record yet, but a checkpoint
         work([job], place, replace(limits, wall_seconds=0.0))
     assert not job.has_record(place)
@@ -150,19 +151,20 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny):
     assert "--budget-seconds 0.5, not 2" in status_of(other, place).error
     with pytest.raises(RunError, match=r"--budget-seconds 0\.5, not 2"):
         other.evaluate(place, limits)
-    benchmark.Render(place.runs, results=tmp_path / "results", figures=tmp_path / "figures").run()
+    out = tmp_path / "runs"
+    benchmark.Render(out=out, results=tmp_path / "results", figures=tmp_path / "figures").run()
     for name in ("curves", "samples"):
-        assert (tmp_path / "figures" / f"image-benchmark-{name}.png").stat().st_size > 1000
+        assert (tmp_path / "figures" / f"image-benchmark-mnist-{name}.png").stat().st_size > 1000
     table = capsys.readouterr().out
     assert f"| glow | {scored['bits_per_dim']:.4f} |" in table
     assert "†" in table
-    assert benchmark.Status(place.runs, ("glow",), (0,), budget_seconds=0.5).run() == 0
+    assert benchmark.Status(out=out, rows=("glow",), seeds=(0,), budget_seconds=0.5).run() == 0
     assert f"{scored['bits_per_dim']:.4f}" in capsys.readouterr().out
 
 
 def test_nothing_is_begun_after_the_time_is_up_and_the_exit_code_says_so(tmp_path, capsys):
     out = tmp_path / "runs"
-    assert benchmark.RunAll(out, ("glow",), (0,), limits=job_module.Limits(wall_seconds=-1.0)).run() == 1
+    assert benchmark.RunAll(out=out, rows=("glow",), seeds=(0,), limits=job_module.Limits(wall_seconds=-1.0)).run() == 1
     assert "0 of 1 runs are done; the same command goes on with 1" in capsys.readouterr().out
     assert not out.exists()
 
@@ -170,12 +172,18 @@ def test_nothing_is_begun_after_the_time_is_up_and_the_exit_code_says_so(tmp_pat
 def test_rows_and_shards():
     with pytest.raises(ValueError, match="i/n"):
         benchmark.RunAll(shard="3/2").mine()
-    with pytest.raises(ValueError, match="unknown row 'maf'"):
+    with pytest.raises(ValueError, match="unknown row 'maf' of mnist"):
         benchmark.Status(rows=("maf",)).run()
     shards = [benchmark.RunAll(shard=f"{i}/4").mine() for i in (1, 2, 3, 4)]
     names = [job.name for job in benchmark.RunAll().mine()]
     assert sorted(job.name for shard in shards for job in shard) == sorted(names)
     assert names[:2] == ["nice-s0", "real_nvp-s0"]
+    seeds = {name: len(benchmark.RunAll(name).mine()) / len(table.rows) for name, table in BENCHMARKS.items()}
+    assert seeds == {"mnist": 3, "mnist-large": 1, "cifar": 3}
+    assert {job.budget_seconds for job in benchmark.RunAll("mnist-large").mine()} == {4 * 3600.0}
+    assert {job.budget_seconds for job in benchmark.RunAll("cifar", budget_seconds=7.0).mine()} == {7.0}
+    with pytest.raises(ValueError, match="benchmark must be one of mnist, mnist-large, cifar"):
+        benchmark.Status("imagenet")
 
 
 def test_intervals_over_seeds_are_students():
@@ -189,7 +197,21 @@ def test_intervals_over_seeds_are_students():
     assert "| glow | 1.1000 | 0.2484 | 3 |" in table
 
 
-@pytest.mark.parametrize("row", list(job_module.ROWS))
-def test_rows_stay_within_the_class(row):
-    density = build_image_density(job_module.run_config(row, 0, None).image, (1, 28, 28))
-    assert sum(p.numel() for p in density.parameters()) <= job_module.MAX_PARAMETERS
+@pytest.mark.parametrize(("name", "row"), [(name, row) for name, table in BENCHMARKS.items() for row in table.rows])
+def test_rows_stay_within_their_table(name, row):
+    table = BENCHMARKS[name]
+    shape = (3, 32, 32) if name == "cifar" else (1, 28, 28)
+    density = build_image_density(table.config(row, 0, None).image, shape)
+    size = sum(p.numel() for p in density.parameters())
+    assert size <= table.max_parameters
+    if name == "cifar":  # equal sizes: an order by bits/dim is none by parameters
+        assert size == pytest.approx(400_000, rel=0.02)
+
+
+def test_pictures_in_colours_and_broken_ones_in_red():
+    strip = importlib.import_module("image_benchmark_figures")._strip
+    grey = torch.full((2, 1, 1, 1), 51.0)
+    grey[1] = torch.nan
+    assert strip(grey)[0].tolist() == [pytest.approx([0.8] * 3), [1.0, 0.0, 0.0]]
+    colours = torch.tensor([0.0, 51.0, 255.0]).reshape(1, 3, 1, 1)
+    assert strip(colours)[0].tolist() == [pytest.approx([0.0, 0.2, 1.0])]
