@@ -18,7 +18,9 @@ from vi_flows.records import Record
 __all__ = ["ABLATIONS", "Ablation", "ablation_table", "ablations_in"]
 
 ABLATIONS = RESULTS / "vae" / "ablation"
-NAME = re.compile(r"ablation-binarized_mnist-g1-(?P<model>plain|amortized-k4-tanh)-(?P<change>.+)-e[0-9+]+-s[0-9]+")
+NAME = re.compile(
+    r"ablation-binarized_mnist-g1-(?P<model>plain|amortized-k4-tanh)-(?P<change>.+)-e(?P<epochs>[0-9]+)[0-9+]*-s[0-9]+"
+)
 BASE = "standard"
 
 
@@ -73,31 +75,31 @@ def ablations_in(folder: Path = ABLATIONS) -> list[Ablation]:
         ValueError: a file is not named as an ablation's; the numbers of importance samples differ; or a record of more
             images than another has no scores of single images.
     """
-    records: dict[Path, tuple[Record, str, str]] = {}
+    records: dict[Path, tuple[Record, dict[str, str]]] = {}
     for path in sorted(folder.glob("*.json")):
         named = NAME.fullmatch(path.stem)
         if named is None:
             raise ValueError(
                 f"{path} has no name of an ablation, such as ablation-binarized_mnist-g1-plain-ema-e800-s0"
             )
-        records[path] = Record.read(path), named["model"], named["change"]
-    samples = {record.figures["num_samples"]: path for path, (record, _, _) in records.items()}
+        records[path] = Record.read(path), named.groupdict()
+    samples = {record.figures["num_samples"]: path for path, (record, _) in records.items()}
     if len(samples) > 1:
         raise ValueError(f"{' and '.join(map(str, samples.values()))} have different numbers of importance samples")
-    size = min((record.figures["num_rows"] for record, _, _ in records.values()), default=0)
-    bases = {(model, _first_stage(record)): record for record, model, change in records.values() if change == BASE}
+    size = min((record.figures["num_rows"] for record, _ in records.values()), default=0)
+    bases = {_first_run(name, record): record for record, name in records.values() if name["change"] == BASE}
     found = []
-    for path, (record, model, change) in records.items():
+    for path, (record, name) in records.items():
         nll, interval = _of_first(path, record, size)
-        base = bases.get((model, _first_stage(record)))
-        below = _below(base, record) if base is not None and change != BASE else None
-        found.append(Ablation(model, change, record, nll, interval, size, below))
+        base = bases.get(_first_run(name, record))
+        below = _below(base, record) if base is not None and name["change"] != BASE else None
+        found.append(Ablation(name["model"], name["change"], record, nll, interval, size, below))
     return sorted(found, key=lambda each: (each.model != "plain", each.nll))
 
 
-def _first_stage(record: Record) -> tuple[int, int]:
-    """Steps and seed of the run from fresh weights: what a recipe and its finish share."""
-    return stages(record)[0][1], record.settings["seed"]
+def _first_run(name: dict[str, str], record: Record) -> tuple[str, str, int]:
+    """Model, epochs and seed of the run from fresh weights: what a recipe and its finish share."""
+    return name["model"], name["epochs"], record.settings["seed"]
 
 
 def _of_first(path: Path, record: Record, size: int) -> tuple[float, tuple[float, float]]:
