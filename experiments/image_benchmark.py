@@ -123,10 +123,10 @@ class Status(Common):
 
 @dataclass(frozen=True)
 class Render(Common):
-    """Copy the runs' records to the results, write the table and draw the curves and samples."""
+    """Copy the runs' records to the results, print the table and draw the curves and samples."""
 
     results: Path = RESULTS
-    """Folder of the records and of ``table.md``; each table has its own in it."""
+    """Folder of the records; each table has its own in it."""
     figures: Path = RESULTS.parents[2] / "figures"
     """Folder of ``image-benchmark-mnist-curves.png``, ``image-benchmark-mnist-samples.png`` and the other tables'."""
 
@@ -138,13 +138,11 @@ class Render(Common):
         records = [Record.read(path).figures for path in sorted(results.glob("*.json"))]
         if not records:
             raise SystemExit(f"no record in {self.folder} or {results}; see `run`")
-        table = markdown_table(records)
-        (results / "table.md").write_text(table + "\n", encoding="utf-8")
         draw_curves(records, self.figures / f"image-benchmark-{self.benchmark}-curves.png")
         draw_samples(
             self.folder, records, self.figures / f"image-benchmark-{self.benchmark}-samples.png", self.data_root
         )
-        print(table)
+        print(markdown_table(records))
         return 0
 
 

@@ -37,6 +37,12 @@ class Benchmark:
     batch_size: int = 32
     valid_images: int = 1000
 
+    @property
+    def title(self) -> str:
+        """``mnist: 1200 CPU seconds of one thread, at most 100,000 parameters``."""
+        time = f"{self.budget_seconds:.0f} CPU seconds of one thread"
+        return f"{self.name}: {time}, at most {self.max_parameters:,} parameters"
+
     def config(self, row: str, seed: int, data_root: Path | None) -> ImageTrainConfig:
         """The settings of one run."""
         flow, learning_rate = self.rows[row]

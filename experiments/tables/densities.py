@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from experiments.image_benchmark_figures import markdown_table as benchmark_table
+from experiments.image_benchmark_rows import BENCHMARKS
 from experiments.image_rows import markdown_table
 from experiments.image_stability import stability_table
 from vi_flows.records import Record
@@ -13,6 +15,7 @@ __all__ = ["render_images", "render_pixel", "render_pixel_vae", "render_stabilit
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = RESULTS.with_name("published.json")
+BENCHMARK_RECORDS = RESULTS / "image_benchmark"
 IMAGE_SETS = {
     "mnist": "MNIST, 28×28×1, uniform dequantisation",
     "cifar": "16 000 CIFAR-10 images after a JPEG round trip: a comparison side by side, not the published benchmark",
@@ -20,8 +23,13 @@ IMAGE_SETS = {
 
 
 def render_images() -> str:
-    """Image flows, a table a data set."""
-    blocks = (f"**{title}**\n\n{markdown_table(RESULTS, name)}" for name, title in IMAGE_SETS.items())
+    """Image flows: the benchmarks that have records, and a table a data set of rows without a budget of time."""
+    blocks = []
+    for benchmark in BENCHMARKS.values():
+        records = [Record.read(path).figures for path in sorted((BENCHMARK_RECORDS / benchmark.name).glob("*.json"))]
+        if records:
+            blocks.append(f"**Benchmark {benchmark.title}**\n\n{benchmark_table(records)}")
+    blocks += [f"**{title}**\n\n{markdown_table(RESULTS, name)}" for name, title in IMAGE_SETS.items()]
     return "\n\n".join(blocks)
 
 

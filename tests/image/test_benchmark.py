@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from experiments.tables import densities
 from tests.image.test_experiments import script
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
@@ -126,7 +127,7 @@ def tiny(monkeypatch):
     return table
 
 
-def test_a_row_from_start_to_table(tmp_path, capsys, tiny):
+def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
     place = Workplace(tmp_path / "runs" / "mnist", tmp_path / "runs" / "mnist")
     job, whole = (job_module.BudgetJob(tiny, "glow", 0, 0.5, only_scores=scores) for scores in (False, True))
     limits = job_module.Limits(evaluate_seconds=0.0, num_samples=8)
@@ -158,6 +159,10 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny):
     table = capsys.readouterr().out
     assert f"| glow | {scored['bits_per_dim']:.4f} |" in table
     assert "†" in table
+    monkeypatch.setattr(densities, "BENCHMARK_RECORDS", tmp_path / "results")
+    shown = densities.render_images().partition("\n\n**MNIST")[0]
+    head = "**Benchmark mnist: 1200 CPU seconds of one thread, at most 100,000 parameters**"
+    assert shown == f"{head}\n\n{table.strip()}"
     assert benchmark.Status(out=out, rows=("glow",), seeds=(0,), budget_seconds=0.5).run() == 0
     assert f"{scored['bits_per_dim']:.4f}" in capsys.readouterr().out
 
