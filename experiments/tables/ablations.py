@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from experiments.tables.vae_rows import RESULTS, stages
-from vi_flows.evaluation import paired_bootstrap
+from vi_flows.evaluation import PairedComparison, paired_bootstrap
 from vi_flows.evaluation.nll import bootstrap_interval
 from vi_flows.records import Record
 
@@ -35,8 +35,8 @@ class Ablation:
         nll: mean over the images that all records were scored on.
         interval: 95 % over those images.
         num_images: how many they are.
-        below: nats below ``standard`` of the same model, epochs and seed: mean and paired 95 % interval over all images
-            that both were scored on; ``None`` where one of the two has no scores of single images.
+        below: nats below ``standard`` of the same model, epochs and seed, over all images that both were scored on;
+            ``None`` where there is no such record or one of the two has no scores of single images.
     """
 
     model: str
@@ -45,7 +45,7 @@ class Ablation:
     nll: float
     interval: tuple[float, float]
     num_images: int
-    below: tuple[float, tuple[float, float]] | None
+    below: PairedComparison | None
 
     @property
     def label(self) -> str:
@@ -112,13 +112,12 @@ def _of_first(path: Path, record: Record, size: int) -> tuple[float, tuple[float
     return scores.mean().item(), bootstrap_interval(scores)
 
 
-def _below(base: Record, record: Record) -> tuple[float, tuple[float, float]] | None:
+def _below(base: Record, record: Record) -> PairedComparison | None:
     if not (base.scores and record.scores):
         return None
     size = min(len(base.scores["nll"]), len(record.scores["nll"]))
     first, second = (torch.from_numpy(each.scores["nll"][:size].astype(np.float64)) for each in (base, record))
-    found = paired_bootstrap(first, second)
-    return found.difference, found.interval
+    return paired_bootstrap(first, second)
 
 
 def ablation_table(rows: Sequence[Ablation]) -> str:
@@ -135,8 +134,8 @@ def ablation_table(rows: Sequence[Ablation]) -> str:
         epochs, steps = (" + ".join(map(str, numbers)) for numbers in zip(*stages(row.record), strict=True))
         below = "–"
         if row.below is not None:
-            mean, (low, high) = row.below
-            below = f"{mean:.2f}, {low:.2f} – {high:.2f} ({row.record.figures['num_rows']})".replace("-", "−")
+            (low, high), images = row.below.interval, row.below.num_rows
+            below = f"{row.below.difference:.2f}, {low:.2f} – {high:.2f} ({images})".replace("-", "−")
         lines.append(
             f"| {row.model} | {row.change}, seed {row.record.settings['seed']} | {row.nll:.2f} | {below} "
             f"| {epochs} | {steps} | {row.seconds:.0f}, {row.device} |"

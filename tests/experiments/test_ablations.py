@@ -44,7 +44,7 @@ def test_standard_is_subtracted_image_by_image_and_from_its_own_finish_too(tmp_p
     write(tmp_path, f"{K4}-finish-e30+30-s0", [1.0, 2.0, 6.0], before=300, steps=60)
     write(tmp_path, f"{K4}-stl-e60-s0", [1.0, 2.0, 6.0], steps=600)
     write(tmp_path, f"{K4}-paper-e30-s0", [1.0, 2.0, 6.0], scores=False)
-    below = {row.change: row.below for row in ablations_in(tmp_path)}
+    below = {row.change: row.below and (row.below.difference, row.below.interval) for row in ablations_in(tmp_path)}
     assert below == {
         "standard": None, "ema": (0.5, (0.5, 0.5)), "finish": (2.0, (2.0, 2.0)), "stl": None, "paper": None,
     }  # fmt: skip
