@@ -105,7 +105,8 @@ def shared_rational_quadratic(
     index = torch.searchsorted((ys if inverse else xs)[1:-1].mT.contiguous().detach(), held.detach(), right=True)
     bins = torch.stack([xs[:-1], xs[1:], ys[:-1], ys[1:], deltas[:-1], deltas[1:]], -1)  # (K, C, 6)
     rows = index * bins.shape[1] + torch.arange(bins.shape[1], device=value.device)[:, None]
-    moved, log_slope = _in_bin(held, *F.embedding(rows, bins.flatten(0, 1)).unbind(-1), inverse)
+    x0, x1, y0, y1, d0, d1 = F.embedding(rows, bins.flatten(0, 1)).unbind(-1)
+    moved, log_slope = _in_bin(held, x0, x1, y0, y1, d0, d1, inverse)
     return torch.where(inside, moved, value), torch.where(inside, log_slope, torch.zeros_like(log_slope))
 
 
