@@ -24,8 +24,6 @@ class Benchmark:
         max_parameters: of a density.
         seeds: that the table is made of.
         rows: by name the flow, and the peak of Adam's learning rate.
-        batch_size: images a step.
-        valid_images: that a validation scores.
     """
 
     name: str
@@ -34,8 +32,6 @@ class Benchmark:
     max_parameters: int
     seeds: tuple[int, ...]
     rows: Mapping[str, tuple[Mapping[str, Any], float]]
-    batch_size: int = 32
-    valid_images: int = 1000
 
     @property
     def title(self) -> str:
@@ -48,8 +44,8 @@ class Benchmark:
         flow, learning_rate = self.rows[row]
         return ImageTrainConfig(
             dataset=self.dataset, data_root=data_root, protocol="clean", image=image_config(**flow), seed=seed,
-            threads=1, epochs=1000, batch_size=self.batch_size, learning_rate=learning_rate, schedule="cosine",
-            lr_warmup_steps=200, ema_decay=0.999, clip_norm=100.0, valid_images=self.valid_images,
+            threads=1, epochs=1000, batch_size=32, learning_rate=learning_rate, schedule="cosine",
+            lr_warmup_steps=200, ema_decay=0.999, clip_norm=100.0, valid_images=1000,
         )  # fmt: skip
 
 

@@ -15,12 +15,14 @@ from vi_flows.records import Record
 K4 = "ablation-binarized_mnist-g1-amortized-k4-tanh"
 
 
-def write(folder: Path, name: str, nlls: list[float], scores: bool = True, before: int = 0, **figures: Any) -> None:
+def write(
+    folder: Path, name: str, nlls: list[float], scores: bool = True, before: int = 0, seed: int = 0, **figures: Any
+) -> None:
     """A record of ``len(nlls)`` images; it goes on from a run of ``before`` steps where there are any."""
     source = {"model": "g1", "epoch": 500, "steps": before, "started_from": None} if before else None
     figures = {"nll": float(np.mean(nlls)), "interval": [1.0, 2.0], "num_samples": 1000, "steps": 300, **figures}
     record = Record(
-        "vae", "key", "VAE", {"seed": 0, "epochs": 30}, figures | {"num_rows": len(nlls)},
+        "vae", "key", "VAE", {"seed": seed, "epochs": 30}, figures | {"num_rows": len(nlls)},
         {"training_seconds": 60.0, "device": "cpu", "started_from": source},
         scores={"nll": np.asarray(nlls, np.float32)} if scores else None,
     )  # fmt: skip
@@ -53,6 +55,17 @@ def test_standard_is_subtracted_image_by_image_and_from_its_own_finish_too(tmp_p
     assert "| amortized-k4-tanh | ema, seed 0 | 4.50 | 0.50, 0.50 – 0.50 (3) | 30 | 290 | 60, cpu |" in table
     finish = "| amortized-k4-tanh | finish, seed 0 | 3.00 | 2.00, 2.00 – 2.00 (3) | 500 + 30 | 300 + 60 | 60, cpu |"
     assert finish in table
+
+
+def test_changes_stand_in_the_order_of_their_figures_under_their_own_names(tmp_path: Path) -> None:
+    """A change's name may itself hold what looks like epochs."""
+    plain = "ablation-binarized_mnist-g1-plain"
+    write(tmp_path, f"{plain}-finish-rate-3e-4-e500+30-s0", [88.0], before=300, steps=60)
+    write(tmp_path, f"{plain}-ema-e30-s3", [87.0], seed=3)
+    assert ablation_table(ablations_in(tmp_path)).splitlines()[4:] == [
+        "| plain | ema, seed 3 | 87.00 | – | 30 | 300 | 60, cpu |",
+        "| plain | finish-rate-3e-4, seed 0 | 88.00 | – | 500 + 30 | 300 + 60 | 60, cpu |",
+    ]
 
 
 def test_seconds_are_the_processors_where_it_computes_and_they_were_counted(tmp_path: Path) -> None:

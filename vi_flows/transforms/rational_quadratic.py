@@ -71,8 +71,7 @@ def rational_quadratic(
     """
     xs, ys = _knots(widths, bound), _knots(heights, bound)
     deltas = _slopes_at_knots(slopes)
-    inside = value.abs() < bound
-    held = torch.where(inside, value, torch.zeros_like(value))
+    inside, held = _held_inside(value, bound)
     index = (held >= (ys if inverse else xs)[1:-1]).sum(0, keepdim=True)
 
     def at(array: Tensor, offset: int = 0) -> Tensor:
@@ -100,14 +99,19 @@ def shared_rational_quadratic(
     """
     xs, ys = _knots(widths, bound), _knots(heights, bound)
     deltas = _slopes_at_knots(slopes)
-    inside = value.abs() < bound
-    held = torch.where(inside, value, torch.zeros_like(value))
+    inside, held = _held_inside(value, bound)
     index = torch.searchsorted((ys if inverse else xs)[1:-1].mT.contiguous().detach(), held.detach(), right=True)
     bins = torch.stack([xs[:-1], xs[1:], ys[:-1], ys[1:], deltas[:-1], deltas[1:]], -1)  # (K, C, 6)
     rows = index * bins.shape[1] + torch.arange(bins.shape[1], device=value.device)[:, None]
     x0, x1, y0, y1, d0, d1 = F.embedding(rows, bins.flatten(0, 1)).unbind(-1)
     moved, log_slope = _in_bin(held, x0, x1, y0, y1, d0, d1, inverse)
     return torch.where(inside, moved, value), torch.where(inside, log_slope, torch.zeros_like(log_slope))
+
+
+def _held_inside(value: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """Which entries lie between the outer knots, and the entries with 0 for the others, which stay as they are."""
+    inside = value.abs() < bound
+    return inside, torch.where(inside, value, torch.zeros_like(value))
 
 
 def _in_bin(

@@ -56,8 +56,6 @@ class PixelSpline(ImageBijection):
     def _bend(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         self._check_image(value)
         rows = value.movedim(-3, 0)
-        bent = shared_rational_quadratic(
-            rows.flatten(1), self.widths, self.heights, self.slopes, self.bound, inverse
-        )  # fmt: skip
+        bent = shared_rational_quadratic(rows.flatten(1), self.widths, self.heights, self.slopes, self.bound, inverse)
         moved, log_slope = (each.reshape(rows.shape).movedim(0, -3) for each in bent)
         return moved, log_slope
