@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from image_benchmark_figures import draw_curves, draw_samples, markdown_table
+from image_benchmark_figures import draw_best, draw_curves, draw_samples, markdown_table
 from image_benchmark_job import BudgetJob, Limits
 from image_benchmark_rows import BENCHMARKS
 
@@ -123,12 +123,12 @@ class Status(Common):
 
 @dataclass(frozen=True)
 class Render(Common):
-    """Copy the runs' records to the results, print the table and draw the curves and samples."""
+    """Copy the runs' records to the results, print the table and draw curves, samples and the best row's pictures."""
 
     results: Path = RESULTS
     """Folder of the records; each table has its own in it."""
     figures: Path = RESULTS.parents[2] / "figures"
-    """Folder of ``image-benchmark-mnist-curves.png``, ``image-benchmark-mnist-samples.png`` and the other tables'."""
+    """Folder of ``image-benchmark-mnist-curves.png``, ``-samples.png``, ``-best.png`` and the other tables'."""
 
     def run(self) -> int:
         """Render what is there."""
@@ -138,10 +138,10 @@ class Render(Common):
         records = [Record.read(path).figures for path in sorted(results.glob("*.json"))]
         if not records:
             raise SystemExit(f"no record in {self.folder} or {results}; see `run`")
-        draw_curves(records, self.figures / f"image-benchmark-{self.benchmark}-curves.png")
-        draw_samples(
-            self.folder, records, self.figures / f"image-benchmark-{self.benchmark}-samples.png", self.data_root
-        )
+        start = f"image-benchmark-{self.benchmark}"
+        draw_curves(records, self.figures / f"{start}-curves.png")
+        draw_samples(self.folder, records, self.figures / f"{start}-samples.png", self.data_root)
+        draw_best(self.folder, records, self.figures / f"{start}-best.png", self.data_root)
         print(markdown_table(records))
         return 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vi_flows.distributions import ImageDensity
 from vi_flows.training import Run
 
 # Student's t quantile at 97.5 % for the interval over n seeds.
@@ -81,31 +82,68 @@ def draw_samples(
     out: Path, records: list[dict[str, Any]], path: Path, data_root: Path | None, columns: int = 16
 ) -> None:
     """A line of samples at temperature 1 a row (its first seed), of the rows whose weights are in ``out``."""
+    strips: dict[str, torch.Tensor] = {}
+    for row, folder in _trained(out, records).items():
+        run, density = _opened(folder, data_root)
+        strips.setdefault("test images", run.data.images("test")[:columns] / (density.num_levels - 1))
+        strips[row] = _sampled(density, columns, 1.0)
+    if strips:
+        _draw_strips(strips, path, 2.0)
+
+
+def draw_best(out: Path, records: list[dict[str, Any]], path: Path, data_root: Path | None, columns: int = 16) -> None:
+    """The best row's samples at four temperatures, of the same draws, and ways between test images in its latents."""
+    folder = next(iter(_trained(out, records).values()), None)
+    if folder is None:
+        return
+    run, density = _opened(folder, data_root)
+    strips = {f"temperature {t:g}": _sampled(density, columns, t) for t in (0.6, 0.75, 0.9, 1.0)}
+    ends = run.data.images("test")[: 2 * len(strips)]
+    for index, (first, second) in enumerate(zip(ends[::2], ends[1::2], strict=True)):
+        line = density.interpolate(first, second, columns)
+        strips[f"test images {2 * index} to {2 * index + 1}"] = line / (density.num_levels - 1)
+    _draw_strips(strips, path, 1.5)
+
+
+def _trained(out: Path, records: list[dict[str, Any]]) -> dict[str, Path]:
+    """By row, best first, the folder of its first seed, where the weights are in ``out``."""
+    found: dict[str, Path] = {}
+    for record in sorted(records, key=lambda r: (r["seed"], r["bits_per_dim"])):
+        folder = out / f"{record['row']}-s{record['seed']}"
+        if (folder / "best.safetensors").exists():
+            found.setdefault(record["row"], folder)
+    return found
+
+
+def _opened(folder: Path, data_root: Path | None) -> tuple[Run, ImageDensity]:
+    run = Run.open(folder, data_root)
+    task = run.build_task()
+    run.load_weights(task, "best")
+    return run, task.module
+
+
+def _sampled(density: ImageDensity, count: int, temperature: float) -> torch.Tensor:
+    """Samples, black 0 and white 1; those that are not finite become NaN, which :func:`_strip` shows in red."""
+    torch.manual_seed(0)
+    logits = density.sample_logits(count, temperature)
+    broken = ~logits.isfinite().flatten(1).all(1)[:, None, None, None]
+    levels = density.num_levels
+    images = (levels * density.pixels.forward_and_ladj(logits)[0]).floor().clamp(0, levels - 1)
+    return (images / (levels - 1)).masked_fill(broken, torch.nan)
+
+
+def _draw_strips(strips: dict[str, torch.Tensor], path: Path, margin: float) -> None:
+    """Lines of as many images, with their names in a margin of so many inches."""
     import matplotlib.pyplot as plt
 
-    names = [f"{r['row']}-s{r['seed']}" for r in sorted(records, key=lambda r: (r["seed"], r["bits_per_dim"]))]
-    chosen: dict[str, str] = {}
-    for name in names:
-        if (out / name / "best.safetensors").exists():
-            chosen.setdefault(name.rpartition("-s")[0], name)
-    if not chosen:
-        return
-    figure, axes = plt.subplots(len(chosen) + 1, 1, figsize=(0.5 * columns + 2.0, 0.5 * (len(chosen) + 1)))
-    strips: dict[str, torch.Tensor] = {}
-    for row, name in chosen.items():
-        run = Run.open(out / name, data_root)
-        task = run.build_task()
-        run.load_weights(task, "best")
-        strips.setdefault("test images", run.data.images("test")[:columns].float())
-        torch.manual_seed(0)
-        logits = task.module.sample_logits(columns)
-        images = (256 * task.module.pixels.forward_and_ladj(logits)[0]).floor().clamp(0, 255)
-        strips[row] = images.masked_fill(~logits.isfinite().flatten(1).all(1)[:, None, None, None], torch.nan)
-    for axis, (row, images) in zip(axes, strips.items(), strict=True):
+    columns = len(next(iter(strips.values())))
+    width = 0.5 * columns + margin
+    figure, axes = plt.subplots(len(strips), 1, figsize=(width, 0.5 * len(strips)))
+    for axis, (name, images) in zip(axes, strips.items(), strict=True):
         axis.imshow(_strip(images))
         axis.set(xticks=[], yticks=[])
-        axis.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=7)
-    figure.subplots_adjust(left=2.0 / (0.5 * columns + 2.0), right=0.995, top=0.995, bottom=0.005, hspace=0.05)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
+    figure.subplots_adjust(left=margin / width, right=0.995, top=0.995, bottom=0.005, hspace=0.05)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -113,6 +151,6 @@ def draw_samples(
 
 def _strip(images: torch.Tensor) -> np.ndarray:
     """Images side by side in colours, dark on white where they have one channel; those that hold a NaN are red."""
-    flat = torch.cat(list(images), -1).movedim(0, -1).numpy() / 255
+    flat = torch.cat(list(images), -1).movedim(0, -1).numpy()
     colours = np.repeat(1 - flat, 3, -1) if flat.shape[-1] == 1 else flat
     return np.where(np.isnan(colours), np.array([1.0, 0.0, 0.0]), colours)

@@ -154,7 +154,7 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
         other.evaluate(place, limits)
     out = tmp_path / "runs"
     benchmark.Render(out=out, results=tmp_path / "results", figures=tmp_path / "figures").run()
-    for name in ("curves", "samples"):
+    for name in ("curves", "samples", "best"):
         assert (tmp_path / "figures" / f"image-benchmark-mnist-{name}.png").stat().st_size > 1000
     table = capsys.readouterr().out
     assert f"| glow | {scored['bits_per_dim']:.4f} |" in table
@@ -215,8 +215,8 @@ def test_rows_stay_within_their_table(name, row):
 
 def test_pictures_in_colours_and_broken_ones_in_red():
     strip = importlib.import_module("image_benchmark_figures")._strip
-    grey = torch.full((2, 1, 1, 1), 51.0)
+    grey = torch.full((2, 1, 1, 1), 0.2)
     grey[1] = torch.nan
     assert strip(grey)[0].tolist() == [pytest.approx([0.8] * 3), [1.0, 0.0, 0.0]]
-    colours = torch.tensor([0.0, 51.0, 255.0]).reshape(1, 3, 1, 1)
+    colours = torch.tensor([0.0, 0.2, 1.0]).reshape(1, 3, 1, 1)
     assert strip(colours)[0].tolist() == [pytest.approx([0.0, 0.2, 1.0])]
