@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,24 @@ import torch
 from vi_flows.distributions import ImageDensity
 from vi_flows.training import Run
 
+PUBLISHED = Path(__file__).with_name("published.json")
+
 # Student's t quantile at 97.5 % for the interval over n seeds.
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+
+
+def published_bits(dataset: str, row: str) -> float | None:
+    """The papers' bits/dim of a row's family, such as ``mconv`` of ``mconv-cepstrum``; ``None`` where there is none."""
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))["image"]["rows"]
+    return published.get(f"{dataset}-{row.partition('-')[0]}")
 
 
 def markdown_table(records: list[dict[str, Any]]) -> str:
     """The table, best row first; intervals are over seeds (Student's t), or over test images for one seed."""
     lines = [
-        "| row | bits/dim | ± 95 % | seeds | parameters | CPU s | images seen | sampling, ms an image "
+        "| row | bits/dim | ± 95 % | paper | seeds | parameters | CPU s | images seen | sampling, ms an image "
         "| finite | saturated pixels | round trip |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -42,9 +51,11 @@ def markdown_table(records: list[dict[str, Any]]) -> str:
         partial = (
             "" if all(r["num_images"] == r["num_test_images"] for r in group) else f" ({group[0]['num_images']} images)"
         )
+        dataset = group[0]["benchmark"].partition("-")[0]
         short = "" if all(r["budget_used"] >= 1 for r in group) else " (cut)"
         lines.append(
-            f"| {row}{short} | {center:.4f}{partial} | {half:.4f}{note} | {count} | {group[0]['parameters']:,} "
+            f"| {row}{short} | {center:.4f}{partial} | {half:.4f}{note} "
+            f"| {published_bits(dataset, row) or '–'} | {count} | {group[0]['parameters']:,} "
             f"| {mean('cpu_seconds', group):.0f} | {mean('images_seen', group) / 1000:.0f} k "
             f"| {1000 * mean('cpu_seconds', samples):.1f} | {100 * mean('finite_images', samples):.1f} % "
             f"| {100 * mean('saturated_pixels', samples):.2f} % | {max(r['round_trip_error'] for r in group):.0e} |"

@@ -12,6 +12,7 @@ chosen so that the numbers of parameters are close (but for NICE, whose fully co
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,6 +53,8 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 # Quad-coupling has three networks where the others have one: about 1/√3 of the width gives as many parameters.
 QUAD_WIDTH = {"probe": 28, "short": 18, "small": 74, "paper": 296}
+MAF = ("maf5", "maf10")
+"""These have their paper's size at every budget."""
 NICE = {"probe": (500,) * 2, "short": (500,) * 2, "small": (1000,) * 5, "paper": (1000,) * 5}
 
 
@@ -62,6 +65,8 @@ def row_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
     if model == "real_nvp":
         return image_config("real_nvp", num_final=0, **MASKED[budget])
     flow, _, coupling = model.partition("-")
+    if flow in MAF:
+        return image_config(f"{flow}-mnist", mixed_precision=True, pixel_spline=96 if coupling else 0)
     if flow == "mconv":
         return image_config("mconv", filter=coupling or "cepstrum", **MASKED[budget])
     steps = dict(STEPS[budget])
@@ -74,14 +79,16 @@ def row_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
 
 MODELS = (
     "nice", "real_nvp", "mconv", "mconv-kernel", "mconv-cosine", "glow", "inv_conv3x3", "inv_conv3x3-quad", "emerging",
-    "emerging-quad",
+    "emerging-quad", "maf5", "maf5-pixel_spline", "maf10", "maf10-pixel_spline",
 )  # fmt: skip
 ROWS = {
     **{f"mnist-{model}": (model, "mnist") for model in MODELS},
     **{f"cifar-{model}": (model, CIFAR) for model in ("glow", "emerging", "inv_conv3x3", "inv_conv3x3-quad")},
 }
-PUBLISHED = {"mnist-real_nvp": 1.09, "mnist-mconv": 1.07}
-"""Bits/dim of Karami et al., table 1. The subset of the `cifar` rows is no published benchmark."""
+PUBLISHED: dict[str, float] = json.loads(RESULTS.with_name("published.json").read_text(encoding="utf-8"))["image"][
+    "rows"
+]
+"""Bits/dim in the papers. The subset of the `cifar` rows is no published benchmark."""
 
 
 @dataclass(frozen=True)

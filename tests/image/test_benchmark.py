@@ -194,12 +194,18 @@ def test_rows_and_shards():
 def test_intervals_over_seeds_are_students():
     base = {
         "row": "glow", "half_width": 1.0, "num_images": 9, "num_test_images": 9, "budget_used": 1.0, "parameters": 5,
-        "cpu_seconds": 1.0, "images_seen": 2, "round_trip_error": 1e-5,
+        "cpu_seconds": 1.0, "images_seen": 2, "round_trip_error": 1e-5, "benchmark": "mnist-large",
         "samples": {"cpu_seconds": 0.01, "finite_images": 1.0, "saturated_pixels": 0.0},
     }  # fmt: skip
     table = benchmark.markdown_table([{**base, "bits_per_dim": b} for b in (1.0, 1.1, 1.2)])
     # Standard deviation 0.1 of three seeds: 4.303 · 0.1/√3.
-    assert "| glow | 1.1000 | 0.2484 | 3 |" in table
+    assert "| glow | 1.1000 | 0.2484 | – | 3 |" in table
+
+
+def test_the_papers_numbers_stand_beside_their_family():
+    published = importlib.import_module("image_benchmark_figures").published_bits
+    assert [published("mnist", row) for row in ("mconv-kernel", "real_nvp", "glow")] == [1.07, 1.09, None]
+    assert published("cifar", "real_nvp") is None
 
 
 @pytest.mark.parametrize(("name", "row"), [(name, row) for name, table in BENCHMARKS.items() for row in table.rows])

@@ -63,6 +63,15 @@ def test_rows_and_table(tmp_path, capsys, monkeypatch):
         module.RunRow("mnist-maf").run()
 
 
+def test_mafs_have_their_papers_size():
+    module = script("image_rows")
+    names = ("maf5", "maf10", "maf10-pixel_spline")
+    configs = [module.row_config(model, "small", cifar=False) for model in names]
+    assert [(c.flow.num_layers, c.flow.hidden_dims, c.pixel_spline) for c in configs] == [
+        (5, (1024,), 0), (10, (1024,), 0), (10, (1024,), 96),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("budget", ["probe", "short", "small"])
 def test_rows_have_about_equal_sizes(budget):
     """Within a family of rows the numbers of parameters are within 30 % of each other."""

@@ -269,7 +269,7 @@ def check_paper_row(name: str) -> None:
     if not PUBLISHED.is_file():
         return
     published = from_json(PUBLISHED.read_text(encoding="utf-8"))
-    rows = [*published["rows"], *published["pixel"]["rows"]]
+    rows = [*published["rows"], *published["pixel"]["rows"], *published["image"]["rows"]]
     if name not in rows:
         raise ValueError(f"the papers have no row {name!r}; choose among {', '.join(rows)}")
 
