@@ -21,6 +21,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from vi_flows.data import ImageData
 from vi_flows.diagnostics.attributes import ATTRIBUTES, Attributes, attribute_directions, edit
 from vi_flows.distributions import ImageDensity
 from vi_flows.records import Record, provenance, row_key
@@ -59,6 +60,13 @@ class Options:
     """Folder with the data files."""
     threads: int = 1
     """CPU threads."""
+
+
+def spread(data: ImageData, split: str, count: int) -> tuple[Tensor, Tensor]:
+    """So many images of a split with their classes, evenly spaced: some data sets are sorted by class."""
+    images, labels = data.images(split), data.labels[split]
+    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
+    return images[chosen], labels[chosen]
 
 
 def encode(density: ImageDensity, images: Tensor) -> Tensor:
@@ -111,12 +119,21 @@ def draw(
 
     Returns:
         Where the picture is.
+
+    Raises:
+        SystemExit: no image is of a class that is to be shown.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    missing = [label for label in options.shown if label not in labels]
+    if missing:
+        found = ", ".join(str(label) for label in sorted(set(labels.tolist())))
+        raise SystemExit(
+            f"none of the {len(labels)} test images is of class {missing[0]}; --shown takes some of {found}"
+        )
     chosen = [int((labels == label).nonzero()[0]) for label in options.shown]
     rows = len(swept) * len(chosen)
     figure, axes = plt.subplots(rows, 7, figsize=(5.2, 0.8 * rows))
@@ -153,8 +170,7 @@ def main(options: Options) -> None:
     task = run.build_task()
     trained = run.load_weights(task)
     density, data = task.module, run.data
-    fit = data.images("train")[: options.num_fit], data.labels["train"][: options.num_fit]
-    test = data.images("test")[: options.num_test], data.labels["test"][: options.num_test]
+    fit, test = spread(data, "train", options.num_fit), spread(data, "test", options.num_test)
     attributes = ATTRIBUTES[options.attributes]
     measured = attributes.measure(fit[0])
     deviation = measured.std(0)

@@ -96,7 +96,7 @@ def draw_samples(
     strips: dict[str, torch.Tensor] = {}
     for row, folder in _trained(out, records).items():
         run, density = _opened(folder, data_root)
-        strips.setdefault("test images", run.data.images("test")[:columns] / (density.num_levels - 1))
+        strips.setdefault("test images", _test_images(run, columns) / (density.num_levels - 1))
         strips[row] = _sampled(density, columns, 1.0)
     if strips:
         _draw_strips(strips, path, 2.0)
@@ -109,10 +109,10 @@ def draw_best(out: Path, records: list[dict[str, Any]], path: Path, data_root: P
         return
     run, density = _opened(folder, data_root)
     strips = {f"temperature {t:g}": _sampled(density, columns, t) for t in (0.6, 0.75, 0.9, 1.0)}
-    ends = run.data.images("test")[: 2 * len(strips)]
+    ends = _test_images(run, 2 * len(strips))
     for index, (first, second) in enumerate(zip(ends[::2], ends[1::2], strict=True)):
         line = density.interpolate(first, second, columns)
-        strips[f"test images {2 * index} to {2 * index + 1}"] = line / (density.num_levels - 1)
+        strips[f"interpolation {index + 1}"] = line / (density.num_levels - 1)
     _draw_strips(strips, path, 1.5)
 
 
@@ -131,6 +131,12 @@ def _opened(folder: Path, data_root: Path | None) -> tuple[Run, ImageDensity]:
     task = run.build_task()
     run.load_weights(task, "best")
     return run, task.module
+
+
+def _test_images(run: Run, count: int) -> torch.Tensor:
+    """So many, evenly spaced: some data sets are sorted by class."""
+    images = run.data.images("test")
+    return images[torch.linspace(0, len(images) - 1, count).long()]
 
 
 def _sampled(density: ImageDensity, count: int, temperature: float) -> torch.Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from vi_flows.distributions.image_config import build_image_density
 from vi_flows.records import Record
@@ -61,6 +63,18 @@ def test_rows_and_table(tmp_path, capsys, monkeypatch):
         module.Samples("cifar", "probe", tmp_path / "runs").run()
     with pytest.raises(SystemExit, match="mnist-nice"):
         module.RunRow("mnist-maf").run()
+
+
+def test_edited_images_are_of_all_classes_of_sorted_data(tmp_path):
+    module = script("attribute_edit")
+    data = SimpleNamespace(images=lambda _: torch.arange(100), labels={"test": torch.arange(100) // 10})
+    images, labels = module.spread(data, "test", 10)
+    assert labels.tolist() == [*range(10)]
+    assert images.tolist() == [11 * i for i in range(10)]
+    assert module.spread(data, "test", 300)[0].tolist() == [*range(100)]
+    options = module.Options(tmp_path, shown=(2, 7))
+    with pytest.raises(SystemExit, match="none of the 2 test images is of class 7; --shown takes some of 2, 5"):
+        module.draw(None, options, images[:2], torch.tensor([5, 2]), {})
 
 
 def test_mafs_have_their_papers_size():
