@@ -66,7 +66,8 @@ def row_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
         return image_config("real_nvp", num_final=0, **MASKED[budget])
     flow, _, coupling = model.partition("-")
     if flow in MAF:
-        return image_config(f"{flow}-mnist", mixed_precision=True, pixel_spline=96 if coupling else 0)
+        change = {"": {}, "pixel_spline": {"pixel_spline": 96}, "tanh": {"scale": "tanh"}}[coupling]
+        return image_config(f"{flow}-mnist", mixed_precision=True, **change)
     if flow == "mconv":
         return image_config("mconv", filter=coupling or "cepstrum", **MASKED[budget])
     steps = dict(STEPS[budget])
@@ -79,7 +80,7 @@ def row_config(model: str, budget: str, cifar: bool) -> ImageFlowConfig:
 
 MODELS = (
     "nice", "real_nvp", "mconv", "mconv-kernel", "mconv-cosine", "glow", "inv_conv3x3", "inv_conv3x3-quad", "emerging",
-    "emerging-quad", "maf5", "maf5-pixel_spline", "maf10", "maf10-pixel_spline",
+    "emerging-quad", "maf5", "maf5-pixel_spline", "maf10", "maf10-pixel_spline", "maf10-tanh",
 )  # fmt: skip
 ROWS = {
     **{f"mnist-{model}": (model, "mnist") for model in MODELS},

@@ -20,7 +20,7 @@ SCALAR = torch.Size()
 
 
 class ImageOverflowError(FloatingPointError):
-    """An image that a flow drew or decoded holds a NaN or an infinity."""
+    """An image that a flow drew or decoded, or the density of one, is NaN or infinite."""
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:
@@ -102,7 +102,8 @@ class ImageDensity(nn.Module):
             raise ValueError(f"temperature must be positive, got {temperature}")
         loc = self.origin.expand(self.image_shape) if loc is None else loc
         scale = torch.full_like(loc, temperature) if log_scale is None else temperature * log_scale.exp().expand_as(loc)
-        return BASES[self.base](loc, scale).to_event(3)
+        # Unvalidated: of a latent that overflowed, validation would print the whole tensor; NaN is reported by name.
+        return BASES[self.base](loc, scale, validate_args=False).to_event(3)
 
     def logit_distribution(
         self, temperature: float = 1.0, loc: Tensor | None = None, log_scale: Tensor | None = None
@@ -133,19 +134,36 @@ class ImageDensity(nn.Module):
 
         Raises:
             ValueError: the images have another shape, or ``num_draws`` is less than 1.
+            ImageOverflowError: the density of an image is NaN or zero.
         """
+        scores = self._scores(images, num_draws)
+        broken = int((~torch.isfinite(scores)).sum())
+        if broken:
+            raise ImageOverflowError(
+                f"the density of {broken} of {scores.numel()} images is NaN or zero: the flow overflows on them. Bound "
+                "its scales (scale='tanh'), or train it with a smaller learning rate"
+            )
+        return scores
+
+    def bits_per_dim(self, images: Tensor, num_draws: int = 1) -> Tensor:
+        """:func:`bits_per_dim` of :meth:`log_prob`: an upper bound in expectation, shape ``(…)``.
+
+        Raises:
+            ImageOverflowError: see :meth:`log_prob`.
+        """
+        return bits_per_dim(self.log_prob(images, num_draws), self.num_dims)
+
+    def forward(self, images: Tensor, num_draws: int = 1) -> Tensor:
+        """:meth:`bits_per_dim` for training: not finite where the flow overflows, which ends a training by name."""
+        return bits_per_dim(self._scores(images, num_draws), self.num_dims)
+
+    def _scores(self, images: Tensor, num_draws: int) -> Tensor:
         self._check(images)
         if num_draws < 1:
             raise ValueError(f"num_draws must be at least 1, got {num_draws}")
         images = images.to(self.origin)
         distribution = self.distribution()
         return torch.stack([distribution.log_prob(images) for _ in range(num_draws)]).mean(0)
-
-    def bits_per_dim(self, images: Tensor, num_draws: int = 1) -> Tensor:
-        """:func:`bits_per_dim` of :meth:`log_prob`: an upper bound in expectation, shape ``(…)``."""
-        return bits_per_dim(self.log_prob(images, num_draws), self.num_dims)
-
-    forward = bits_per_dim
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
@@ -156,7 +174,7 @@ class ImageDensity(nn.Module):
         """
         training = self.training
         self.train()
-        self.log_prob(images)
+        self.forward(images)
         self.train(training)
 
     @torch.no_grad()
