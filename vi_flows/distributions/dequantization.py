@@ -21,9 +21,18 @@ from torch.types import _size
 from vi_flows.nn.image import ConvConditioner
 from vi_flows.transforms import AffineMap, Checkerboard, ConditionalChain, ConditionalCoupling, Inverse, Logit
 
-__all__ = ["Dequantized", "Dequantizer", "UniformDequantizer", "VariationalDequantizer"]
+__all__ = ["Dequantized", "Dequantizer", "Logistic", "UniformDequantizer", "VariationalDequantizer"]
 
 SCALAR = torch.Size()
+
+
+class Logistic(dist.Logistic):
+    """Pyro's logistic distribution with finite draws: its uniform noise is 0, and the draw −∞, once in 2²⁴ float32."""
+
+    def rsample(self, sample_shape: _size = SCALAR) -> Tensor:
+        """See :class:`pyro.distributions.Logistic`."""
+        u = self.loc.new_empty(self._extended_shape(sample_shape)).uniform_()
+        return self.icdf(u.clamp(min=torch.finfo(u.dtype).eps / 4))  # half of the least step from 0
 
 
 class Dequantizer(Protocol):
@@ -72,7 +81,7 @@ class VariationalDequantizer(nn.Module):
 
     def distribution(self, x: Tensor) -> dist.TransformedDistribution:
         """``q(u|x)``, over noise of the shape of ``x``."""
-        base = dist.Logistic(torch.zeros_like(x), 1.0).to_event(3)
+        base = Logistic(torch.zeros_like(x), 1.0).to_event(3)
         return dist.TransformedDistribution(base, [self.flow.condition(x / (self.num_levels - 1) - 0.5), self.squash])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

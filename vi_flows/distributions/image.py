@@ -9,13 +9,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from vi_flows.distributions.dequantization import Dequantized, Dequantizer
+from vi_flows.distributions.dequantization import Dequantized, Dequantizer, Logistic
 from vi_flows.settings import check_counts, check_tensors
 from vi_flows.transforms import Bijection, Inverse, Logit
 
 __all__ = ["ImageDensity", "ImageOverflowError", "bits_per_dim"]
 
-BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
+BASES = {"normal": dist.Normal, "logistic": Logistic}
 SCALAR = torch.Size()
 
 
