@@ -42,7 +42,7 @@ def test_a_run_keeps_its_weights_and_loses_the_rest(script, run, tmp_path, capsy
     assert Run.open(folder).key == run.key
     assert (folder / "metrics.jsonl").read_bytes() == (run.folder / "metrics.jsonl").read_bytes()
     size = (folder / "last.safetensors.xz").stat().st_size
-    assert f"{size:,} bytes; {size:,} of 12,000,000 are used" in capsys.readouterr().out
+    assert f"{size:,} bytes; {size:,} of 15,000,000 are used" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="take another name"):
         script.main(script.Commit(run.folder, "small", tmp_path))
 
@@ -55,7 +55,7 @@ def test_where_it_lay_and_what_computed_is_left_out(script, run, tmp_path):
     path.write_text(json.dumps(settings))
     try:
         copy = tmp_path / "copy"
-        script.put(Run(run.folder, run.config), copy)
+        script.put(Run.open(run.folder), copy)
     finally:
         path.write_text(before)
     found = json.loads((copy / "config.json").read_text())["settings"]

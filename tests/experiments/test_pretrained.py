@@ -15,6 +15,7 @@ from vi_flows.evaluation import estimate_nll
 from vi_flows.records import Record
 from vi_flows.training import Run
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.base import EvaluationSettings
 from vi_flows.training.tasks.vae import VAEEvaluationSettings
 from vi_flows.vae import build_vae
 
@@ -31,10 +32,11 @@ def test_there_are_some_and_they_are_small() -> None:
     assert PIXEL
     assert IMAGE
     assert {*RUNS, *PIXEL, *IMAGE} == {*EVERY}
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors*")) <= 12e6
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors*")) <= 15e6
 
 
 SHA256 = {
+    "binarized_mnist-diagonal_bilstm": "7d65168064a0b127",
     "binarized_mnist-g1-amortized-k8-tanh-dreg5-iwae50": "ef7b61dea14c9e51",
     "binarized_mnist-g2-amortized-k8-tanh-iwae5": "7e570791bf6e1fc3",
     "digits-gated-labels": "72be2846b5991010",
@@ -69,16 +71,20 @@ def test_the_weights_fit_and_give_a_likelihood(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", PIXEL, ids=lambda folder: folder.name)
 def test_the_record_of_a_pixel_model_comes_out_again(folder: Path, tmp_path: Path) -> None:
+    root, config = os.environ.get("VI_FLOWS_DATA"), Run.open(folder).config
+    if config.dataset != "digits" and not root:
+        pytest.skip("VI_FLOWS_DATA does not name a folder with the public files")
     shutil.copytree(folder, tmp_path / "run")
-    run = Run.open(tmp_path / "run")
+    run = Run.open(tmp_path / "run", None if config.dataset == "digits" else Path(root or ""))
     records = [Record.read(path) for path in (RESULTS / "pixel").glob("*.json")]
-    (expected,) = [record for record in records if record.key == run.key]
-    found, _ = evaluate_run(run, progress=False)
+    named = run.key.rpartition("-")[0]  # without the digest of all settings: what trained it was another device
+    (expected,) = [record for record in records if record.key.rpartition("-")[0] == named]
+    found, _ = evaluate_run(run, EvaluationSettings(limit=100), progress=False)
     assert found.provenance["data_sha256"] == expected.provenance["data_sha256"]
-    for name in ("nll", "marginal_nll"):
-        assert found.figures[name] == pytest.approx(expected.figures[name], abs=1e-4)
-        assert found.scores[name] == pytest.approx(expected.scores[name], abs=1e-3)
-    assert found.figures["class_accuracy"] == pytest.approx(expected.figures["class_accuracy"], abs=0.004)
+    assert {"nll"} <= expected.scores.keys() == found.scores.keys()
+    for name, scores in found.scores.items():
+        assert scores == pytest.approx(expected.scores[name][:100], abs=1e-3)
+        assert expected.scores[name].mean() == pytest.approx(expected.figures[name], abs=1e-4)
 
 
 def trained_density(folder: Path) -> ImageDensity:
