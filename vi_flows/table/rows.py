@@ -110,7 +110,7 @@ def _guides() -> Iterator[tuple[str, str | None, VAEConfig]]:
     # Rezende and Mohamed's flow of 80 layers is the paper's VAE+NF.
     yield "planar16", None, VAEConfig(flow=Planar(num_layers=16))
     yield "planar80", "nf", VAEConfig(flow=Planar(num_layers=80))
-    # The gate of IAF's paper: with scales up to e² the bound runs away at the recipe's learning rate, epoch after epoch.
+    # The gate of IAF's paper: with scales up to e² the bound runs away at the recipe's learning rate.
     yield "iaf", None, VAEConfig(flow=IAF(scale="sigmoid"))
     yield "sylvester", None, VAEConfig(flow=Sylvester())
 
