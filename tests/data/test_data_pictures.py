@@ -241,3 +241,23 @@ def test_arrays_without_test_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", train=COLOR)
     with pytest.raises(DataNotFoundError, match="has no test images; it should have the arrays"):
         load("own.npz", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        ([0, 0, 0, 0, 1, 2, 2], [0, 4, 5, 1, 6, 2, 3]),  # class after class: dealt out, whatever their sizes
+        ([2, 2, 0, 0, 1, 1, 1], [0, 2, 4, 1, 3, 5, 6]),  # in any order of the classes
+        ([0, 1, 0, 0, 1, 2, 2], [0, 1, 2, 3, 4, 5, 6]),  # mixed by their owner: left alone
+        ([1, 1, 1, 1, 1, 1, 1], [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_sorted_classes_are_dealt_out(tmp_path: Path, labels: list[int], order: list[int]) -> None:
+    pixels = np.arange(7 * 6, dtype=np.uint8).reshape(7, 2, 3)
+    path = tmp_path / "own.npz"
+    splits = {split: pixels for split in ("train", "valid", "test")}
+    np.savez(path, **splits, **{f"labels_{split}": np.array(labels) for split in splits})
+    data = load(str(path))
+    for split in splits:
+        assert np.array_equal(data.images(split).numpy()[:, 0], pixels[order])
+        assert data.labels[split].tolist() == [labels[i] for i in order]
