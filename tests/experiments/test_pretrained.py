@@ -27,6 +27,13 @@ IMAGE = [folder for folder in EVERY if Run.open(folder).config.kind == "image"]
 RESULTS = FOLDER.parent / "results"
 
 
+def public_files() -> Path:
+    """The folder of the public data sets, which can't be committed; skips the test where there is none."""
+    if not (root := os.environ.get("VI_FLOWS_DATA")):
+        pytest.skip("VI_FLOWS_DATA does not name a folder with the public files")
+    return Path(root)
+
+
 def test_there_are_some_and_they_are_small() -> None:
     assert RUNS
     assert PIXEL
@@ -71,15 +78,14 @@ def test_the_weights_fit_and_give_a_likelihood(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", PIXEL, ids=lambda folder: folder.name)
 def test_the_record_of_a_pixel_model_comes_out_again(folder: Path, tmp_path: Path) -> None:
-    root, config = os.environ.get("VI_FLOWS_DATA"), Run.open(folder).config
-    if config.dataset != "digits" and not root:
-        pytest.skip("VI_FLOWS_DATA does not name a folder with the public files")
+    embedded = Run.open(folder).config.dataset == "digits"
+    root = None if embedded else public_files()
     shutil.copytree(folder, tmp_path / "run")
-    run = Run.open(tmp_path / "run", None if config.dataset == "digits" else Path(root or ""))
+    run = Run.open(tmp_path / "run", root)
     records = [Record.read(path) for path in (RESULTS / "pixel").glob("*.json")]
     named = run.key.rpartition("-")[0]  # without the digest of all settings: what trained it was another device
     (expected,) = [record for record in records if record.key.rpartition("-")[0] == named]
-    count = 300 if config.dataset == "digits" else 100  # all of the digits; a hundredth of MNIST, some seconds
+    count = 300 if embedded else 100  # all of the digits; a hundredth of MNIST, some seconds
     found, _ = evaluate_run(run, EvaluationSettings(limit=count), progress=False)
     assert found.provenance["data_sha256"] == expected.provenance["data_sha256"]
     assert {"nll"} <= expected.scores.keys() == found.scores.keys()
@@ -111,12 +117,10 @@ def test_the_weights_of_an_image_flow_know_digits(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", IMAGE, ids=lambda folder: folder.name)
 def test_the_scores_of_an_image_flow_come_out_again(folder: Path) -> None:
-    root = os.environ.get("VI_FLOWS_DATA")
-    if not root:
-        pytest.skip("VI_FLOWS_DATA does not name a folder with the public files")
+    root = public_files()
     dataset, _, row = folder.name.partition("-")
     record = Record.read(RESULTS / "image_benchmark" / dataset / f"{row}-s0.json")
-    data, density = Run.open(folder, Path(root)).data, trained_density(folder)
+    data, density = Run.open(folder, root).data, trained_density(folder)
     assert data.sha256 == record.provenance["data_sha256"]
     torch.manual_seed(0)  # as the benchmark scores the first images of the test set
     with torch.no_grad():
@@ -127,13 +131,11 @@ def test_the_scores_of_an_image_flow_come_out_again(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
 def test_the_record_of_a_hundred_images_comes_out_again(folder: Path, tmp_path: Path) -> None:
-    root = os.environ.get("VI_FLOWS_DATA")
-    if not root:
-        pytest.skip("VI_FLOWS_DATA does not name a folder with the public files")
+    root = public_files()
     (path,) = folder.glob("results/*-first100.json")
     expected = Record.read(path)
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
-    found, _ = evaluate_run(Run.open(tmp_path / "run", Path(root)), VAEEvaluationSettings(limit=100), progress=False)
+    found, _ = evaluate_run(Run.open(tmp_path / "run", root), VAEEvaluationSettings(limit=100), progress=False)
     assert found.provenance["data_sha256"] == expected.provenance["data_sha256"]
     assert found.figures["nll"] == pytest.approx(expected.figures["nll"], abs=1e-3)
     assert found.figures["elbo"] == pytest.approx(expected.figures["elbo"], abs=1e-3)
