@@ -27,7 +27,8 @@ class JobStatus:
         name: the job's.
         state: ``done``, ``training``, ``evaluating``, ``stopped`` (it goes on where it was), ``failed``, ``waiting``
             (for the run it starts from) or ``new``.
-        progress: epochs that were finished, or what else counts (:attr:`Job.progress_name`).
+        progress: epochs that were finished, or what else counts (:attr:`Job.progress_name`); NaN where a record came
+            without its run, which may have been stopped before its end.
         total: the progress at the end of training.
         valid_loss: best validation loss so far; NaN where there is none.
         score: of the record (:attr:`Job.score_name`); NaN where there is none.
@@ -81,7 +82,7 @@ def status_of(job: Job[Any], workplace: Workplace) -> JobStatus:
         if differs:
             return JobStatus(job.name, "failed", 0, job.total, error=f"{record} is of a run with {differs}")
         score = Record.read(record).figures[job.score_name[0]]
-        return JobStatus(job.name, "done", progress if lines else job.total, job.total, best, score, 0.0)
+        return JobStatus(job.name, "done", progress if lines else math.nan, job.total, best, score, 0.0)
     note = last_note(workplace.runs, job.name)
     error = ""
     if is_held(workplace.runs, job.name):
@@ -117,7 +118,7 @@ def status_table(jobs: Sequence[Job[Any]], workplace: Workplace) -> str:
     progress, score = (jobs[0].progress_name[1], jobs[0].score_name[1]) if jobs else ("progress", "score")
     cells = [
         (
-            s.name, s.state, f"{s.progress:.0f}/{s.total:.0f}", _number(s.valid_loss, job.digits),
+            s.name, s.state, f"{_number(s.progress, 0)}/{s.total:.0f}", _number(s.valid_loss, job.digits),
             _number(s.score, job.digits), duration(s.seconds_left),
         )
         for s, job in zip(found, jobs, strict=True)
