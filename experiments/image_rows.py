@@ -1,6 +1,7 @@
 """Bits/dim of the image flows at equal budgets: one command a row, one that renders the table, one that draws.
 
     python experiments/image_rows.py run mnist-mconv --budget probe
+    python experiments/image_rows.py score mnist-mconv --budget probe    # a run that was stopped, as it is
     python experiments/image_rows.py table
     python experiments/image_rows.py samples mnist --budget probe
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from vi_flows.distributions.image_config import ImageFlowConfig, image_config
 from vi_flows.records import Record
-from vi_flows.training import ImageTrainConfig, Run, Trainer
+from vi_flows.training import ImageTrainConfig, Run, RunError, Trainer
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.image import ImageDrawingSettings, ImageEvaluationSettings
 
@@ -131,19 +132,40 @@ class RunRow:
         )  # fmt: skip
         if self.budget == "paper":
             config = replace(config, image=replace(config.image, checkpoint=True), protocol="paper")
-        folder = self.runs / f"{self.row}-{self.budget}-seed{self.seed}"
-        trainer = Trainer(Run.open_or_create(folder, config))
+        trainer = Trainer(Run.open_or_create(self.folder, config))
         trainer.resume()
         trainer.fit()
-        target = self.results / f"image-{self.row}-{self.budget}-seed{self.seed}.json"
+        self.score(trainer.run)
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.runs / f"{self.row}-{self.budget}-seed{self.seed}"
+
+    def score(self, run: Run) -> None:
+        """Score the test images by the weights that validation chose, and write the record."""
+        paper_row = "-".join(self.row.split("-")[:2])  # that of mnist-maf10-tanh is mnist-maf10
         record, path = evaluate_run(
-            trainer.run,
+            run,
             ImageEvaluationSettings(num_samples=self.num_draws),
-            record=target,
+            record=self.results / f"image-{self.row}-{self.budget}-seed{self.seed}.json",
             overwrite=True,
-            paper_row=self.row if self.row in PUBLISHED else None,
+            paper_row=paper_row if paper_row in PUBLISHED else None,
         )
         print(f"{self.row}: {record.figures['bits_per_dim']:.4f} bits/dim; {path}")
+
+
+@dataclass(frozen=True)
+class ScoreRow(RunRow):
+    """Evaluate and record one row as far as it is trained; its record says how many steps that are."""
+
+    def run(self) -> None:
+        """Score the run in the folder.
+
+        Raises:
+            RunError: there is none, or it has no weights yet.
+        """
+        self.score(Run.open(self.folder, self.data_root))
 
 
 def markdown_table(results: Path, dataset: str) -> str:
@@ -244,9 +266,13 @@ def draw_lines(lines: dict[str, Tensor], path: Path) -> Path:
 
 Command = (
     Annotated[RunRow, tyro.conf.subcommand("run", prefix_name=False)]
+    | Annotated[ScoreRow, tyro.conf.subcommand("score", prefix_name=False)]
     | Annotated[Samples, tyro.conf.subcommand("samples", prefix_name=False)]
     | Annotated[Table, tyro.conf.subcommand("table", prefix_name=False)]
 )
 
 if __name__ == "__main__":
-    tyro.cli(Command).run()
+    try:
+        tyro.cli(Command).run()
+    except (ValueError, RunError) as error:
+        raise SystemExit(f"image_rows: {error}") from None
