@@ -93,8 +93,8 @@ PUBLISHED: dict[str, float] = _PAPERS["image"]["rows"]
 
 
 @dataclass(frozen=True)
-class RunRow:
-    """Train, evaluate and record one row (a killed one goes on where it stopped)."""
+class ScoreRow:
+    """Evaluate and record one row as far as it is trained; its record says how many steps that are."""
 
     row: tyro.conf.Positional[str]
     """Row by name, such as mnist-mconv; an unknown one lists them."""
@@ -110,6 +110,43 @@ class RunRow:
     """Draws of the dequantisation noise a test image."""
     seed: int = 0
     """Of the run."""
+
+    def check_row(self) -> None:
+        """End the command where there is no such row."""
+        if self.row not in ROWS:
+            raise SystemExit(f"unknown row {self.row!r}; choose one of {', '.join(ROWS)}")
+
+    @property
+    def stem(self) -> str:
+        """``mnist-mconv-small-seed0``, of the run's folder and of its record."""
+        return f"{self.row}-{self.budget}-seed{self.seed}"
+
+    def run(self) -> None:
+        """Score the run in the folder.
+
+        Raises:
+            RunError: there is none, or it has no weights yet.
+        """
+        self.check_row()
+        self.score(Run.open(self.runs / self.stem, self.data_root))
+
+    def score(self, run: Run) -> None:
+        """Score the test images by the weights that validation chose, and write the record."""
+        paper_row = "-".join(self.row.split("-")[:2])  # that of mnist-maf10-tanh is mnist-maf10
+        record, path = evaluate_run(
+            run,
+            ImageEvaluationSettings(num_samples=self.num_draws),
+            record=self.results / f"image-{self.stem}.json",
+            overwrite=True,
+            paper_row=paper_row if paper_row in PUBLISHED else None,
+        )
+        print(f"{self.row}: {record.figures['bits_per_dim']:.4f} bits/dim; {path}")
+
+
+@dataclass(frozen=True)
+class RunRow(ScoreRow):
+    """Train, evaluate and record one row (a killed one goes on where it stopped)."""
+
     device: str = "cpu"
     """Torch device."""
     threads: int = 1
@@ -119,8 +156,7 @@ class RunRow:
 
     def run(self) -> None:
         """Train and evaluate."""
-        if self.row not in ROWS:
-            raise SystemExit(f"unknown row {self.row!r}; choose one of {', '.join(ROWS)}")
+        self.check_row()
         model, dataset = ROWS[self.row]
         budget = dict(BUDGETS[self.budget])
         if dataset == CIFAR:
@@ -132,40 +168,10 @@ class RunRow:
         )  # fmt: skip
         if self.budget == "paper":
             config = replace(config, image=replace(config.image, checkpoint=True), protocol="paper")
-        trainer = Trainer(Run.open_or_create(self.folder, config))
+        trainer = Trainer(Run.open_or_create(self.runs / self.stem, config))
         trainer.resume()
         trainer.fit()
         self.score(trainer.run)
-
-    @property
-    def folder(self) -> Path:
-        """Of the run."""
-        return self.runs / f"{self.row}-{self.budget}-seed{self.seed}"
-
-    def score(self, run: Run) -> None:
-        """Score the test images by the weights that validation chose, and write the record."""
-        paper_row = "-".join(self.row.split("-")[:2])  # that of mnist-maf10-tanh is mnist-maf10
-        record, path = evaluate_run(
-            run,
-            ImageEvaluationSettings(num_samples=self.num_draws),
-            record=self.results / f"image-{self.row}-{self.budget}-seed{self.seed}.json",
-            overwrite=True,
-            paper_row=paper_row if paper_row in PUBLISHED else None,
-        )
-        print(f"{self.row}: {record.figures['bits_per_dim']:.4f} bits/dim; {path}")
-
-
-@dataclass(frozen=True)
-class ScoreRow(RunRow):
-    """Evaluate and record one row as far as it is trained; its record says how many steps that are."""
-
-    def run(self) -> None:
-        """Score the run in the folder.
-
-        Raises:
-            RunError: there is none, or it has no weights yet.
-        """
-        self.score(Run.open(self.folder, self.data_root))
 
 
 def markdown_table(results: Path, dataset: str) -> str:
