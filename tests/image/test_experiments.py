@@ -79,11 +79,13 @@ def test_edited_images_are_of_all_classes_of_sorted_data(tmp_path):
 
 def test_mafs_have_their_papers_size():
     module = script("image_rows")
-    names = ("maf5", "maf10", "maf10-pixel_spline", "maf10-tanh")
+    names = ("maf5", "maf10", "maf10-pixel_spline", "maf10-tanh", "maf10-bounded")
     configs = [module.row_config(model, "small", cifar=False) for model in names]
     assert [(c.flow.num_layers, c.flow.hidden_dims, c.flow.scale, c.pixel_spline) for c in configs] == [
         (5, (1024,), "exp", 0), (10, (1024,), "exp", 0), (10, (1024,), "exp", 96), (10, (1024,), "tanh", 0),
+        (10, (1024,), "tanh", 0),
     ]  # fmt: skip
+    assert [config.flow.bounded for config in configs] == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("budget", ["probe", "short", "small"])

@@ -10,10 +10,11 @@ from vi_flows.transforms.image.reshaped import Reshaped
 from vi_flows.transforms.vector.conv_flow import Revert
 
 
+@pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize(("num_layers", "reversed_order"), [(1, False), (2, None)])
-def test_a_layer_sees_the_entries_before_and_two_see_all(num_layers, reversed_order):
-    flow = ImageMAF(num_layers=num_layers, hidden_dims=(40,), activation="tanh").build((2, 2, 3)).double()
-    flow = randomise(flow, 0.3).eval()
+def test_a_layer_sees_the_entries_before_and_two_see_all(num_layers, reversed_order, bounded):
+    config = ImageMAF(num_layers=num_layers, hidden_dims=(40,), activation="tanh", bounded=bounded)
+    flow = randomise(config.build((2, 2, 3)).double(), 0.3).eval()
     x = torch.randn(2, 2, 3, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda v: flow.inverse_and_ladj(v)[0], x).reshape(12, 12)
     if reversed_order is None:
@@ -24,6 +25,23 @@ def test_a_layer_sees_the_entries_before_and_two_see_all(num_layers, reversed_or
         assert (jacobian.tril()[*torch.tril_indices(12, 12)] != 0).all()
     ladj = flow.inverse_and_ladj(x)[1]
     torch.testing.assert_close(ladj, torch.linalg.slogdet(jacobian)[1])
+
+
+def test_bounded_networks_do_not_multiply_an_outlier():
+    """One entry at 1000 moves the others by what the networks make of 8, layer after layer; unbounded ones of 1000."""
+
+    def latents(bounded):
+        torch.manual_seed(0)
+        config = ImageMAF(num_layers=10, hidden_dims=(40,), scale="tanh", norm="none", bounded=bounded)
+        flow = randomise(config.build((1, 4, 4)), 0.1).double().eval()
+        x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+        x[..., 0, 0] = 1000.0
+        z = flow.inverse_and_ladj(x)[0]
+        torch.testing.assert_close(flow.forward_and_ladj(z)[0], x, atol=1e-3, rtol=1e-4)
+        return z.flatten()[:-1].abs().max().item()  # the order was reversed nine times
+
+    assert latents(True) < 50
+    assert latents(False) > 1000
 
 
 def test_networks_in_bfloat16_keep_masks_and_inverse():

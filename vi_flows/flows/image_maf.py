@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from vi_flows.flows.image_base import ImageFlow, ImageShape
 from vi_flows.nn.autoregressive_mlp import AutoregressiveMLP
 from vi_flows.nn.mlp import ACTIVATIONS
-from vi_flows.settings import OneOf, Positive
+from vi_flows.settings import LATER, OneOf, Positive
 from vi_flows.transforms import AffineMap, Bijection, Chain, Checkpointed, ImageBatchNorm, Inverse
 from vi_flows.transforms.image.reshaped import Reshaped
 from vi_flows.transforms.vector.autoregressive import Autoregressive
@@ -39,6 +39,9 @@ class ImageMAF(ImageFlow):
     """Scale function of the affine maps; exp in the paper."""
     norm: Literal["batch", "none"] = "batch"
     """Normalisation after each layer, one mean and variance an entry."""
+    bounded: bool = field(default=False, metadata=LATER)
+    """The networks see ``8 tanh(x/8)`` of the entries. Without it, as in the paper, each of ten layers may multiply
+    what the one before made of an unusual draw of the noise: one in 80 000 of MNIST's test set reached 4e9 bits/dim."""
 
     def build(
         self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None
@@ -49,7 +52,7 @@ class ImageMAF(ImageFlow):
         parts: list[Bijection] = []
         for index in range(self.num_layers):
             change = AffineMap(self.scale)
-            network = AutoregressiveMLP(size, change.num_maps, self.hidden_dims, self.activation)
+            network = AutoregressiveMLP(size, change.num_maps, self.hidden_dims, self.activation, bounded=self.bounded)
             layer: list[Bijection] = [Reshaped(Autoregressive(change, network, conditioner_dtype), (size,))]
             if self.norm == "batch":
                 layer.append(Reshaped(ImageBatchNorm(size), (size, 1, 1)))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vi_flows.nn.masked import MaskedLinear, spread_degrees
 from vi_flows.nn.mlp import ACTIVATIONS
+from vi_flows.nn.squash import squash
 from vi_flows.nn.typed import ModuleListOf
 
 __all__ = ["AutoregressiveMLP"]
@@ -27,6 +28,7 @@ class AutoregressiveMLP(nn.Module):
         hidden_dims: widths; hidden units see entries up to ``1 … d − 1``, evenly spread.
         activation: name, see :class:`~vi_flows.nn.MLP`.
         context_dim: length of the context; 0 for none.
+        bounded: the network sees :func:`~vi_flows.nn.squash.squash` of the entries.
 
     Raises:
         ValueError: a size is out of range, or the activation unknown.
@@ -39,6 +41,7 @@ class AutoregressiveMLP(nn.Module):
         hidden_dims: Sequence[int],
         activation: str = "tanh",
         context_dim: int = 0,
+        bounded: bool = False,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -46,6 +49,7 @@ class AutoregressiveMLP(nn.Module):
         if min(input_dim, num_params, *hidden_dims) < 1 or context_dim < 0:
             raise ValueError(f"sizes must be at least 1, got {input_dim}, {num_params}, {tuple(hidden_dims)}")
         self.input_dim, self.num_params, self.context_dim = input_dim, num_params, context_dim
+        self.bounded = bounded
         widths = [input_dim, *hidden_dims, input_dim * num_params]
         degrees = [torch.arange(1, input_dim + 1)]
         degrees += [spread_degrees(width, input_dim) for width in hidden_dims]
@@ -70,7 +74,7 @@ class AutoregressiveMLP(nn.Module):
 
     def forward(self, x: Tensor, shifts: Sequence[Tensor] = ()) -> Tensor:
         """``(…, d)`` to ``(…, d, P)``; ``shifts`` broadcast against the rows."""
-        h = x
+        h = squash(x) if self.bounded else x
         for index, layer in enumerate(self.layers):
             h = layer(self.activation(h) if index else h)
             if shifts:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vi_flows.nn.mlp import MLP
+from vi_flows.nn.squash import squash
 
 __all__ = [
     "ConvConditioner",
@@ -20,20 +21,7 @@ __all__ = [
     "ResNetConditioner",
     "ResidualBlock",
     "ZeroConv2d",
-    "squash",
 ]
-
-
-INPUT_BOUND = 8.0
-
-
-def squash(x: Tensor) -> Tensor:
-    """``8 tanh(x/8)``: close to ``x`` where normalised data are, and never beyond ±8.
-
-    A network of rectifiers grows linearly away from its data. In a sampler the shift that it computes from one group is
-    the input of the next network, so without a bound each coupling multiplies what the one before it got wrong.
-    """
-    return INPUT_BOUND * torch.tanh(x / INPUT_BOUND)
 
 
 MIN_PIXELS = 32
