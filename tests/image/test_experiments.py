@@ -12,6 +12,7 @@ import torch
 
 from vi_flows.distributions.image_config import build_image_density
 from vi_flows.records import Record
+from vi_flows.training import RunError
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 
@@ -53,6 +54,13 @@ def test_rows_and_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(module.BUDGETS, "probe", {"epochs": 1, "batch_size": 500})
     row = module.RunRow("mnist-mconv", "probe", tmp_path / "runs", tmp_path / "results", num_draws=1)
     row.run()
+    first = Record.read(tmp_path / "results" / "image-mnist-mconv-probe-seed0.json")
+    module.ScoreRow("mnist-mconv", "probe", tmp_path / "runs", tmp_path / "results", num_draws=3).run()
+    again = Record.read(tmp_path / "results" / "image-mnist-mconv-probe-seed0.json")
+    assert (first.figures["num_draws"], again.figures["num_draws"]) == (1, 3)
+    assert again.figures["steps"] == first.figures["steps"]
+    assert again.provenance["trained_at_revision"] == first.provenance["trained_at_revision"]
+    assert again.figures["bits_per_dim"] == pytest.approx(first.figures["bits_per_dim"], rel=0.02)
     module.Table(tmp_path / "results").run()
     table = capsys.readouterr().out
     assert "| mnist-mconv | probe |" in table
@@ -63,6 +71,8 @@ def test_rows_and_table(tmp_path, capsys, monkeypatch):
         module.Samples("cifar", "probe", tmp_path / "runs").run()
     with pytest.raises(SystemExit, match="mnist-nice"):
         module.RunRow("mnist-maf").run()
+    with pytest.raises(RunError, match="mnist-nice-probe-seed0"):
+        module.ScoreRow("mnist-nice", "probe", tmp_path / "runs").run()
 
 
 def test_edited_images_are_of_all_classes_of_sorted_data(tmp_path):
