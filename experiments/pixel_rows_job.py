@@ -25,6 +25,9 @@ ROWS: Mapping[str, PixelTrainConfig] = {
     "binarized_mnist-made500-direct-clean": replace(
         MNIST, epochs=40, validate_every=2, pixel=PixelConfig(Made(hidden_dims=(500,), direct=True))
     ),
+    "binarized_mnist-made4000-direct-clean": replace(
+        MNIST, epochs=30, validate_every=2, pixel=PixelConfig(Made(hidden_dims=(4000,), direct=True, dropout=0.3))
+    ),
     "binarized_mnist-made8000x8000-clean": replace(
         HALF, epochs=150, learning_rate=3e-4, validate_every=10,
         pixel=PixelConfig(Made(hidden_dims=(8000, 8000), num_masks=32)),
