@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # threads that wait for a core they share spin
 
 # The default run draws the same examples every time; `--hypothesis-profile=default` searches for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
