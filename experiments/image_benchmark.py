@@ -140,8 +140,10 @@ class Render(Common):
             raise SystemExit(f"no record in {self.folder} or {results}; see `run`")
         start = f"image-benchmark-{self.benchmark}"
         draw_curves(records, self.figures / f"{start}-curves.png")
-        draw_samples(self.folder, records, self.figures / f"{start}-samples.png", self.data_root)
-        draw_best(self.folder, records, self.figures / f"{start}-best.png", self.data_root)
+        for name, draw in {"samples": draw_samples, "best": draw_best}.items():
+            problem = draw(self.folder, records, self.figures / f"{start}-{name}.png", self.data_root)
+            if problem is not None:
+                print(problem, file=sys.stderr)
         print(markdown_table(records))
         return 0
 

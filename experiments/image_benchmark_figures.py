@@ -32,16 +32,9 @@ def markdown_table(records: list[dict[str, Any]]) -> str:
         "| finite | saturated pixels | round trip |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        rows.setdefault(record["row"], []).append(record)
-
-    def mean(name: str, group: list[dict[str, Any]]) -> float:
-        return sum(r[name] for r in group) / len(group)
-
-    for row, group in sorted(rows.items(), key=lambda item: mean("bits_per_dim", item[1])):
+    for row, group in sorted(_groups(records).items(), key=lambda item: _mean("bits_per_dim", item[1])):
         bits, count = [r["bits_per_dim"] for r in group], len(group)
-        center = mean("bits_per_dim", group)
+        center = _mean("bits_per_dim", group)
         half = group[0]["half_width"]
         if count > 1:
             spread = math.sqrt(sum((b - center) ** 2 for b in bits) / (count - 1))
@@ -56,11 +49,11 @@ def markdown_table(records: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row}{short} | {center:.4f}{partial} | {half:.4f}{note} "
             f"| {published_bits(dataset, row) or '–'} | {count} | {group[0]['parameters']:,} "
-            f"| {mean('cpu_seconds', group):.0f} | {mean('images_seen', group) / 1000:.0f} k "
-            f"| {1000 * mean('cpu_seconds', samples):.1f} | {100 * mean('finite_images', samples):.1f} % "
-            f"| {100 * mean('saturated_pixels', samples):.2f} % | {max(r['round_trip_error'] for r in group):.0e} |"
+            f"| {_mean('cpu_seconds', group):.0f} | {_mean('images_seen', group) / 1000:.0f} k "
+            f"| {1000 * _mean('cpu_seconds', samples):.1f} | {100 * _mean('finite_images', samples):.1f} % "
+            f"| {100 * _mean('saturated_pixels', samples):.2f} % | {max(r['round_trip_error'] for r in group):.0e} |"
         )
-    if any(len(group) == 1 for group in rows.values()):
+    if any(len(group) == 1 for group in _groups(records).values()):
         lines += ["", "† one seed: the interval is over test images."]
     return "\n".join(lines)
 
@@ -91,22 +84,38 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
 
 def draw_samples(
     out: Path, records: list[dict[str, Any]], path: Path, data_root: Path | None, columns: int = 16
-) -> None:
-    """A line of samples at temperature 1 a row (its first seed), of the rows whose weights are in ``out``."""
+) -> str | None:
+    """A line of samples at temperature 1 a row (its first seed), of the rows whose weights are in ``out``.
+
+    Returns:
+        Why a picture that is there was left as it is: rows without weights would be missing in the new one.
+    """
     strips: dict[str, torch.Tensor] = {}
-    for row, folder in _trained(out, records).items():
+    trained = _trained(out, records)
+    lacking = sorted({record["row"] for record in records} - set(trained))
+    if lacking and path.exists():
+        return f"{path} is left as it is: {out} has no weights of {', '.join(lacking)}; delete it to draw the others"
+    for row, folder in trained.items():
         run, density = _opened(folder, data_root)
         strips.setdefault("test images", _test_images(run, columns) / (density.num_levels - 1))
         strips[row] = _sampled(density, columns, 1.0)
     if strips:
         _draw_strips(strips, path, 2.0)
+    return None
 
 
-def draw_best(out: Path, records: list[dict[str, Any]], path: Path, data_root: Path | None, columns: int = 16) -> None:
-    """The best row's samples at four temperatures, of the same draws, and ways between test images in its latents."""
-    folder = next(iter(_trained(out, records).values()), None)
+def draw_best(
+    out: Path, records: list[dict[str, Any]], path: Path, data_root: Path | None, columns: int = 16
+) -> str | None:
+    """The best row's samples at four temperatures, of the same draws, and ways between test images in its latents.
+
+    Returns:
+        Why there is no new picture: ``out`` has no weights of the best row.
+    """
+    best = min(_groups(records).items(), key=lambda item: _mean("bits_per_dim", item[1]))[0]
+    folder = _trained(out, records).get(best)
     if folder is None:
-        return
+        return f"{path} is not drawn: {out} has no weights of {best}, the best row"
     run, density = _opened(folder, data_root)
     strips = {f"temperature {t:g}": _sampled(density, columns, t) for t in (0.6, 0.75, 0.9, 1.0)}
     ends = _test_images(run, 2 * len(strips))
@@ -114,6 +123,19 @@ def draw_best(out: Path, records: list[dict[str, Any]], path: Path, data_root: P
         line = density.interpolate(first, second, columns)
         strips[f"interpolation {index + 1}"] = line / (density.num_levels - 1)
     _draw_strips(strips, path, 1.5)
+    return None
+
+
+def _groups(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The records of each row, one a seed."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        rows.setdefault(record["row"], []).append(record)
+    return rows
+
+
+def _mean(name: str, group: list[dict[str, Any]]) -> float:
+    return sum(record[name] for record in group) / len(group)
 
 
 def _trained(out: Path, records: list[dict[str, Any]]) -> dict[str, Path]:

@@ -167,6 +167,26 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
     assert f"{scored['bits_per_dim']:.4f}" in capsys.readouterr().out
 
 
+def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
+    def record(row, seed, bits):
+        return {"row": row, "seed": seed, "bits_per_dim": bits}
+
+    records = [record("glow", 0, 2.0), record("nice", 0, 1.5), record("nice", 1, 3.0)]
+    figures = importlib.import_module("image_benchmark_figures")
+    out, path = tmp_path / "mnist", tmp_path / "picture.png"
+    job = job_module.BudgetJob(tiny, "glow", 0, 0.2)
+    work([job], Workplace(out, out), job_module.Limits(evaluate_seconds=0.0, num_samples=8))
+    assert figures.draw_samples(out, records, path, None) is None  # there was none
+    path.write_text("an older picture")
+    assert "no weights of nice; delete it" in figures.draw_samples(out, records, path, None)
+    assert path.read_text() == "an older picture"
+    assert figures.draw_best(out, records, path, None) is None  # NICE is worse on average, and best with seed 0 alone
+    assert path.stat().st_size > 1000
+    path.unlink()
+    assert "no weights of nice, the best row" in figures.draw_best(out, records[:2], path, None)
+    assert not path.exists()
+
+
 def test_nothing_is_begun_after_the_time_is_up_and_the_exit_code_says_so(tmp_path, capsys):
     out = tmp_path / "runs"
     assert benchmark.RunAll(out=out, rows=("glow",), seeds=(0,), limits=job_module.Limits(wall_seconds=-1.0)).run() == 1
