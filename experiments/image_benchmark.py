@@ -3,6 +3,7 @@
     python experiments/image_benchmark.py run --processes 2
     python experiments/image_benchmark.py status
     python experiments/image_benchmark.py evaluate --processes 2
+    python experiments/image_benchmark.py speed
     python experiments/image_benchmark.py render
 
 ``--benchmark mnist`` has 20 minutes and 100 thousand parameters, ``mnist-large`` 4 hours and a million, ``cifar`` 20
@@ -25,9 +26,10 @@ import tyro
 from image_benchmark_figures import draw_best, draw_curves, draw_samples, markdown_table
 from image_benchmark_job import BudgetJob, Limits
 from image_benchmark_rows import BENCHMARKS
+from tabulate import tabulate
 
 from vi_flows.records import Record
-from vi_flows.settings import NonNegative, NonNegativeFloat, OneOf, Positive, check_settings
+from vi_flows.settings import NonNegative, NonNegativeFloat, OneOf, Positive, PositiveFloat, check_settings
 from vi_flows.table import Workplace, part_of, status_table, work_through
 
 RESULTS = Path(__file__).parent / "results" / "image_benchmark"
@@ -122,6 +124,33 @@ class Status(Common):
 
 
 @dataclass(frozen=True)
+class Speed(Common):
+    """Measure how many steps of each row a CPU second of this machine holds now, beside what its record's had.
+
+    A CPU second is another amount of work on another processor, and beside other processes: rows whose shares differ
+    were not trained at equal computation.
+    """
+
+    results: Path = RESULTS
+    """Folder of the records."""
+    seconds: PositiveFloat = 30.0
+    """CPU seconds a row."""
+
+    def run(self) -> int:
+        """Print a table."""
+        lines = []
+        for row in self.rows or tuple(BENCHMARKS[self.benchmark].rows):
+            job = BudgetJob(BENCHMARKS[self.benchmark], row, 0, self.seconds)
+            here = job.steps_per_second(self.data_root)
+            path = self.results / self.benchmark / f"{job.name}.json"
+            figures = Record.read(path).figures if path.exists() else None
+            then = None if figures is None else figures["steps"] / figures["cpu_seconds"]
+            lines.append((row, here, then, None if then is None else here / then))
+        print(tabulate(lines, ("row", "steps/s here", "of the record", "share"), floatfmt=".2f", missingval="–"))
+        return 0
+
+
+@dataclass(frozen=True)
 class Render(Common):
     """Copy the runs' records to the results, print the table and draw curves, samples and the best row's pictures."""
 
@@ -152,6 +181,7 @@ Command = (
     Annotated[RunAll, tyro.conf.subcommand("run", prefix_name=False)]
     | Annotated[Status, tyro.conf.subcommand("status", prefix_name=False)]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate", prefix_name=False)]
+    | Annotated[Speed, tyro.conf.subcommand("speed", prefix_name=False)]
     | Annotated[Render, tyro.conf.subcommand("render", prefix_name=False)]
 )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,6 +120,15 @@ class BudgetJob(Job[Limits]):
         else:
             if not trainer.state["finished"]:
                 raise OutOfTimeError(self.name)
+
+    def steps_per_second(self, data_root: Path | None) -> float:
+        """Training steps a CPU second of this machine, by as many seconds as the budget has; nothing is kept."""
+        config = replace(self.benchmark.config(self.row, self.seed, data_root), valid_images=100)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = BudgetTrainer(Run.create(Path(folder) / "run", config), self.budget_seconds, math.inf)
+            trainer.start()
+            state = trainer.fit()
+        return state["step"] / state["cpu_seconds"]
 
     def evaluate(self, workplace: Workplace, machine: Limits) -> Record:
         """Score test images in parts, each kept as soon as it is there, check samples, and write the record."""

@@ -15,6 +15,7 @@ from tests.image.test_experiments import script
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
 from vi_flows.distributions.image_config import build_image_density, image_config
+from vi_flows.records import Record
 from vi_flows.table import OutOfTimeError, Workplace, status_of
 from vi_flows.table.work import work
 from vi_flows.training import ImageTrainConfig, Run, RunError
@@ -185,6 +186,24 @@ def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
     path.unlink()
     assert "no weights of nice, the best row" in figures.draw_best(out, records[:2], path, None)
     assert not path.exists()
+
+
+def test_the_speed_of_a_row_stands_beside_its_records(tmp_path, capsys, tiny):
+    benchmark.Speed(rows=("glow",), seconds=0.2, results=tmp_path).run()
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[0] == "glow"
+    assert float(row[1]) > 0
+    assert row[2:] == ["–", "–"]
+    out = tmp_path / "runs" / "mnist"
+    job = job_module.BudgetJob(tiny, "glow", 0, 0.2)
+    work([job], Workplace(out, out), job_module.Limits(evaluate_seconds=0.0, num_samples=8))
+    benchmark.Render(out=tmp_path / "runs", results=tmp_path, figures=tmp_path / "figures").run()
+    figures = Record.read(tmp_path / "mnist" / "glow-s0.json").figures
+    capsys.readouterr()
+    benchmark.Speed(rows=("glow",), seconds=0.2, results=tmp_path).run()
+    here, then, share = map(float, capsys.readouterr().out.splitlines()[-1].split()[1:])
+    assert then == pytest.approx(figures["steps"] / figures["cpu_seconds"], abs=0.01)
+    assert share == pytest.approx(here / then, abs=0.02)
 
 
 def test_nothing_is_begun_after_the_time_is_up_and_the_exit_code_says_so(tmp_path, capsys):
