@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -139,13 +139,12 @@ class Speed(Common):
     def run(self) -> int:
         """Print a table."""
         lines = []
-        for row in self.rows or tuple(BENCHMARKS[self.benchmark].rows):
-            job = BudgetJob(BENCHMARKS[self.benchmark], row, 0, self.seconds)
+        for job in replace(self, seeds=(0,), budget_seconds=self.seconds).jobs():
             here = job.steps_per_second(self.data_root)
             path = self.results / self.benchmark / f"{job.name}.json"
             figures = Record.read(path).figures if path.exists() else None
             then = None if figures is None else figures["steps"] / figures["cpu_seconds"]
-            lines.append((row, here, then, None if then is None else here / then))
+            lines.append((job.row, here, then, None if then is None else here / then))
         print(tabulate(lines, ("row", "steps/s here", "of the record", "share"), floatfmt=".2f", missingval="–"))
         return 0
 

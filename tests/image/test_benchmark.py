@@ -194,6 +194,8 @@ def test_the_speed_of_a_row_stands_beside_its_records(tmp_path, capsys, tiny):
     assert row[0] == "glow"
     assert float(row[1]) > 0
     assert row[2:] == ["–", "–"]
+    with pytest.raises(ValueError, match="unknown row 'maf' of mnist"):
+        benchmark.Speed(rows=("maf",)).run()
     out = tmp_path / "runs" / "mnist"
     job = job_module.BudgetJob(tiny, "glow", 0, 0.2)
     work([job], Workplace(out, out), job_module.Limits(evaluate_seconds=0.0, num_samples=8))
