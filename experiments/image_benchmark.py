@@ -1,4 +1,4 @@
-"""The benchmarks of image flows: a fixed budget of CPU time a run, and a bound of the number of parameters.
+"""The benchmarks of image flows: a fixed amount of computation a run, and a bound of the number of parameters.
 
     python experiments/image_benchmark.py run --processes 2
     python experiments/image_benchmark.py status
@@ -7,11 +7,11 @@
     python experiments/image_benchmark.py render
 
 ``--benchmark mnist`` has 20 minutes and 100 thousand parameters, ``mnist-large`` 4 hours and a million, ``cifar`` 20
-minutes and rows of equal size on a subset of CIFAR-10; see ``image_benchmark_rows.py``.
-A run is one row and one seed, trained by one process with one thread until its steps have used up the budget; the
-learning rate follows the used share. All rows see the same images in the same order, in batches of 32. Validation
-images choose the weights; the test images are scored once, 8 draws of the noise each. ``run`` does what is missing and
-can be stopped and started at any time, on several machines over one folder too: whoever works on a run holds its claim.
+minutes and rows of equal size on a subset of CIFAR-10; see ``image_benchmark_rows.py`` for what a minute is.
+A run is one row and one seed, trained by one process with one thread for the row's number of steps. All rows see the
+same images in the same order, in batches of 32. Validation images choose the weights; the test images are scored once,
+8 draws of the noise each. ``run`` does what is missing and can be stopped and started at any time, to the bit, on
+several machines over one folder too: whoever works on a run holds its claim.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import tyro
 from image_benchmark_figures import draw_best, draw_curves, draw_samples, markdown_table
 from image_benchmark_job import BudgetJob, Limits
 from image_benchmark_rows import BENCHMARKS
-from tabulate import tabulate
+from image_benchmark_speed import speed_table, steps_per_second
 
 from vi_flows.records import Record
-from vi_flows.settings import NonNegative, NonNegativeFloat, OneOf, Positive, PositiveFloat, check_settings
+from vi_flows.settings import NonNegative, OneOf, Positive, PositiveFloat, check_settings
 from vi_flows.table import Workplace, part_of, status_table, work_through
 
 RESULTS = Path(__file__).parent / "results" / "image_benchmark"
@@ -49,8 +49,8 @@ class Common:
     """Seeds, the first of every row before the second of any; none: the table's."""
     data_root: Path | None = None
     """Folder with the data files; default: VI_FLOWS_DATA."""
-    budget_seconds: NonNegativeFloat = 0.0
-    """CPU seconds that the steps of a run may use; 0: the table's."""
+    steps: NonNegative = 0
+    """Training steps of every run; 0: the table's, which take every row as long."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -76,8 +76,10 @@ class Common:
         if unknown:
             raise ValueError(f"unknown row {unknown[0]!r} of {table.name}; choose among {', '.join(table.rows)}")
         rows, seeds = self.rows or tuple(table.rows), self.seeds or table.seeds
-        budget = self.budget_seconds or table.budget_seconds
-        return [BudgetJob(table, row, seed, budget, only_scores) for seed in seeds for row in rows]
+        return [
+            BudgetJob(table, row, seed, self.steps or table.rows[row].steps, only_scores)
+            for seed in seeds for row in rows
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,27 +127,20 @@ class Status(Common):
 
 @dataclass(frozen=True)
 class Speed(Common):
-    """Measure how many steps of each row a CPU second of this machine holds now, beside what its record's had.
+    """Measure how many steps of each row a CPU second of this machine holds, and what the table's steps take here.
 
-    A CPU second is another amount of work on another processor, and beside other processes: rows whose shares differ
-    were not trained at equal computation.
+    A CPU second is another amount of work on another processor, and beside other processes; so let nothing else run.
     """
 
-    results: Path = RESULTS
-    """Folder of the records."""
-    seconds: PositiveFloat = 30.0
-    """CPU seconds a row."""
+    seconds: PositiveFloat = 6.0
+    """CPU seconds of a measure."""
+    rounds: Positive = 3
+    """Measures a row, of which the best counts."""
 
     def run(self) -> int:
         """Print a table."""
-        lines = []
-        for job in replace(self, seeds=(0,), budget_seconds=self.seconds).jobs():
-            here = job.steps_per_second(self.data_root)
-            path = self.results / self.benchmark / f"{job.name}.json"
-            figures = Record.read(path).figures if path.exists() else None
-            then = None if figures is None else figures["steps"] / figures["cpu_seconds"]
-            lines.append((job.row, here, then, None if then is None else here / then))
-        print(tabulate(lines, ("row", "steps/s here", "of the record", "share"), floatfmt=".2f", missingval="–"))
+        table, rows = BENCHMARKS[self.benchmark], [job.row for job in replace(self, seeds=(0,)).jobs()]
+        print(speed_table(table, steps_per_second(table, rows, self.seconds, self.rounds, self.data_root)))
         return 0
 
 

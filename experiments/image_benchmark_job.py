@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +20,11 @@ from vi_flows.records import Record, from_json, provenance, row_key
 from vi_flows.settings import Positive
 from vi_flows.table import Job, OutOfTimeError, Workplace
 from vi_flows.training import ImageTrainConfig, Run, RunError, TrainingDivergedError
-from vi_flows.training.budget import BudgetTrainer
+from vi_flows.training.budget import BudgetTrainer, Steps
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
 
 NUM_DRAWS = 8
+NUM_VALIDATIONS = 20
 CHUNK = 250  # test images scored between two saves
 
 
@@ -52,19 +52,19 @@ class BudgetJob(Job[Limits]):
         benchmark: the table.
         row: of the table.
         seed: of everything.
-        budget_seconds: CPU seconds that the steps may use.
+        steps: the budget.
         only_scores: whether it is only scored, and finished with all test images.
     """
 
     source: ClassVar[None] = None
-    progress_name: ClassVar[tuple[str, str]] = ("cpu_seconds", "CPU s")
+    progress_name: ClassVar[tuple[str, str]] = ("step", "step")
     score_name: ClassVar[tuple[str, str]] = ("bits_per_dim", "bits/dim")
     digits: ClassVar[int] = 4
 
     benchmark: Benchmark
     row: str
     seed: int
-    budget_seconds: float
+    steps: int
     only_scores: bool = False
 
     @property
@@ -75,7 +75,7 @@ class BudgetJob(Job[Limits]):
     @property
     def total(self) -> float:
         """The budget."""
-        return self.budget_seconds
+        return self.steps
 
     def record(self, workplace: Workplace) -> Path:
         """See :meth:`Job.record`."""
@@ -95,8 +95,9 @@ class BudgetJob(Job[Limits]):
 
     def record_differs(self, workplace: Workplace) -> str:
         """See :meth:`Job.record_differs`; the budget counts too."""
-        found = Record.read(self.record(workplace)).settings["budget_seconds"]
-        budget = "" if found == self.budget_seconds else f"--budget-seconds {found:g}, not {self.budget_seconds:g}"
+        record = Record.read(self.record(workplace))
+        found = record.settings.get("steps", record.figures["steps"])  # older ones had a budget of CPU time
+        budget = "" if found == self.steps else f"{found} steps, not {self.steps}"
         return budget or super().record_differs(workplace)
 
     def train(self, others: Sequence[BudgetJob], workplace: Workplace, machine: Limits) -> None:
@@ -105,8 +106,7 @@ class BudgetJob(Job[Limits]):
             return
         run = Run.open_or_create(self.folder(workplace), self.settings(workplace))
         wall_seconds = machine.began + machine.wall_seconds - time.time()
-        between = min(max(60.0, self.budget_seconds / 60), self.budget_seconds / 8)  # validations
-        trainer = BudgetTrainer(run, self.budget_seconds, between, wall_seconds)
+        trainer = BudgetTrainer(run, Steps(self.steps), math.ceil(self.steps / NUM_VALIDATIONS), wall_seconds)
         size = sum(p.numel() for p in trainer.parameters)
         if size > self.benchmark.max_parameters:
             raise ValueError(f"{self.row} has {size} parameters; the table allows {self.benchmark.max_parameters}")
@@ -120,15 +120,6 @@ class BudgetJob(Job[Limits]):
         else:
             if not trainer.state["finished"]:
                 raise OutOfTimeError(self.name)
-
-    def steps_per_second(self, data_root: Path | None) -> float:
-        """Training steps a CPU second of this machine, by as many seconds as the budget has; nothing is kept."""
-        config = replace(self.benchmark.config(self.row, self.seed, data_root), valid_images=100)
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = BudgetTrainer(Run.create(Path(folder) / "run", config), self.budget_seconds, math.inf)
-            trainer.start()
-            state = trainer.fit()
-        return state["step"] / state["cpu_seconds"]
 
     def evaluate(self, workplace: Workplace, machine: Limits) -> Record:
         """Score test images in parts, each kept as soon as it is there, check samples, and write the record."""
@@ -144,7 +135,7 @@ class BudgetJob(Job[Limits]):
         torch.manual_seed(0)
         samples, state = check_samples(density, machine.num_samples), run.saved_state
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"] | {"data_root": None}
-        settings |= {"budget_seconds": self.budget_seconds, "num_draws": NUM_DRAWS}
+        settings |= {"steps": self.steps, "num_draws": NUM_DRAWS}
         figures = {
             "benchmark": self.benchmark.name,
             "row": self.row,
@@ -156,8 +147,7 @@ class BudgetJob(Job[Limits]):
             "num_draws": NUM_DRAWS,
             "valid_bits_per_dim": trained["valid_loss"],
             "parameters": sum(p.numel() for p in density.parameters()),
-            "budget_seconds": self.budget_seconds,
-            "budget_used": min(1.0, state["cpu_seconds"] / self.budget_seconds),
+            "budget_used": Steps(self.steps).share(state),
             "cpu_seconds": state["cpu_seconds"],
             "validation_cpu_seconds": state["validation_cpu_seconds"],
             "seconds": state["seconds"],
@@ -170,7 +160,7 @@ class BudgetJob(Job[Limits]):
         }
         record = Record(
             kind="image_benchmark",
-            key=row_key(f"{self.benchmark.name}-{self.name}", {"run": run.key, "budget_seconds": self.budget_seconds}),
+            key=row_key(f"{self.benchmark.name}-{self.name}", {"run": run.key, "steps": self.steps}),
             label=self.row,
             settings=settings,
             figures=figures,

@@ -33,7 +33,7 @@ from vi_flows.flows.image_steps import StepFlow
 from vi_flows.records import Clock, Record, provenance, row_key
 from vi_flows.settings import Positive, PositiveFloat, check_settings
 from vi_flows.training import ImageTrainConfig, Run, TrainingDivergedError
-from vi_flows.training.budget import BudgetTrainer
+from vi_flows.training.budget import BudgetTrainer, CPUSeconds
 
 RECORDS = Path(__file__).parent / "results" / "image_stability"
 DATASETS = {"mnist": "mnist", "cifar": "cifar10-jpeg.zip"}
@@ -118,7 +118,7 @@ class RunAll:
         """One row of the table."""
         with tempfile.TemporaryDirectory() as folder, as_before() if bounds == "before" else nullcontext():
             run = Run.create(Path(folder) / "run", self.config(dataset, model, bounds))
-            trainer = BudgetTrainer(run, self.budget_seconds, self.budget_seconds / 4)
+            trainer = BudgetTrainer(run, CPUSeconds(self.budget_seconds), self.budget_seconds / 4)
             trainer.resume()
             diverged = False
             try:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from hypothesis import settings
@@ -32,3 +33,9 @@ def no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+@pytest.fixture(autouse=True)
+def argument_validation() -> None:
+    """Distributions check their arguments, whatever ran before: ``torch.compile`` turns that off for its process."""
+    pyro.enable_validation(True)

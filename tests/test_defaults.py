@@ -9,7 +9,7 @@ import math
 import pytest
 
 DEFAULTS = {
-    "training.budget:BudgetTrainer": {"validate_seconds": 60.0, "wall_seconds": math.inf},
+    "training.budget:BudgetTrainer": {"wall_seconds": math.inf},
     "training.captured:CapturedTrainer": {"progress": True, "tensorboard": False},
     "training.captured:trainer_for": {"progress": True, "tensorboard": False},
     "training.config:first_difference": {"left_out": ()},

@@ -1,4 +1,4 @@
-"""The small-compute benchmark and what it is made of: budgets of CPU time, scores in parts, shares of bad samples."""
+"""The small-compute benchmark and what it is made of: budgets, scores in parts, shares of bad samples."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from vi_flows.records import Record
 from vi_flows.table import OutOfTimeError, Workplace, status_of
 from vi_flows.table.work import work
 from vi_flows.training import ImageTrainConfig, Run, RunError
-from vi_flows.training.budget import BudgetTrainer
+from vi_flows.training.budget import BudgetTrainer, CPUSeconds
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.transforms import ActNorm, Bijection, Chain, Inverse
 
 benchmark = script("image_benchmark")
 job_module = importlib.import_module("image_benchmark_job")
-BENCHMARKS = importlib.import_module("image_benchmark_rows").BENCHMARKS
+rows_module = importlib.import_module("image_benchmark_rows")
+BENCHMARKS = rows_module.BENCHMARKS
 
 TINY = {"flow": "glow", "num_levels": 1, "num_steps": 1, "width": 4}
 
@@ -40,7 +41,7 @@ def lines(folder):
 
 
 def test_a_budget_ends_the_training_and_the_schedule_follows_it(tmp_path):
-    trainer = BudgetTrainer(Run.create(tmp_path / "run", config()), 1.0, validate_seconds=0.25)
+    trainer = BudgetTrainer(Run.create(tmp_path / "run", config()), CPUSeconds(1.0), 0.25)
     trainer.start()
     state = trainer.fit()
     assert state["finished"]
@@ -57,26 +58,24 @@ def test_a_budget_ends_the_training_and_the_schedule_follows_it(tmp_path):
 
 
 def test_a_run_that_is_cut_goes_on_with_what_it_had_used(tmp_path):
-    trainer = BudgetTrainer(Run.create(tmp_path / "run", config()), 1.0)
+    trainer = BudgetTrainer(Run.create(tmp_path / "run", config()), CPUSeconds(1.0), 60.0)
     trainer.start()
     state = trainer.fit(until=3)
     assert state["step"] == 3
     assert not state["finished"]
     used = state["cpu_seconds"]
-    second = BudgetTrainer(Run.open(tmp_path / "run"), 1.0)
+    second = BudgetTrainer(Run.open(tmp_path / "run"), CPUSeconds(1.0), 60.0)
     second.resume()
     assert second.state["cpu_seconds"] == used
     assert second.fit()["finished"]
-    assert [line["step"] for line in lines(tmp_path / "run")][:2] == [1, 3]
+    assert lines(tmp_path / "run")[0]["step"] == 1
 
 
 def test_the_wall_clock_stops_a_run_with_usable_weights(tmp_path):
-    trainer = BudgetTrainer(Run.create(tmp_path / "run", config()), 1000.0, wall_seconds=0.5)
+    trainer = BudgetTrainer(Run.create(tmp_path / "run", config()), CPUSeconds(1000.0), 60.0, wall_seconds=0.5)
     trainer.start()
     assert not trainer.fit()["finished"]
     assert (tmp_path / "run" / "best.safetensors").exists()
-    with pytest.raises(ValueError, match="positive"):
-        BudgetTrainer(Run.open(tmp_path / "run"), 0.0)
 
 
 class Broken(Bijection):
@@ -123,14 +122,14 @@ def test_round_trip_errors_and_the_range_of_images():
 def tiny(monkeypatch):
     """The benchmark with a quick row on quick images: its table."""
     monkeypatch.setattr(job_module, "CHUNK", 20)
-    table = replace(BENCHMARKS["mnist"], dataset="digits", rows={"glow": (TINY, 1e-3)})
+    table = replace(BENCHMARKS["mnist"], dataset="digits", rows={"glow": rows_module.Row(TINY, 1e-3, 24)})
     monkeypatch.setitem(BENCHMARKS, "mnist", table)
     return table
 
 
 def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
     place = Workplace(tmp_path / "runs" / "mnist", tmp_path / "runs" / "mnist")
-    job, whole = (job_module.BudgetJob(tiny, "glow", 0, 0.5, only_scores=scores) for scores in (False, True))
+    job, whole = (job_module.BudgetJob(tiny, "glow", 0, 30, only_scores=scores) for scores in (False, True))
     limits = job_module.Limits(evaluate_seconds=0.0, num_samples=8)
     with pytest.raises(OutOfTimeError):  # stopped at once: no record yet, but a checkpoint
         work([job], place, replace(limits, wall_seconds=0.0))
@@ -138,7 +137,8 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
     assert status_of(job, place).state == "stopped"
     record = work([job], place, limits)["glow-s0"].figures
     assert record["num_images"] == 20 < record["num_test_images"]
-    assert record["budget_used"] == 1.0
+    assert (record["budget_used"], record["steps"]) == (1.0, 30)
+    assert [line["step"] for line in record["curve"]] == [1, *range(2, 31, 2)]  # 30 by 20, rounded up
     assert job.has_record(place)
     assert not whole.has_record(place)
     with pytest.raises(OutOfTimeError, match=f"40 of {record['num_test_images']} test images"):
@@ -149,9 +149,9 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
     assert whole.has_record(place)
     status = status_of(job, place)
     assert (status.state, status.score) == ("done", scored["bits_per_dim"])
-    other = replace(job, budget_seconds=2.0)
-    assert "--budget-seconds 0.5, not 2" in status_of(other, place).error
-    with pytest.raises(RunError, match=r"--budget-seconds 0\.5, not 2"):
+    other = replace(job, steps=50)
+    assert "30 steps, not 50" in status_of(other, place).error
+    with pytest.raises(RunError, match="30 steps, not 50"):
         other.evaluate(place, limits)
     out = tmp_path / "runs"
     benchmark.Render(out=out, results=tmp_path / "results", figures=tmp_path / "figures").run()
@@ -162,9 +162,9 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
     assert "†" in table
     monkeypatch.setattr(densities, "BENCHMARK_RECORDS", tmp_path / "results")
     shown = densities.render_images().partition("\n\n**MNIST")[0]
-    head = "**Benchmark mnist: 1200 CPU seconds of one thread, at most 100,000 parameters**"
+    head = "**Benchmark mnist: steps worth 1200 CPU seconds of one thread, at most 100,000 parameters**"
     assert shown == f"{head}\n\n{table.strip()}"
-    assert benchmark.Status(out=out, rows=("glow",), seeds=(0,), budget_seconds=0.5).run() == 0
+    assert benchmark.Status(out=out, rows=("glow",), seeds=(0,), steps=30).run() == 0
     assert f"{scored['bits_per_dim']:.4f}" in capsys.readouterr().out
 
 
@@ -175,7 +175,7 @@ def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
     records = [record("glow", 0, 2.0), record("nice", 0, 1.5), record("nice", 1, 3.0)]
     figures = importlib.import_module("image_benchmark_figures")
     out, path = tmp_path / "mnist", tmp_path / "picture.png"
-    job = job_module.BudgetJob(tiny, "glow", 0, 0.2)
+    job = job_module.BudgetJob(tiny, "glow", 0, 5)
     work([job], Workplace(out, out), job_module.Limits(evaluate_seconds=0.0, num_samples=8))
     assert figures.draw_samples(out, records, path, None) is None  # there was none
     path.write_text("an older picture")
@@ -188,24 +188,31 @@ def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
     assert not path.exists()
 
 
-def test_the_speed_of_a_row_stands_beside_its_records(tmp_path, capsys, tiny):
-    benchmark.Speed(rows=("glow",), seconds=0.2, results=tmp_path).run()
-    row = capsys.readouterr().out.splitlines()[-1].split()
-    assert row[0] == "glow"
-    assert float(row[1]) > 0
-    assert row[2:] == ["–", "–"]
+def test_the_speed_of_a_row_is_measured_and_says_what_its_steps_are_worth(capsys, tiny):
+    benchmark.Speed(rows=("glow",), seconds=0.1, rounds=2).run()
+    row, pace, steps, seconds, equal = capsys.readouterr().out.splitlines()[-1].split()
+    assert (row, steps, equal) == ("glow", "24", "24")
+    assert float(pace) > 0
+    assert float(seconds) == pytest.approx(24 / float(pace), abs=1)
     with pytest.raises(ValueError, match="unknown row 'maf' of mnist"):
         benchmark.Speed(rows=("maf",)).run()
-    out = tmp_path / "runs" / "mnist"
-    job = job_module.BudgetJob(tiny, "glow", 0, 0.2)
-    work([job], Workplace(out, out), job_module.Limits(evaluate_seconds=0.0, num_samples=8))
-    benchmark.Render(out=tmp_path / "runs", results=tmp_path, figures=tmp_path / "figures").run()
-    figures = Record.read(tmp_path / "mnist" / "glow-s0.json").figures
-    capsys.readouterr()
-    benchmark.Speed(rows=("glow",), seconds=0.2, results=tmp_path).run()
-    here, then, share = map(float, capsys.readouterr().out.splitlines()[-1].split()[1:])
-    assert then == pytest.approx(figures["steps"] / figures["cpu_seconds"], abs=0.01)
-    assert share == pytest.approx(here / then, abs=0.02)
+    speed = importlib.import_module("image_benchmark_speed")
+    rows = {"glow": rows_module.Row(TINY, 1e-3, 1000), "nice": rows_module.Row(TINY, 1e-3, 300)}
+    lines = speed.speed_table(replace(tiny, rows=rows), {"glow": 5.0, "nice": 2.5}).splitlines()
+    # 1000 steps of Glow take 200 s, in which there are 500 of the other.
+    assert [line.split() for line in lines[2:]] == [
+        ["glow", "5.00", "1000", "200", "1000"], ["nice", "2.50", "300", "120", "500"],
+    ]  # fmt: skip
+    alone = speed.speed_table(replace(tiny, rows=rows), {"nice": 2.5}).splitlines()[-1]
+    assert alone.split() == ["nice", "2.50", "300", "120", "–"]
+
+
+def test_the_table_s_steps_are_those_of_its_records():
+    """A record that was committed and one that `run` makes now have the same number of steps."""
+    for name, table in BENCHMARKS.items():
+        for path in sorted((benchmark.RESULTS / name).glob("*.json")):
+            figures = Record.read(path).figures
+            assert figures["steps"] == table.rows[figures["row"]].steps, path.name
 
 
 def test_nothing_is_begun_after_the_time_is_up_and_the_exit_code_says_so(tmp_path, capsys):
@@ -226,8 +233,8 @@ def test_rows_and_shards():
     assert names[:2] == ["nice-s0", "real_nvp-s0"]
     seeds = {name: len(benchmark.RunAll(name).mine()) / len(table.rows) for name, table in BENCHMARKS.items()}
     assert seeds == {"mnist": 3, "mnist-large": 1, "cifar": 3}
-    assert {job.budget_seconds for job in benchmark.RunAll("mnist-large").mine()} == {4 * 3600.0}
-    assert {job.budget_seconds for job in benchmark.RunAll("cifar", budget_seconds=7.0).mine()} == {7.0}
+    assert {job.steps for job in benchmark.RunAll("cifar", rows=("glow",)).mine()} == {6611}
+    assert {job.steps for job in benchmark.RunAll("cifar", steps=7).mine()} == {7}
     with pytest.raises(ValueError, match="benchmark must be one of mnist, mnist-large, cifar"):
         benchmark.Status("imagenet")
 

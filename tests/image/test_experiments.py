@@ -46,6 +46,19 @@ def test_mconv_throughput(tmp_path):
     assert set(Record.read(out).figures["ratio_to_affine"]) == {"affine", "mconv", "mconv-cosine"}
 
 
+def test_epochs_of_rows():
+    module = script("image_rows")
+    found = {
+        (row, budget): module.row_budget(row, budget)["epochs"]
+        for row in ("mnist-glow", "cifar-glow", "mnist-maf10", "mnist-maf10-bounded") for budget in ("short", "small")
+    }  # fmt: skip
+    assert found == {
+        ("mnist-glow", "short"): 6, ("mnist-glow", "small"): 40, ("cifar-glow", "short"): 8,
+        ("cifar-glow", "small"): 40, ("mnist-maf10", "short"): 6, ("mnist-maf10", "small"): 40,
+        ("mnist-maf10-bounded", "short"): 6, ("mnist-maf10-bounded", "small"): 24,
+    }  # fmt: skip
+
+
 def test_rows_and_table(tmp_path, capsys, monkeypatch):
     module = script("image_rows")
     monkeypatch.setitem(module.ROWS, "mnist-mconv", ("mconv", "digits"))

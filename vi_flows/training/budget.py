@@ -1,81 +1,133 @@
-"""Training within a budget of CPU time instead of a number of epochs: for comparisons at equal computation."""
+"""Training within a budget, of steps or of CPU time, instead of a number of epochs: for comparisons of models."""
 
 from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
 from vi_flows.training.signals import TrainingInterrupted, deferred_signals
 
-__all__ = ["BudgetTrainer"]
+__all__ = ["Budget", "BudgetTrainer", "CPUSeconds", "Steps"]
+
+
+@dataclass(frozen=True)
+class Budget(ABC):
+    """So much of something that a run's steps use up.
+
+    Args:
+        amount: how much.
+
+    Raises:
+        ValueError: the amount is not positive.
+    """
+
+    amount: float
+
+    def __post_init__(self) -> None:
+        if not self.amount > 0:
+            raise ValueError(f"the budget must be positive, got {self.amount:g} {type(self).__name__}")
+
+    @abstractmethod
+    def spent(self, state: Mapping[str, Any]) -> float:
+        """How much a run with this bookkeeping has used."""
+
+    @abstractmethod
+    def total_steps(self, state: Mapping[str, Any], step: int) -> int:
+        """The number of steps that the budget will have held, as far as it is known at ``step``; 0 if it is not."""
+
+    def share(self, state: Mapping[str, Any]) -> float:
+        """The share that is used, at most 1."""
+        return min(1.0, self.spent(state) / self.amount)
+
+
+class Steps(Budget):
+    """A number of training steps: the run is a function of its settings and seed, whatever the machine."""
+
+    def spent(self, state: Mapping[str, Any]) -> float:
+        """Steps taken."""
+        return state["step"]
+
+    def total_steps(self, state: Mapping[str, Any], step: int) -> int:
+        """The budget itself."""
+        return math.ceil(self.amount)
+
+
+class CPUSeconds(Budget):
+    """CPU time of the steps; validation, checkpoints and the start of the process don't count.
+
+    Since the schedule follows a clock, two runs of one seed see the same data but are not equal to the bit; and a CPU
+    second is another amount of work on another processor, and beside other processes.
+    """
+
+    def spent(self, state: Mapping[str, Any]) -> float:
+        """CPU seconds of the steps."""
+        return state["cpu_seconds"]
+
+    def total_steps(self, state: Mapping[str, Any], step: int) -> int:
+        """At the speed so far."""
+        return math.ceil(step / self.share(state)) if self.spent(state) > 0 else 0
 
 
 class BudgetTrainer(Trainer):
-    """Trains a run until its steps have used up a budget of the process's CPU time.
+    """Trains a run until its steps have used up a budget.
 
     The schedule's progress is the share of the budget that is used, so a cosine reaches zero at its end whatever a step
-    costs. Only steps count: validation, checkpoints and the start of the process don't. At the first step, every
-    ``validate_seconds`` of the budget and at its end, or when the process is asked to stop, the weights (their average,
-    if the run keeps one) are validated, the best are kept, and the checkpoint is written. Since the schedule follows a
-    clock, two runs of one seed see the same data but are not equal to the bit.
+    costs. At the first step, every ``validate_every`` of the budget and at its end, the weights (their average, if the
+    run keeps one) are validated, the best are kept, and the checkpoint is written; it is also written when the process
+    is asked to stop. A run that was stopped goes on as if it had not been, to the bit if the budget is of steps.
 
     Args:
         run: the run's folder and settings; its ``epochs`` are an upper limit.
-        cpu_seconds: the budget.
-        validate_seconds: CPU seconds between validations.
+        budget: what the steps may use.
+        validate_every: of the budget, in its unit, between validations.
         wall_seconds: time on the clock after which the trainer stops as if it had been asked to.
-
-    Raises:
-        ValueError: the budget is not positive.
     """
 
-    def __init__(
-        self, run: Run, cpu_seconds: float, validate_seconds: float = 60.0, wall_seconds: float = math.inf
-    ) -> None:
-        if not cpu_seconds > 0:
-            raise ValueError(f"the budget must be positive, got {cpu_seconds} CPU seconds")
+    def __init__(self, run: Run, budget: Budget, validate_every: float, wall_seconds: float = math.inf) -> None:
         super().__init__(run, progress=False)
-        self.cpu_seconds, self.validate_seconds, self.wall_seconds = cpu_seconds, validate_seconds, wall_seconds
+        self.budget, self.validate_every, self.wall_seconds = budget, validate_every, wall_seconds
         self.state["cpu_seconds"] = 0.0
         self.state["validation_cpu_seconds"] = 0.0
 
     @property
     def used(self) -> float:
         """The share of the budget that is used, at most 1."""
-        return min(1.0, self.state["cpu_seconds"] / self.cpu_seconds)
+        return self.budget.share(self.state)
 
     def set_learning_rate(self, step: int) -> None:
         """The schedule's rate of ``step``, with the used share of the budget as its progress."""
-        total = math.ceil(step / self.used) if self.used > 0 else self.total_steps
+        total = self.budget.total_steps(self.state, step) or self.total_steps
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step, total)
 
     def _fit(self, until: int | None) -> dict[str, Any]:
         begun, before = time.monotonic(), self.state["seconds"]
         until = self.total_steps if until is None else min(until, self.total_steps)
-        last = self.state["cpu_seconds"]
         with deferred_signals() as stop:
             self.module.train()
             while not self.state["finished"]:
                 for batch in self.batches():
+                    periods = self.budget.spent(self.state) // self.validate_every
                     started = time.process_time()
                     self.take_step(batch)
                     self.state["cpu_seconds"] += time.process_time() - started
                     self.state["seconds"] = before + time.monotonic() - begun
                     self.state["finished"] = self.used >= 1.0 or self.state["step"] >= self.total_steps
-                    leave = bool(stop) or time.monotonic() - begun > self.wall_seconds or self.state["step"] >= until
-                    due = self.state["cpu_seconds"] - last >= self.validate_seconds or self.state["step"] == 1
-                    if due or leave or self.state["finished"]:
-                        last = self.state["cpu_seconds"]
+                    due = self.budget.spent(self.state) // self.validate_every > periods or self.state["step"] == 1
+                    if due or self.state["finished"]:
                         self.validate()
                     if self.state["finished"]:
                         break
-                    if stop:
-                        raise TrainingInterrupted(stop[0])
-                    if leave:
+                    if stop or time.monotonic() - begun > self.wall_seconds or self.state["step"] >= until:
+                        self.save()
+                        if stop:
+                            raise TrainingInterrupted(stop[0])
                         return self.state
         return self.state
 
