@@ -28,6 +28,10 @@ ROWS: Mapping[str, PixelTrainConfig] = {
     "binarized_mnist-made4000-direct-clean": replace(
         MNIST, epochs=30, validate_every=2, pixel=PixelConfig(Made(hidden_dims=(4000,), direct=True, dropout=0.3))
     ),
+    "binarized_mnist-made4000-direct-networks4-clean": replace(
+        MNIST, epochs=72, validate_every=8,
+        pixel=PixelConfig(Made(hidden_dims=(4000,), direct=True, dropout=0.4, num_networks=4)),
+    ),
     "binarized_mnist-made8000x8000-clean": replace(
         HALF, epochs=150, learning_rate=3e-4, validate_every=10,
         pixel=PixelConfig(Made(hidden_dims=(8000, 8000), num_masks=32)),

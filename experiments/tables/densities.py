@@ -42,7 +42,7 @@ def published_pixel_row(record: Record) -> str:
     """The name of the papers' row that belongs beside a model of pixels, whether or not there is a number for it."""
     model = record.settings["pixel"]["model"]
     family = record.label.partition("-")[0]
-    return f"{family}-ensemble" if model.get("num_masks", 1) > 1 else family
+    return f"{family}-ensemble" if max(model.get("num_masks", 1), model.get("num_networks", 1)) > 1 else family
 
 
 def trained_on(record: Record) -> str:

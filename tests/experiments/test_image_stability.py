@@ -19,7 +19,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_stability, "DATASETS", {"mnist": "digits"})
     monkeypatch.setattr(image_stability, "MODELS", {"mnist": ("glow",)})
     flow = {"flow": "glow", "num_levels": 1, "num_steps": 1, "width": 4}
-    monkeypatch.setitem(image_benchmark_rows.SMALL, "glow", (flow, 1e-3))
+    monkeypatch.setitem(image_benchmark_rows.SMALL, "glow", image_benchmark_rows.Row(flow, 1e-3, 9))
 
 
 def test_rows_from_training_to_table(

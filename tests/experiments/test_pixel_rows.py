@@ -39,6 +39,9 @@ def test_the_recipes_are_as_the_page_says():
     assert (gated.epochs, gated.batch_size, gated.learning_rate, gated.ema_decay) == (32, 100, 1e-3, 0.999)
     assert (recurrent.epochs, recurrent.batch_size, recurrent.learning_rate, recurrent.clip_norm) == (6, 200, 2e-3, 500)
     assert recurrent.pixel.name == "diagonal_bilstm-w128-l5-dropout0.1"
+    networks = ROWS["binarized_mnist-made4000-direct-networks4-clean"]
+    assert networks.pixel.name == "made-h4000-dropout0.4-direct-num_networks4"
+    assert (networks.epochs, networks.batch_size, networks.learning_rate) == (72, 100, 1e-3)
     assert {config.protocol for config in ROWS.values()} == {"clean"}
 
 

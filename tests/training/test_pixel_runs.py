@@ -225,6 +225,7 @@ def test_every_setting_reaches_its_model(name):
     other = {
         "hidden_dims": (5,), "activation": "tanh", "direct": True, "num_masks": 2, "width": 6, "first_kernel": 5,
         "num_blocks": 1, "num_layers": 1, "kernel_size": 5, "dropout": 0.5, "order": "random",
+        "num_networks": 2,
     }  # fmt: skip
 
     def shown(**settings):

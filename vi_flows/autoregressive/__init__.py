@@ -1,6 +1,7 @@
 """Autoregressive densities: modules that give Pyro distributions."""
 
 from vi_flows.autoregressive.base import Autoregressive, AutoregressiveDistribution
+from vi_flows.autoregressive.ensemble import Ensemble
 from vi_flows.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from vi_flows.autoregressive.made import MADE
 from vi_flows.autoregressive.outputs import Bernoulli, Categorical, Gaussian, LogisticMixture, Output
@@ -15,6 +16,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "DiagonalPixelRNN",
+    "Ensemble",
     "GatedPixelCNN",
     "Gaussian",
     "LogisticMixture",

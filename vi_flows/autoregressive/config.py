@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 import tyro
 
 from vi_flows.autoregressive.base import Autoregressive
+from vi_flows.autoregressive.ensemble import Ensemble
 from vi_flows.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from vi_flows.autoregressive.made import MADE
 from vi_flows.autoregressive.outputs import Bernoulli, Categorical, LogisticMixture, Output
@@ -67,6 +68,11 @@ class PixelModel(ABC):
         """
 
     @property
+    def has_fixed_step(self) -> bool:
+        """Whether every training step computes the same, so that a recorded one can be replayed."""
+        return True
+
+    @property
     def key(self) -> str:
         """The sizes, and what is not at its default: ``w128-b12-dropout0.1``."""
         sizes, words = [], []
@@ -96,14 +102,35 @@ class Made(PixelModel):
     """1; or more, of drawn orders, for order-agnostic training and an ensemble."""
     order: Literal["natural", "random"] = dataclasses.field(default="natural", metadata=LATER)
     """Of one mask's pixels: row by row, or drawn once, as in the paper; several masks are drawn anyway."""
+    num_networks: Positive = dataclasses.field(default=1, metadata=LATER)
+    """1; or more, each of a drawn order and trained in its turn, for an ensemble that shares no weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_masks > 1 and self.order == "random":
-            raise ValueError(f"the orders of {self.num_masks} masks are drawn anyway: leave order out")
+        drawn = {"masks": self.num_masks, "networks": self.num_networks}
+        for name, count in drawn.items():
+            if count > 1 and self.order == "random":
+                raise ValueError(f"the orders of {count} {name} are drawn anyway: leave order out")
+        if min(drawn.values()) > 1:
+            raise ValueError(
+                f"num_masks={self.num_masks} and num_networks={self.num_networks} are two ways to an ensemble: give one"
+            )
 
-    def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> MADE:
+    @property
+    def has_fixed_step(self) -> bool:
+        """See :attr:`PixelModel.has_fixed_step`; networks take turns."""
+        return self.num_networks == 1
+
+    def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> MADE | Ensemble:
         """See :meth:`PixelModel.build`."""
+        if self.num_networks == 1:
+            return self._network(image_shape, output, context_dim, self.order == "natural")
+        members = [self._network(image_shape, output, context_dim, False) for _ in range(self.num_networks)]
+        for seed, member in enumerate(members):
+            member.resample_masks(seed)
+        return Ensemble(members)
+
+    def _network(self, image_shape: Sequence[int], output: Output, context_dim: int, natural_order: bool) -> MADE:
         return MADE(
             image_shape,
             output,
@@ -113,7 +140,7 @@ class Made(PixelModel):
             context_dim=context_dim,
             num_masks=self.num_masks,
             dropout=self.dropout,
-            natural_order=self.order == "natural",
+            natural_order=natural_order,
         )
 
 

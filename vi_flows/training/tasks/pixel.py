@@ -14,7 +14,7 @@ from vi_flows.autoregressive.config import PixelConfig, build_pixel_model
 from vi_flows.data import ImageData, draw_binary, labelled, load
 from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.evaluation.nll import half_width
-from vi_flows.settings import LATER
+from vi_flows.settings import LATER, SettingsError
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.base import BinaryDrawingSettings, Evaluation, EvaluationSettings, StepResult
 from vi_flows.training.tasks.exact import ExactTask
@@ -53,6 +53,13 @@ class PixelTrainConfig(TrainConfig):
 
     labels: bool = field(default=False, metadata=LATER)
     """Tell the model each image's class: p(image | class), for data sets with labels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cuda_graph and not self.pixel.model.has_fixed_step:
+            raise SettingsError(
+                f"cuda_graph replays one step, and the networks of {self.pixel.name} take turns: leave it out"
+            )
 
     @property
     def name(self) -> str:

@@ -1,0 +1,132 @@
+"""Ensembles of models with weights and orders of their own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.autoregressive.cases import all_binary
+from vi_flows.autoregressive import MADE, Bernoulli, Categorical, Ensemble, GatedPixelCNN
+from vi_flows.autoregressive.config import Made, PixelConfig, build_pixel_model
+from vi_flows.training import Run, Trainer
+from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.pixel import PixelTrainConfig
+
+
+def members(count=3, event=(4,), context_dim=0):
+    torch.manual_seed(0)
+    found = [MADE(event, Bernoulli(), (12,), context_dim=context_dim).double() for _ in range(count)]
+    for seed, member in enumerate(found):
+        member.resample_masks(seed)
+        for p in member.parameters():
+            torch.nn.init.normal_(p)
+    return found
+
+
+def test_the_density_is_the_mean_of_the_members():
+    parts = members()
+    model, events, none = Ensemble(parts), all_binary((4,)), torch.zeros(16, 0, dtype=torch.float64)
+    apart = torch.stack([part.log_prob(events) for part in parts])
+    found = model.judged_log_prob(events, none)
+    torch.testing.assert_close(found.exp(), apart.exp().mean(0), atol=1e-14, rtol=1e-12)
+    assert found.exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+    assert (found > apart.mean(0)).all()
+    torch.testing.assert_close(model.log_prob(events), apart[0])  # with conditionals it is the first one
+    assert torch.equal(model.generation_order(), parts[0].generation_order())
+
+
+def test_draws_are_those_of_the_mixture():
+    model = Ensemble(members())
+    events = all_binary((4,))
+    expected = model.judged_log_prob(events, torch.zeros(16, 0, dtype=torch.float64)).exp()
+    n = 30_000
+    draws = model.judged_sample(torch.zeros(n, 0, dtype=torch.float64))
+    found = torch.bincount((draws @ torch.tensor([8.0, 4, 2, 1], dtype=torch.float64)).long(), minlength=16) / n
+    # A member alone is further away than the draws' noise, at most 0.003 a cell.
+    assert (model.log_prob(events).exp() - expected).abs().max() > 0.03
+    assert (found - expected).abs().max() < 0.015
+
+
+def test_every_draw_and_score_has_its_own_context():
+    model = Ensemble(members(context_dim=2))
+    contexts = torch.eye(2, dtype=torch.float64).repeat_interleave(16, 0)
+    total = model.judged_log_prob(all_binary((4,)).repeat(2, 1), contexts).exp().unflatten(0, (2, 16))
+    torch.testing.assert_close(total.sum(1), torch.ones(2, dtype=torch.float64))
+    assert (total[0] - total[1]).abs().max() > 0.01
+    n = 20_000
+    draws = model.judged_sample(torch.eye(2, dtype=torch.float64).repeat(n, 1)).unflatten(0, (n, 2))
+    cells = (draws @ torch.tensor([8.0, 4, 2, 1], dtype=torch.float64)).long()
+    for index in range(2):
+        found = torch.bincount(cells[:, index], minlength=16) / n
+        assert (found - total[index]).abs().max() < 0.015
+
+
+def test_members_are_trained_in_turn():
+    model, x, none = Ensemble(members()), all_binary((4,)), torch.zeros(16, 0, dtype=torch.float64)
+    for step in range(5):
+        model.zero_grad()
+        model.training_params(x, none).square().sum().backward()
+        trained = [index for index, m in enumerate(model.members) if any(p.grad is not None for p in m.parameters())]
+        assert trained == [step % 3]
+
+
+def test_what_cannot_be_mixed_is_refused():
+    with pytest.raises(ValueError, match="at least one member"):
+        Ensemble([])
+    with pytest.raises(TypeError, match=r"members\[1\] must be of type Autoregressive, got Linear, such as a MADE"):
+        Ensemble([*members(1), torch.nn.Linear(2, 2)])
+    for other, name in (
+        (MADE((5,), Bernoulli(), (12,)), "event_shape"), (MADE((4,), Bernoulli(), (12,), context_dim=1), "context_dim"),
+        (MADE((4,), Categorical(2), (12,)), "family of conditionals"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"must have one {name}"):
+            Ensemble([*members(1), other])
+    mixed = Ensemble([MADE((1, 2, 2), Bernoulli(), (8,)), GatedPixelCNN((1, 2, 2), Bernoulli(), 4, 1)])
+    total = mixed.judged_log_prob(all_binary((1, 2, 2)).float(), torch.zeros(16, 0)).exp().sum()
+    assert total.item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_networks_by_settings():
+    config = PixelConfig(Made(hidden_dims=(6,), direct=True, num_networks=3))
+    assert config.name == "made-h6-direct-num_networks3"
+    model = build_pixel_model(config, (1, 2, 2))
+    assert isinstance(model, Ensemble)
+    orders = [torch.randperm(4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    assert all(torch.equal(m.generation_order(), order) for m, order in zip(model.members, orders, strict=True))
+    model.set_output_bias(torch.tensor([0.5, 0.1, 0.9, 0.5]))
+    assert [m.last[0].bias[1].item() for m in model.members] == [pytest.approx(math.log(1 / 9), abs=1e-5)] * 3
+    with pytest.raises(ValueError, match="two ways to an ensemble"):
+        Made(num_masks=2, num_networks=2)
+    with pytest.raises(ValueError, match="orders of 2 networks are drawn anyway"):
+        Made(num_networks=2, order="random")
+    with pytest.raises(ValueError, match="take turns: leave it out"):
+        PixelTrainConfig(pixel=config, cuda_graph=True)
+
+
+def test_a_run_goes_on_to_the_bit_in_the_middle_of_a_turn(tmp_path):
+    pixel = PixelConfig(Made(hidden_dims=(6,), num_networks=3))
+    config = PixelTrainConfig(dataset="digits", pixel=pixel, epochs=1, batch_size=200, threads=1, ema_decay=0.9)
+    stops: dict[str, list[int | None]] = {"whole": [None], "stopped": [2, 4, None]}
+    for name, untils in stops.items():
+        Run.create(tmp_path / name, config)
+        for until in untils:
+            trainer = Trainer(Run.open(tmp_path / name), progress=False)
+            trainer.resume()
+            trainer.fit(until)
+    whole, stopped = (load_tensors(tmp_path / name / "checkpoint.safetensors")[0] for name in stops)
+    assert whole.keys() == stopped.keys()
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+    nll = [
+        evaluate_run(Run.open(tmp_path / name), record=tmp_path / f"{name}.json", progress=False)[0].figures["nll"]
+        for name in stops
+    ]
+    assert nll[0] == nll[1] < 64 * math.log(2)
+    with pytest.raises(ValueError, match="num_networks"):
+        Run.create(
+            tmp_path / "other",
+            replace(config, pixel=PixelConfig(Made(hidden_dims=(6,))), start_from=tmp_path / "whole"),
+        )

@@ -1,0 +1,96 @@
+"""An ensemble of autoregressive models, as the equal mixture of their densities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vi_flows.autoregressive.base import Autoregressive
+from vi_flows.nn.typed import ModuleListOf
+from vi_flows.settings import check_types
+
+__all__ = ["Ensemble"]
+
+
+class Ensemble(Autoregressive):
+    r"""``p(x) = (1/K) Σ_k p_k(x)``: models with weights and an order of their own, trained in turn.
+
+    A step of training is one of a single member's, so that ``K`` times as many train ``K`` independent models, of which
+    each learns as if it were alone. The mixture is exact and normalised, and never worse than the members' mean:
+    ``log p(x) ≥ (1/K) Σ_k log p_k(x)``, by Jensen's inequality. A :class:`~vi_flows.autoregressive.MADE` with several
+    masks is the ensemble whose members share their weights (Germain et al. 2015, section 4.2).
+
+    :meth:`judged_log_prob` and :meth:`judged_sample` are the mixture's; what else the module stands for as a density
+    with conditionals, such as completions, is the first member's.
+
+    Args:
+        members: at least one, of one event shape, family of conditionals and size of context.
+
+    Raises:
+        TypeError: a member is no autoregressive model.
+        ValueError: there is none, or they differ.
+    """
+
+    turn: Tensor
+
+    def __init__(self, members: Sequence[Autoregressive]) -> None:
+        if not members:
+            raise ValueError("an ensemble needs at least one member")
+        for index, member in enumerate(members):
+            check_types(Autoregressive, ", such as a MADE", **{f"members[{index}]": member})
+        first = members[0]
+        for name in ("event_shape", "context_dim"):
+            found = {getattr(member, name) for member in members}
+            if len(found) > 1:
+                raise ValueError(f"the members of an ensemble must have one {name}, got {sorted(found)}")
+        if any((type(m.output), m.output.num_params) != (type(first.output), first.output.num_params) for m in members):
+            raise ValueError("the members of an ensemble must have one family of conditionals")
+        super().__init__(first.event_shape, first.output, first.context_dim)
+        self.members = ModuleListOf(members)
+        self.register_buffer("turn", torch.zeros(1, dtype=torch.long))
+
+    def params(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.params`; the first member's."""
+        return self.members[0].params(x, context)
+
+    def training_params(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.training_params`; of the member whose turn it is."""
+        params = self.members[int(self.turn)].training_params(x, context)
+        self.turn.add_(1).remainder_(len(self.members))
+        return params
+
+    def judged_log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.judged_log_prob`; of the equal mixture."""
+        scores = torch.stack([member.judged_log_prob(x, context) for member in self.members])
+        return scores.logsumexp(0) - math.log(len(scores))
+
+    def judged_sample(self, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.judged_sample`; each draw is a member's, drawn too."""
+        chosen = torch.randint(len(self.members), (len(context),), device=context.device)
+        x = context.new_zeros(len(context), *self.event_shape)
+        for index in chosen.unique().tolist():
+            mine = chosen == index
+            x[mine] = self.members[index].judged_sample(context[mine], progress)
+        return x
+
+    def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.extend`; the first member's."""
+        return self.members[0].extend(x, num_known, context, progress)
+
+    def generation_order(self) -> Tensor:
+        """The first member's."""
+        return self.members[0].generation_order()
+
+    def place_context(self) -> None:
+        """See :meth:`Autoregressive.place_context`; of every member."""
+        for member in self.members:
+            member.place_context()
+
+    @torch.no_grad()
+    def set_output_bias(self, mean: Tensor) -> None:
+        """See :meth:`Autoregressive.set_output_bias`; of every member."""
+        for member in self.members:
+            member.set_output_bias(mean)
