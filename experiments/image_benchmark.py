@@ -158,16 +158,17 @@ class Render(Common):
         results = self.results / self.benchmark
         for path in sorted(self.folder.glob("*/record.json")):
             Record.read(path).write(results / f"{path.parent.name}.json", overwrite=True)
+        table = BENCHMARKS[self.benchmark]
         records = [Record.read(path).figures for path in sorted(results.glob("*.json"))]
         if not records:
             raise SystemExit(f"no record in {self.folder} or {results}; see `run`")
         start = f"image-benchmark-{self.benchmark}"
-        draw_curves(records, self.figures / f"{start}-curves.png")
+        draw_curves(records, self.figures / f"{start}-curves.png", table.steps, table.reference_seconds)
         for name, draw in {"samples": draw_samples, "best": draw_best}.items():
             problem = draw(self.folder, records, self.figures / f"{start}-{name}.png", self.data_root)
             if problem is not None:
                 print(problem, file=sys.stderr)
-        print(markdown_table(records))
+        print(markdown_table(records, table.steps))
         return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,13 @@ def published_bits(dataset: str, row: str) -> float | None:
     return published.get(f"{dataset}-{row.partition('-')[0]}")
 
 
-def markdown_table(records: list[dict[str, Any]]) -> str:
-    """The table, best row first; intervals are over seeds (Student's t), or over test images for one seed."""
+def markdown_table(records: list[dict[str, Any]], steps: Mapping[str, int]) -> str:
+    """The table, best row first; intervals are over seeds (Student's t), or over test images for one seed.
+
+    Args:
+        records: their figures.
+        steps: a row's by name; a run that had others says so.
+    """
     lines = [
         "| row | bits/dim | ± 95 % | paper | seeds | parameters | CPU s | images seen | sampling, ms an image "
         "| finite | saturated pixels | round trip |",
@@ -45,7 +51,8 @@ def markdown_table(records: list[dict[str, Any]]) -> str:
             "" if all(r["num_images"] == r["num_test_images"] for r in group) else f" ({group[0]['num_images']} images)"
         )
         dataset = group[0]["benchmark"].partition("-")[0]
-        short = "" if all(r["budget_used"] >= 1 for r in group) else " (cut)"
+        trained = sum(r["steps"] for r in group) / count / steps[row]
+        short = "" if abs(trained - 1) < 0.005 else f" ({100 * trained:.0f} % of the steps)"
         lines.append(
             f"| {row}{short} | {center:.4f}{partial} | {half:.4f}{note} "
             f"| {published_bits(dataset, row) or '–'} | {count} | {group[0]['parameters']:,} "
@@ -58,8 +65,15 @@ def markdown_table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
-    """Validation bits/dim of the averaged weights over CPU time, a line a row (its first seed)."""
+def draw_curves(records: list[dict[str, Any]], path: Path, steps: Mapping[str, int], reference_seconds: float) -> None:
+    """Validation bits/dim of the averaged weights over CPU time, a line a row (its first seed).
+
+    Args:
+        records: their figures.
+        path: of the picture.
+        steps: a row's by name.
+        reference_seconds: that they are worth: all rows' times are those of one machine.
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
@@ -69,12 +83,13 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
     ordered = sorted(first.values(), key=lambda r: r["curve"][-1]["valid_loss"])
     for index, record in enumerate(ordered):
         curve = [line for line in record["curve"] if line["step"] > 1]
+        second = reference_seconds / steps[record["row"]]
         axes.plot(
-            [line["cpu_seconds"] for line in curve], [line["valid_loss"] for line in curve],
+            [line["step"] * second for line in curve], [line["valid_loss"] for line in curve],
             color=plt.get_cmap("tab20")(index % 20), ls=("-", "--")[index % 2], lw=1.2, label=record["row"],
         )  # fmt: skip
     low = ordered[0]["curve"][-1]["valid_loss"]
-    axes.set(xlabel="CPU seconds of training", ylabel="validation bits/dim", ylim=(low - 0.03, low + 0.6))
+    axes.set(xlabel="training, CPU seconds of one machine", ylabel="validation bits/dim", ylim=(low - 0.03, low + 0.6))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def render_images() -> str:
     for benchmark in BENCHMARKS.values():
         records = [Record.read(path).figures for path in sorted((BENCHMARK_RECORDS / benchmark.name).glob("*.json"))]
         if records:
-            blocks.append(f"**Benchmark {benchmark.title}**\n\n{benchmark_table(records)}")
+            blocks.append(f"**Benchmark {benchmark.title}**\n\n{benchmark_table(records, benchmark.steps)}")
     blocks += [f"**{title}**\n\n{markdown_table(RESULTS, name)}" for name, title in IMAGE_SETS.items()]
     return "\n\n".join(blocks)
 

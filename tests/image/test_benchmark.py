@@ -28,6 +28,11 @@ job_module = importlib.import_module("image_benchmark_job")
 rows_module = importlib.import_module("image_benchmark_rows")
 BENCHMARKS = rows_module.BENCHMARKS
 
+FIGURES = {
+    "row": "glow", "half_width": 1.0, "num_images": 9, "num_test_images": 9, "parameters": 5, "steps": 1000,
+    "cpu_seconds": 1.0, "images_seen": 2, "round_trip_error": 1e-5, "benchmark": "mnist-large",
+    "samples": {"cpu_seconds": 0.01, "finite_images": 1.0, "saturated_pixels": 0.0},
+}  # fmt: skip
 TINY = {"flow": "glow", "num_levels": 1, "num_steps": 1, "width": 4}
 
 
@@ -122,7 +127,7 @@ def test_round_trip_errors_and_the_range_of_images():
 def tiny(monkeypatch):
     """The benchmark with a quick row on quick images: its table."""
     monkeypatch.setattr(job_module, "CHUNK", 20)
-    table = replace(BENCHMARKS["mnist"], dataset="digits", rows={"glow": rows_module.Row(TINY, 1e-3, 24)})
+    table = replace(BENCHMARKS["mnist"], dataset="digits", rows={"glow": rows_module.Row(TINY, 1e-3, 30)})
     monkeypatch.setitem(BENCHMARKS, "mnist", table)
     return table
 
@@ -160,6 +165,7 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
     table = capsys.readouterr().out
     assert f"| glow | {scored['bits_per_dim']:.4f} |" in table
     assert "†" in table
+    monkeypatch.setitem(densities.BENCHMARKS, "mnist", tiny)
     monkeypatch.setattr(densities, "BENCHMARK_RECORDS", tmp_path / "results")
     shown = densities.render_images().partition("\n\n**MNIST")[0]
     head = "**Benchmark mnist: steps worth 1200 CPU seconds of one thread, at most 100,000 parameters**"
@@ -191,9 +197,9 @@ def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
 def test_the_speed_of_a_row_is_measured_and_says_what_its_steps_are_worth(capsys, tiny):
     benchmark.Speed(rows=("glow",), seconds=0.1, rounds=2).run()
     row, pace, steps, seconds, equal = capsys.readouterr().out.splitlines()[-1].split()
-    assert (row, steps, equal) == ("glow", "24", "24")
+    assert (row, steps, equal) == ("glow", "30", "30")
     assert float(pace) > 0
-    assert float(seconds) == pytest.approx(24 / float(pace), abs=1)
+    assert float(seconds) == pytest.approx(30 / float(pace), abs=1)
     with pytest.raises(ValueError, match="unknown row 'maf' of mnist"):
         benchmark.Speed(rows=("maf",)).run()
     speed = importlib.import_module("image_benchmark_speed")
@@ -207,12 +213,28 @@ def test_the_speed_of_a_row_is_measured_and_says_what_its_steps_are_worth(capsys
     assert alone.split() == ["nice", "2.50", "300", "120", "–"]
 
 
-def test_the_table_s_steps_are_those_of_its_records():
-    """A record that was committed and one that `run` makes now have the same number of steps."""
+def test_a_run_of_other_steps_than_the_row_s_says_so():
+    def shown(**steps):
+        records = [
+            {**FIGURES, "bits_per_dim": 1.0, "seed": seed, "steps": count} for seed, count in enumerate(steps.values())
+        ]
+        return benchmark.markdown_table(records, {"glow": 1000}).splitlines()[2].split("|")[1].strip()
+
+    assert shown(a=1000) == shown(a=997) == shown(a=1000, b=1000) == "glow"
+    assert shown(a=370) == "glow (37 % of the steps)"
+    assert shown(a=1000, b=1100) == "glow (105 % of the steps)"
+
+
+def test_most_records_have_the_steps_of_their_rows():
+    """Those that were made within a CPU time, on a machine of another speed than the others', and not made again."""
+    other = set()
     for name, table in BENCHMARKS.items():
+        assert all(steps > 2000 for steps in table.steps.values())
         for path in sorted((benchmark.RESULTS / name).glob("*.json")):
             figures = Record.read(path).figures
-            assert figures["steps"] == table.rows[figures["row"]].steps, path.name
+            if figures["steps"] != table.steps[figures["row"]]:
+                other.add(f"{name}/{path.stem}")
+    assert other <= {"mnist/flow_pp-spline-vardeq-s0", "mnist/flow_pp-mixture-attention-s0"}
 
 
 def test_nothing_is_begun_after_the_time_is_up_and_the_exit_code_says_so(tmp_path, capsys):
@@ -240,12 +262,7 @@ def test_rows_and_shards():
 
 
 def test_intervals_over_seeds_are_students():
-    base = {
-        "row": "glow", "half_width": 1.0, "num_images": 9, "num_test_images": 9, "budget_used": 1.0, "parameters": 5,
-        "cpu_seconds": 1.0, "images_seen": 2, "round_trip_error": 1e-5, "benchmark": "mnist-large",
-        "samples": {"cpu_seconds": 0.01, "finite_images": 1.0, "saturated_pixels": 0.0},
-    }  # fmt: skip
-    table = benchmark.markdown_table([{**base, "bits_per_dim": b} for b in (1.0, 1.1, 1.2)])
+    table = benchmark.markdown_table([{**FIGURES, "bits_per_dim": b} for b in (1.0, 1.1, 1.2)], {"glow": 1000})
     # Standard deviation 0.1 of three seeds: 4.303 · 0.1/√3.
     assert "| glow | 1.1000 | 0.2484 | – | 3 |" in table
 
