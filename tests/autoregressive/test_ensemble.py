@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.autoregressive.cases import all_binary
+from tests.autoregressive.cases import all_binary, jacobian, past
 from vi_flows.autoregressive import MADE, Bernoulli, Categorical, Ensemble, GatedPixelCNN
 from vi_flows.autoregressive.config import Made, PixelConfig, build_pixel_model
 from vi_flows.training import Run, Trainer
@@ -90,19 +90,33 @@ def test_what_cannot_be_mixed_is_refused():
     assert total.item() == pytest.approx(1.0, abs=1e-5)
 
 
+def test_an_order_is_that_of_its_masks():
+    model = MADE((1, 2, 2), Bernoulli(), (24,), direct=True).double()
+    model.reorder(torch.tensor([2, 0, 3, 1]))
+    assert model.generation_order().tolist() == [2, 0, 3, 1]
+    assert ((jacobian(model) > 0) == past(model)).all()
+    assert model.log_prob(all_binary((1, 2, 2))).exp().sum().item() == pytest.approx(1.0)
+    for wrong in ([0, 1, 2], [0, 1, 2, 2], [1, 2, 3, 4]):
+        with pytest.raises(ValueError, match=r"order must have each of 0 … 3 once"):
+            model.reorder(torch.tensor(wrong))
+
+
 def test_networks_by_settings():
     config = PixelConfig(Made(hidden_dims=(6,), direct=True, num_networks=3))
     assert config.name == "made-h6-direct-num_networks3"
     model = build_pixel_model(config, (1, 2, 2))
     assert isinstance(model, Ensemble)
-    orders = [torch.randperm(4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    assert all(torch.equal(m.generation_order(), order) for m, order in zip(model.members, orders, strict=True))
+    assert [m.generation_order().tolist() for m in model.members] == [[0, 1, 2, 3], [0, 2, 1, 3], [3, 2, 1, 0]]
+    five = build_pixel_model(PixelConfig(Made(hidden_dims=(6,), num_networks=5)), (1, 2, 3))
+    orders = [m.generation_order().tolist() for m in five.members]
+    assert orders[3:] == [[5, 2, 4, 1, 3, 0], [0, 1, 2, 3, 4, 5]]
+    drawn = build_pixel_model(PixelConfig(Made(hidden_dims=(6,), num_networks=3, order="random")), (1, 2, 2))
+    seeds = [torch.randperm(4, generator=torch.Generator().manual_seed(seed)).tolist() for seed in range(3)]
+    assert [m.generation_order().tolist() for m in drawn.members] == seeds
     model.set_output_bias(torch.tensor([0.5, 0.1, 0.9, 0.5]))
     assert [m.last[0].bias[1].item() for m in model.members] == [pytest.approx(math.log(1 / 9), abs=1e-5)] * 3
     with pytest.raises(ValueError, match="two ways to an ensemble"):
         Made(num_masks=2, num_networks=2)
-    with pytest.raises(ValueError, match="orders of 2 networks are drawn anyway"):
-        Made(num_networks=2, order="random")
     with pytest.raises(ValueError, match="take turns: leave it out"):
         PixelTrainConfig(pixel=config, cuda_graph=True)
 

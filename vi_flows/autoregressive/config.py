@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
+import torch
 import tyro
+from torch import Tensor
 
 from vi_flows.autoregressive.base import Autoregressive
 from vi_flows.autoregressive.ensemble import Ensemble
@@ -101,17 +105,16 @@ class Made(PixelModel):
     num_masks: Positive = 1
     """1; or more, of drawn orders, for order-agnostic training and an ensemble."""
     order: Literal["natural", "random"] = dataclasses.field(default="natural", metadata=LATER)
-    """Of one mask's pixels: row by row, or drawn once, as in the paper; several masks are drawn anyway."""
+    """Of one mask's pixels: row by row, or drawn once, as in the paper; several masks are drawn anyway. Of several
+    networks: by rows, by columns, and both from the end, in turn; or each drawn."""
     num_networks: Positive = dataclasses.field(default=1, metadata=LATER)
-    """1; or more, each of a drawn order and trained in its turn, for an ensemble that shares no weights."""
+    """1; or more, each of its own order and trained in its turn, for an ensemble that shares no weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        drawn = {"masks": self.num_masks, "networks": self.num_networks}
-        for name, count in drawn.items():
-            if count > 1 and self.order == "random":
-                raise ValueError(f"the orders of {count} {name} are drawn anyway: leave order out")
-        if min(drawn.values()) > 1:
+        if self.num_masks > 1 and self.order == "random":
+            raise ValueError(f"the orders of {self.num_masks} masks are drawn anyway: leave order out")
+        if min(self.num_masks, self.num_networks) > 1:
             raise ValueError(
                 f"num_masks={self.num_masks} and num_networks={self.num_networks} are two ways to an ensemble: give one"
             )
@@ -123,14 +126,17 @@ class Made(PixelModel):
 
     def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> MADE | Ensemble:
         """See :meth:`PixelModel.build`."""
+        networks = [self._network(image_shape, output, context_dim) for _ in range(self.num_networks)]
         if self.num_networks == 1:
-            return self._network(image_shape, output, context_dim, self.order == "natural")
-        members = [self._network(image_shape, output, context_dim, False) for _ in range(self.num_networks)]
-        for seed, member in enumerate(members):
-            member.resample_masks(seed)
-        return Ensemble(members)
+            return networks[0]
+        for index, (network, scan) in enumerate(zip(networks, itertools.cycle(_scans(image_shape)), strict=False)):
+            if self.order == "random":
+                network.resample_masks(index)
+            else:
+                network.reorder(scan)
+        return Ensemble(networks)
 
-    def _network(self, image_shape: Sequence[int], output: Output, context_dim: int, natural_order: bool) -> MADE:
+    def _network(self, image_shape: Sequence[int], output: Output, context_dim: int) -> MADE:
         return MADE(
             image_shape,
             output,
@@ -140,8 +146,15 @@ class Made(PixelModel):
             context_dim=context_dim,
             num_masks=self.num_masks,
             dropout=self.dropout,
-            natural_order=natural_order,
+            natural_order=self.order == "natural",
         )
+
+
+def _scans(image_shape: Sequence[int]) -> list[Tensor]:
+    """Orders of an image's entries: by rows, by columns, and both from the end."""
+    rows = torch.arange(math.prod(image_shape))
+    columns = rows.reshape(*image_shape).transpose(-1, -2).flatten()
+    return [rows, columns, rows.flip(0), columns.flip(0)]
 
 
 @dataclass(frozen=True, kw_only=True)

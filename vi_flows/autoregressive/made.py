@@ -141,6 +141,20 @@ class MADE(Autoregressive):
             low = int(degrees[-1].min())
         return order, degrees
 
+    def reorder(self, order: Tensor) -> None:
+        """Take another order of the entries, with evenly spread hidden degrees.
+
+        Args:
+            order: flat indices of the entries, each once, ``(D,)``.
+
+        Raises:
+            ValueError: it is no such order.
+        """
+        size = self.event_shape.numel()
+        if order.shape != (size,) or not torch.equal(order.sort().values.cpu(), torch.arange(size)):
+            raise ValueError(f"order must have each of 0 … {size - 1} once, got a tensor of shape {tuple(order.shape)}")
+        self._set_masks(order, [spread_degrees(width, size) for width in self.hidden_dims])
+
     def resample_masks(self, seed: int) -> None:
         """Draw the order and the hidden degrees anew; the same seed gives the same masks on every device."""
         self._set_masks(*self._draw(seed))
