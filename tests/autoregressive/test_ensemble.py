@@ -31,34 +31,45 @@ def test_the_density_is_the_mean_of_the_members():
     parts = members()
     model, events, none = Ensemble(parts), all_binary((4,)), torch.zeros(16, 0, dtype=torch.float64)
     apart = torch.stack([part.log_prob(events) for part in parts])
-    found = model.judged_log_prob(events, none)
+    found = model.log_density(events, none)
     torch.testing.assert_close(found.exp(), apart.exp().mean(0), atol=1e-14, rtol=1e-12)
     assert found.exp().sum().item() == pytest.approx(1.0, abs=1e-12)
     assert (found > apart.mean(0)).all()
-    torch.testing.assert_close(model.log_prob(events), apart[0])  # with conditionals it is the first one
-    assert torch.equal(model.generation_order(), parts[0].generation_order())
+    torch.testing.assert_close(model.log_prob(events), found)
+
+
+@pytest.mark.parametrize("build", [lambda: Ensemble(members()), lambda: MADE((4,), Bernoulli(), (12,), num_masks=3)])
+def test_a_mixture_is_one_wherever_it_stands_and_has_no_conditionals_of_one_order(build):
+    model = build().double()
+    events, none = all_binary((4,)), torch.zeros(16, 0, dtype=torch.float64)
+    p = model.distribution()
+    torch.testing.assert_close(p.log_prob(events.reshape(2, 8, 4)).flatten(), model.log_density(events, none))
+    assert p.log_prob(events).exp().sum().item() == pytest.approx(1.0)
+    for ask in (p.conditional_logits, lambda x: p.complete(x, 2)):
+        with pytest.raises(ValueError, match="mixture of models of several orders has no conditionals of one order"):
+            ask(events)
 
 
 def test_draws_are_those_of_the_mixture():
     model = Ensemble(members())
     events = all_binary((4,))
-    expected = model.judged_log_prob(events, torch.zeros(16, 0, dtype=torch.float64)).exp()
+    expected = model.log_density(events, torch.zeros(16, 0, dtype=torch.float64)).exp()
     n = 30_000
-    draws = model.judged_sample(torch.zeros(n, 0, dtype=torch.float64))
+    draws = model.sample((n,))
     found = torch.bincount((draws @ torch.tensor([8.0, 4, 2, 1], dtype=torch.float64)).long(), minlength=16) / n
     # A member alone is further away than the draws' noise, at most 0.003 a cell.
-    assert (model.log_prob(events).exp() - expected).abs().max() > 0.03
+    assert (model.members[0].log_prob(events).exp() - expected).abs().max() > 0.03
     assert (found - expected).abs().max() < 0.015
 
 
 def test_every_draw_and_score_has_its_own_context():
     model = Ensemble(members(context_dim=2))
     contexts = torch.eye(2, dtype=torch.float64).repeat_interleave(16, 0)
-    total = model.judged_log_prob(all_binary((4,)).repeat(2, 1), contexts).exp().unflatten(0, (2, 16))
+    total = model.log_density(all_binary((4,)).repeat(2, 1), contexts).exp().unflatten(0, (2, 16))
     torch.testing.assert_close(total.sum(1), torch.ones(2, dtype=torch.float64))
     assert (total[0] - total[1]).abs().max() > 0.01
     n = 20_000
-    draws = model.judged_sample(torch.eye(2, dtype=torch.float64).repeat(n, 1)).unflatten(0, (n, 2))
+    draws = model.condition(torch.eye(2, dtype=torch.float64)).sample((n,))
     cells = (draws @ torch.tensor([8.0, 4, 2, 1], dtype=torch.float64)).long()
     for index in range(2):
         found = torch.bincount(cells[:, index], minlength=16) / n
@@ -86,7 +97,7 @@ def test_what_cannot_be_mixed_is_refused():
         with pytest.raises(ValueError, match=f"must have one {name}"):
             Ensemble([*members(1), other])
     mixed = Ensemble([MADE((1, 2, 2), Bernoulli(), (8,)), GatedPixelCNN((1, 2, 2), Bernoulli(), 4, 1)])
-    total = mixed.judged_log_prob(all_binary((1, 2, 2)).float(), torch.zeros(16, 0)).exp().sum()
+    total = mixed.log_density(all_binary((1, 2, 2)).float(), torch.zeros(16, 0)).exp().sum()
     assert total.item() == pytest.approx(1.0, abs=1e-5)
 
 

@@ -81,13 +81,15 @@ def test_an_ensemble_draws_from_the_mixture_that_it_is_judged_by():
         for p in model.parameters():
             p.normal_()
     events, none = all_binary((4,)), torch.zeros(16, 0, dtype=torch.float64)
-    expected = model.judged_log_prob(events, none).exp()
+    expected = model.log_density(events, none).exp()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     n = 30_000
-    draws = model.judged_sample(torch.zeros(n, 0, dtype=torch.float64))
+    draws = model.sample((n,))
     found = torch.bincount((draws @ torch.tensor([8.0, 4, 2, 1], dtype=torch.float64)).long(), minlength=16) / n
     # One mask alone is further away than the draws' noise, at most 0.003 a cell.
-    assert (model.log_prob(events).exp() - expected).abs().max() > 0.03
+    alone = model.output.log_prob(model.params(events, none), events).sum(1).exp()
+    assert (alone - expected).abs().max() > 0.03
+    torch.testing.assert_close(model.log_prob(events).exp(), expected)
     assert (found - expected).abs().max() < 0.015
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

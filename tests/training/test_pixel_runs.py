@@ -117,8 +117,8 @@ def test_made_starts_at_the_mean_image(tmp_path, model):
         torch.nn.init.zeros_(layer.weight)
     means = task.data.means("train").mean(0)
     expected = means.clamp(1e-4, 1 - 1e-4).reshape(1, 1, 8, 8)
-    logits = task.module.conditional_logits(torch.zeros(1, 1, 8, 8))
-    assert torch.allclose(logits.sigmoid(), expected, atol=1e-5)
+    logits = task.module.params(torch.zeros(1, 1, 8, 8), torch.zeros(1, 0))
+    assert torch.allclose(logits[..., 0].sigmoid(), expected, atol=1e-5)
     assert means.min() == 0  # the corners, within one in ten thousand of it
     with pytest.raises(ValueError, match="64 binary entries"):
         task.module.set_output_bias(means[:5])
@@ -145,8 +145,9 @@ def test_masks_take_turns():
     for index in range(3):
         model.resample_masks(index)
         assert torch.equal(model.params(x, none), seen[index])
-    assert torch.allclose(model.judged_log_prob(x, none), model.ensemble_log_prob(x, range(3)), atol=1e-12)
-    assert not model.judged_log_prob(x, none).allclose(model.log_prob(x))
+    assert torch.allclose(model.log_density(x, none), model.ensemble_log_prob(x, range(3)), atol=1e-12)
+    assert torch.allclose(model.log_prob(x), model.log_density(x, none))
+    assert not model.log_prob(x).allclose(model.output.log_prob(model.params(x, none), x).flatten(1).sum(1))
 
 
 def test_command_line(tmp_path, capsys):

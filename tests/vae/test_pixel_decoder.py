@@ -21,6 +21,8 @@ DECODERS = {
     "pixel_cnn": Residual(width=4, num_blocks=1, first_kernel=3),
     "gated": Gated(width=4, num_layers=1, first_kernel=3),
     "made": Made(hidden_dims=(16,)),
+    "made-masks": Made(hidden_dims=(16,), num_masks=2),
+    "made-networks": Made(hidden_dims=(16,), num_networks=2),
     "row": Row(width=4, num_layers=1, first_kernel=3),
 }
 
@@ -49,6 +51,14 @@ def test_the_likelihood_sums_to_one_and_follows_the_latent(decoder, architecture
     assert log_p.shape == (4, 512)
     assert log_p.logsumexp(1).abs().max() < 1e-10
     assert (log_p[0] - log_p[1]).abs().max() > 0.05
+
+
+def test_every_network_of_a_decoder_is_trained():
+    """The likelihood is the mixture, so that the setting has its effect here too."""
+    vae = small("made-networks")
+    x = ALL[[0, 100, 511]].double()
+    vae.model.likelihood(torch.zeros(3, 2, dtype=torch.float64)).log_prob(x).sum().backward()
+    assert all(p.grad is not None for p in vae.model.decoder.parameters())
 
 
 def test_a_value_that_is_not_binary_is_refused():

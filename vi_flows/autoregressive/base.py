@@ -77,6 +77,11 @@ class Autoregressive(nn.Module, ABC):
             context: ``(N, context_dim)``.
         """
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the density is a mixture of several orders', which has no conditionals of one order."""
+        return False
+
     @abstractmethod
     def generation_order(self) -> Tensor:
         """Flat indices of the entries of an event, each after all those that it depends on."""
@@ -100,8 +105,8 @@ class Autoregressive(nn.Module, ABC):
         """What a training step scores rows with: :meth:`params`, where a family doesn't train otherwise."""
         return self.params(x, context)
 
-    def judged_log_prob(self, x: Tensor, context: Tensor) -> Tensor:
-        """The log-density that a trained model is judged by, nats ``(N,)``: that of :meth:`params`, or a mixture's.
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """The log-density, nats ``(N,)``: that of :meth:`params`, or a mixture's (:attr:`is_mixture`).
 
         Args:
             x: ``(N, *event_shape)``.
@@ -109,8 +114,8 @@ class Autoregressive(nn.Module, ABC):
         """
         return self.output.log_prob(self.params(x, context), x).flatten(1).sum(1)
 
-    def judged_sample(self, context: Tensor, progress: bool = False) -> Tensor:
-        """Draws ``(N, *event_shape)`` from the density of :meth:`judged_log_prob`, one for each row of ``context``."""
+    def draw(self, context: Tensor, progress: bool = False) -> Tensor:
+        """Draws ``(N, *event_shape)`` from that density, one for each row of ``context``."""
         return self.generate(context, progress)
 
     def condition(self, context: Tensor) -> AutoregressiveDistribution:
@@ -221,11 +226,12 @@ class AutoregressiveDistribution(TorchDistribution):
         # Sizes are spelled out: with a context of size 0, reshape can't infer one.
         return x, self.context.expand(*batch, self.model.context_dim).reshape(batch.numel(), self.model.context_dim)
 
-    def _params(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` in the model's type and the parameters, both over the batch shape of ``x`` and context together."""
-        x, context = self._flat(x)
-        params = self.model.params(x.reshape(len(context), *self.event_shape), context)
-        return x, params.reshape(*x.shape[: x.ndim - len(self.event_shape)], *params.shape[1:])
+    def _check_order(self) -> None:
+        if self.model.is_mixture:
+            raise ValueError(
+                "a mixture of models of several orders has no conditionals of one order, nor completions by them; "
+                "train a model of one order for these (num_masks=1, or a member of the ensemble)"
+            )
 
     def conditional_logits(self, x: Tensor) -> Tensor:
         """Parameters of every entry's conditional, given the entries of ``x`` before it; ``x`` is not validated.
@@ -238,9 +244,12 @@ class AutoregressiveDistribution(TorchDistribution):
             log standard deviations ``(…, *event_shape, 2)``.
 
         Raises:
-            ValueError: ``x`` has another event shape.
+            ValueError: ``x`` has another event shape, or the model is a mixture.
         """
-        return self.model.output.logits(self._params(x)[1])
+        self._check_order()
+        x, context = self._flat(x)
+        params = self.model.params(x.reshape(len(context), *self.event_shape), context)
+        return self.model.output.logits(params.reshape(*x.shape[: x.ndim - len(self.event_shape)], *params.shape[1:]))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Exact, in nats, shape of the batch.
@@ -253,15 +262,16 @@ class AutoregressiveDistribution(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        x, params = self._params(value)
-        return self.model.output.log_prob(params, x).sum(tuple(range(-len(self.event_shape), 0)))
+        x, context = self._flat(value)
+        scores = self.model.log_density(x.reshape(len(context), *self.event_shape), context)
+        return scores.reshape(x.shape[: x.ndim - len(self.event_shape)])
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = SCALAR) -> Tensor:
         """Draws ``sample_shape + batch_shape + event_shape``, of the model's dtype."""
         shape = torch.Size(sample_shape) + self.batch_shape
         context = self.context.expand(*shape, self.model.context_dim).reshape(shape.numel(), self.model.context_dim)
-        return self.model.generate(context).reshape(*shape, *self.event_shape)
+        return self.model.draw(context).reshape(*shape, *self.event_shape)
 
     @torch.no_grad()
     def complete(self, x: Tensor, num_known: int, progress: bool = False) -> Tensor:
@@ -276,8 +286,10 @@ class AutoregressiveDistribution(TorchDistribution):
             Events over the batch shape of ``x`` and the context together.
 
         Raises:
-            ValueError: ``x`` has another event shape, or ``num_known`` is not between 0 and the event's size.
+            ValueError: ``x`` has another event shape, ``num_known`` is not between 0 and the event's size, or the
+                model is a mixture.
         """
+        self._check_order()
         if not 0 <= num_known <= self.event_shape.numel():
             raise ValueError(f"num_known must lie between 0 and {self.event_shape.numel()}, got {num_known}")
         x, context = self._flat(x)

@@ -23,8 +23,8 @@ class Ensemble(Autoregressive):
     ``log p(x) ≥ (1/K) Σ_k log p_k(x)``, by Jensen's inequality. A :class:`~vi_flows.autoregressive.MADE` with several
     masks is the ensemble whose members share their weights (Germain et al. 2015, section 4.2).
 
-    :meth:`judged_log_prob` and :meth:`judged_sample` are the mixture's; what else the module stands for as a density
-    with conditionals, such as completions, is the first member's.
+    The members' orders may differ, so that the mixture has no conditionals of one order, nor completions by them: those
+    are its members', one by one.
 
     Args:
         members: at least one, of one event shape, family of conditionals and size of context.
@@ -52,8 +52,13 @@ class Ensemble(Autoregressive):
         self.members = ModuleListOf(members)
         self.register_buffer("turn", torch.zeros(1, dtype=torch.long))
 
+    @property
+    def is_mixture(self) -> bool:
+        """See :attr:`Autoregressive.is_mixture`; always."""
+        return True
+
     def params(self, x: Tensor, context: Tensor) -> Tensor:
-        """See :meth:`Autoregressive.params`; the first member's."""
+        """Those of the first member: a mixture's conditionals have none of their own."""
         return self.members[0].params(x, context)
 
     def training_params(self, x: Tensor, context: Tensor) -> Tensor:
@@ -62,23 +67,19 @@ class Ensemble(Autoregressive):
         self.turn.add_(1).remainder_(len(self.members))
         return params
 
-    def judged_log_prob(self, x: Tensor, context: Tensor) -> Tensor:
-        """See :meth:`Autoregressive.judged_log_prob`; of the equal mixture."""
-        scores = torch.stack([member.judged_log_prob(x, context) for member in self.members])
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.log_density`; of the equal mixture."""
+        scores = torch.stack([member.log_density(x, context) for member in self.members])
         return scores.logsumexp(0) - math.log(len(scores))
 
-    def judged_sample(self, context: Tensor, progress: bool = False) -> Tensor:
-        """See :meth:`Autoregressive.judged_sample`; each draw is a member's, drawn too."""
+    def draw(self, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.draw`; each draw is a member's, drawn too."""
         chosen = torch.randint(len(self.members), (len(context),), device=context.device)
         x = context.new_zeros(len(context), *self.event_shape)
         for index in chosen.unique().tolist():
             mine = chosen == index
-            x[mine] = self.members[index].judged_sample(context[mine], progress)
+            x[mine] = self.members[index].draw(context[mine], progress)
         return x
-
-    def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
-        """See :meth:`Autoregressive.extend`; the first member's."""
-        return self.members[0].extend(x, num_known, context, progress)
 
     def generation_order(self) -> Tensor:
         """The first member's."""

@@ -30,10 +30,9 @@ class MADE(Autoregressive):
 
     With one mask the order is the natural one and the hidden degrees are evenly spread, unless it is to be drawn. With
     more, the orders and degrees are drawn from the seeds 0, 1, …, and training is order- and connectivity-agnostic:
-    :meth:`training_params` goes round the masks, a step each, :meth:`judged_log_prob` is the density of their equal
-    mixture (paper, sections 4.1 and 4.2), and :meth:`judged_sample` draws from that. The density that the module itself
-    stands for is that of the current mask, at first seed 0's. Generation computes a hidden unit when all that it sees
-    is there, once.
+    :meth:`training_params` goes round the masks, a step each, and the density is their equal mixture (paper, sections
+    4.1 and 4.2); :meth:`params` is of the current mask, at first seed 0's. Generation computes a hidden unit when all
+    that it sees is there, once.
 
     Args:
         event_shape: of one ``x``; its entries are flattened.
@@ -103,6 +102,11 @@ class MADE(Autoregressive):
     def num_masks(self) -> int:
         """Masks to train with."""
         return len(self.orders)
+
+    @property
+    def is_mixture(self) -> bool:
+        """See :attr:`Autoregressive.is_mixture`; with several masks."""
+        return self.num_masks > 1
 
     def _member(self, index: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Order and hidden degrees of the mask ``index``, a tensor of one element so that nothing is read back."""
@@ -199,17 +203,17 @@ class MADE(Autoregressive):
         self.turn.add_(1).remainder_(self.num_masks)
         return params
 
-    def judged_log_prob(self, x: Tensor, context: Tensor) -> Tensor:
-        """See :meth:`Autoregressive.judged_log_prob`; of the equal mixture over all masks, if there are several."""
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.log_density`; of the equal mixture over all masks, if there are several."""
         if self.num_masks == 1:
-            return super().judged_log_prob(x, context)
+            return super().log_density(x, context)
         members = (torch.tensor([index], device=self.turn.device) for index in range(self.num_masks))
         return self._mixture_log_prob(map(self._member, members), x, context)
 
-    def judged_sample(self, context: Tensor, progress: bool = False) -> Tensor:
-        """See :meth:`Autoregressive.judged_sample`; if there are several masks, each draw is under one of its own."""
+    def draw(self, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.draw`; if there are several masks, each draw is under one of its own."""
         if self.num_masks == 1:
-            return super().judged_sample(context, progress)
+            return super().draw(context, progress)
         members = torch.randint(self.num_masks, (len(context),), device=context.device)
         x = context.new_zeros(len(context), *self.event_shape)
         for index in members.unique():

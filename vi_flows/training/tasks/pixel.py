@@ -149,7 +149,7 @@ class PixelTask(ExactTask):
 
     def log_probs(self, rows: Tensor) -> Tensor:
         """See :meth:`ExactTask.log_probs`; of pixels as the model sees them, then the class, ``(N, C·H·W + K)``."""
-        return self.module.judged_log_prob(*self._parted(rows))
+        return self.module.log_density(*self._parted(rows))
 
     @torch.no_grad()
     def validate(self) -> float | None:
@@ -231,7 +231,7 @@ class PixelTask(ExactTask):
 
         Where the model is told the class, a row of samples or training images is of one class, the first row of class
         0; completions are of the image's own. They are left out for an order in which the upper half doesn't come
-        first.
+        first, and for a mixture of several.
 
         Args:
             settings: size of the grids, and whether pixels of the training images are drawn too; those of the samples
@@ -241,12 +241,12 @@ class PixelTask(ExactTask):
         chosen, context = self._chosen(rows, columns)
         top = 1 if self.binary else self.data.levels - 1
         shown = self.data.binarized(chosen) if settings.binary and self.binary else self.data.means(chosen)
-        samples = self.module.judged_sample(context, progress=True)
+        samples = self.module.draw(context, progress=True)
         grids = {"samples": samples.float().cpu() / top, "data": shown.reshape(-1, *self.data.shape)}
         channels, height, width = self.data.shape
         known, upper = channels * width * (height // 2), torch.zeros(self.data.shape, dtype=torch.bool)
         upper[:, : height // 2] = True
-        if columns > 1 and upper.flatten()[self.module.generation_order()[:known].cpu()].all():
+        if columns > 1 and not self.module.is_mixture and upper.flatten()[self._first(known)].all():
             # Spread over the split, which may be sorted by class.
             given = self._fixed(self.splits.test)[:: max(1, len(self.splits.test) // rows)][:rows]
             starts, contexts = self._parted(given.repeat_interleave(columns - 1, 0))
@@ -254,6 +254,10 @@ class PixelTask(ExactTask):
             lines = torch.cat([self._parted(given)[0][:, None], ends.unflatten(0, (len(given), columns - 1))], 1)
             grids["completions"] = lines.flatten(0, 1).float().cpu() / top
         return grids
+
+    def _first(self, number: int) -> Tensor:
+        """Flat indices of the pixels that are drawn first."""
+        return self.module.generation_order()[:number].cpu()
 
     def _chosen(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Rows of training images for a grid, drawn, and the contexts of as many samples."""
