@@ -14,6 +14,7 @@ from vi_flows.distributions.image_config import image_config
 from vi_flows.training import ImageTrainConfig, Run
 from vi_flows.training.budget import BudgetTrainer, CPUSeconds, Steps
 from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.errors import RunUnusableError
 
 
 class Clock:
@@ -123,6 +124,22 @@ def test_a_budget_can_be_left_and_gone_on_with(tmp_path):
     whole = budget_run(tmp_path / "whole", CPUSeconds(1e9), wall_seconds=900.0)
     whole.start()
     assert whole.fit()["step"] == whole.total_steps == 8
+
+
+@pytest.mark.parametrize(("budget", "words"), [(Steps(9), "9 Steps"), (CPUSeconds(8), "8 CPUSeconds")])
+def test_a_run_goes_on_with_its_own_budget(tmp_path, budget, words):
+    trainer = budget_run(tmp_path / "run", Steps(8))
+    trainer.start()
+    trainer.fit(until=2)
+    other = BudgetTrainer(Run.open(tmp_path / "run"), budget, 60.0)
+    with pytest.raises(RunUnusableError, match=f"was begun with 8 Steps, not {words}: go on with that"):
+        other.resume()
+    again = BudgetTrainer(Run.open(tmp_path / "run"), Steps(8), 60.0)
+    again.resume()
+    again.state.pop("budget")  # as an older version wrote it
+    again.save()
+    with pytest.raises(RunUnusableError, match="was begun with a budget that it does not say, not 8 Steps"):
+        BudgetTrainer(Run.open(tmp_path / "run"), Steps(8), 60.0).resume()
 
 
 def test_a_stop_leaves_no_trace_in_a_run_of_steps(tmp_path):

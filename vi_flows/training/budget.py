@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vi_flows.training.errors import RunUnusableError
 from vi_flows.training.loop import Trainer
 from vi_flows.training.run import Run
 from vi_flows.training.signals import TrainingInterrupted, deferred_signals
@@ -31,7 +32,7 @@ class Budget(ABC):
 
     def __post_init__(self) -> None:
         if not self.amount > 0:
-            raise ValueError(f"the budget must be positive, got {self.amount:g} {type(self).__name__}")
+            raise ValueError(f"the budget must be positive, got {self}")
 
     @abstractmethod
     def spent(self, state: Mapping[str, Any]) -> float:
@@ -40,6 +41,9 @@ class Budget(ABC):
     @abstractmethod
     def total_steps(self, state: Mapping[str, Any], step: int) -> int:
         """The number of steps that the budget will have held, as far as it is known at ``step``; 0 if it is not."""
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {type(self).__name__}"
 
     def share(self, state: Mapping[str, Any]) -> float:
         """The share that is used, at most 1."""
@@ -92,8 +96,20 @@ class BudgetTrainer(Trainer):
     def __init__(self, run: Run, budget: Budget, validate_every: float, wall_seconds: float = math.inf) -> None:
         super().__init__(run, progress=False)
         self.budget, self.validate_every, self.wall_seconds = budget, validate_every, wall_seconds
-        self.state["cpu_seconds"] = 0.0
-        self.state["validation_cpu_seconds"] = 0.0
+        self.state |= {"cpu_seconds": 0.0, "validation_cpu_seconds": 0.0, "budget": str(budget)}
+
+    def resume(self) -> None:
+        """See :meth:`Trainer.resume`.
+
+        Raises:
+            RunUnusableError: the run was begun with another budget, which its learning rates followed.
+        """
+        super().resume()
+        begun = self.state.get("budget", "a budget that it does not say")
+        if begun != str(self.budget):
+            raise RunUnusableError(
+                f"{self.run.folder} was begun with {begun}, not {self.budget}: go on with that, or move it away"
+            )
 
     @property
     def used(self) -> float:

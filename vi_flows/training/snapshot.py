@@ -13,7 +13,7 @@ from vi_flows.training.checkpoint import CheckpointError, first_not_finite, flat
 
 __all__ = ["check_snapshot", "restore", "snapshot"]
 
-YOUNGER = ("cpu_seconds", "data_sha256")
+YOUNGER = ("cpu_seconds", "data_sha256", "budget")
 """Bookkeeping that the versions that wrote older checkpoints didn't know."""
 
 
