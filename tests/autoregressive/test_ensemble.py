@@ -101,6 +101,35 @@ def test_what_cannot_be_mixed_is_refused():
     assert total.item() == pytest.approx(1.0, abs=1e-5)
 
 
+def test_an_ensemble_of_one_model_is_that_model():
+    x, none = all_binary((4,)), torch.zeros(16, 0, dtype=torch.float64)
+    model = Ensemble(members(1))
+    assert not model.is_mixture
+    assert torch.equal(model.params(x, none), model.members[0].params(x, none))
+    assert torch.equal(model.log_prob(x), model.members[0].log_prob(x))
+    assert model.distribution().complete(x, 2)[:, :2].equal(x[:, model.generation_order()[:2]])
+    masked = Ensemble([MADE((4,), Bernoulli(), (12,), num_masks=3).double()])
+    assert masked.is_mixture
+    assert torch.equal(masked.log_prob(x), masked.members[0].log_prob(x))
+    assert masked.log_prob(x).exp().sum().item() == pytest.approx(1.0)
+
+
+def test_what_a_mixture_has_not_is_refused_by_each_of_its_names():
+    x, none = all_binary((4,)), torch.zeros(16, 0, dtype=torch.float64)
+    refused = pytest.raises(ValueError, match="a mixture of models of several orders has no conditionals")
+    for model in (Ensemble(members(2)), Ensemble([MADE((4,), Bernoulli(), (12,), num_masks=3).double()])):
+        with refused:
+            model.params(x, none)
+        with refused:
+            model.generation_order()
+        with refused:
+            model.generate(none)
+        with refused:
+            model.conditional_logits(x)
+        with refused:
+            model.distribution().complete(x, 2)
+
+
 def test_an_order_is_that_of_its_masks():
     model = MADE((1, 2, 2), Bernoulli(), (24,), direct=True).double()
     model.reorder(torch.tensor([2, 0, 3, 1]))

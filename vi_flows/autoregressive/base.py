@@ -5,6 +5,7 @@ r"""The one face of autoregressive models: a module that gives Pyro distribution
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from vi_flows.autoregressive.outputs import Output
 from vi_flows.progress import progress_bar
 from vi_flows.settings import check_counts, check_types
 
-__all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout", "check_not_negative"]
+__all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout", "check_not_negative", "log_mixture"]
 
 SCALAR = torch.Size()
 
@@ -43,10 +44,16 @@ def check_not_negative(name: str, value: int) -> None:
         raise ValueError(f"{name} must not be negative, got {value}")
 
 
+def log_mixture(scores: Sequence[Tensor]) -> Tensor:
+    r"""``log (1/K) Σ_k p_k`` of ``K`` log-densities of one shape."""
+    return scores[0] if len(scores) == 1 else torch.stack(list(scores)).logsumexp(0) - math.log(len(scores))
+
+
 class Autoregressive(nn.Module, ABC):
     """A network that gives the parameters of every entry's conditional in one pass.
 
-    A family writes :meth:`params` and :meth:`generation_order`, and may write a faster :meth:`extend`.
+    A family writes :meth:`params` and :meth:`generation_order`, and may write a faster :meth:`extend`. One whose
+    density is a mixture writes :attr:`num_members`, :meth:`member_log_density` and :meth:`draw_member`.
 
     Args:
         event_shape: of one ``x``.
@@ -77,14 +84,45 @@ class Autoregressive(nn.Module, ABC):
             context: ``(N, context_dim)``.
         """
 
-    @property
-    def is_mixture(self) -> bool:
-        """Whether the density is a mixture of several orders', which has no conditionals of one order."""
-        return False
-
     @abstractmethod
     def generation_order(self) -> Tensor:
         """Flat indices of the entries of an event, each after all those that it depends on."""
+
+    @property
+    def num_members(self) -> int:
+        """Models whose equal mixture the density is; 1 for a model of one order."""
+        return 1
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the density is a mixture of several orders', which has no conditionals of one order."""
+        return self.num_members > 1
+
+    def check_one_order(self) -> None:
+        """Refuse what a mixture of several members has not: conditionals of one order.
+
+        Raises:
+            ValueError: the model is one.
+        """
+        if self.is_mixture:
+            raise ValueError(
+                "a mixture of models of several orders has no conditionals of one order, nor completions by them; "
+                "train a model of one order for these (num_masks=1, or a member of the ensemble)"
+            )
+
+    def member_log_density(self, member: int, x: Tensor, context: Tensor) -> Tensor:
+        """Log-density of one member, nats ``(N,)``; here the only one's, by :meth:`params`.
+
+        Args:
+            member: its index.
+            x: ``(N, *event_shape)``.
+            context: ``(N, context_dim)``.
+        """
+        return self.output.log_prob(self.params(x, context), x).flatten(1).sum(1)
+
+    def draw_member(self, member: int, context: Tensor, progress: bool = False) -> Tensor:
+        """Draws ``(N, *event_shape)`` from one member, one for each row of ``context``."""
+        return self.generate(context, progress)
 
     def place_context(self) -> None:
         """Let the context say something else of every entry, where the family's layers treat all entries alike.
@@ -106,17 +144,24 @@ class Autoregressive(nn.Module, ABC):
         return self.params(x, context)
 
     def log_density(self, x: Tensor, context: Tensor) -> Tensor:
-        """The log-density, nats ``(N,)``: that of :meth:`params`, or a mixture's (:attr:`is_mixture`).
+        r"""The log-density, nats ``(N,)``: ``log (1/K) Σ_k p_k(x | c)`` over the :attr:`num_members` members.
 
         Args:
             x: ``(N, *event_shape)``.
             context: ``(N, context_dim)``.
         """
-        return self.output.log_prob(self.params(x, context), x).flatten(1).sum(1)
+        return log_mixture([self.member_log_density(member, x, context) for member in range(self.num_members)])
 
     def draw(self, context: Tensor, progress: bool = False) -> Tensor:
-        """Draws ``(N, *event_shape)`` from that density, one for each row of ``context``."""
-        return self.generate(context, progress)
+        """Draws ``(N, *event_shape)`` from that density, one for each row of ``context``; members are drawn too."""
+        if self.num_members == 1:
+            return self.draw_member(0, context, progress)
+        chosen = torch.randint(self.num_members, (len(context),), device=context.device)
+        x = context.new_zeros(len(context), *self.event_shape)
+        for member in chosen.unique().tolist():
+            mine = chosen == member
+            x[mine] = self.draw_member(member, context[mine], progress)
+        return x
 
     def condition(self, context: Tensor) -> AutoregressiveDistribution:
         """``p(· | context)``.
@@ -226,13 +271,6 @@ class AutoregressiveDistribution(TorchDistribution):
         # Sizes are spelled out: with a context of size 0, reshape can't infer one.
         return x, self.context.expand(*batch, self.model.context_dim).reshape(batch.numel(), self.model.context_dim)
 
-    def _check_order(self) -> None:
-        if self.model.is_mixture:
-            raise ValueError(
-                "a mixture of models of several orders has no conditionals of one order, nor completions by them; "
-                "train a model of one order for these (num_masks=1, or a member of the ensemble)"
-            )
-
     def conditional_logits(self, x: Tensor) -> Tensor:
         """Parameters of every entry's conditional, given the entries of ``x`` before it; ``x`` is not validated.
 
@@ -246,7 +284,7 @@ class AutoregressiveDistribution(TorchDistribution):
         Raises:
             ValueError: ``x`` has another event shape, or the model is a mixture.
         """
-        self._check_order()
+        self.model.check_one_order()
         x, context = self._flat(x)
         params = self.model.params(x.reshape(len(context), *self.event_shape), context)
         return self.model.output.logits(params.reshape(*x.shape[: x.ndim - len(self.event_shape)], *params.shape[1:]))
@@ -289,7 +327,7 @@ class AutoregressiveDistribution(TorchDistribution):
             ValueError: ``x`` has another event shape, ``num_known`` is not between 0 and the event's size, or the
                 model is a mixture.
         """
-        self._check_order()
+        self.model.check_one_order()
         if not 0 <= num_known <= self.event_shape.numel():
             raise ValueError(f"num_known must lie between 0 and {self.event_shape.numel()}, got {num_known}")
         x, context = self._flat(x)

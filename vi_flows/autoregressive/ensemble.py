@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -53,12 +52,22 @@ class Ensemble(Autoregressive):
         self.register_buffer("turn", torch.zeros(1, dtype=torch.long))
 
     @property
+    def num_members(self) -> int:
+        """See :attr:`Autoregressive.num_members`; a member that is a mixture itself counts once."""
+        return len(self.members)
+
+    @property
     def is_mixture(self) -> bool:
-        """See :attr:`Autoregressive.is_mixture`; always."""
-        return True
+        """See :attr:`Autoregressive.is_mixture`; an ensemble of one model is what that is."""
+        return len(self.members) > 1 or self.members[0].is_mixture
 
     def params(self, x: Tensor, context: Tensor) -> Tensor:
-        """Those of the first member: a mixture's conditionals have none of their own."""
+        """See :meth:`Autoregressive.params`.
+
+        Raises:
+            ValueError: it is a mixture, which has no conditionals of one order.
+        """
+        self.check_one_order()
         return self.members[0].params(x, context)
 
     def training_params(self, x: Tensor, context: Tensor) -> Tensor:
@@ -67,22 +76,21 @@ class Ensemble(Autoregressive):
         self.turn.add_(1).remainder_(len(self.members))
         return params
 
-    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
-        """See :meth:`Autoregressive.log_density`; of the equal mixture."""
-        scores = torch.stack([member.log_density(x, context) for member in self.members])
-        return scores.logsumexp(0) - math.log(len(scores))
+    def member_log_density(self, member: int, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.member_log_density`."""
+        return self.members[member].log_density(x, context)
 
-    def draw(self, context: Tensor, progress: bool = False) -> Tensor:
-        """See :meth:`Autoregressive.draw`; each draw is a member's, drawn too."""
-        chosen = torch.randint(len(self.members), (len(context),), device=context.device)
-        x = context.new_zeros(len(context), *self.event_shape)
-        for index in chosen.unique().tolist():
-            mine = chosen == index
-            x[mine] = self.members[index].draw(context[mine], progress)
-        return x
+    def draw_member(self, member: int, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.draw_member`."""
+        return self.members[member].draw(context, progress)
 
     def generation_order(self) -> Tensor:
-        """The first member's."""
+        """See :meth:`Autoregressive.generation_order`.
+
+        Raises:
+            ValueError: it is a mixture, of several orders.
+        """
+        self.check_one_order()
         return self.members[0].generation_order()
 
     def place_context(self) -> None:

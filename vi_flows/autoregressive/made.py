@@ -8,14 +8,13 @@ units, and by direct connections inputs, of smaller degree than its own (eq. 14)
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from vi_flows.autoregressive.base import Autoregressive, check_dropout
+from vi_flows.autoregressive.base import Autoregressive, check_dropout, log_mixture
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.nn.masked import ContextBias, MaskedLinear, spread_degrees
 from vi_flows.nn.mlp import ACTIVATIONS
@@ -104,9 +103,9 @@ class MADE(Autoregressive):
         return len(self.orders)
 
     @property
-    def is_mixture(self) -> bool:
-        """See :attr:`Autoregressive.is_mixture`; with several masks."""
-        return self.num_masks > 1
+    def num_members(self) -> int:
+        """See :attr:`Autoregressive.num_members`; one for each mask."""
+        return self.num_masks
 
     def _member(self, index: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Order and hidden degrees of the mask ``index``, a tensor of one element so that nothing is read back."""
@@ -203,24 +202,22 @@ class MADE(Autoregressive):
         self.turn.add_(1).remainder_(self.num_masks)
         return params
 
-    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
-        """See :meth:`Autoregressive.log_density`; of the equal mixture over all masks, if there are several."""
-        if self.num_masks == 1:
-            return super().log_density(x, context)
-        members = (torch.tensor([index], device=self.turn.device) for index in range(self.num_masks))
-        return self._mixture_log_prob(map(self._member, members), x, context)
+    def _member_at(self, member: int) -> tuple[Tensor, list[Tensor]]:
+        return self._member(torch.tensor([member], device=self.turn.device))
 
-    def draw(self, context: Tensor, progress: bool = False) -> Tensor:
-        """See :meth:`Autoregressive.draw`; if there are several masks, each draw is under one of its own."""
+    def member_log_density(self, member: int, x: Tensor, context: Tensor) -> Tensor:
+        """See :meth:`Autoregressive.member_log_density`; under one of several masks, or the current ones."""
         if self.num_masks == 1:
-            return super().draw(context, progress)
-        members = torch.randint(self.num_masks, (len(context),), device=context.device)
+            return super().member_log_density(member, x, context)
+        return self._log_density_under(self._masks(*self._member_at(member)), x, context)
+
+    def draw_member(self, member: int, context: Tensor, progress: bool = False) -> Tensor:
+        """See :meth:`Autoregressive.draw_member`; under one of several masks, or the current ones."""
+        if self.num_masks == 1:
+            return super().draw_member(member, context, progress)
+        order, degrees = self._member_at(member)
         x = context.new_zeros(len(context), *self.event_shape)
-        for index in members.unique():
-            order, degrees = self._member(index[None])
-            mine = members == index
-            x[mine] = self._extend_under(self._masks(order, degrees), order, x[mine], 0, context[mine], progress)
-        return x
+        return self._extend_under(self._masks(order, degrees), order, x, 0, context, progress)
 
     def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
         """See :meth:`Autoregressive.extend`; a hidden unit is computed once, when all that it sees is there."""
@@ -281,13 +278,11 @@ class MADE(Autoregressive):
         batch = x.shape[: x.ndim - ndim]
         rows = x.to(next(self.parameters()).dtype).reshape(batch.numel(), *self.event_shape)
         context = rows.new_zeros(len(rows), 0)
-        return self._mixture_log_prob(map(self._draw, seeds), rows, context).reshape(batch)
+        masks = (self._masks(*self._draw(seed)) for seed in seeds)
+        return log_mixture([self._log_density_under(one, rows, context) for one in masks]).reshape(batch)
 
-    def _mixture_log_prob(self, members: Iterable[tuple[Tensor, list[Tensor]]], x: Tensor, context: Tensor) -> Tensor:
-        """``log (1/S) Σ_s p_s(x)``, ``(N,)``, over orders and hidden degrees."""
-        params = (self._params_under(self._masks(*member), x, context) for member in members)
-        scores = [self.output.log_prob(one, x).flatten(1).sum(1) for one in params]
-        return torch.stack(scores).logsumexp(0) - math.log(len(scores))
+    def _log_density_under(self, masks: Sequence[Tensor], x: Tensor, context: Tensor) -> Tensor:
+        return self.output.log_prob(self._params_under(masks, x, context), x).flatten(1).sum(1)
 
 
 def _by_readiness(order: Tensor, masks: Sequence[Tensor]) -> list[list[Tensor]]:
