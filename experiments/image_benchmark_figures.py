@@ -81,14 +81,16 @@ def draw_curves(records: list[dict[str, Any]], path: Path, steps: Mapping[str, i
     for record in sorted(records, key=lambda r: r["seed"]):
         first.setdefault(record["row"], record)
     ordered = sorted(first.values(), key=lambda r: r["curve"][-1]["valid_loss"])
+    low = ordered[0]["curve"][-1]["valid_loss"]
     for index, record in enumerate(ordered):
         curve = [line for line in record["curve"] if line["step"] > 1]
+        last = curve[-1]["valid_loss"]
+        label = record["row"] if last <= low + 0.6 else f"{record['row']}\n(above, ends at {last:.2f})"
         second = reference_seconds / steps[record["row"]]
         axes.plot(
             [line["step"] * second for line in curve], [line["valid_loss"] for line in curve],
-            color=plt.get_cmap("tab20")(index % 20), ls=("-", "--")[index % 2], lw=1.2, label=record["row"],
+            color=plt.get_cmap("tab20")(index % 20), ls=("-", "--")[index % 2], lw=1.2, label=label,
         )  # fmt: skip
-    low = ordered[0]["curve"][-1]["valid_loss"]
     axes.set(xlabel="training, CPU seconds of one machine", ylabel="validation bits/dim", ylim=(low - 0.03, low + 0.6))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
