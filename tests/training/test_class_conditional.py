@@ -17,6 +17,7 @@ from vi_flows.data import labelled, load
 from vi_flows.training import PixelTrainConfig, PixelVAETrainConfig, Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.base import BinaryDrawingSettings, EvaluationSettings
+from vi_flows.training.tasks.classes import lines_of_classes
 from vi_flows.training.tasks.pixel import PixelTask
 
 CNN = pixel_config("pixel_cnn", width=8, num_blocks=1)
@@ -165,7 +166,7 @@ def test_bayes_rule_by_hand(monkeypatch):
 
 def test_only_so_many_images_are_scored_under_every_class(monkeypatch):
     task = PixelTask(TOLD, labelled(load("digits")))
-    monkeypatch.setattr("vi_flows.training.tasks.pixel.MOST_CLASSIFIED", 57)
+    monkeypatch.setattr("vi_flows.training.tasks.classes.MOST_CLASSIFIED", 57)
     monkeypatch.setattr(task, "log_probs", lambda seen: -torch.ones(len(seen)))
     figures = task.evaluate(task.splits.test, EvaluationSettings(), False).figures
     assert (figures["num_rows"], figures["classified_rows"]) == (300, 5)
@@ -181,7 +182,7 @@ def test_a_line_of_the_grids_is_of_one_class(monkeypatch):
     given = []
     monkeypatch.setattr(task.module, "extend", lambda starts, known, context, progress: given.append(context) or starts)
     torch.manual_seed(0)
-    chosen, context = task._chosen(12, 3)
+    chosen, context = lines_of_classes(data, task.splits.train, 12, 3)
     lines = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert chosen[:, -1].reshape(12, 3).tolist() == [[line] * 3 for line in lines]
     assert context.argmax(1).reshape(12, 3).tolist() == [[line] * 3 for line in lines]
@@ -195,8 +196,8 @@ def test_a_class_of_few_training_images_leaves_its_line_black():
     plain = load("digits")
     few = {**plain.labels, "train": torch.zeros_like(plain.labels["train"])}
     few["train"][5] = 2
-    task = PixelTask(TOLD, labelled(replace(plain, labels=few)))
-    chosen, _ = task._chosen(3, 2)
+    data = labelled(replace(plain, labels=few))
+    chosen, _ = lines_of_classes(data, data.split("clean").train, 3, 2)
     assert torch.equal(chosen[4, :64].byte(), plain.train[5])
     assert (chosen[[2, 3, 5], :64] == 0).all()
 

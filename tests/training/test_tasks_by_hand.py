@@ -71,6 +71,10 @@ class Flat(nn.Module):
         super().__init__()
         self.a = nn.Parameter(torch.zeros(3))
 
+    def condition(self, context):
+        assert context.shape[1] == 0
+        return self
+
     def forward(self, images):
         return images.float().flatten(1).mean(1) / 255
 

@@ -17,6 +17,7 @@ from vi_flows.transforms import (
     Checkerboard,
     Checkpointed,
     CircularConv,
+    ConditionalCheckpointed,
     ConditionalCoupling,
     Conv1x1,
     ConvMap,
@@ -39,6 +40,9 @@ from vi_flows.transforms import (
 )
 from vi_flows.transforms.coupling import Partition
 from vi_flows.transforms.coupling_maps import CouplingMap
+from vi_flows.transforms.image.reshaped import ConditionalReshaped
+from vi_flows.transforms.vector.diagonal import DiagonalFamily
+from vi_flows.transforms.vector.parametric import ConditionalParametric
 
 
 class SmoothConv(torch.nn.Sequential):
@@ -71,6 +75,12 @@ def _conditional() -> Bijection:
     family = ConditionalCoupling(partition, [SmoothConv(2 + 1, 4)], change, context_channels=1)
     randomise(family, 0.5)
     return family.requires_grad_(False).condition(torch.randn(1, 3, 2))
+
+
+def _conditional_reshaped() -> Bijection:
+    family = ConditionalCheckpointed(ConditionalReshaped(ConditionalParametric(DiagonalFamily(6), 2), (6,)))
+    randomise(family, 0.5)
+    return family.requires_grad_(False).condition(torch.randn(2))
 
 
 def _multi_scale() -> Bijection:
@@ -146,6 +156,7 @@ IMAGE_CASES: dict[str, Case] = {
     "coupling_res_net_group_norm": _wide(lambda: ResNetConditioner(2, 4, 8, 1, "group"), 4, (3, 3)),
     "coupling_mlp": _wide(lambda: MLPConditioner((2, 3, 2), 4, (10, 10)), 4, (3, 2)),
     "conditional_coupling": Case(_conditional, (4, 3, 2)),
+    "conditional_reshaped": Case(_conditional_reshaped, (1, 3, 2), moves=False),
     "multi_scale": Case(_multi_scale, (1, 4, 4)),
     "checkpointed": Case(lambda: Checkpointed(coupling(ChannelGroups(4), 4, AffineMap())), (4, 2, 2)),
 }

@@ -54,6 +54,7 @@ class ImageDensity(nn.Module):
         alpha: of the logit map; the papers' 1e-6 for MNIST and 0.05 for CIFAR-10.
         base: ``normal`` or ``logistic`` (NICE), independent and standard.
         dequantizer: default: uniform.
+        batch_shape: of the densities, where the flow is one of several contexts.
 
     Raises:
         ValueError: the base is unknown, or see :class:`~vi_flows.transforms.Logit`.
@@ -69,13 +70,14 @@ class ImageDensity(nn.Module):
         alpha: float = 1e-6,
         base: str = "normal",
         dequantizer: Dequantizer | None = None,
+        batch_shape: Sequence[int] = SCALAR,
     ) -> None:
         super().__init__()
         if base not in BASES:
             raise ValueError(f"unknown base {base!r}; choose one of {', '.join(BASES)}")
         self.flow = flow
         self.pixels = Inverse(Logit(alpha))
-        self.image_shape = torch.Size(image_shape)
+        self.image_shape, self.batch_shape = torch.Size(image_shape), torch.Size(batch_shape)
         self.num_levels, self.base = num_levels, base
         self.dequantizer = dequantizer
         self.register_buffer("origin", torch.zeros(()), persistent=False)
@@ -84,6 +86,10 @@ class ImageDensity(nn.Module):
     def num_dims(self) -> int:
         """``D = C H W``."""
         return self.image_shape.numel()
+
+    def condition(self, context: Tensor) -> ImageDensity:
+        """The density itself: it is the same for every context."""
+        return self
 
     def base_dist(
         self, temperature: float = 1.0, loc: Tensor | None = None, log_scale: Tensor | None = None
@@ -100,7 +106,7 @@ class ImageDensity(nn.Module):
         """
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        loc = self.origin.expand(self.image_shape) if loc is None else loc
+        loc = self.origin.expand(self.batch_shape + self.image_shape) if loc is None else loc
         scale = torch.full_like(loc, temperature) if log_scale is None else temperature * log_scale.exp().expand_as(loc)
         # Unvalidated: of a latent that overflowed, validation would print the whole tensor; NaN is reported by name.
         return BASES[self.base](loc, scale, validate_args=False).to_event(3)
@@ -179,7 +185,7 @@ class ImageDensity(nn.Module):
 
     @torch.no_grad()
     def sample(self, num_samples: int, temperature: float = 1.0) -> Tensor:
-        """Integer images, ``(num_samples, C, H, W)``, dtype uint8 (int32 for more than 256 levels).
+        """Integer images, ``(num_samples, …, C, H, W)``, dtype uint8 (int32 for more than 256 levels).
 
         Raises:
             ImageOverflowError: an image is not finite; :meth:`sample_logits` shows which.
@@ -188,7 +194,7 @@ class ImageDensity(nn.Module):
 
     @torch.no_grad()
     def sample_logits(self, num_samples: int, temperature: float = 1.0) -> Tensor:
-        """Samples before they are rounded to grey values, ``(num_samples, C, H, W)``: to be counted, whatever they are.
+        """Samples before they become grey values, ``(num_samples, …, C, H, W)``: to be counted, whatever they are.
 
         Args:
             num_samples: how many.

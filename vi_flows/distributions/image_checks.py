@@ -41,7 +41,7 @@ def check_samples(
 
     Args:
         density: in evaluation mode.
-        num_samples: how many.
+        num_samples: how many; of a density given a batch of contexts, so many of each.
         temperature: scale of the base; 1 is the model.
         batch_size: samples at a time.
         margin: added to both sides of :attr:`~vi_flows.distributions.image.ImageDensity.logit_range`.
@@ -53,19 +53,19 @@ def check_samples(
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     begun, parts = time.process_time(), []
     for start in range(0, num_samples, batch_size):
-        parts.append(density.sample_logits(min(batch_size, num_samples - start), temperature).cpu())
+        parts.append(density.sample_logits(min(batch_size, num_samples - start), temperature).flatten(0, -4).cpu())
     seconds = time.process_time() - begun
     logits = torch.cat(parts)
     low, high = density.logit_range
     outside = ~((logits >= low - margin) & (logits <= high + margin))  # a NaN is outside too
     finite = logits.isfinite()
     return SampleCheck(
-        num_samples,
+        len(logits),
         finite.flatten(1).all(1).double().mean().item(),
         outside.double().mean().item(),
         outside.flatten(1).any(1).double().mean().item(),
         logits[finite].abs().max().item() if finite.any() else float("nan"),
-        seconds / num_samples,
+        seconds / len(logits),
     )
 
 

@@ -12,13 +12,14 @@ import tyro
 
 from vi_flows.distributions.dequantization import VariationalDequantizer
 from vi_flows.distributions.image import ImageDensity
+from vi_flows.distributions.image_conditional import ConditionalImageDensity
 from vi_flows.flows.image import IMAGE_FLOWS, IMAGE_PRESETS
 from vi_flows.flows.image_base import ImageFlow
 from vi_flows.flows.image_steps import Glow
 from vi_flows.settings import LATER, NonNegative, PositiveFloat, SettingsError, check_known, check_settings
-from vi_flows.transforms import Bijection, Chain, Inverse, PixelSpline
+from vi_flows.transforms import Bijection, Chain, ConditionalChain, Inverse, PixelSpline
 
-__all__ = ["ImageFlowConfig", "build_image_density", "image_config"]
+__all__ = ["ImageFlowConfig", "build_conditional_density", "build_image_density", "image_config"]
 
 if TYPE_CHECKING:
     ImageFlowChoice = ImageFlow
@@ -94,17 +95,49 @@ def build_image_density(config: ImageFlowConfig, image_shape: Sequence[int], num
     Raises:
         ValueError: the flow does not fit images of this shape.
     """
-    default_alpha = 1e-6 if image_shape[0] == 1 else 0.05
-    dequantizer = VariationalDequantizer(image_shape[0], num_levels) if config.dequantization == "variational" else None
-    dtype = torch.bfloat16 if config.mixed_precision else None
-    flow: Bijection = config.flow.build(image_shape, config.checkpoint, dtype)
+    rest = _around(config, image_shape, num_levels)
+    flow: Bijection = config.flow.build(image_shape, config.checkpoint, _conditioner_dtype(config))
     if config.pixel_spline:
-        flow = Chain([flow, Inverse(PixelSpline(image_shape[0], config.pixel_spline))])
-    return ImageDensity(
-        flow,
-        image_shape,
-        num_levels,
-        alpha=default_alpha if config.alpha is None else config.alpha,
-        base=config.flow.base,
-        dequantizer=dequantizer,
-    )
+        flow = Chain([flow, _last(config, image_shape)])
+    return ImageDensity(flow, image_shape, **rest)
+
+
+def build_conditional_density(
+    config: ImageFlowConfig, image_shape: Sequence[int], context_dim: int, num_levels: int = 256
+) -> ConditionalImageDensity:
+    """The densities that the settings describe for images given a context.
+
+    Args:
+        config: the settings.
+        image_shape: ``(C, H, W)``.
+        context_dim: length of the context, such as the number of classes.
+        num_levels: number of grey values.
+
+    Raises:
+        ValueError: the flow does not fit images of this shape, or the context is empty.
+    """
+    rest = _around(config, image_shape, num_levels)
+    flow = config.flow.build_conditional(image_shape, context_dim, config.checkpoint, _conditioner_dtype(config))
+    if config.pixel_spline:
+        flow = ConditionalChain([flow, _last(config, image_shape)])
+    return ConditionalImageDensity(flow, image_shape, context_dim, **rest)
+
+
+def _around(config: ImageFlowConfig, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
+    """What joins the flow to the grey values. It is built first: runs of before drew its initial weights first."""
+    default_alpha = 1e-6 if image_shape[0] == 1 else 0.05
+    variational = config.dequantization == "variational"
+    return {
+        "num_levels": num_levels,
+        "alpha": default_alpha if config.alpha is None else config.alpha,
+        "base": config.flow.base,
+        "dequantizer": VariationalDequantizer(image_shape[0], num_levels) if variational else None,
+    }
+
+
+def _conditioner_dtype(config: ImageFlowConfig) -> torch.dtype | None:
+    return torch.bfloat16 if config.mixed_precision else None
+
+
+def _last(config: ImageFlowConfig, image_shape: Sequence[int]) -> Inverse:
+    return Inverse(PixelSpline(image_shape[0], config.pixel_spline))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ import torch
 from torch import nn
 
 from vi_flows.settings import check_settings
-from vi_flows.transforms import Coupling, Inverse
+from vi_flows.transforms import ConditionalBijection, ConditionalChain, Coupling, Inverse
 from vi_flows.transforms.coupling import Partition
 from vi_flows.transforms.coupling_maps import CouplingMap
+from vi_flows.transforms.image.reshaped import ConditionalReshaped
+from vi_flows.transforms.vector.diagonal import DiagonalFamily
+from vi_flows.transforms.vector.parametric import ConditionalParametric
 
 __all__ = ["ImageFlow", "ImageShape", "Network", "Scale", "check_levels", "make_coupling"]
 
@@ -57,6 +61,31 @@ class ImageFlow(ABC):
         Raises:
             ValueError: the flow does not fit images of this shape.
         """
+
+    def build_conditional(
+        self,
+        image_shape: ImageShape,
+        context_dim: int,
+        recompute: bool = False,
+        conditioner_dtype: torch.dtype | None = None,
+    ) -> ConditionalBijection:
+        r"""The bijections from base to logits, one for each context ``c``.
+
+        Here that of :meth:`build` after a change of the base: ``ε ↦ e^{ρ(c)} ⊙ ε + μ(c)``, with ``μ`` and ``2
+        arctanh(ρ/2)`` linear in the context, which is how Glow is told the class (Kingma & Dhariwal 2018).
+
+        Args:
+            image_shape: ``(C, H, W)``.
+            context_dim: length of the context, such as the number of classes.
+            recompute: as for :meth:`build`.
+            conditioner_dtype: as for :meth:`build`.
+
+        Raises:
+            ValueError: the flow does not fit images of this shape, or the context is empty.
+        """
+        flow, size = self.build(image_shape, recompute, conditioner_dtype), math.prod(image_shape)
+        base = ConditionalReshaped(ConditionalParametric(DiagonalFamily(size), context_dim), (size,))
+        return ConditionalChain([base, flow])
 
     @property
     def key(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -11,9 +12,20 @@ from vi_flows.flows.image_base import ImageFlow, ImageShape
 from vi_flows.nn.autoregressive_mlp import AutoregressiveMLP
 from vi_flows.nn.mlp import ACTIVATIONS
 from vi_flows.settings import LATER, OneOf, Positive
-from vi_flows.transforms import AffineMap, Bijection, Chain, Checkpointed, ImageBatchNorm, Inverse
-from vi_flows.transforms.image.reshaped import Reshaped
-from vi_flows.transforms.vector.autoregressive import Autoregressive
+from vi_flows.transforms import (
+    AffineMap,
+    Bijection,
+    Chain,
+    Checkpointed,
+    ConditionalBijection,
+    ConditionalChain,
+    ConditionalCheckpointed,
+    ConditionalInverse,
+    ImageBatchNorm,
+    Inverse,
+)
+from vi_flows.transforms.image.reshaped import ConditionalReshaped, Reshaped
+from vi_flows.transforms.vector.autoregressive import Autoregressive, ConditionalAutoregressive
 from vi_flows.transforms.vector.conv_flow import Revert
 
 __all__ = ["ImageMAF"]
@@ -47,16 +59,41 @@ class ImageMAF(ImageFlow):
         self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None
     ) -> Inverse:
         """See :meth:`ImageFlow.build`."""
-        channels, height, width = image_shape
-        size = channels * height * width
-        parts: list[Bijection] = []
-        for index in range(self.num_layers):
-            change = AffineMap(self.scale)
-            network = AutoregressiveMLP(size, change.num_maps, self.hidden_dims, self.activation, bounded=self.bounded)
-            layer: list[Bijection] = [Reshaped(Autoregressive(change, network, conditioner_dtype), (size,))]
-            if self.norm == "batch":
-                layer.append(Reshaped(ImageBatchNorm(size), (size, 1, 1)))
-            if index < self.num_layers - 1:
-                layer.append(Reshaped(Revert(), (size,)))
-            parts += [Checkpointed(Chain(layer))] if recompute else layer
-        return Inverse(Chain(parts))
+        change, size = AffineMap(self.scale), math.prod(image_shape)
+
+        def layer() -> Bijection:
+            return Reshaped(Autoregressive(change, self._network(size, 0), conditioner_dtype), (size,))
+
+        steps = [[layer(), *self._after(size, index)] for index in range(self.num_layers)]
+        if recompute:
+            return Inverse(Chain([Checkpointed(Chain(step)) for step in steps]))
+        return Inverse(Chain([part for step in steps for part in step]))
+
+    def build_conditional(
+        self,
+        image_shape: ImageShape,
+        context_dim: int,
+        recompute: bool = False,
+        conditioner_dtype: torch.dtype | None = None,
+    ) -> ConditionalInverse:
+        """See :meth:`ImageFlow.build_conditional`; each masked network sees the context (the paper's section 3.4)."""
+        change, size = AffineMap(self.scale), math.prod(image_shape)
+
+        def layer() -> ConditionalBijection:
+            network = self._network(size, context_dim)
+            return ConditionalReshaped(ConditionalAutoregressive(change, network, conditioner_dtype), (size,))
+
+        steps: list[list[Bijection | ConditionalBijection]]
+        steps = [[layer(), *self._after(size, index)] for index in range(self.num_layers)]
+        if recompute:
+            return ConditionalInverse(ConditionalChain([ConditionalCheckpointed(ConditionalChain(s)) for s in steps]))
+        return ConditionalInverse(ConditionalChain([part for step in steps for part in step]))
+
+    def _network(self, size: int, context_dim: int) -> AutoregressiveMLP:
+        num_maps = AffineMap(self.scale).num_maps
+        return AutoregressiveMLP(size, num_maps, self.hidden_dims, self.activation, context_dim, self.bounded)
+
+    def _after(self, size: int, index: int) -> list[Bijection]:
+        """What stands between a layer and the next: the normalisation, and the reversal but for the last."""
+        norm = [Reshaped(ImageBatchNorm(size), (size, 1, 1))] if self.norm == "batch" else []
+        return [*norm, *([Reshaped(Revert(), (size,))] if index < self.num_layers - 1 else [])]

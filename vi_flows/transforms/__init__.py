@@ -19,7 +19,7 @@ from vi_flows.transforms.image.pixel_spline import PixelSpline
 from vi_flows.transforms.image.pointwise import ImageChain
 from vi_flows.transforms.image.squeeze import ChannelPermutation, Squeeze
 from vi_flows.transforms.memo import EvaluationState
-from vi_flows.transforms.recompute import Checkpointed
+from vi_flows.transforms.recompute import Checkpointed, ConditionalCheckpointed
 from vi_flows.transforms.vector.affine import Affine
 from vi_flows.transforms.vector.conv_flow import ConditionalConvFlow, ConvBlock, ConvFlow, ConvFlowStack, Revert
 from vi_flows.transforms.vector.quadratic_tails import QuadraticTails
@@ -39,6 +39,7 @@ __all__ = [
     "CircularConv",
     "ConditionalBijection",
     "ConditionalChain",
+    "ConditionalCheckpointed",
     "ConditionalConvFlow",
     "ConditionalCoupling",
     "ConditionalInverse",

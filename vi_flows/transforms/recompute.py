@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vi_flows.transforms.base import Bijection
+from vi_flows.transforms.base import Bijection, ConditionalBijection
 
-__all__ = ["Checkpointed"]
+__all__ = ["Checkpointed", "ConditionalCheckpointed"]
 
 
 class Checkpointed(Bijection):
@@ -47,3 +47,22 @@ class Checkpointed(Bijection):
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
         """Shape of the input for an output of ``shape``."""
         return self.bijection.inverse_shape(shape)
+
+    def _state_tensors(self) -> Iterable[Tensor]:
+        return self.bijection._state_tensors()
+
+
+class ConditionalCheckpointed(ConditionalBijection):
+    """A family of bijections that are computed again in the backward pass, see :class:`Checkpointed`.
+
+    Args:
+        family: of steps of a deep flow.
+    """
+
+    def __init__(self, family: ConditionalBijection) -> None:
+        super().__init__()
+        self.family = family
+
+    def condition(self, context: Tensor) -> Checkpointed:
+        """The family's bijection for each row of ``context``."""
+        return Checkpointed(self.family.condition(context))

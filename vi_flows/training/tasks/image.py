@@ -11,19 +11,21 @@ import tyro
 from torch import Tensor
 
 from vi_flows.data import ImageData
-from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density
+from vi_flows.distributions.image import ImageDensity
+from vi_flows.distributions.image_config import ImageFlowConfig, build_conditional_density, build_image_density
 from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.evaluation.nll import half_width
 from vi_flows.progress import progress_bar
 from vi_flows.settings import Positive, PositiveFloat
-from vi_flows.training.config import TrainConfig
+from vi_flows.training.tasks import classes
 from vi_flows.training.tasks.base import DrawingSettings, Evaluation, EvaluationSettings, StepResult
+from vi_flows.training.tasks.classes import LabelledTrainConfig, ModelSettings
 
 __all__ = ["ImageDrawingSettings", "ImageEvaluationSettings", "ImageFlowTask", "ImageTrainConfig"]
 
 
 @dataclass(frozen=True)
-class ImageTrainConfig(TrainConfig):
+class ImageTrainConfig(LabelledTrainConfig):
     """Train a flow on images as they are (bits/dim)."""
 
     kind: ClassVar[str] = "image"
@@ -36,12 +38,12 @@ class ImageTrainConfig(TrainConfig):
     @property
     def name(self) -> str:
         """Such as ``inv_conv3x3-quad-l2-d4-w64``."""
-        return self.image.name
+        return self.image.name + self.told
 
     @property
-    def model_settings(self) -> ImageFlowConfig:
-        """The flow's."""
-        return self.image
+    def model_settings(self) -> ModelSettings:
+        """The flow's, and whether it is told the class."""
+        return ModelSettings(self.image, self.labels)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class ImageDrawingSettings(DrawingSettings):
 
 
 class ImageFlowTask:
-    """An image flow on grey values as they are (no binarisation, no padding).
+    """An image flow on grey values as they are (no binarisation, no padding); of each class, where rows say theirs.
 
     Args:
         config: settings of the run.
@@ -76,16 +78,30 @@ class ImageFlowTask:
         self.device = torch.device(config.device)
         self.splits = data.split(config.protocol)
         self.train_rows = self.splits.train
-        self.module = build_image_density(config.image, data.shape, data.levels).to(self.device)
+        self.num_classes = data.class_indicators(self.train_rows[:1]).shape[1]
+        self.module = (
+            build_conditional_density(config.image, data.shape, self.num_classes, data.levels)
+            if self.num_classes
+            else build_image_density(config.image, data.shape, data.levels)
+        ).to(self.device)
+
+    def density_of(self, rows: Tensor) -> ImageDensity:
+        """The density of images of the classes that rows say: one for each row, or one for all without classes."""
+        return self.module.condition(self.data.class_indicators(rows).to(self.device))
+
+    def _bits_per_dim(self, rows: Tensor) -> Tensor:
+        """With one draw of the noise, not checked, ``(N,)``."""
+        return self.density_of(rows)(self.data.images(rows).to(self.device))
 
     def initialize(self) -> None:
         """Data-dependent initialization of the actnorms, from 256 training images."""
         chosen = torch.randperm(len(self.train_rows))[:256]
-        self.module.initialize(self.data.images(self.train_rows[chosen]).to(self.device))
+        rows = self.train_rows[chosen]
+        self.density_of(rows).initialize(self.data.images(rows).to(self.device))
 
     def step(self, rows: Tensor, kl_weight: float | Tensor, num_particles: int) -> StepResult:
         """Mean bits/dim of a minibatch, one draw of the noise; there is no KL term to weight and no particle."""
-        loss = self.module(self.data.images(rows).to(self.device)).mean()
+        loss = self._bits_per_dim(rows).mean()
         return StepResult(loss, -loss.detach())
 
     def weigh(self, rows: Tensor) -> float:
@@ -98,10 +114,7 @@ class ImageFlowTask:
         pixels = self.splits.valid[: self.config.valid_images]
         if not len(pixels):
             return None
-        total = sum(
-            self.module(self.data.images(rows).to(self.device)).double().sum().item()
-            for rows in pixels.split(self.config.batch_size)
-        )
+        total = sum(self._bits_per_dim(rows).double().sum().item() for rows in pixels.split(self.config.batch_size))
         return total / len(pixels)
 
     @torch.no_grad()
@@ -126,7 +139,10 @@ class ImageFlowTask:
             torch.manual_seed(settings.seed)
             batches = pixels.split(self.config.batch_size)
             scores = [
-                self.module.bits_per_dim(self.data.images(part).to(self.device), settings.num_samples).double().cpu()
+                self.density_of(part)
+                .bits_per_dim(self.data.images(part).to(self.device), settings.num_samples)
+                .double()
+                .cpu()
                 for part in progress_bar(batches, unit="batch", shown=progress)
             ]
         bits = torch.cat(scores)
@@ -142,12 +158,39 @@ class ImageFlowTask:
             "num_dims": self.module.num_dims,
             "parameters": sum(p.numel() for p in self.module.parameters()),
         }
-        return Evaluation(figures, {"bits_per_dim": bits.float()})
+        found = Evaluation(figures, {"bits_per_dim": bits.float()})
+        return self._under_every_class(pixels, settings, found, progress) if self.num_classes else found
+
+    def _under_every_class(
+        self, rows: Tensor, settings: ImageEvaluationSettings, found: Evaluation, progress: bool
+    ) -> Evaluation:
+        """The first images by Bayes' rule (:func:`~vi_flows.training.tasks.classes.by_bayes`), as many as are scored
+        under all classes with as many draws of the noise as above, each the same for every class.
+        """
+        rows = rows[: max(1, classes.MOST_CLASSIFIED // self.num_classes)]
+        every = torch.eye(self.num_classes, device=self.device)[:, None]
+        devices = [self.device] if self.device.type == "cuda" else []
+        parts = []
+        for part in progress_bar(rows.split(self.config.batch_size), unit="batch", shown=progress):
+            images, scores = self.data.images(part).to(self.device), []
+            for draw in range(settings.num_samples):
+                under = []
+                for one in every:
+                    with torch.random.fork_rng(devices):
+                        torch.manual_seed(settings.seed + draw)
+                        under.append(self.module.condition(one).log_prob(images).double().cpu())
+                scores.append(torch.stack(under))
+            parts.append(torch.stack(scores, 1))
+        own = self.data.class_indicators(rows).argmax(1).cpu()
+        shares = classes.class_shares(self.data, self.train_rows)
+        figures, marginal = classes.by_bayes(torch.cat(parts, 2), shares, own)
+        return Evaluation(found.figures | figures, found.scores | {"marginal_nll": marginal.float()})
 
     def _round_trip(self, pixels: Tensor) -> float:
         """Share of images that come back from their latents unchanged, in every pixel."""
         images = self.data.images(pixels).to(self.device)
-        back = self.module.decode(self.module.encode(images))
+        density = self.density_of(pixels)
+        back = density.decode(density.encode(images))
         return (back == images).flatten(1).all(1).double().mean().item()
 
     def report(self, record: dict[str, Any]) -> list[str]:
@@ -157,24 +200,41 @@ class ImageFlowTask:
             f"{record['bits_per_dim']:.4f} bits/dim, 95 % interval [{low:.4f}, {high:.4f}]",
             f"{record['nll']:.2f} nats; {record['num_draws']} draws of the noise an image",
             f"{100 * record['round_trip_exact']:.0f} % of 100 images come back from their latents unchanged",
+            *classes.in_words(record),
         ]
 
     @torch.no_grad()
     def pictures(self, settings: ImageDrawingSettings) -> dict[str, Tensor]:
         """Samples, training images, and a row of interpolations between each two test images.
 
+        Where the model is told the class, a line of samples or training images is of one class, the first of class 0,
+        and instead of interpolations there are test images (left) with what their latents are in each class.
+
         Args:
             settings: size of the grids, and temperature of the samples.
         """
         rows, columns = settings.rows, settings.columns
-        count = rows * columns
-        chosen = torch.randperm(len(self.train_rows))[:count]
-        ends = self.data.images(self.splits.test)[: 2 * rows].to(self.device)
-        grids = {
-            "samples": self.module.sample(count, settings.temperature),
-            "data": self.data.images(self.train_rows[chosen]),
-        }
-        if columns > 1 and len(ends) > 1:
-            lines = self.module.interpolate(ends[: len(ends) // 2], ends[len(ends) // 2 :][: len(ends) // 2], columns)
+        chosen, context = classes.lines_of_classes(self.data, self.train_rows, rows, columns)
+        grids = {"samples": self._drawn(context, settings.temperature), "data": self.data.images(chosen)}
+        test = self.splits.test[: 2 * rows]
+        if self.num_classes:
+            grids["classes"] = self._in_every_class(test[:rows])
+        elif columns > 1 and len(test) > 1:
+            half, ends = len(test) // 2, self.data.images(test).to(self.device)
+            lines = self.density_of(test).interpolate(ends[:half], ends[half : 2 * half], columns)
             grids["interpolations"] = lines.movedim(0, 1).flatten(0, 1)
         return {name: images.float().cpu() / (self.data.levels - 1) for name, images in grids.items()}
+
+    def _drawn(self, context: Tensor, temperature: float) -> Tensor:
+        """An image for each row of a context, which may say nothing."""
+        density = self.module.condition(context.to(self.device))
+        # Given contexts, one draw is an image of each.
+        return density.sample(1 if self.num_classes else len(context), temperature).reshape(-1, *self.data.shape)
+
+    def _in_every_class(self, rows: Tensor) -> Tensor:
+        """Each image, and its latents as an image of each class: ``(N (1 + K), C, H, W)``."""
+        images = self.data.images(rows).to(self.device)
+        latents = self.density_of(rows).encode(images)
+        every = torch.eye(self.num_classes, device=self.device)[:, None].expand(-1, len(rows), -1)
+        moved = self.module.condition(every).decode(latents.expand(self.num_classes, *latents.shape))
+        return torch.cat([images[None], moved]).transpose(0, 1).flatten(0, 1)

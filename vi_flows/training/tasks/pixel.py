@@ -11,35 +11,20 @@ import tyro
 from torch import Tensor
 
 from vi_flows.autoregressive.config import PixelConfig, build_pixel_model
-from vi_flows.data import ImageData, draw_binary, labelled, load
+from vi_flows.data import ImageData, draw_binary
 from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.evaluation.nll import half_width
-from vi_flows.settings import LATER, SettingsError
-from vi_flows.training.config import TrainConfig
+from vi_flows.settings import SettingsError
+from vi_flows.training.tasks import classes
 from vi_flows.training.tasks.base import BinaryDrawingSettings, Evaluation, EvaluationSettings, StepResult
+from vi_flows.training.tasks.classes import LabelledTrainConfig, ModelSettings
 from vi_flows.training.tasks.exact import ExactTask
 
 __all__ = ["PixelTask", "PixelTrainConfig"]
 
-MOST_CLASSIFIED = 10_000
-"""Images are scored under every class, so many times an image and class in all."""
-
 
 @dataclass(frozen=True)
-class PixelSettings:
-    """What is built.
-
-    Attributes:
-        pixel: model of the pixels.
-        labels: whether it is told the class.
-    """
-
-    pixel: PixelConfig
-    labels: bool
-
-
-@dataclass(frozen=True)
-class PixelTrainConfig(TrainConfig):
+class PixelTrainConfig(LabelledTrainConfig):
     """Train an autoregressive model of images: MADE, PixelCNN, PixelRNN (exact log-likelihood)."""
 
     kind: ClassVar[str] = "pixel"
@@ -51,9 +36,6 @@ class PixelTrainConfig(TrainConfig):
     cuda_graph: bool = False
     """Record the training step on a GPU once and replay it: for small models (elsewhere without effect on speed)."""
 
-    labels: bool = field(default=False, metadata=LATER)
-    """Tell the model each image's class: p(image | class), for data sets with labels."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cuda_graph and not self.pixel.model.has_fixed_step:
@@ -64,22 +46,12 @@ class PixelTrainConfig(TrainConfig):
     @property
     def name(self) -> str:
         """Such as ``pixel_cnn-w128-b12``."""
-        return self.pixel.name + "-labels" * self.labels
+        return self.pixel.name + self.told
 
     @property
-    def model_settings(self) -> PixelSettings:
+    def model_settings(self) -> ModelSettings:
         """The model's, and whether it is told the class."""
-        return PixelSettings(self.pixel, self.labels)
-
-    def load_data(self) -> ImageData:
-        """The images, with their classes where the model is told them.
-
-        Raises:
-            ValueError: there is no such data set, or it has no labels to tell.
-            DataNotFoundError: its files are missing.
-        """
-        data = load(self.dataset, self.data_root)
-        return labelled(data) if self.labels else data
+        return ModelSettings(self.pixel, self.labels)
 
     @property
     def captured(self) -> bool:
@@ -190,40 +162,26 @@ class PixelTask(ExactTask):
         return self._under_every_class(seen, found, progress) if self.num_classes else found
 
     def _under_every_class(self, seen: Tensor, found: Evaluation, progress: bool) -> Evaluation:
-        r"""The first images by Bayes' rule, ``p(c | x) ∝ π_c p(x | c)`` with the classes' shares ``π`` in training.
+        """The first images by Bayes' rule (:func:`~vi_flows.training.tasks.classes.by_bayes`), exact too.
 
-        So many images that :data:`MOST_CLASSIFIED` are scored in all. Adds ``class_accuracy``, the share whose most
-        probable class is theirs, and ``marginal_nll``, the mean of ``−log Σ_c π_c p(x | c)``, exact too.
+        So many images that :data:`~vi_flows.training.tasks.classes.MOST_CLASSIFIED` are scored in all.
         """
-        images, own = self._parted(seen[: max(1, MOST_CLASSIFIED // self.num_classes)])
+        images, own = self._parted(seen[: max(1, classes.MOST_CLASSIFIED // self.num_classes)])
         every = torch.eye(self.num_classes, device=self.device)
         asked = [torch.cat([images.flatten(1), one.expand(len(images), -1)], 1) for one in every]
         given = self.exact_scores(torch.cat(asked), progress).unflatten(0, (self.num_classes, len(images)))
-        shares = self.data.class_indicators(self.train_rows).double().mean(0).cpu()
-        joint = given + shares.log()[:, None]
-        marginal = -joint.logsumexp(0)
-        figures = {
-            "num_classes": self.num_classes,
-            "classified_rows": len(images),
-            "class_accuracy": (joint.argmax(0) == own.argmax(1).cpu()).double().mean().item(),
-            "marginal_nll": marginal.mean().item(),
-        }
+        shares = classes.class_shares(self.data, self.train_rows)
+        figures, marginal = classes.by_bayes(given, shares, own.argmax(1).cpu())
         return Evaluation(found.figures | figures, found.scores | {"marginal_nll": marginal.float()})
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """Nats and bits/dim; with classes, what they tell of the image and the image of them."""
         low, high = record["interval"]
-        lines = [
+        return [
             f"NLL  {record['nll']:.3f} nats (exact), 95 % interval [{low:.3f}, {high:.3f}]",
             f"{record['bits_per_dim']:.4f} bits/dim; {record['parameters']} parameters",
+            *classes.in_words(record),
         ]
-        if "num_classes" in record:
-            lines += [
-                f"these are given the class; without it {record['marginal_nll']:.3f} nats (first "
-                f"{record['classified_rows']} images), of which {100 * record['class_accuracy']:.1f} % are assigned to "
-                f"their own among {record['num_classes']} classes",
-            ]
-        return lines
 
     @torch.no_grad()
     def pictures(self, settings: BinaryDrawingSettings) -> dict[str, Tensor]:
@@ -238,10 +196,10 @@ class PixelTask(ExactTask):
                 always are.
         """
         rows, columns = settings.rows, settings.columns
-        chosen, context = self._chosen(rows, columns)
+        chosen, context = classes.lines_of_classes(self.data, self.splits.train, rows, columns)
         top = 1 if self.binary else self.data.levels - 1
         shown = self.data.binarized(chosen) if settings.binary and self.binary else self.data.means(chosen)
-        samples = self.module.draw(context, progress=True)
+        samples = self.module.draw(context.to(self.device), progress=True)
         grids = {"samples": samples.float().cpu() / top, "data": shown.reshape(-1, *self.data.shape)}
         channels, height, width = self.data.shape
         known, upper = channels * width * (height // 2), torch.zeros(self.data.shape, dtype=torch.bool)
@@ -258,19 +216,3 @@ class PixelTask(ExactTask):
     def _first(self, number: int) -> Tensor:
         """Flat indices of the pixels that are drawn first."""
         return self.module.generation_order()[:number].cpu()
-
-    def _chosen(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Rows of training images for a grid, drawn, and the contexts of as many samples."""
-        order = torch.randperm(len(self.splits.train))
-        if not self.num_classes:
-            return self.splits.train[order[: rows * columns]], self.no_context(rows * columns)
-        wanted = torch.arange(rows) % self.num_classes
-        drawn = self.splits.train[order]
-        classes = self.data.class_indicators(drawn).argmax(1)
-        lines = []
-        for one in wanted:
-            members = drawn[classes == one][:columns]
-            # A class without so many training images leaves the rest of its line black.
-            lines.append(torch.cat([members, members.new_zeros(columns - len(members), members.shape[1])]))
-        context = torch.eye(self.num_classes, device=self.device)[wanted]
-        return torch.cat(lines), context.repeat_interleave(columns, 0)

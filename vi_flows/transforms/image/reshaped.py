@@ -1,15 +1,15 @@
-"""A bijection of tensors of another shape, applied to images."""
+"""A bijection of tensors of another shape, applied to images; with and without a context."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from vi_flows.transforms.base import Bijection
+from vi_flows.transforms.base import Bijection, ConditionalBijection
 from vi_flows.transforms.image.base import ImageBijection
 
-__all__ = ["Reshaped"]
+__all__ = ["ConditionalReshaped", "Reshaped"]
 
 
 class Reshaped(ImageBijection):
@@ -36,12 +36,36 @@ class Reshaped(ImageBijection):
         except RuntimeError:
             raise ValueError(f"an image of shape {tuple(value.shape[-3:])} has no shape {self.shape}") from None
 
+    def _outer(self, value: Tensor, image: Tensor) -> Tensor:
+        """As images again; a batch of contexts may have made several of one."""
+        return value.reshape(*value.shape[: value.dim() - len(self.shape)], *image.shape[-3:])
+
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The inner bijection's forward pass."""
         y, ladj = self.bijection.forward_and_ladj(self._inner(x))
-        return y.reshape(x.shape), ladj
+        return self._outer(y, x), ladj
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The inner bijection's inverse."""
         x, ladj = self.bijection.inverse_and_ladj(self._inner(y))
-        return x.reshape(y.shape), ladj
+        return self._outer(x, y), ladj
+
+    def _state_tensors(self) -> Iterable[Tensor]:
+        return self.bijection._state_tensors()
+
+
+class ConditionalReshaped(ConditionalBijection):
+    """A family of bijections of tensors of another shape, applied to images, see :class:`Reshaped`.
+
+    Args:
+        family: whose bijections keep the shape of their events.
+        shape: of those events.
+    """
+
+    def __init__(self, family: ConditionalBijection, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.family, self.shape = family, tuple(shape)
+
+    def condition(self, context: Tensor) -> Reshaped:
+        """The family's bijection for each row of ``context``, applied to images."""
+        return Reshaped(self.family.condition(context), self.shape)

@@ -76,8 +76,14 @@ class Autoregressive(Bijection):
 class _ConditionedAutoregressive(Autoregressive):
     """The layer for each row of a context."""
 
-    def __init__(self, change: ElementwiseMap, network: AutoregressiveMLP, shifts: Sequence[Tensor]) -> None:
-        super().__init__(change, network)
+    def __init__(
+        self,
+        change: ElementwiseMap,
+        network: AutoregressiveMLP,
+        network_dtype: torch.dtype | None,
+        shifts: Sequence[Tensor],
+    ) -> None:
+        super().__init__(change, network, network_dtype)
         self.shifts = tuple(shifts)
 
     def _state_tensors(self) -> Iterable[Tensor]:
@@ -91,18 +97,21 @@ class ConditionalAutoregressive(ConditionalBijection):
     Args:
         change: the map of one entry.
         network: gives its parameters; made with a ``context_dim``.
+        network_dtype: as for :class:`Autoregressive`.
 
     Raises:
         ValueError: the network takes no context, or gives another number of parameters; on conditioning, the context
             has another length.
     """
 
-    def __init__(self, change: ElementwiseMap, network: AutoregressiveMLP) -> None:
+    def __init__(
+        self, change: ElementwiseMap, network: AutoregressiveMLP, network_dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         _check(change, network)
         if not network.context_dim:
             raise ValueError("the network was made without a context_dim; an unconditional layer is Autoregressive")
-        self.change, self.network = change, network
+        self.change, self.network, self.network_dtype = change, network, network_dtype
 
     def condition(self, context: Tensor) -> Bijection:
         """The layer for each row of ``context``, shape ``batch_shape + (context_dim,)``."""
@@ -110,4 +119,6 @@ class ConditionalAutoregressive(ConditionalBijection):
             raise ValueError(
                 f"expected a context of {self.network.context_dim} entries a row, got {tuple(context.shape)}"
             )
-        return _ConditionedAutoregressive(self.change, self.network, self.network.shifts(context)).train(self.training)
+        with autocast_to(self.network_dtype, context.device.type):
+            shifts = self.network.shifts(context)
+        return _ConditionedAutoregressive(self.change, self.network, self.network_dtype, shifts).train(self.training)
