@@ -13,7 +13,7 @@ from vi_flows.distributions import ConditionalImageDensity, ImageDensity
 from vi_flows.distributions.image_checks import check_samples
 from vi_flows.distributions.image_config import build_conditional_density, build_image_density, image_config
 from vi_flows.flows.image import IMAGE_FLOWS
-from vi_flows.transforms import Chain, ConditionalChain, Scaling
+from vi_flows.transforms import Chain, ConditionalChain, ConditionalCheckpointed, Scaling
 from vi_flows.transforms.image.reshaped import ConditionalReshaped
 from vi_flows.transforms.vector.diagonal import DiagonalFamily
 from vi_flows.transforms.vector.parametric import ConditionalParametric
@@ -150,6 +150,17 @@ def test_a_batch_starts_the_norms_and_the_mode_is_the_familys(config):
     assert any((value != before[name]).any() for name, value in density.state_dict().items())
     assert not any(module.training for module in density.modules())
     assert not any(module.training for module in density.condition(torch.eye(3)).modules())
+
+
+@pytest.mark.parametrize("wrap", [ConditionalReshaped, lambda family, _: ConditionalCheckpointed(family)])
+def test_what_was_drawn_is_scored_anew_after_the_contexts_parameters_changed(wrap):
+    family = ConditionalParametric(DiagonalFamily(2), 1).requires_grad_(False)
+    bijection = wrap(family, (2,)).condition(torch.ones(1))
+    x = torch.randn(1, 1, 2) if bijection.event_dim == 3 else torch.randn(2)
+    y = bijection(x)
+    assert bijection.log_abs_det_jacobian(x, y).item() == 0.0
+    bijection.bijection.params.add_(1.0)
+    assert bijection.log_abs_det_jacobian(x, y).item() == pytest.approx(2 * 2 * math.tanh(0.5))
 
 
 def test_a_density_of_all_contexts_is_itself():
