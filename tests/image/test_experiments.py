@@ -50,12 +50,14 @@ def test_epochs_of_rows():
     module = script("image_rows")
     found = {
         (row, budget): module.row_budget(row, budget)["epochs"]
-        for row in ("mnist-glow", "cifar-glow", "mnist-maf10", "mnist-maf10-bounded") for budget in ("short", "small")
+        for row in ("mnist-glow", "cifar-glow", "mnist-maf10", "mnist-maf10-bounded", "mnist-maf5-bounded-labels")
+        for budget in ("short", "small")
     }  # fmt: skip
     assert found == {
         ("mnist-glow", "short"): 6, ("mnist-glow", "small"): 40, ("cifar-glow", "short"): 8,
         ("cifar-glow", "small"): 40, ("mnist-maf10", "short"): 6, ("mnist-maf10", "small"): 40,
         ("mnist-maf10-bounded", "short"): 6, ("mnist-maf10-bounded", "small"): 24,
+        ("mnist-maf5-bounded-labels", "short"): 6, ("mnist-maf5-bounded-labels", "small"): 24,
     }  # fmt: skip
 
 
@@ -102,13 +104,13 @@ def test_edited_images_are_of_all_classes_of_sorted_data(tmp_path):
 
 def test_mafs_have_their_papers_size():
     module = script("image_rows")
-    names = ("maf5", "maf10", "maf10-pixel_spline", "maf10-tanh", "maf10-bounded")
+    names = ("maf5", "maf10", "maf10-pixel_spline", "maf10-tanh", "maf10-bounded", "maf5-bounded-labels")
     configs = [module.row_config(model, "small", cifar=False) for model in names]
     assert [(c.flow.num_layers, c.flow.hidden_dims, c.flow.scale, c.pixel_spline) for c in configs] == [
         (5, (1024,), "exp", 0), (10, (1024,), "exp", 0), (10, (1024,), "exp", 96), (10, (1024,), "tanh", 0),
-        (10, (1024,), "tanh", 0),
+        (10, (1024,), "tanh", 0), (5, (1024,), "tanh", 0),
     ]  # fmt: skip
-    assert [config.flow.bounded for config in configs] == [False] * 4 + [True]
+    assert [config.flow.bounded for config in configs] == [False] * 4 + [True] * 2
 
 
 @pytest.mark.parametrize("budget", ["probe", "short", "small"])
