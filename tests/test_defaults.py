@@ -176,7 +176,8 @@ DEFAULTS = {
 CONSTANTS = {
     "training.captured": {"WARM_UP_STEPS": 3, "READ_EVERY": 50},
     "training.tasks.wave": {"NUM_LEVELS": 256, "PAUSE_SECONDS": 0.25},
-    "training.tasks.pixel": {"MOST_CLASSIFIED": 10_000},
+    "training.tasks.classes": {"MOST_CLASSIFIED": 10_000},
+    "transforms.vector.diagonal": {"BOUND": 2.0},
     "training.tasks.pixel_vae": {"ROWS_SCORED": 500},
     "training.log": {"GRID": {"rows": 4, "columns": 8}},
     "training.loop": {"EPOCH_CHECKPOINT_SECONDS": 2.0},

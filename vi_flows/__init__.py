@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vi_flows.diagnostics import expected_coverage as expected_coverage
     from vi_flows.diagnostics import simulation_based_calibration as simulation_based_calibration
     from vi_flows.diagnostics.diagnose import diagnose as diagnose
+    from vi_flows.distributions import ConditionalImageDensity as ConditionalImageDensity
     from vi_flows.distributions import FlowNormal as FlowNormal
     from vi_flows.distributions import ImageDensity as ImageDensity
     from vi_flows.evaluation import estimate_nll as estimate_nll
@@ -58,6 +59,7 @@ ROOM_OF = {
     "Bijection": "transforms",
     "Chain": "transforms",
     "Calibration": "diagnostics",
+    "ConditionalImageDensity": "distributions",
     "DReG": "objectives",
     "Diagnosis": "diagnostics",
     "ELBO": "objectives",
