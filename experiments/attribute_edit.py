@@ -25,7 +25,7 @@ from vi_flows.data import ImageData
 from vi_flows.diagnostics.attributes import ATTRIBUTES, Attributes, attribute_directions, edit
 from vi_flows.distributions import ImageDensity
 from vi_flows.records import Record, provenance, row_key
-from vi_flows.training import Run
+from vi_flows.training import ImageTrainConfig, Run
 
 HERE = Path(__file__).parent
 
@@ -167,6 +167,11 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     run = Run.open(options.folder, options.data_root)
+    if not isinstance(run.config, ImageTrainConfig) or run.config.labels:
+        raise SystemExit(
+            f"{options.folder} is a run of {run.config.kind} {run.config.name}; directions are edited in the latents "
+            "of an image flow that was trained by `vi-flows train image` without --labels"
+        )
     task = run.build_task()
     trained = run.load_weights(task)
     density, data = task.module, run.data

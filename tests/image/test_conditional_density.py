@@ -163,6 +163,15 @@ def test_what_was_drawn_is_scored_anew_after_the_contexts_parameters_changed(wra
     assert bijection.log_abs_det_jacobian(x, y).item() == pytest.approx(2 * 2 * math.tanh(0.5))
 
 
+def test_what_only_a_density_given_a_context_has_is_refused_by_name():
+    density = made(MAF)
+    for name in ("log_prob", "sample", "distribution", "encode", "bits_per_dim", "interpolate"):
+        with pytest.raises(AttributeError, match=f"a context of size 3: {name} is that of condition"):
+            getattr(density, name)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        density.nonsense
+
+
 def test_a_density_of_all_contexts_is_itself():
     density = ImageDensity(Chain([Scaling((1, 2, 2))]), (1, 2, 2))
     assert density.condition(torch.zeros(7, 0)) is density

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vi_flows.distributions.image_config import build_image_density
+from vi_flows.distributions.image_config import build_image_density, image_config
 from vi_flows.records import Record
-from vi_flows.training import RunError
+from vi_flows.training import ImageTrainConfig, PixelTrainConfig, Run, RunError
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 
@@ -100,6 +100,16 @@ def test_edited_images_are_of_all_classes_of_sorted_data(tmp_path):
     options = module.Options(tmp_path, shown=(2, 7))
     with pytest.raises(SystemExit, match="none of the 2 test images is of class 7; --shown takes some of 2, 5"):
         module.draw(None, options, images[:2], torch.tensor([5, 2]), {})
+
+
+@pytest.mark.parametrize(
+    "config", [PixelTrainConfig(), ImageTrainConfig(image=image_config("nice", hidden_dims=(4,)), labels=True)]
+)
+def test_attributes_are_edited_in_image_flows_of_all_classes_alone(config, tmp_path):
+    Run.create(tmp_path / "run", config)
+    module = script("attribute_edit")
+    with pytest.raises(SystemExit, match=rf"is a run of {config.kind} .* without --labels"):
+        module.main(module.Options(tmp_path / "run"))
 
 
 def test_mafs_have_their_papers_size():

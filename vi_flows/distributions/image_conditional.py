@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,3 +76,11 @@ class ConditionalImageDensity(nn.Module):
         )  # fmt: skip
         density.origin = self.origin
         return density.train(self.training)
+
+    def __getattr__(self, name: str) -> Any:
+        """Submodules and the like; what only the density given a context has is refused in a sentence."""
+        if name in vars(ImageDensity):
+            raise AttributeError(
+                f"this density has a context of size {self.context_dim}: {name} is that of condition(context)"
+            )
+        return super().__getattr__(name)
