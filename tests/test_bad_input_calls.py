@@ -180,7 +180,10 @@ CALLS = [
             {"tolerance": math.nan},
         ]
     ],
-    *calls("no latent variables", lambda: fit(without_latents, AutoConvFlow(without_latents), num_steps=1)),
+    *calls(
+        "the model has no latent sites, it observes all its sites",
+        lambda: fit(without_latents, AutoConvFlow(without_latents), num_steps=1),
+    ),
     *calls("flow_factory must be callable", lambda: AutoFlow(model, "foo"), lambda: AutoFlow(model, 3)),
     *calls("num_blocks must be at least 1", lambda: AutoConvFlow(model, 0), lambda: AutoConvFlow(model, -1)),
     *[

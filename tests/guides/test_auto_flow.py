@@ -12,8 +12,9 @@ from pyro.optim import Adam
 
 from tests.guides.models import correlated, flat, gaussian, hierarchical, supports
 from vi_flows.flows import FLOWS
-from vi_flows.guides import AutoConvFlow, AutoFlow, LogJoint, init_to_median_or_origin
+from vi_flows.guides import AutoConvFlow, AutoFlow, LogJoint, fit, init_to_median_or_origin
 from vi_flows.guides.auto_conv_flow import mixed_conv_flow
+from vi_flows.guides.prototype import NoLatentError
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +223,7 @@ def test_options_are_checked():
         AutoConvFlow(correlated, init_scale=-1.0)
     with pytest.raises(ValueError, match="num_blocks"):
         AutoConvFlow(correlated, num_blocks=0)
-    with pytest.raises(RuntimeError, match="no latent"):
+    with pytest.raises(NoLatentError, match="no latent"):
         AutoConvFlow(lambda: None)
 
 
@@ -240,3 +241,52 @@ def test_gaussian_start_ignores_the_callers_handlers():
     with poutine.trace() as tape:
         AutoConvFlow(gaussian)
     assert not [n for n, s in tape.trace.nodes.items() if s["type"] == "sample"]
+
+
+def _discrete():
+    z = pyro.sample("z", dist.Categorical(torch.ones(3)))
+    pyro.sample("x", dist.Normal(z.float(), 1.0), obs=torch.tensor(1.0))
+
+
+def _count():
+    pyro.sample("x", dist.Normal(pyro.sample("z", dist.Poisson(3.0)), 1.0), obs=torch.tensor(1.0))
+
+
+def _point():
+    pyro.sample("x", dist.Normal(pyro.sample("z", dist.Delta(torch.tensor(2.0))), 1.0), obs=torch.tensor(1.0))
+
+
+def _empty():
+    z = pyro.sample("z", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=torch.tensor(1.0))
+
+
+def _nothing():
+    pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (_discrete, "'z' are discrete and would be summed out: nothing is left for AutoConvFlow; pyro.infer.infer_d"),
+        (_count, "'z' are discrete and would be summed out"),
+        (_point, "no latent sites, all that it doesn't observe .'z'. is given by a Delta: nothing is left"),
+        (_empty, "continuous latent sites 'z' have no entries"),
+        (_nothing, "the model has no latent sites, it observes all its sites"),
+    ],
+)
+def test_a_model_that_leaves_nothing_to_a_guide_is_told_why(program, words):
+    with pytest.raises(NoLatentError, match=words):
+        AutoConvFlow(program)
+    guide = AutoConvFlow(lambda _: program())
+    for _ in range(2):  # a second call is refused as the first
+        with pytest.raises(NoLatentError, match=words):
+            fit(lambda _: program(), guide, 0.0, num_steps=1)
+
+
+def test_an_error_of_the_model_stays_what_it_is():
+    def broken():
+        raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match="out of order"):
+        AutoConvFlow(broken)()

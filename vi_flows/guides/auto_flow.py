@@ -24,7 +24,14 @@ from vi_flows.guides.faults import faults_named
 from vi_flows.guides.initial import init_to_median_or_origin
 from vi_flows.guides.observations import check_observations
 from vi_flows.guides.posterior import FlowPosterior
-from vi_flows.guides.prototype import check_maps, check_plates, check_precision, maps_of_dependent_sites
+from vi_flows.guides.prototype import (
+    NoLatentError,
+    check_maps,
+    check_plates,
+    check_precision,
+    maps_of_dependent_sites,
+    nothing_to_learn,
+)
 from vi_flows.guides.pushed import PushedSites
 from vi_flows.guides.sequential import WithoutSequentialPlates
 from vi_flows.guides.sites import latent_sites, left_to_the_model
@@ -167,8 +174,15 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         # Without gradients, so that the prototype holds no graph and can be copied.
-        with torch.no_grad(), faults_named(self._program(), args, kwargs):
-            super()._setup_prototype(*args, **kwargs)
+        self.latent_dim = -1
+        try:
+            with torch.no_grad(), faults_named(self._program(), args, kwargs):
+                super()._setup_prototype(*args, **kwargs)
+        except RuntimeError as error:
+            if self.latent_dim:  # not yet counted, so that it is another error
+                raise
+            self.prototype_trace = None
+            raise NoLatentError(nothing_to_learn(self._program(), args, kwargs, type(self).__name__)) from error
         assert self.prototype_trace is not None  # Pyro has just made it
         try:
             check_plates(self.prototype_trace, type(self).__name__)

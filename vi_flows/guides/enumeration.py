@@ -19,7 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from vi_flows.guides import log_einsum
-from vi_flows.guides.sites import can_be_enumerated, is_fixed, latent_sites
+from vi_flows.guides.sites import can_be_enumerated, innermost, is_fixed, latent_sites
 from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = ["EnumerationError", "SummedOut"]
@@ -28,6 +28,12 @@ ADVICE = (
     "write the model for parallel enumeration (its values come with extra dimensions on the left: index with "
     "pyro.ops.indexing.Vindex, don't branch on them or sum over them, repeat in pyro.plate or pyro.markov), or sum it "
     "out in the model (for instance dist.MixtureSameFamily)"
+)
+
+
+INFINITE = (
+    "its values are no finite list; sum it out in the model (a Poisson count with a gamma rate, for instance, by "
+    "dist.GammaPoisson), or give it the values from 0 to a largest one by dist.Categorical"
 )
 
 
@@ -63,9 +69,10 @@ class SummedOut:
             self.nesting = max(self.nesting, *(-f.dim for f in site["cond_indep_stack"] if f.vectorized), 0)
         for name, site in _discrete(concrete).items():
             if not can_be_enumerated(site["fn"]):
+                advice = ADVICE if innermost(site["fn"]).has_enumerate_support else INFINITE
                 raise EnumerationError(
                     f"discrete latent site {name!r} ({type(site['fn']).__name__} of shape "
-                    f"{tuple(site['fn'].shape())}) can't be enumerated: {ADVICE}"
+                    f"{tuple(site['fn'].shape())}) can't be enumerated: {advice}"
                 )
             plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
             batch = site["fn"].batch_shape

@@ -258,8 +258,9 @@ def _check_same(trace: Trace, again: Trace) -> None:
         names = ", ".join(map(repr, random))
         raise ValueError(
             f"the density of site {names} is random at fixed values of the guide's sites: the model draws sites that "
-            "are hidden from the guide (poutine.block), or has layers such as dropout. Pass the model itself, whose "
-            "discrete sites are summed out, leave continuous ones to the guide, and switch such layers to evaluation."
+            "are hidden from the guide (poutine.block), has layers such as dropout, or draws its data anew. Pass the "
+            "model itself, whose discrete sites are summed out, leave continuous ones to the guide, switch such layers "
+            "to evaluation, and draw data once, outside of the model."
         )
 
 

@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.poutine import Trace
+from pyro.poutine import Trace, block, trace
 from torch.distributions import biject_to
 
 from vi_flows.guides.site_maps import MapsOfTheProgram
+from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites, left_to_the_model
 from vi_flows.guides.supports import DependentSupportError
 from vi_flows.traces import stochastic_nodes
 
-__all__ = ["SubsampledLatentError", "check_maps", "check_plates", "check_precision", "maps_of_dependent_sites"]
+__all__ = [
+    "NoLatentError", "SubsampledLatentError", "check_maps", "check_plates", "check_precision",
+    "maps_of_dependent_sites", "nothing_to_learn",
+]  # fmt: skip
 
 
 class SubsampledLatentError(ValueError):
     """A latent site lives in a subsampled plate, where one vector of latents can't stand for all of the data."""
+
+
+class NoLatentError(ValueError):
+    """A model leaves nothing to a guide of continuous latents."""
+
+
+def nothing_to_learn(program: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any], guide: str) -> str:
+    """A sentence that says why a model leaves nothing to a guide of continuous latents, and what to do.
+
+    Args:
+        program: the model.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        guide: the name of the guide's class.
+    """
+    with block(), torch.no_grad():
+        sites = dict(latent_sites(trace(program).get_trace(*args, **kwargs)))
+    discrete = [name for name, site in sites.items() if is_discrete(site["fn"]) and not is_fixed(site["fn"])]
+    empty = [name for name, site in sites.items() if not left_to_the_model(site["fn"])]
+    if empty:
+        return f"the model's continuous latent sites {_listed(empty)} have no entries: nothing is left for {guide}"
+    if discrete:
+        return (
+            f"the model's latent sites {_listed(discrete)} are discrete and would be summed out: nothing is left for "
+            f"{guide}; pyro.infer.infer_discrete and TraceEnum_ELBO give their exact posterior"
+        )
+    given = (
+        f"all that it doesn't observe ({_listed(sites)}) is given by a Delta" if sites else "it observes all its sites"
+    )
+    return f"the model has no latent sites, {given}: nothing is left for {guide}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def check_plates(prototype: Trace, guide: str) -> None:
