@@ -100,15 +100,18 @@ def test_a_line_is_of_one_class_and_an_image_in_its_own_class_is_itself(flow):
     task.module.eval()
     for p in task.module.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    grids = task.pictures(ImageDrawingSettings(12, 2))
-    assert {name: len(grid) for name, grid in grids.items()} == {"samples": 24, "data": 24, "classes": 12 * 11}
+    grids = task.pictures(ImageDrawingSettings(12, 11))
+    assert {name: len(grid) for name, grid in grids.items()} == {"samples": 132, "data": 132, "classes": 132}
     shown = (grids["data"] * (data.levels - 1)).round().to(torch.uint8).flatten(1)
     of = {tuple(row[:-1].tolist()): int(row[-1]) for row in data.split("clean").train}
-    assert [of[tuple(row.tolist())] for row in shown] == [line % 10 for line in range(12) for _ in range(2)]
-    lines = grids["classes"].reshape(12, 11, -1)
-    own = data.labels["test"][:12]
-    torch.testing.assert_close(lines[torch.arange(12), 1 + own], lines[:, 0])
-    assert (lines[torch.arange(12), 1 + (own + 1) % 10] != lines[:, 0]).any(1).all()
+    assert [of[tuple(row.tolist())] for row in shown] == [line % 10 for line in range(12) for _ in range(11)]
+    lines, own = grids["classes"].reshape(12, 11, -1), data.labels["test"][:12]
+    images = data.images("test")[:12].flatten(1).float() / (data.levels - 1)
+    torch.testing.assert_close(lines[torch.arange(12), own], images)
+    assert (lines[torch.arange(12), (own + 1) % 10] != images).any(1).all()
+    assert (lines[:, 10] == 0).all()  # there is no eleventh class
+    few = task.pictures(ImageDrawingSettings(12, 4))["classes"].reshape(12, 4, -1)
+    torch.testing.assert_close(few, lines[:, :4])
 
 
 def test_a_grid_of_samples_is_drawn_given_its_lines_classes(monkeypatch):

@@ -208,7 +208,8 @@ class ImageFlowTask:
         """Samples, training images, and a row of interpolations between each two test images.
 
         Where the model is told the class, a line of samples or training images is of one class, the first of class 0,
-        and instead of interpolations there are test images (left) with what their latents are in each class.
+        and instead of interpolations a line shows what the latent of one test image is in each class: in the image's
+        own class the image itself.
 
         Args:
             settings: size of the grids, and temperature of the samples.
@@ -218,7 +219,7 @@ class ImageFlowTask:
         grids = {"samples": self._drawn(context, settings.temperature), "data": self.data.images(chosen)}
         test = self.splits.test[: 2 * rows]
         if self.num_classes:
-            grids["classes"] = self._in_every_class(test[:rows])
+            grids["classes"] = self._in_every_class(test[:rows], columns)
         elif columns > 1 and len(test) > 1:
             half, ends = len(test) // 2, self.data.images(test).to(self.device)
             lines = self.density_of(test).interpolate(ends[:half], ends[half : 2 * half], columns)
@@ -231,10 +232,11 @@ class ImageFlowTask:
         # Given contexts, one draw is an image of each.
         return density.sample(1 if self.num_classes else len(context), temperature).reshape(-1, *self.data.shape)
 
-    def _in_every_class(self, rows: Tensor) -> Tensor:
-        """Each image, and its latents as an image of each class: ``(N (1 + K), C, H, W)``."""
-        images = self.data.images(rows).to(self.device)
-        latents = self.density_of(rows).encode(images)
-        every = torch.eye(self.num_classes, device=self.device)[:, None].expand(-1, len(rows), -1)
-        moved = self.module.condition(every).decode(latents.expand(self.num_classes, *latents.shape))
-        return torch.cat([images[None], moved]).transpose(0, 1).flatten(0, 1)
+    def _in_every_class(self, rows: Tensor, columns: int) -> Tensor:
+        """Each image's latents as an image of the first classes, black where there are fewer than columns."""
+        latents = self.density_of(rows).encode(self.data.images(rows).to(self.device))
+        shown = min(columns, self.num_classes)
+        every = torch.eye(self.num_classes, device=self.device)[:shown, None].expand(-1, len(rows), -1)
+        moved = self.module.condition(every).decode(latents.expand(shown, *latents.shape))
+        rest = moved.new_zeros(columns - shown, *moved.shape[1:])
+        return torch.cat([moved, rest]).transpose(0, 1).flatten(0, 1)
