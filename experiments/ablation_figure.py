@@ -18,6 +18,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, this file has only its own folder there
 
 from experiments.tables.ablations import ABLATIONS, ablations_in
+from vi_flows.cli.outcome import exit_with
 
 HERE = Path(__file__).parent
 
@@ -69,4 +70,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    exit_with("ablation_figure", lambda words: main(tyro.cli(Options, description=__doc__, args=words)))

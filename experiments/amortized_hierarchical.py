@@ -26,6 +26,7 @@ from pyro.infer.autoguide import AutoGuideList
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.guides import AmortizedFlowGuide, AutoConvFlow
 from vi_flows.records import Clock, Record, provenance, row_key
 
@@ -175,4 +176,4 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    exit_with("amortized_hierarchical", lambda words: main(tyro.cli(Options, args=words)))

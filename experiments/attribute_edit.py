@@ -21,6 +21,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.data import ImageData
 from vi_flows.diagnostics.attributes import ATTRIBUTES, Attributes, attribute_directions, edit
 from vi_flows.distributions import ImageDensity
@@ -220,4 +221,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    exit_with("attribute_edit", lambda words: main(tyro.cli(Options, args=words)))

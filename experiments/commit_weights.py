@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.records import from_json, to_json, write_atomic
 from vi_flows.training import Run
 from vi_flows.training.packed import pack
@@ -85,4 +86,4 @@ def main(options: Commit) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Commit, description=__doc__))
+    exit_with("commit_weights", lambda words: main(tyro.cli(Commit, description=__doc__, args=words)))

@@ -25,6 +25,7 @@ import torch
 import tyro
 
 from vi_flows.bench.measure import seconds_in_turn
+from vi_flows.cli.outcome import exit_with
 from vi_flows.guides import AutoConvFlow
 from vi_flows.guides.auto_flow import FULL_AFFINE_DIM
 from vi_flows.records import Record, provenance, row_key
@@ -127,4 +128,4 @@ def table(figures: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(DrawTime).run()
+    exit_with("draw_time", lambda words: tyro.cli(DrawTime, args=words).run())

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.distributions.energies import target_2d
 from vi_flows.fit2d import Fit2D
 from vi_flows.fit2d.plotting import INNER, picture_of_draws, picture_of_target, plot_panels_2d
@@ -99,4 +100,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    exit_with("figure2_2d", lambda words: main(tyro.cli(Options, args=words)))

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.distributions.image_config import image_config
 from vi_flows.flows import ConvFlow
 from vi_flows.nn import image as image_networks
@@ -120,4 +121,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    exit_with("first_losses", lambda words: main(tyro.cli(Options, description=__doc__, args=words)))

@@ -30,6 +30,7 @@ from vi_flows.autoregressive import (
     WaveNet,
 )
 from vi_flows.bench.measure import one_thread, seconds_in_turn
+from vi_flows.cli.outcome import exit_with
 from vi_flows.records import Record, provenance, row_key
 
 
@@ -118,4 +119,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    exit_with("generation_time", lambda words: main(tyro.cli(Options, args=words)))

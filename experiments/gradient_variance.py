@@ -16,6 +16,7 @@ import torch
 import tyro
 
 from experiments.gallery.kidscore import load, model
+from vi_flows.cli.outcome import exit_with
 from vi_flows.guides import AutoConvFlow, fit
 from vi_flows.objectives import ELBO, IWAE, DReG, StickingTheLanding
 from vi_flows.records import Clock, Record, provenance, row_key
@@ -101,4 +102,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    exit_with("gradient_variance", lambda words: main(tyro.cli(Options, args=words)))

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from experiments.comparison import Comparison, Row
 from experiments.posteriordb.apart import apart
+from vi_flows.cli.outcome import exit_with
 from vi_flows.guides import AutoConvFlow, fit
 from vi_flows.records import Record, provenance
 
@@ -275,4 +276,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(Compare).run()
+    exit_with("high_dimension", lambda words: tyro.cli(Compare, args=words).run())

@@ -28,6 +28,7 @@ from image_benchmark_job import BudgetJob, Limits
 from image_benchmark_rows import BENCHMARKS
 from image_benchmark_speed import speed_table, steps_per_second
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.records import Record
 from vi_flows.settings import NonNegative, OneOf, Positive, PositiveFloat, check_settings
 from vi_flows.table import Workplace, part_of, status_table, work_through
@@ -181,8 +182,4 @@ Command = (
 )
 
 if __name__ == "__main__":
-    try:
-        sys.exit(tyro.cli(Command).run())
-    except ValueError as error:
-        print(f"image_benchmark: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with("image_benchmark", lambda words: tyro.cli(Command, args=words).run())

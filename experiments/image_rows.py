@@ -23,9 +23,10 @@ import torch
 import tyro
 from torch import Tensor
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.distributions.image_config import ImageFlowConfig, image_config
 from vi_flows.records import Record
-from vi_flows.training import ImageTrainConfig, Run, RunError, Trainer
+from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.image import ImageDrawingSettings, ImageEvaluationSettings
 
@@ -299,7 +300,4 @@ Command = (
 )
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(Command).run()
-    except (ValueError, RunError) as error:
-        raise SystemExit(f"image_rows: {error}") from None
+    exit_with("image_rows", lambda words: tyro.cli(Command, args=words).run())

@@ -15,7 +15,6 @@ came later and NICE has none of the three parts: they have no *before*.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ import tyro
 
 from experiments.first_losses import as_before
 from experiments.image_benchmark_rows import BENCHMARKS
+from vi_flows.cli.outcome import exit_with
 from vi_flows.distributions.image_checks import check_samples, round_trip_error
 from vi_flows.evaluation.nll import half_width
 from vi_flows.flows.image_steps import StepFlow
@@ -208,8 +208,4 @@ Command = (
 )
 
 if __name__ == "__main__":
-    try:
-        sys.exit(tyro.cli(Command).run())
-    except ValueError as error:
-        print(f"image_stability: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with("image_stability", lambda words: tyro.cli(Command, args=words).run())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import tyro
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.records import Record, from_json, provenance, row_key
 from vi_flows.training import Run, VAETrainConfig
 
@@ -176,4 +177,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    exit_with("learning_curves", lambda words: main(tyro.cli(Options, description=__doc__, args=words)))

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.distributions import ImageDensity
 from vi_flows.flows.image import MCONV, ImageRealNVP
 from vi_flows.records import Record, provenance, row_key
@@ -80,4 +81,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    exit_with("mconv_throughput", lambda words: main(tyro.cli(Options, args=words)))

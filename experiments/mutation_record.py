@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.records import Record, provenance, row_key
 
 RESULT = Path(__file__).parent / "results" / "mutation.json"
@@ -102,4 +103,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    exit_with("mutation_record", lambda words: main(tyro.cli(Options, description=__doc__, args=words)))

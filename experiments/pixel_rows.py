@@ -11,7 +11,6 @@ time, on several machines over one folder too.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Annotated
 import tyro
 
 from experiments.pixel_rows_job import ROWS, Device, PixelJob
+from vi_flows.cli.outcome import exit_with
 from vi_flows.settings import Positive, Seed, SettingsError, check_settings
 from vi_flows.table import Workplace, status_table, work_through
 from vi_flows.training.config import check_device
@@ -104,8 +104,4 @@ Command = (
 )
 
 if __name__ == "__main__":
-    try:
-        sys.exit(tyro.cli(Command).run())
-    except ValueError as error:
-        print(f"pixel_rows: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with("pixel_rows", lambda words: tyro.cli(Command, args=words).run())

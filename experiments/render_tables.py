@@ -22,6 +22,7 @@ from experiments.tables.posteriors import render_gallery, render_high_dimension,
 from experiments.tables.speed import render_bench, render_generation
 from experiments.tables.targets import render_fit2d, render_fit2d_targets
 from experiments.tables.vae import render_refined, render_vae
+from vi_flows.cli.outcome import exit_with
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -84,4 +85,4 @@ class Render:
 
 
 if __name__ == "__main__":
-    raise SystemExit(tyro.cli(Render).run())
+    exit_with("render_tables", lambda words: tyro.cli(Render, args=words).run())

@@ -14,6 +14,7 @@ from matplotlib.patches import FancyArrowPatch
 from tabulate import tabulate
 
 from tests.test_structure import FLOOR_OF, FLOORS, PACKAGE, imported_rooms
+from vi_flows.cli.outcome import exit_with
 
 FIGURE = Path(__file__).parents[1] / "figures" / "rooms.png"
 
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with("rooms", lambda _: main())

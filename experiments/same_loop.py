@@ -22,6 +22,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 
 from experiments.posteriordb.collection import PROGRAMS, load
 from experiments.posteriordb.methods import measure
+from vi_flows.cli.outcome import exit_with
 from vi_flows.guides import AutoConvFlow
 from vi_flows.records import Clock, Record, provenance, row_key
 
@@ -101,4 +102,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    exit_with("same_loop", lambda words: main(tyro.cli(Options, description=__doc__, args=words)))

@@ -20,6 +20,7 @@ import tyro
 
 from vi_flows.bench.images import SAMPLERS, SamplerShape, build_sampler
 from vi_flows.bench.measure import one_thread, seconds_in_turn
+from vi_flows.cli.outcome import exit_with
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.records import Record, provenance, row_key
 from vi_flows.transforms import OneSidedConv2d
@@ -115,4 +116,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    exit_with("sampling_time", lambda words: main(tyro.cli(Options, args=words)))

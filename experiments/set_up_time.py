@@ -26,6 +26,7 @@ import torch
 import tyro
 
 from experiments.verdicts.known import Known, collection
+from vi_flows.cli.outcome import exit_with
 from vi_flows.guides import AutoConvFlow, fit
 
 SMALL = (
@@ -150,4 +151,4 @@ def _fitted(known: Known, seeds: tuple[int, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
-    tyro.cli(SetUpTime).run()
+    exit_with("set_up_time", lambda words: tyro.cli(SetUpTime, args=words).run())

@@ -23,6 +23,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, this file has only its own folder there
 
 from experiments.tables.vae_rows import label_of
+from vi_flows.cli.outcome import exit_with
 from vi_flows.evaluation.nll import bootstrap_interval
 from vi_flows.records import Record
 
@@ -155,4 +156,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    exit_with("two_sided_bounds", lambda words: main(tyro.cli(Options, args=words)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from vi_flows.cli.outcome import exit_with
 from vi_flows.plotting import save_image_grid
 from vi_flows.training import Run
 from vi_flows.training.tasks.base import BinaryDrawingSettings
@@ -55,4 +56,4 @@ def main(options: Figures) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Figures, description=__doc__))
+    exit_with("vae_figures", lambda words: main(tyro.cli(Figures, description=__doc__, args=words)))

@@ -14,6 +14,8 @@ import tyro
 from matplotlib.figure import Figure
 from scipy.io import wavfile
 
+from vi_flows.cli.outcome import exit_with
+
 TITLES = {
     "data": "test recordings of the digits 0 to 9",
     "samples": "samples, told the digits 0 to 9",
@@ -53,4 +55,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    exit_with("wave_figure", lambda words: main(tyro.cli(Options, args=words)))
