@@ -39,13 +39,13 @@ def main(options: Options) -> None:
     """Draw the figure.
 
     Raises:
-        SystemExit: there is no record of the model.
+        ValueError: there is no record of the model.
     """
     from matplotlib.figure import Figure
 
     rows = [row for row in reversed(ablations_in(options.records)) if row.model == options.model]
     if not rows:
-        raise SystemExit(f"{options.records} has no record of {options.model}")
+        raise ValueError(f"{options.records} has no record of {options.model}")
     figure = Figure(figsize=(10, 1.2 + 0.28 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     devices = {device: f"C{n}" for n, device in enumerate(sorted({row.device for row in rows}))}

@@ -122,7 +122,7 @@ def draw(
         Where the picture is.
 
     Raises:
-        SystemExit: no image is of a class that is to be shown.
+        ValueError: no image is of a class that is to be shown.
     """
     import matplotlib
 
@@ -132,7 +132,7 @@ def draw(
     missing = [label for label in options.shown if label not in labels]
     if missing:
         found = ", ".join(str(label) for label in sorted(set(labels.tolist())))
-        raise SystemExit(
+        raise ValueError(
             f"none of the {len(labels)} test images is of class {missing[0]}; --shown takes some of {found}"
         )
     chosen = [int((labels == label).nonzero()[0]) for label in options.shown]
@@ -169,7 +169,7 @@ def main(options: Options) -> None:
     torch.manual_seed(0)
     run = Run.open(options.folder, options.data_root)
     if not isinstance(run.config, ImageTrainConfig) or run.config.labels:
-        raise SystemExit(
+        raise ValueError(
             f"{options.folder} is a run of {run.config.kind} {run.config.name}; directions are edited in the latents "
             "of an image flow that was trained by `vi-flows train image` without --labels"
         )

@@ -72,16 +72,16 @@ def main(options: Commit) -> None:
     """Write it and say how much room is left.
 
     Raises:
-        SystemExit: there is one of that name, or all together are larger than the limit; nothing is left then.
+        ValueError: there is one of that name, or all together are larger than the limit; nothing is left then.
     """
     folder = options.pretrained / options.name
     if folder.exists():
-        raise SystemExit(f"{folder} exists: take another name, or move it away")
+        raise ValueError(f"{folder} exists: take another name, or move it away")
     weights = put(Run.open(options.run), folder)
     total = size(options.pretrained)
     if total > LIMIT:
         shutil.rmtree(folder)
-        raise SystemExit(f"with {options.run} the committed weights would have {total:,} bytes, more than {LIMIT:,}")
+        raise ValueError(f"with {options.run} the committed weights would have {total:,} bytes, more than {LIMIT:,}")
     print(f"{weights}: {weights.stat().st_size:,} bytes; {total:,} of {LIMIT:,} are used")
 
 

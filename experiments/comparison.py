@@ -56,7 +56,7 @@ class Comparison(ABC):
         """What a record says of its posterior beside the rows; called before a method is run on it.
 
         Raises:
-            SystemExit: the posterior's data are not there.
+            ValueError: the posterior's data are not there.
         """
         return {}
 
@@ -64,12 +64,12 @@ class Comparison(ABC):
         """Methods one after the other, each over all posteriors; a record is written after every row.
 
         Raises:
-            SystemExit: there is no such posterior or method.
+            ValueError: there is no such posterior or method.
         """
         for given, known in ((self.names, self.all_names), (self.methods, self.all_methods)):
             unknown = [name for name in given if name not in known]
             if unknown:
-                raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+                raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
         if not self.only_table:
             for method in self.methods or self.all_methods:
                 for name in self.names or self.all_names:

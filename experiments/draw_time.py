@@ -52,7 +52,7 @@ class DrawTime:
         """Time, write the record, and print its table."""
         if not self.only_table:
             if min(self.dims) < 1 or len(set(self.dims)) < 2 or min(self.num_draws, self.rounds) < 1:
-                raise SystemExit("at least two sizes, one draw and one round are needed")
+                raise ValueError("at least two sizes, one draw and one round are needed")
             settings = {key: value for key, value in asdict(self).items() if key not in ("out", "only_table")}
             Record(
                 kind="draw_time",

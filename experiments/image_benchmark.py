@@ -162,7 +162,7 @@ class Render(Common):
         table = BENCHMARKS[self.benchmark]
         records = [Record.read(path).figures for path in sorted(results.glob("*.json"))]
         if not records:
-            raise SystemExit(f"no record in {self.folder} or {results}; see `run`")
+            raise ValueError(f"no record in {self.folder} or {results}; see `run`")
         start = f"image-benchmark-{self.benchmark}"
         draw_curves(records, self.figures / f"{start}-curves.png", table.steps, table.reference_seconds)
         for name, draw in {"samples": draw_samples, "best": draw_best}.items():

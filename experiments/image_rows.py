@@ -137,7 +137,7 @@ class ScoreRow:
     def check_row(self) -> None:
         """End the command where there is no such row."""
         if self.row not in ROWS:
-            raise SystemExit(f"unknown row {self.row!r}; choose one of {', '.join(ROWS)}")
+            raise ValueError(f"unknown row {self.row!r}; choose one of {', '.join(ROWS)}")
 
     @property
     def stem(self) -> str:
@@ -269,7 +269,7 @@ class Samples:
                 lines.setdefault("training images", grids["data"])
                 lines[row.partition("-")[2]] = grids["samples"]
         if not lines:
-            raise SystemExit(f"no {self.dataset} run of budget {self.budget} in {self.runs}; see `run`")
+            raise ValueError(f"no {self.dataset} run of budget {self.budget} in {self.runs}; see `run`")
         print(draw_lines(lines, self.figures / f"image-samples-{self.dataset}-{self.budget}.png"))
 
 

@@ -72,7 +72,7 @@ def collect(runs: Path) -> dict[str, dict[str, Any]]:
         runs: their folder.
 
     Raises:
-        SystemExit: there is none.
+        ValueError: there is none.
     """
     found = {}
     for path in sorted(runs.glob("*-clean-*-s0/metrics.jsonl")):
@@ -80,7 +80,7 @@ def collect(runs: Path) -> dict[str, dict[str, Any]]:
         if run.config.kind == "vae" and run.started_from is None:
             found[run.folder.name] = curve_of(run)
     if not found:
-        raise SystemExit(f"{runs} has no run of the clean protocol and seed 0; vi-flows table run makes them")
+        raise ValueError(f"{runs} has no run of the clean protocol and seed 0; vi-flows table run makes them")
     return found
 
 
@@ -123,7 +123,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
         path: of the picture.
 
     Raises:
-        SystemExit: none of the rows belongs there.
+        ValueError: none of the rows belongs there.
     """
     from matplotlib.figure import Figure
 
@@ -134,7 +134,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
         if model in DRAWN:
             panels.setdefault(place, {})[model] = row
     if not panels:
-        raise SystemExit(f"none of the rows {', '.join(rows)} is of the figure, which shows {', '.join(DRAWN)}")
+        raise ValueError(f"none of the rows {', '.join(rows)} is of the figure, which shows {', '.join(DRAWN)}")
     figure = Figure(figsize=(10, 3.3 * ((len(panels) + 1) // 2)), layout="constrained")
     grid = figure.subplots((len(panels) + 1) // 2, 2, squeeze=False).flatten()
     for axes, (place, models) in zip(grid, panels.items(), strict=False):
@@ -164,14 +164,14 @@ def main(options: Options) -> None:
     """Collect where runs are named, and draw.
 
     Raises:
-        SystemExit: there is nothing to draw.
+        ValueError: there is nothing to draw.
     """
     rows = read(options.record)
     if options.runs is not None:
         rows = dict(sorted((rows | collect(options.runs)).items()))
         write(rows, options.record)
     if not rows:
-        raise SystemExit(f"there is no {options.record}: --runs FOLDER collects one")
+        raise ValueError(f"there is no {options.record}: --runs FOLDER collects one")
     draw(rows, options.figure)
     print(options.figure)
 

@@ -72,7 +72,7 @@ class Render:
             if not pattern.search(new):
                 if name in on_the_site():
                     continue
-                raise SystemExit(
+                raise ValueError(
                     f"neither README.md has a section between <!-- {name} --> and <!-- /{name} --> nor a page of the "
                     f"site <!-- record: {name} -->"
                 )

@@ -89,7 +89,7 @@ class SetUpTime:
         known = posteriors()
         unknown = [name for name in self.names if name not in known]
         if unknown:
-            raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+            raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
         torch.set_num_threads(1)
         logging.getLogger("pyro").setLevel(logging.WARNING)
         warnings.simplefilter("ignore")
@@ -100,10 +100,7 @@ class SetUpTime:
         print("|---" * (8 if self.fit else 4) + "|")
         all_seconds = []
         for name in self.names:
-            try:
-                one = known[name]()
-            except FileNotFoundError as error:
-                raise SystemExit(str(error)) from error
+            one = known[name]()
             made = [_made(one, self.seeds[i % len(self.seeds)]) for i in range(self.rounds)]
             seconds = median(row[0] for row in made)
             all_seconds.append(seconds)

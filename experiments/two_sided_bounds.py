@@ -137,12 +137,12 @@ def main(options: Options) -> None:
     """Read the records and draw those with annealing.
 
     Raises:
-        SystemExit: there is none.
+        ValueError: there is none.
     """
     records = [Record.read(path) for path in sorted(options.records.rglob("*.json"))]
     records = [record for record in records if "ais" in record.figures and record.scores]
     if not records:
-        raise SystemExit(f"no record in {options.records} has annealing: vi-flows evaluate RUN --ais writes one")
+        raise ValueError(f"no record in {options.records} has annealing: vi-flows evaluate RUN --ais writes one")
     sizes: dict[str, int] = {}
     for record in records:
         panel, size = panel_of(record), len(record.scores["ais_nll"])

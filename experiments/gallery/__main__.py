@@ -19,6 +19,7 @@ import tyro
 from experiments.gallery import bnn, eight_schools, kidscore, logistic, nile, rats
 from experiments.gallery.common import GUIDES, Budget, Posterior, describe, run_guide
 from experiments.gallery.reference import Reference
+from vi_flows.cli.outcome import exit_with
 from vi_flows.records import Record, provenance, row_key
 
 POSTERIORS: dict[str, Callable[[], Posterior]] = {
@@ -53,7 +54,7 @@ class Gallery:
         for given, known in ((self.names, POSTERIORS), (self.guides, GUIDES)):
             unknown = [name for name in given if name not in known]
             if unknown:
-                raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+                raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
         for name in self.names or tuple(POSTERIORS):
             self.run_posterior(POSTERIORS[name]())
 
@@ -87,4 +88,4 @@ class Gallery:
 
 
 if __name__ == "__main__":
-    tyro.cli(Gallery).run()
+    exit_with("gallery", lambda words: tyro.cli(Gallery, args=words).run())

@@ -20,6 +20,7 @@ from experiments.posteriordb.apart import one
 from experiments.posteriordb.collection import PROGRAMS, load
 from experiments.posteriordb.methods import METHODS, Settings
 from experiments.posteriordb.table import table
+from vi_flows.cli.outcome import exit_with
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,7 @@ class Compare(Comparison):
 
     def figures(self, name: str) -> dict[str, Any]:
         """The number of its scalars."""
-        try:
-            _, chains = load(name)
-        except FileNotFoundError as error:
-            raise SystemExit(str(error)) from error
+        _, chains = load(name)
         return {"scalars": len(chains)}
 
     def measure(self, name: str, method: str) -> Row:
@@ -52,4 +50,4 @@ class Compare(Comparison):
 
 
 if __name__ == "__main__":
-    tyro.cli(Compare).run()
+    exit_with("posteriordb", lambda words: tyro.cli(Compare, args=words).run())

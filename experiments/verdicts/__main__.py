@@ -25,6 +25,7 @@ import tyro
 from experiments.verdicts.known import Known, collection, held_out
 from experiments.verdicts.table import table
 from experiments.verdicts.ways import WAYS, ways_of
+from vi_flows.cli.outcome import exit_with
 from vi_flows.diagnostics import diagnose
 from vi_flows.guides import AutoFlow
 from vi_flows.records import Record, provenance, row_key
@@ -62,7 +63,7 @@ class Verdicts:
         for given, there in ((self.names, known), (self.ways, WAYS)):
             unknown = [name for name in given if name not in there]
             if unknown:
-                raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(there)}")
+                raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(there)}")
         torch.set_num_threads(1)
         torch.optim.Adam([torch.zeros((), requires_grad=True)])  # its seconds of imports are nobody's
         logging.getLogger("pyro").setLevel(logging.WARNING)
@@ -86,8 +87,8 @@ class Verdicts:
             try:
                 row = _made(known, way, seed, kept) if old is None or self.again else {}
                 row = {**(old or {}), **row, **_judged(known, way, seed, kept)}
-            except FileNotFoundError as error:
-                raise SystemExit(str(error)) from error
+            except FileNotFoundError:  # the data are not there: no result of a fit
+                raise
             except Exception as error:  # whatever a fit raises is its result
                 row = {"way": way, "seed": seed, "failed": f"{type(error).__name__}: {error}"[:200]}
             _write(known, row)
@@ -173,4 +174,4 @@ def _write(known: Known, row: Row) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(Verdicts).run()
+    exit_with("verdicts", lambda words: tyro.cli(Verdicts, args=words).run())

@@ -93,7 +93,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_figure_is_drawn_or_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="has no record of plain"):
+    with pytest.raises(ValueError, match="has no record of plain"):
         main(Options(tmp_path, tmp_path / "x.png", "plain"))
     write(tmp_path, f"{K4}-ema-e30-s0", [88.0])
     main(Options(tmp_path, tmp_path / "x.png"))

@@ -14,17 +14,21 @@ from vi_flows.cli.outcome import exit_with
 from vi_flows.training import TrainingInterrupted
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+SCRIPTS = sorted(path for path in FOLDER.rglob("*.py") if 'if __name__ == "__main__"' in path.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def name_of(path: Path) -> str:
+    return path.parent.name if path.stem == "__main__" else path.stem
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
 def test_every_script_ends_by_the_one_mechanism_under_its_own_name(path):
     last = ast.parse(path.read_text(encoding="utf-8")).body[-1]
     assert isinstance(last, ast.If)
     (call,) = [
         node for node in ast.walk(last) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "exit_with"
     ]
-    assert call.args[0].value == path.stem
+    assert call.args[0].value == name_of(path)
 
 
 @pytest.mark.parametrize(

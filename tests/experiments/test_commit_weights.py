@@ -43,7 +43,7 @@ def test_a_run_keeps_its_weights_and_loses_the_rest(script, run, tmp_path, capsy
     assert (folder / "metrics.jsonl").read_bytes() == (run.folder / "metrics.jsonl").read_bytes()
     size = (folder / "last.safetensors.xz").stat().st_size
     assert f"{size:,} bytes; {size:,} of 15,000,000 are used" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="take another name"):
+    with pytest.raises(ValueError, match="take another name"):
         script.main(script.Commit(run.folder, "small", tmp_path))
 
 
@@ -64,6 +64,6 @@ def test_where_it_lay_and_what_computed_is_left_out(script, run, tmp_path):
 
 def test_too_much_is_taken_away_again(script, run, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "LIMIT", 1000)
-    with pytest.raises(SystemExit, match=r"more than 1,000$"):
+    with pytest.raises(ValueError, match=r"more than 1,000$"):
         script.main(script.Commit(run.folder, "small", tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -26,5 +26,5 @@ def test_a_record_of_two_sizes(tmp_path, capsys):
 
 
 def test_one_size_has_no_exponent(tmp_path):
-    with pytest.raises(SystemExit, match="two sizes"):
+    with pytest.raises(ValueError, match="two sizes"):
         draw_time.DrawTime(dims=(5,), out=tmp_path / "times.json").run()

@@ -99,7 +99,7 @@ def test_record_says_all_of_its_making(tmp_path, monkeypatch, capsys):
     assert again["rows"][0] == record["rows"][0]
     assert again["rows"][1]["max_mean_error_sd"] > 1e3  # the kept truth was used
     assert "AutoConvFlow" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="unknown: nowhere"):
+    with pytest.raises(ValueError, match="unknown: nowhere"):
         Gallery(names=("nowhere",)).run()
 
 

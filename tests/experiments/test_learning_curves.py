@@ -26,7 +26,7 @@ def make_run(folder: Path, valid: list[float], **settings: object) -> None:
 
 def test_curves_outlive_their_runs(tmp_path, capsys):
     options = Options(tmp_path / "runs", tmp_path / "curves.json", tmp_path / "figure.png")
-    with pytest.raises(SystemExit, match="no run of the clean protocol"):
+    with pytest.raises(ValueError, match="no run of the clean protocol"):
         main(options)
     make_run(tmp_path / "runs" / NAME.format("plain"), [95.0, 93.0, 92.5])
     make_run(tmp_path / "runs" / NAME.format("global-k8").replace("s0", "s1"), [95.0, 93.0, 92.5])  # another seed
@@ -41,9 +41,9 @@ def test_curves_outlive_their_runs(tmp_path, capsys):
     main(Options(None, options.record, options.figure))
     assert options.figure.stat().st_size > 5000
     make_run(tmp_path / "other" / NAME.format("planar"), [94.0, 92.0, 91.0])
-    with pytest.raises(SystemExit, match=r"none of the rows digits-g1-planar-clean-e9-s0 is .* shows plain,"):
+    with pytest.raises(ValueError, match=r"none of the rows digits-g1-planar-clean-e9-s0 is .* shows plain,"):
         main(Options(tmp_path / "other", tmp_path / "other.json", options.figure))
-    with pytest.raises(SystemExit, match="--runs FOLDER"):
+    with pytest.raises(ValueError, match="--runs FOLDER"):
         main(Options(None, tmp_path / "none.json", options.figure))
 
 

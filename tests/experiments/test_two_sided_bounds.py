@@ -62,7 +62,7 @@ def test_lines_that_differ_have_labels_that_differ() -> None:
 def test_the_figure_is_drawn_or_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = Options(tmp_path, tmp_path / "figure.png")
     record().write(tmp_path / "plain.json")
-    with pytest.raises(SystemExit, match="--ais"):
+    with pytest.raises(ValueError, match="--ais"):
         main(options)
     record(bdmc=BDMC).write(tmp_path / "one.json")
     record(start="prior").write(tmp_path / "two.json")

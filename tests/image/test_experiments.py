@@ -82,9 +82,9 @@ def test_rows_and_table(tmp_path, capsys, monkeypatch):
     assert "1.07" in table
     module.Samples("mnist", "probe", tmp_path / "runs", tmp_path / "figures", columns=3).run()
     assert (tmp_path / "figures" / "image-samples-mnist-probe.png").stat().st_size > 1000
-    with pytest.raises(SystemExit, match="no cifar run"):
+    with pytest.raises(ValueError, match="no cifar run"):
         module.Samples("cifar", "probe", tmp_path / "runs").run()
-    with pytest.raises(SystemExit, match="mnist-nice"):
+    with pytest.raises(ValueError, match="mnist-nice"):
         module.RunRow("mnist-maf").run()
     with pytest.raises(RunError, match="mnist-nice-probe-seed0"):
         module.ScoreRow("mnist-nice", "probe", tmp_path / "runs").run()
@@ -98,7 +98,7 @@ def test_edited_images_are_of_all_classes_of_sorted_data(tmp_path):
     assert images.tolist() == [11 * i for i in range(10)]
     assert module.spread(data, "test", 300)[0].tolist() == [*range(100)]
     options = module.Options(tmp_path, shown=(2, 7))
-    with pytest.raises(SystemExit, match="none of the 2 test images is of class 7; --shown takes some of 2, 5"):
+    with pytest.raises(ValueError, match="none of the 2 test images is of class 7; --shown takes some of 2, 5"):
         module.draw(None, options, images[:2], torch.tensor([5, 2]), {})
 
 
@@ -108,7 +108,7 @@ def test_edited_images_are_of_all_classes_of_sorted_data(tmp_path):
 def test_attributes_are_edited_in_image_flows_of_all_classes_alone(config, tmp_path):
     Run.create(tmp_path / "run", config)
     module = script("attribute_edit")
-    with pytest.raises(SystemExit, match=rf"is a run of {config.kind} .* without --labels"):
+    with pytest.raises(ValueError, match=rf"is a run of {config.kind} .* without --labels"):
         module.main(module.Options(tmp_path / "run"))
 
 
