@@ -42,7 +42,8 @@ BUDGETS: dict[str, dict[str, Any]] = {
 }
 # By row and budget, instead of the budget's: CIFAR's subset has 16 000 images instead of 50 000, and an epoch of
 # MAF (10) takes 200 CPU seconds where the processor has no bfloat16, one of MAF (5) 100.
-EPOCHS = {("cifar-*", "short"): 8, ("mnist-maf10-bounded", "small"): 24, ("mnist-maf5-bounded*", "small"): 24}
+EPOCHS = {("cifar-*", "short"): 8, ("mnist-maf10-bounded", "small"): 24, ("mnist-maf5-bounded*", "small"): 24,
+          ("digits-*", "small"): 120}  # fmt: skip
 
 MASKED: dict[str, dict[str, Any]] = {
     "probe": {"num_levels": 2, "num_couplings": 2, "width": 16, "num_blocks": 1},
@@ -72,7 +73,7 @@ LABELS = "-labels"
 NICE = {"probe": (500,) * 2, "short": (500,) * 2, "small": (1000,) * 5, "paper": (1000,) * 5}
 
 
-def row_config(model: str, budget: str, cifar: bool, mixed_precision: bool = True) -> ImageFlowConfig:
+def row_config(model: str, budget: str, dataset: str = "mnist", mixed_precision: bool = True) -> ImageFlowConfig:
     """The flow of a row; ``mixed_precision`` is for MAFs, the only ones with large products."""
     model = model.removesuffix(LABELS)
     if model == "nice":
@@ -81,11 +82,13 @@ def row_config(model: str, budget: str, cifar: bool, mixed_precision: bool = Tru
         return image_config("real_nvp", num_final=0, **MASKED[budget])
     flow, _, coupling = model.partition("-")
     if flow in MAF:
-        return image_config(f"{flow}-mnist", mixed_precision=mixed_precision, **MAF_CHANGES[coupling])
+        config = image_config(f"{flow}-mnist", mixed_precision=mixed_precision, **MAF_CHANGES[coupling])
+        narrow = replace(config.flow, hidden_dims=(256,))  # 64 pixels have no use for the paper's 1024 units
+        return replace(config, flow=narrow) if dataset == "digits" else config
     if flow == "mconv":
         return image_config("mconv", filter=coupling or "cepstrum", **MASKED[budget])
     steps = dict(STEPS[budget])
-    if cifar:
+    if dataset == CIFAR:
         steps |= {"num_levels": 3, "num_steps": 4}  # table 3 of Nagar et al.: D = 4
     if coupling == "quad":
         steps["width"] = QUAD_WIDTH[budget]
@@ -108,6 +111,7 @@ MODELS = (
 )  # fmt: skip
 ROWS = {
     **{f"mnist-{model}": (model, "mnist") for model in MODELS},
+    **{f"digits-{model}": (model, "digits") for model in ("maf5-bounded", "maf5-bounded-labels")},
     **{f"cifar-{model}": (model, CIFAR) for model in ("glow", "emerging", "inv_conv3x3", "inv_conv3x3-quad")},
 }
 _PAPERS = json.loads(RESULTS.with_name("published.json").read_text(encoding="utf-8"))
@@ -184,7 +188,7 @@ class RunRow(ScoreRow):
         model, dataset = ROWS[self.row]
         config = ImageTrainConfig(
             dataset=dataset, data_root=self.data_root, protocol="clean",
-            image=row_config(model, self.budget, dataset == CIFAR, self.mixed_precision), schedule="cosine",
+            image=row_config(model, self.budget, dataset, self.mixed_precision), schedule="cosine",
             seed=self.seed, device=self.device, threads=self.threads, labels=model.endswith(LABELS),
             **row_budget(self.row, self.budget),
         )  # fmt: skip
@@ -201,7 +205,7 @@ def markdown_table(results: Path, dataset: str) -> str:
 
     Args:
         results: folder of the records.
-        dataset: ``mnist`` or ``cifar``, the first part of the rows' names.
+        dataset: ``mnist``, ``cifar`` or ``digits``, the first part of the rows' names.
     """
     lines = [
         "| row | budget | bits/dim | 95 % interval | paper | parameters | epochs, steps |",
@@ -214,9 +218,13 @@ def markdown_table(results: Path, dataset: str) -> str:
             records[row] = budget, Record.read(path)
     for row, (budget, record) in sorted(records.items(), key=lambda item: item[1][1].figures["bits_per_dim"]):
         figures, epochs = record.figures, record.settings["epochs"]
+        label = row
+        if "num_classes" in figures:
+            label += f" (given the class; without it {figures['marginal_nll']:.2f} nats, "
+            label += f"{100 * figures['class_accuracy']:.1f} % assigned)"
         low, high = figures["interval"]
         lines.append(
-            f"| {row} | {budget} | {figures['bits_per_dim']:.4f} | {low:.4f} – {high:.4f} "
+            f"| {label} | {budget} | {figures['bits_per_dim']:.4f} | {low:.4f} – {high:.4f} "
             f"| {PUBLISHED.get(record.paper_row, '–')} | {figures['parameters']:,} | {epochs}, {figures['steps']} |"
         )
     return "\n".join(lines)
@@ -231,14 +239,14 @@ class Table:
 
     def run(self) -> None:
         """Render what is there; rows that were not run are left out."""
-        print(markdown_table(self.results, "mnist"), markdown_table(self.results, "cifar"), sep="\n\n")
+        print(*(markdown_table(self.results, name) for name in ("mnist", "cifar", "digits")), sep="\n\n")
 
 
 @dataclass(frozen=True)
 class Samples:
     """Draw samples from every trained row of a data set, a line each, under a line of training images."""
 
-    dataset: tyro.conf.Positional[Literal["mnist", "cifar"]]
+    dataset: tyro.conf.Positional[Literal["mnist", "cifar", "digits"]]
     """Rows of this data set."""
     budget: Literal["probe", "short", "small", "paper"] = "small"
     """Of the runs."""

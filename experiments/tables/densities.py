@@ -18,6 +18,7 @@ PUBLISHED = RESULTS.with_name("published.json")
 BENCHMARK_RECORDS = RESULTS / "image_benchmark"
 IMAGE_SETS = {
     "mnist": "MNIST, 28×28×1, uniform dequantisation",
+    "digits": "scikit-learn's digits, 8×8×1, 17 levels",
     "cifar": "16 000 CIFAR-10 images after a JPEG round trip: a comparison side by side, not the published benchmark",
 }
 

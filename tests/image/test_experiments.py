@@ -115,12 +115,13 @@ def test_attributes_are_edited_in_image_flows_of_all_classes_alone(config, tmp_p
 def test_mafs_have_their_papers_size():
     module = script("image_rows")
     names = ("maf5", "maf10", "maf10-pixel_spline", "maf10-tanh", "maf10-bounded", "maf5-bounded-labels")
-    configs = [module.row_config(model, "small", cifar=False) for model in names]
+    configs = [module.row_config(model, "small") for model in names]
     assert [(c.flow.num_layers, c.flow.hidden_dims, c.flow.scale, c.pixel_spline) for c in configs] == [
         (5, (1024,), "exp", 0), (10, (1024,), "exp", 0), (10, (1024,), "exp", 96), (10, (1024,), "tanh", 0),
         (10, (1024,), "tanh", 0), (5, (1024,), "tanh", 0),
     ]  # fmt: skip
     assert [config.flow.bounded for config in configs] == [False] * 4 + [True] * 2
+    assert module.row_config("maf5-bounded-labels", "small", "digits").flow.hidden_dims == (256,)
 
 
 @pytest.mark.parametrize("budget", ["probe", "short", "small"])
@@ -129,7 +130,7 @@ def test_rows_have_about_equal_sizes(budget):
     module = script("image_rows")
 
     def size(model):
-        density = build_image_density(module.row_config(model, budget, cifar=False), (1, 28, 28))
+        density = build_image_density(module.row_config(model, budget), (1, 28, 28))
         return sum(p.numel() for p in density.parameters())
 
     for family in (
