@@ -65,6 +65,9 @@ class FixedBits(nn.Module):
 
     num_dims = 64
 
+    def condition(self, context):
+        return self
+
     def bits_per_dim(self, images, num_draws):
         return torch.tensor([1.0, 2.0, 3.0, 4.0])
 
