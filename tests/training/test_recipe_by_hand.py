@@ -30,7 +30,7 @@ OWN = {
         "particles_epochs": (), "kl_warmup_epochs": 0.0, "output_bias": True, "valid_particles": 1, "redrawn": 0.0,
         "cuda_graph": False,
     },
-    "image": {"dataset": "digits", "batch_size": 100, "valid_images": 1_000_000},
+    "image": {"dataset": "digits", "batch_size": 100, "valid_images": 1_000_000, "labels": False},
     "pixel": {
         "dataset": "digits", "batch_size": 100, "precision": "float32", "cuda_graph": False, "labels": False,
     },
