@@ -29,7 +29,7 @@ ROWS: Mapping[str, PixelTrainConfig] = {
         MNIST, epochs=30, validate_every=2, pixel=PixelConfig(Made(hidden_dims=(4000,), direct=True, dropout=0.3))
     ),
     "binarized_mnist-made4000-direct-networks4-clean": replace(
-        MNIST, epochs=56, validate_every=8,
+        MNIST, epochs=96, validate_every=8,
         pixel=PixelConfig(Made(hidden_dims=(4000,), direct=True, dropout=0.4, num_networks=4)),
     ),
     "binarized_mnist-made8000x8000-clean": replace(

@@ -41,7 +41,7 @@ def test_the_recipes_are_as_the_page_says():
     assert recurrent.pixel.name == "diagonal_bilstm-w128-l5-dropout0.1"
     networks = ROWS["binarized_mnist-made4000-direct-networks4-clean"]
     assert networks.pixel.name == "made-h4000-dropout0.4-direct-num_networks4"
-    assert (networks.epochs, networks.batch_size, networks.learning_rate) == (56, 100, 1e-3)
+    assert (networks.epochs, networks.batch_size, networks.learning_rate) == (96, 100, 1e-3)
     assert {config.protocol for config in ROWS.values()} == {"clean"}
 
 
