@@ -28,6 +28,7 @@ from vi_flows.distributions.image_config import ImageFlowConfig, image_config
 from vi_flows.records import Record
 from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
+from vi_flows.training.tasks.classes import in_short
 from vi_flows.training.tasks.image import ImageDrawingSettings, ImageEvaluationSettings
 
 RESULTS = Path(__file__).parent / "results"
@@ -218,13 +219,9 @@ def markdown_table(results: Path, dataset: str) -> str:
             records[row] = budget, Record.read(path)
     for row, (budget, record) in sorted(records.items(), key=lambda item: item[1][1].figures["bits_per_dim"]):
         figures, epochs = record.figures, record.settings["epochs"]
-        label = row
-        if "num_classes" in figures:
-            label += f" (given the class; without it {figures['marginal_nll']:.2f} nats, "
-            label += f"{100 * figures['class_accuracy']:.1f} % assigned)"
         low, high = figures["interval"]
         lines.append(
-            f"| {label} | {budget} | {figures['bits_per_dim']:.4f} | {low:.4f} – {high:.4f} "
+            f"| {row}{in_short(figures)} | {budget} | {figures['bits_per_dim']:.4f} | {low:.4f} – {high:.4f} "
             f"| {PUBLISHED.get(record.paper_row, '–')} | {figures['parameters']:,} | {epochs}, {figures['steps']} |"
         )
     return "\n".join(lines)

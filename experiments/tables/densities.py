@@ -10,6 +10,7 @@ from experiments.image_benchmark_rows import BENCHMARKS
 from experiments.image_rows import markdown_table
 from experiments.image_stability import stability_table
 from vi_flows.records import Record
+from vi_flows.training.tasks.classes import in_short
 
 __all__ = ["render_images", "render_pixel", "render_pixel_vae", "render_stability", "render_wave"]
 
@@ -66,12 +67,9 @@ def render_pixel() -> str:
         low, high = figures["interval"]
         known = settings["dataset"] == "binarized_mnist" and "num_classes" not in figures
         paper = published.get(published_pixel_row(record)) if known else None
-        label = record.label
-        if "num_classes" in figures:
-            label += f" (given the class; without it {figures['marginal_nll']:.2f}, "
-            label += f"{100 * figures['class_accuracy']:.1f} % assigned)"
         lines.append(
-            f"| {settings['dataset']} | {label} | {'–' if paper is None else f'{paper:.2f}'} | {figures['nll']:.2f} "
+            f"| {settings['dataset']} | {record.label}{in_short(figures)} "
+            f"| {'–' if paper is None else f'{paper:.2f}'} | {figures['nll']:.2f} "
             f"| {low:.2f} – {high:.2f} | {figures['parameters']:,} | {figures['epoch_of_weights']}, "
             f"{settings['epochs']} | {trained_on(record)} |"
         )

@@ -14,7 +14,8 @@ from tests.training.test_captured import NothingRead
 from vi_flows.autoregressive.config import PIXEL_MODELS, Made, pixel_config
 from vi_flows.cli import main
 from vi_flows.data import labelled, load
-from vi_flows.training import PixelTrainConfig, PixelVAETrainConfig, Run, Trainer
+from vi_flows.distributions.image_config import image_config
+from vi_flows.training import ImageTrainConfig, PixelTrainConfig, PixelVAETrainConfig, Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.base import BinaryDrawingSettings, EvaluationSettings
 from vi_flows.training.tasks.classes import lines_of_classes
@@ -24,6 +25,12 @@ CNN = pixel_config("pixel_cnn", width=8, num_blocks=1)
 TOLD = PixelTrainConfig(
     pixel=CNN, labels=True, epochs=2, batch_size=200, learning_rate=1e-2, threads=1, checkpoint_seconds=1e9
 )
+
+TOLD_FLOW = ImageTrainConfig(
+    image=image_config("maf", num_layers=2, hidden_dims=(70,)), labels=True, epochs=3, batch_size=100,
+    learning_rate=3e-3, threads=1, checkpoint_seconds=1e9,
+)  # fmt: skip
+each_kind = pytest.mark.parametrize("config", [TOLD, TOLD_FLOW], ids=["pixel", "image"])
 
 
 def exit_code(*words):
@@ -202,27 +209,39 @@ def test_a_class_of_few_training_images_leaves_its_line_black():
     assert (chosen[[2, 3, 5], :64] == 0).all()
 
 
-def test_weights_of_a_model_without_labels_are_no_start(tmp_path):
-    trainer = Trainer(Run.create(tmp_path / "plain", replace(TOLD, labels=False, epochs=1)), progress=False)
+@each_kind
+def test_weights_of_a_model_without_labels_are_no_start(config, tmp_path):
+    trainer = Trainer(Run.create(tmp_path / "plain", replace(config, labels=False, epochs=1)), progress=False)
     trainer.start()
     trainer.fit()
     with pytest.raises(ValueError, match="labels=False, this one True"):
-        Run.create(tmp_path / "told", replace(TOLD, start_from=tmp_path / "plain"))
+        Run.create(tmp_path / "told", replace(config, start_from=tmp_path / "plain"))
 
 
-def test_runs_of_before_are_opened(tmp_path):
-    run = Run.create(tmp_path / "run", replace(TOLD, labels=False))
+@each_kind
+def test_runs_of_before_are_opened(config, tmp_path):
+    run = Run.create(tmp_path / "run", replace(config, labels=False))
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     assert "labels" not in written["settings"]  # as of a run that was started before there were any
     assert Run.open(tmp_path / "run").config == run.config
 
 
-def test_command_line(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("kind", "model", "draws", "third"),
+    [
+        (
+            "pixel", ("gated_pixel_cnn", "--width", "4", "--num-layers", "1", "--first-kernel", "3"), (),
+            "completions",
+        ),
+        ("image", ("nice", "--hidden-dims", "8"), ("--num-samples", "2"), "classes"),
+    ],
+)  # fmt: skip
+def test_command_line(kind, model, draws, third, tmp_path, capsys):
     folder = str(tmp_path / "run")
-    options = ["--labels", "--epochs", "1", "--batch-size", "500", "--quiet", "gated_pixel_cnn", "--width", "4"]
-    assert exit_code("train", "pixel", "--out", folder, *options, "--num-layers", "1", "--first-kernel", "3") == 0
-    assert exit_code("evaluate", folder, "--limit", "10", "--quiet") == 0
+    options = ["--labels", "--epochs", "1", "--batch-size", "500", "--quiet", *model]
+    assert exit_code("train", kind, "--out", folder, *options) == 0
+    assert exit_code("evaluate", folder, "--limit", "10", *draws, "--quiet") == 0
     assert "given the class" in capsys.readouterr().out
     assert exit_code("sample", folder, "--columns", "2") == 0
-    for name in ("samples", "data", "completions"):
+    for name in ("samples", "data", third):
         assert (tmp_path / "run" / f"{name}.png").stat().st_size > 0

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.training.test_class_conditional import exit_code
+from tests.training.test_class_conditional import TOLD_FLOW as TOLD
 from vi_flows.data import labelled, load
 from vi_flows.distributions.image_config import image_config
 from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.classes import by_bayes
 from vi_flows.training.tasks.image import ImageDrawingSettings, ImageEvaluationSettings, ImageFlowTask
-
-TOLD = ImageTrainConfig(
-    image=image_config("maf", num_layers=2, hidden_dims=(70,)), labels=True, epochs=3, batch_size=100,
-    learning_rate=3e-3, threads=1, checkpoint_seconds=1e9,
-)  # fmt: skip
 
 
 def test_rows_of_runs_without_labels_keep_their_keys():
@@ -121,29 +115,3 @@ def test_a_grid_of_samples_is_drawn_given_its_lines_classes(monkeypatch):
     monkeypatch.setattr(task.module, "condition", lambda context: asked.append(context) or condition(context))
     task._drawn(torch.eye(10)[[3, 3, 7]], 0.5)
     assert asked[0].argmax(1).tolist() == [3, 3, 7]
-
-
-def test_weights_of_a_flow_without_labels_are_no_start(tmp_path):
-    trainer = Trainer(Run.create(tmp_path / "plain", replace(TOLD, labels=False, epochs=1)), progress=False)
-    trainer.start()
-    trainer.fit()
-    with pytest.raises(ValueError, match="labels=False, this one True"):
-        Run.create(tmp_path / "told", replace(TOLD, start_from=tmp_path / "plain"))
-
-
-def test_runs_of_before_are_opened(tmp_path):
-    run = Run.create(tmp_path / "run", replace(TOLD, labels=False))
-    written = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert "labels" not in written["settings"]  # as of a run that was started before there were any
-    assert Run.open(tmp_path / "run").config == run.config
-
-
-def test_command_line(tmp_path, capsys):
-    folder = str(tmp_path / "run")
-    options = ["--labels", "--epochs", "1", "--batch-size", "500", "--quiet", "nice", "--hidden-dims", "8"]
-    assert exit_code("train", "image", "--out", folder, *options) == 0
-    assert exit_code("evaluate", folder, "--limit", "10", "--num-samples", "2", "--quiet") == 0
-    assert "given the class" in capsys.readouterr().out
-    assert exit_code("sample", folder, "--columns", "2") == 0
-    for name in ("samples", "data", "classes"):
-        assert (tmp_path / "run" / f"{name}.png").stat().st_size > 0

@@ -12,7 +12,15 @@ from vi_flows.data import ImageData, labelled, load
 from vi_flows.settings import LATER
 from vi_flows.training.config import TrainConfig
 
-__all__ = ["LabelledTrainConfig", "ModelSettings", "by_bayes", "class_shares", "in_words", "lines_of_classes"]
+__all__ = [
+    "LabelledTrainConfig",
+    "ModelSettings",
+    "by_bayes",
+    "class_shares",
+    "in_short",
+    "in_words",
+    "lines_of_classes",
+]
 
 MOST_CLASSIFIED = 10_000
 """Images are scored under every class, so many times an image and class in all."""
@@ -93,6 +101,14 @@ def in_words(figures: dict[str, Any]) -> list[str]:
         f"{figures['classified_rows']} images), of which {100 * figures['class_accuracy']:.1f} % are assigned to "
         f"their own among {figures['num_classes']} classes",
     ]
+
+
+def in_short(figures: dict[str, Any]) -> str:
+    """The same behind a row's name in a table; nothing where the model isn't told the class."""
+    if "num_classes" not in figures:
+        return ""
+    assigned = 100 * figures["class_accuracy"]
+    return f" (given the class; without it {figures['marginal_nll']:.2f} nats, {assigned:.1f} % assigned)"
 
 
 def lines_of_classes(data: ImageData, rows: Tensor, num_lines: int, columns: int) -> tuple[Tensor, Tensor]:
