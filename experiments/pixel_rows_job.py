@@ -20,6 +20,11 @@ __all__ = ["ROWS", "Device", "PixelJob"]
 MNIST = PixelTrainConfig(dataset="binarized_mnist", lr_warmup_steps=200, ema_decay=0.999)
 HALF = replace(MNIST, precision="bf16", cuda_graph=True)
 RECURRENT = replace(MNIST, epochs=6, batch_size=200, learning_rate=2e-3, clip_norm=500.0, cuda_graph=True)
+# One more epoch of smaller minibatches, from weights that the repository holds.
+FINISH = replace(
+    MNIST, epochs=1, batch_size=50, learning_rate=1e-3, lr_warmup_steps=50, ema_decay=0.99, clip_norm=500.0
+)
+PRETRAINED = Path(__file__).parent / "pretrained"
 
 ROWS: Mapping[str, PixelTrainConfig] = {
     "binarized_mnist-made500-direct-clean": replace(
@@ -44,6 +49,10 @@ ROWS: Mapping[str, PixelTrainConfig] = {
     ),
     "binarized_mnist-diagonal_bilstm-w128-l5-clean": replace(
         RECURRENT, pixel=PixelConfig(Diagonal(width=128, num_layers=5, dropout=0.1))
+    ),
+    "binarized_mnist-diagonal_bilstm-w128-l5-finish-clean": replace(
+        FINISH, start_from=PRETRAINED / "binarized_mnist-diagonal_bilstm",
+        pixel=PixelConfig(Diagonal(width=128, num_layers=5, dropout=0.1)),
     ),
     "binarized_mnist-row_lstm-w128-l5-clean": replace(
         RECURRENT, pixel=PixelConfig(Row(width=128, num_layers=5, dropout=0.1))

@@ -8,8 +8,8 @@ from tests.autoregressive.cases import BINARY, IMAGE, MODELS, build, jacobian, p
 from vi_flows.autoregressive import MADE, Categorical, DiagonalPixelRNN, GatedPixelCNN, PixelCNN, RowPixelRNN, WaveNet
 from vi_flows.nn import CausalConv1d, DiagonalBiLSTM, MaskedConv2d, MaskedLinear
 from vi_flows.nn.autoregressive_mlp import AutoregressiveMLP
+from vi_flows.nn.diagonal_lstm import diagonals
 from vi_flows.nn.masked import spread_degrees
-from vi_flows.nn.masked_lstm import diagonals
 
 
 def random_parameters(model):

@@ -17,7 +17,7 @@ from vi_flows.autoregressive.outputs import Output
 from vi_flows.autoregressive.raster import ResidualRasterModel
 from vi_flows.autoregressive.stepping import ConvWindow, DiagonalState, PixelLinear, RowState, Stepper
 from vi_flows.nn.masked import MaskedConv2d
-from vi_flows.nn.masked_lstm import DiagonalBiLSTM, RowLSTM
+from vi_flows.nn.masked_lstm import DiagonalBiLSTM, RowLSTM, from_diagonals, to_diagonals
 from vi_flows.nn.typed import ModuleListOf
 
 __all__ = ["DiagonalPixelRNN", "RowPixelRNN"]
@@ -101,7 +101,12 @@ class DiagonalPixelRNN(PixelRNN[DiagonalBiLSTM]):
 
     def features(self, x: Tensor, context: Tensor) -> Tensor:
         """See :meth:`RasterModel.features`."""
-        return super().features(F.pad(x, (0, 1)), context)[..., :-1]
+        h = self.first_context(self.first(F.pad(x, (0, 1))), context)
+        size, h = (h.shape[2], h.shape[3]), to_diagonals(h)
+        for block in self.blocks:
+            outputs = block.dropout(block.recurrence.along_diagonals(h, context, size))
+            h = h + PixelLinear(block.up)(outputs)
+        return from_diagonals(h, size)[..., :-1]
 
     def stepper(self, context: Tensor) -> Stepper:
         """See :meth:`RasterModel.stepper`."""

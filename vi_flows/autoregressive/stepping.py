@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vi_flows.nn.diagonal_lstm import lstm_update
 from vi_flows.nn.masked import MaskedConv2d
-from vi_flows.nn.masked_lstm import DiagonalBiLSTM, InputToState, RowLSTM, lstm_update
+from vi_flows.nn.masked_lstm import DiagonalBiLSTM, InputToState, RowLSTM
 
 __all__ = ["ConvWindow", "DiagonalState", "PixelLinear", "RowState", "Stepper"]
 

@@ -6,52 +6,17 @@ one a diagonal or one a row, for the whole batch.
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vi_flows.nn.diagonal_lstm import GATES, diagonal_lstm, diagonals, lstm_update
 from vi_flows.nn.masked import ContextBias, MaskedConv2d
+from vi_flows.nn.typed import ModuleListOf
 
-__all__ = ["DiagonalBiLSTM", "Diagonals", "RowLSTM", "diagonals"]
-
-GATES = 4  # input, forget and output gate, candidate
-
-
-class Diagonals(NamedTuple):
-    """The pixels of an image by their diagonals ``t = row + column``, top row first.
-
-    ``order``: their flat indices ``(H·W,)``; ``places``: where each pixel stands in it; ``ranges``: of every diagonal
-    ``t = 0 … H+W−2`` its first row and the row after its last.
-    """
-
-    order: Tensor
-    places: Tensor
-    ranges: list[tuple[int, int]]
-
-
-@functools.lru_cache(maxsize=64)
-def diagonals(height: int, width: int, device: torch.device) -> Diagonals:
-    """The diagonals of an ``H × W`` image, with their indices on a device."""
-    # Kept, so that a step that is being recorded on a GPU finds them there and copies nothing.
-    ranges = [(max(0, t - width + 1), min(height, t + 1)) for t in range(height + width - 1)]
-    order = torch.tensor([r * width + t - r for t, (low, high) in enumerate(ranges) for r in range(low, high)])
-    return Diagonals(order.to(device), order.argsort().to(device), ranges)
-
-
-def lstm_update(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """``c' = σ(f) c + σ(i) tanh(g)`` and ``h' = σ(o) tanh(c')``; ``gates`` holds ``i, f, o, g`` in its last dimension.
-
-    Returns:
-        ``h'`` and ``c'``, of the shape of ``cell``.
-    """
-    size = cell.shape[-1]
-    i, f, o = gates[..., : 3 * size].sigmoid().split(size, -1)
-    cell = f * cell + i * gates[..., 3 * size :].tanh()
-    return o * cell.tanh(), cell
+__all__ = ["DiagonalBiLSTM", "InputToState", "RowLSTM", "from_diagonals", "to_diagonals"]
 
 
 class InputToState(nn.Module):
@@ -85,6 +50,13 @@ class InputToState(nn.Module):
         out = self.context(convolved, context)
         return out.unflatten(1, (self.data_channels, GATES, -1)).transpose(1, 2).flatten(1)
 
+    def as_product(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """``W`` ``(in_channels, 4 h)`` and ``b`` ``(N, 4 h)`` of the gates ``x W + b`` at a pixel, for a 1×1 kernel."""
+        assert self.conv.bias is not None
+        weight = self.conv.live_weight().flatten(1).mT
+        columns = weight.unflatten(1, (self.data_channels, GATES, -1)).transpose(1, 2).flatten(1)
+        return columns, self.arranged(self.conv.bias.expand(len(context), -1), context)
+
 
 class DiagonalBiLSTM(nn.Module):
     r"""LSTMs from both upper corners along the diagonals: together a pixel sees itself and all pixels before it.
@@ -94,7 +66,7 @@ class DiagonalBiLSTM(nn.Module):
     is the same on the mirrored image, with weights of its own; its output goes down by one row before it is added, for
     it has seen what is right of the pixel.
 
-    Only pixels of the image are computed, not the skewed map's empty corners; both directions share each product.
+    Only pixels of the image are computed, not the skewed map's empty corners; both directions share each operation.
 
     Args:
         in_channels: of the input, a multiple of ``data_channels``.
@@ -106,7 +78,7 @@ class DiagonalBiLSTM(nn.Module):
     def __init__(self, in_channels: int, hidden: int, data_channels: int, context_dim: int) -> None:
         super().__init__()
         self.hidden = hidden
-        self.input_to_state = nn.ModuleList(
+        self.input_to_state = ModuleListOf(
             InputToState(in_channels, hidden, 1, data_channels, context_dim) for _ in range(2)
         )
         bound = 1 / math.sqrt(hidden)
@@ -115,26 +87,26 @@ class DiagonalBiLSTM(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, h, H, W)``."""
-        rows, _, height, width = x.shape
-        order, places, ranges = diagonals(height, width, x.device)
-        left, right = (gates(x, context) for gates in self.input_to_state)
-        gates = torch.stack([left, right.flip(1)]).flatten(1, 2).index_select(1, order)
-        state = cell = gates.new_zeros(2, 0, rows, self.hidden)
-        before, outputs = 0, []
-        for (low, high), part in zip(ranges, gates.split([b - a for a, b in ranges], 1), strict=True):
-            # A row of zeros on both sides stands for what lies outside of the image.
-            state, cell = (F.pad(s, (0, 0, 0, 0, 1, 1)) for s in (state, cell))
-            own = slice(low - before + 1, high - before + 1)
-            above = slice(low - before, high - before)
-            total = part.flatten(1, 2)
-            for place, weight in zip((own, above), self.state_to_state.unbind(1), strict=True):
-                total = torch.baddbmm(total, state[:, place].flatten(1, 2), weight)
-            state, cell = lstm_update(total.unflatten(1, (high - low, rows)), cell[:, own])
-            outputs.append(state)
-            before = low
-        left, right = torch.cat(outputs, 1).index_select(1, places).unflatten(1, (height, width))
-        right = F.pad(right.flip(1), (0, 0, 0, 0, 0, 0, 1, 0))[:height]
-        return (left + right).permute(2, 3, 0, 1)
+        size = x.shape[2], x.shape[3]
+        return from_diagonals(self.along_diagonals(to_diagonals(x), context, size), size)
+
+    def along_diagonals(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
+        """The same for ``(H·W, N, in_channels)`` in the order of :class:`~vi_flows.nn.diagonal_lstm.Diagonals`."""
+        found = diagonals(*size, x.device)
+        weights, biases = zip(*(layer.as_product(context) for layer in self.input_to_state), strict=True)
+        inputs = torch.stack([x, x.index_select(0, found.mirrored)])
+        left, right = diagonal_lstm(inputs, torch.stack(weights), torch.stack(biases), self.state_to_state, size)
+        return left + F.pad(right, (0, 0, 0, 0, 1, 0)).index_select(0, found.above_mirrored)
+
+
+def to_diagonals(x: Tensor) -> Tensor:
+    """``(N, C, H, W)`` to ``(H·W, N, C)`` in the order of :class:`~vi_flows.nn.diagonal_lstm.Diagonals`."""
+    return x.flatten(2).permute(2, 0, 1).index_select(0, diagonals(x.shape[2], x.shape[3], x.device).order)
+
+
+def from_diagonals(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The inverse of :func:`to_diagonals`; ``size`` is ``(H, W)``."""
+    return x.index_select(0, diagonals(*size, x.device).places).unflatten(0, size).permute(2, 3, 0, 1)
 
 
 class RowLSTM(nn.Module):
