@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.pixel_rows_job import ROWS, Device, PixelJob
+from experiments.pixel_rows_job import ROWS, SOURCES, Device, PixelJob
 from vi_flows.cli.outcome import exit_with
 from vi_flows.settings import Positive, Seed, SettingsError, check_settings
 from vi_flows.table import Workplace, status_table, work_through
@@ -34,15 +34,20 @@ class Selection:
     seeds: tuple[Seed, ...] = (0,)
     """A run each."""
     epochs: Positive | None = None
-    """Instead of the rows' own; it is part of the run's name and record."""
+    """Instead of the rows' own, for runs from fresh weights; it is part of the run's name and record."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         if not self.rows or not self.seeds:
             raise SettingsError(f"{'seeds' if self.rows else 'rows'} must name at least one")
 
+    def _job(self, row: str, seed: int) -> PixelJob:
+        if row not in SOURCES:
+            return PixelJob(row, seed, self.epochs or ROWS[row].epochs)
+        return PixelJob(row, seed, ROWS[row].epochs, self._job(SOURCES[row], seed))
+
     def jobs(self) -> list[PixelJob]:
-        """The runs, all of the first seed first.
+        """The runs, all of the first seed first; a run comes after the one it starts from.
 
         Raises:
             ValueError: a pattern matches no row.
@@ -51,7 +56,8 @@ class Selection:
             if not any(fnmatchcase(name, pattern) for name in ROWS):
                 raise ValueError(f"no row matches {pattern!r}; there are {', '.join(ROWS)}")
         names = [name for name in ROWS if any(fnmatchcase(name, pattern) for pattern in self.rows)]
-        return [PixelJob(name, seed, self.epochs or ROWS[name].epochs) for seed in self.seeds for name in names]
+        chosen = [self._job(name, seed) for seed in self.seeds for name in names]
+        return list(dict.fromkeys(each for job in chosen for each in (job.source, job) if each is not None))
 
 
 PLACE = Workplace(Path("runs/pixel"), Path("experiments/results/pixel"))

@@ -15,16 +15,15 @@ from vi_flows.training.captured import trainer_for
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.pixel import PixelTrainConfig
 
-__all__ = ["ROWS", "Device", "PixelJob"]
+__all__ = ["ROWS", "SOURCES", "Device", "PixelJob"]
 
 MNIST = PixelTrainConfig(dataset="binarized_mnist", lr_warmup_steps=200, ema_decay=0.999)
 HALF = replace(MNIST, precision="bf16", cuda_graph=True)
 RECURRENT = replace(MNIST, epochs=6, batch_size=200, learning_rate=2e-3, clip_norm=500.0, cuda_graph=True)
-# One more epoch of smaller minibatches, from weights that the repository holds.
+# One more epoch, of smaller minibatches, for a model that has seen few steps.
 FINISH = replace(
     MNIST, epochs=1, batch_size=50, learning_rate=1e-3, lr_warmup_steps=50, ema_decay=0.99, clip_norm=500.0
 )
-PRETRAINED = Path(__file__).parent / "pretrained"
 
 ROWS: Mapping[str, PixelTrainConfig] = {
     "binarized_mnist-made500-direct-clean": replace(
@@ -51,8 +50,7 @@ ROWS: Mapping[str, PixelTrainConfig] = {
         RECURRENT, pixel=PixelConfig(Diagonal(width=128, num_layers=5, dropout=0.1))
     ),
     "binarized_mnist-diagonal_bilstm-w128-l5-finish-clean": replace(
-        FINISH, start_from=PRETRAINED / "binarized_mnist-diagonal_bilstm",
-        pixel=PixelConfig(Diagonal(width=128, num_layers=5, dropout=0.1)),
+        FINISH, pixel=PixelConfig(Diagonal(width=128, num_layers=5, dropout=0.1))
     ),
     "binarized_mnist-row_lstm-w128-l5-clean": replace(
         RECURRENT, pixel=PixelConfig(Row(width=128, num_layers=5, dropout=0.1))
@@ -63,6 +61,11 @@ ROWS: Mapping[str, PixelTrainConfig] = {
     ),
 }  # fmt: skip
 """By name the settings of a run, with seed 0. The name says data set, model, sizes and protocol."""
+
+SOURCES: Mapping[str, str] = {
+    "binarized_mnist-diagonal_bilstm-w128-l5-finish-clean": "binarized_mnist-diagonal_bilstm-w128-l5-clean",
+}
+"""Rows that start from the weights of another one, of the same seed."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,10 @@ class PixelJob(Job[Device]):
     Attributes:
         row: of :data:`ROWS`.
         seed: of everything.
-        epochs: as the row says, or as asked for instead.
+        epochs: of this run, as the row says, or as asked for instead.
+        source: the run whose weights it starts from.
     """
 
-    source: ClassVar[None] = None
     progress_name: ClassVar[tuple[str, str]] = ("epoch", "epoch")
     score_name: ClassVar[tuple[str, str]] = ("nll", "NLL")
     digits: ClassVar[int] = 2
@@ -93,11 +96,13 @@ class PixelJob(Job[Device]):
     row: str
     seed: int
     epochs: int
+    source: PixelJob | None = None
 
     @property
     def name(self) -> str:
-        """``binarized_mnist-made500-direct-clean-e40-s0``."""
-        return f"{self.row}-e{self.epochs}-s{self.seed}"
+        """``binarized_mnist-made500-direct-clean-e40-s0``; of a run that starts from another one, ``…-e6+1-s0``."""
+        before = "" if self.source is None else f"{self.source.epochs}+"
+        return f"{self.row}-e{before}{self.epochs}-s{self.seed}"
 
     @property
     def total(self) -> float:
@@ -110,8 +115,11 @@ class PixelJob(Job[Device]):
 
     def settings(self, workplace: Workplace) -> PixelTrainConfig:
         """See :meth:`Job.settings`; one thread."""
-        start = ROWS[self.row]
-        return replace(start, seed=self.seed, epochs=self.epochs, threads=1, data_root=workplace.data_root)
+        start = None if self.source is None else self.source.folder(workplace)
+        return replace(
+            ROWS[self.row], seed=self.seed, epochs=self.epochs, start_from=start, threads=1,
+            data_root=workplace.data_root,
+        )  # fmt: skip
 
     def _open(self, workplace: Workplace, machine: Device) -> Run:
         config = replace(self.settings(workplace), device=machine.device)

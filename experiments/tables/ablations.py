@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.tables.vae_rows import RESULTS, stages
+from experiments.tables.stages import stages
+from experiments.tables.vae_rows import RESULTS
 from vi_flows.evaluation import PairedComparison, paired_bootstrap
 from vi_flows.evaluation.nll import bootstrap_interval
 from vi_flows.records import Record

@@ -9,6 +9,7 @@ from experiments.image_benchmark_figures import markdown_table as benchmark_tabl
 from experiments.image_benchmark_rows import BENCHMARKS
 from experiments.image_rows import markdown_table
 from experiments.image_stability import stability_table
+from experiments.tables.stages import starts
 from vi_flows.records import Record
 from vi_flows.training.tasks.classes import in_short
 
@@ -48,9 +49,20 @@ def published_pixel_row(record: Record) -> str:
 
 
 def trained_on(record: Record) -> str:
-    """Minutes of training and the kind of device, which are read with the figure."""
+    """Minutes of training and the kind of device, which are read with the figure; and of what it started from."""
     minutes = record.provenance["training_seconds"] / 60
-    return f"{minutes:.0f} min, {'GPU' if record.settings['device'].startswith('cuda') else 'one core'}"
+    device = "GPU" if record.settings["device"].startswith("cuda") else "one core"
+    earlier = sum(source["seconds"] for source in starts(record)) / 60
+    return f"{minutes:.0f} min, {device}{f', from weights of {earlier:.0f} min' if earlier else ''}"
+
+
+def epochs_of(record: Record) -> str:
+    """Epochs of the weights and of the run, each after those of the runs that it started from."""
+    earlier = [source["epoch"] for source in starts(record)]
+    return ", ".join(
+        " + ".join(map(str, [*earlier, last]))
+        for last in (record.figures["epoch_of_weights"], record.settings["epochs"])
+    )
 
 
 def render_pixel() -> str:
@@ -70,8 +82,7 @@ def render_pixel() -> str:
         lines.append(
             f"| {settings['dataset']} | {record.label}{in_short(figures)} "
             f"| {'–' if paper is None else f'{paper:.2f}'} | {figures['nll']:.2f} "
-            f"| {low:.2f} – {high:.2f} | {figures['parameters']:,} | {figures['epoch_of_weights']}, "
-            f"{settings['epochs']} | {trained_on(record)} |"
+            f"| {low:.2f} – {high:.2f} | {figures['parameters']:,} | {epochs_of(record)} | {trained_on(record)} |"
         )
     return "\n".join(lines)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from experiments.tables.ablations import ablation_table, ablations_in
 from experiments.tables.gains import Gain, gains
-from experiments.tables.vae_rows import RESULTS, RowKey, label_of, mean_of, rows_of, stages, vae_records
+from experiments.tables.stages import stages
+from experiments.tables.vae_rows import RESULTS, RowKey, label_of, mean_of, rows_of, vae_records
 from vi_flows.records import Record
 
 __all__ = ["render_refined", "render_vae"]

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from experiments.tables.stages import stages
 from vi_flows.records import Record
 
-__all__ = ["RESULTS", "RowKey", "is_plain", "label_of", "mean_of", "rows_of", "sort_key", "stages", "vae_records"]
+__all__ = ["RESULTS", "RowKey", "is_plain", "label_of", "mean_of", "rows_of", "sort_key", "vae_records"]
 
 RESULTS = Path(__file__).parents[1] / "results"
 RowKey = tuple[str | int, ...]
@@ -24,16 +25,6 @@ def sort_key(record: Record) -> tuple:
     family = {"": "0", "ConvFlow": "1"}.get(flow["type"], flow["type"])
     length = next((value for value in flow.values() if isinstance(value, int)), 0)
     return settings["objective"], vae["num_extra_layers"], family, vae["amortized"], length, settings["epochs"]
-
-
-def stages(record: Record) -> list[tuple[int, int]]:
-    """Epochs and steps of each run on the way to a record's weights, first to last."""
-    found = [(record.settings["epochs"], record.figures["steps"])]
-    source = record.provenance.get("started_from")
-    while source is not None:
-        found.insert(0, (source["epoch"], source["steps"]))
-        source = source["started_from"]
-    return found
 
 
 def label_of(record: Record) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vi_flows.bench import GOALS, compare, images, kernels, measure, rows, table, vae
+from vi_flows.bench import GOALS, compare, images, kernels, measure, recurrent, rows, table, vae
 from vi_flows.bench.images import SamplerShape
 from vi_flows.cli.bench import Bench
 from vi_flows.cli.info import Info
@@ -130,6 +130,22 @@ def test_glow_is_compared_with_one_of_as_many_parameters():
     assert measured.ratio > 0
     assert f"{sizes[0]} and {sizes[1]} parameters" in note
     assert images.glow_passes(shape, 3, torch.bfloat16)[2] == sizes
+
+
+def test_both_recurrences_are_the_same(monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        torch.Tensor, "backward", lambda out, cotangent: found.append((out.grad_fn.name(), out.detach()))
+    )
+    for work in recurrent.recurrence_passes(4, (3, 2), 2):
+        work()
+    assert [name for name, _ in found] == ["CatBackward0", "_DiagonalLSTMBackward"]
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
+    assert found[0][1].shape == (2, 6, 2, 2)
+    monkeypatch.undo()
+    measured, note = recurrent.autograd_over_written(1, 4, (3, 2), 2)
+    assert measured.ratio > 0
+    assert note == "2 images of 3x2, width 4"
 
 
 def test_a_missing_peer_is_a_row_and_not_an_error(monkeypatch):

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.pixel_rows import PLACE, Selection
 from experiments.pixel_rows_job import ROWS, PixelJob
+from experiments.tables.densities import epochs_of, trained_on
+from vi_flows.records import Record
 from vi_flows.table import Workplace, status_table
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +42,40 @@ def test_the_recipes_are_as_the_page_says():
     assert (gated.epochs, gated.batch_size, gated.learning_rate, gated.ema_decay) == (32, 100, 1e-3, 0.999)
     assert (recurrent.epochs, recurrent.batch_size, recurrent.learning_rate, recurrent.clip_norm) == (6, 200, 2e-3, 500)
     assert recurrent.pixel.name == "diagonal_bilstm-w128-l5-dropout0.1"
+    finish = ROWS["binarized_mnist-diagonal_bilstm-w128-l5-finish-clean"]
+    assert (finish.epochs, finish.batch_size, finish.learning_rate, finish.clip_norm) == (1, 50, 1e-3, 500)
+    assert (finish.ema_decay, finish.lr_warmup_steps, finish.pixel) == (0.99, 50, recurrent.pixel)
     networks = ROWS["binarized_mnist-made4000-direct-networks4-clean"]
     assert networks.pixel.name == "made-h4000-dropout0.4-direct-num_networks4"
     assert (networks.epochs, networks.batch_size, networks.learning_rate) == (96, 100, 1e-3)
     assert {config.protocol for config in ROWS.values()} == {"clean"}
+
+
+def test_a_row_that_goes_on_comes_after_its_start_and_from_its_weights(tmp_path: Path):
+    first, finish = Selection(rows=("*bilstm*finish*",)).jobs()
+    assert (first.name, finish.name) == (
+        "binarized_mnist-diagonal_bilstm-w128-l5-clean-e6-s0",
+        "binarized_mnist-diagonal_bilstm-w128-l5-finish-clean-e6+1-s0",
+    )
+    place = Workplace(tmp_path / "runs", tmp_path / "results")
+    assert finish.settings(place).start_from == tmp_path / "runs" / first.name
+    assert first.settings(place).start_from is None
+    assert [job.name for job in Selection(rows=("*bilstm*",), epochs=2).jobs()] == [
+        "binarized_mnist-diagonal_bilstm-w128-l5-clean-e2-s0",
+        "binarized_mnist-diagonal_bilstm-w128-l5-finish-clean-e2+1-s0",
+    ]
+
+
+def test_the_table_says_what_a_run_started_from():
+    record = Record.read(RESULTS / "binarized_mnist-gated-w96-l10-clean-e32-s0.json")
+    source = {"epoch": 5, "steps": 1250, "seconds": 504.1, "started_from": None}
+    provenance = {"training_seconds": 4200.0, "started_from": {**source, "epoch": 2, "started_from": source}}
+    settings, figures = record.settings | {"epochs": 4, "device": "cpu"}, record.figures | {"epoch_of_weights": 3}
+    found = replace(record, settings=settings, figures=figures, provenance=record.provenance | provenance)
+    assert epochs_of(found) == "5 + 2 + 3, 5 + 2 + 4"
+    assert trained_on(found) == "70 min, one core, from weights of 17 min"
+    alone = replace(found, provenance=provenance | {"started_from": None})
+    assert (epochs_of(alone), trained_on(alone)) == ("3, 4", "70 min, one core")
 
 
 def test_a_record_of_another_recipe_is_named(tmp_path: Path):

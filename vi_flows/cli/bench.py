@@ -14,7 +14,7 @@ import pyro
 import torch
 
 import vi_flows
-from vi_flows.bench import images, kernels, table, vae
+from vi_flows.bench import images, kernels, recurrent, table, vae
 from vi_flows.bench.measure import Measurement
 from vi_flows.bench.rows import GOALS, Row, format_table, measure_row
 from vi_flows.kernels import active_kernel, instruction_set, kernel_reason
@@ -128,6 +128,11 @@ class Bench:
             "normflows Glow, bfloat16", "Glow, training pass: normflows / ours with --mixed-precision",
             partial(images.peer_over_glow, r, network_dtype=torch.bfloat16),
         )  # fmt: skip
+        yield (
+            "diagonal BiLSTM",
+            "PixelRNN layer, training pass: by autograd / written",
+            partial(recurrent.autograd_over_written, r),
+        )
         for name in ("emerging", "inv_conv3x3-quad", "inv_conv3x3-quad-narrow"):
             yield f"sampler {name}", f"image sampler: {name} / Glow", partial(images.sampler_over_glow, r, name)
 

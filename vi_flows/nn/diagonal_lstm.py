@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["GATES", "Diagonals", "diagonal_lstm", "diagonals", "lstm_update"]
+__all__ = ["GATES", "Diagonals", "diagonal_lstm", "diagonals", "lstm_update", "plain_diagonal_lstm"]
 
 GATES = 4  # input, forget and output gate, candidate
 
@@ -84,11 +84,11 @@ def diagonal_lstm(x: Tensor, weight: Tensor, bias: Tensor, state_weight: Tensor,
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias, state_weight = (t.to(dtype) for t in (x, weight, bias, state_weight))
-    run = _DiagonalLSTM.apply if _plain() else _reference
+    run = _DiagonalLSTM.apply if _served() else plain_diagonal_lstm
     return run(x, weight, bias, state_weight, size)
 
 
-def _plain() -> bool:
+def _served() -> bool:
     # functorch's tensors, dual numbers and recorded programs need each operation for itself.
     return not (
         torch.compiler.is_compiling()
@@ -98,9 +98,10 @@ def _plain() -> bool:
     )
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor, state_weight: Tensor, size: tuple[int, int]) -> Tensor:
+def plain_diagonal_lstm(x: Tensor, weight: Tensor, bias: Tensor, state_weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """:func:`diagonal_lstm` by operations that autograd, functorch and recorders follow one by one."""
     ranges = diagonals(*size, x.device).ranges
-    gates = x @ weight[:, None] + bias[:, None]
+    gates = (x.flatten(1, 2) @ weight).unflatten(1, x.shape[1:3]) + bias[:, None]
     state = cell = gates.new_zeros(len(x), 0, x.shape[2], state_weight.shape[2])
     before, outputs = 0, []
     for (low, high), part in zip(ranges, gates.split([b - a for a, b in ranges], 1), strict=True):
@@ -108,10 +109,10 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor, state_weight: Tensor, si
         state, cell = (F.pad(s, (0, 0, 0, 0, 1, 1)) for s in (state, cell))
         left = slice(low - before + 1, high - before + 1)
         above = slice(low - before, high - before)
-        total = part
+        total = part.flatten(1, 2)
         for place, u in zip((left, above), state_weight.unbind(1), strict=True):
-            total = total + state[:, place] @ u[:, None]
-        state, cell = lstm_update(total, cell[:, left])
+            total = torch.baddbmm(total, state[:, place].flatten(1, 2), u)
+        state, cell = lstm_update(total.unflatten(1, part.shape[1:3]), cell[:, left])
         outputs.append(state)
         before = low
     return torch.cat(outputs, 1)
@@ -156,7 +157,7 @@ def _add_products(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 class _DiagonalLSTM(torch.autograd.Function):
-    """The recurrence diagonal by diagonal in place; its second derivative is the reference's."""
+    """The recurrence diagonal by diagonal in place; its second derivative is the plain one's."""
 
     @staticmethod
     def forward(
@@ -194,7 +195,7 @@ class _DiagonalLSTM(torch.autograd.Function):
         x, weight, bias, state_weight, gates, states, cells = ctx.saved_tensors
         operands = x, weight, bias, state_weight
         if torch.is_grad_enabled():
-            return (*_reference_gradients(operands, grad, ctx.needs_input_grad, ctx.size), None)
+            return (*_plain_gradients(operands, grad, ctx.needs_input_grad, ctx.size), None)
         with torch.autocast(grad.device.type, enabled=False):
             return (*_gradients(*operands, gates, states, cells, grad, ctx.size), None)
 
@@ -259,12 +260,12 @@ def _gradients(
     return grad_x, grad_weight, grad_bias, grad_state_weight
 
 
-def _reference_gradients(
+def _plain_gradients(
     operands: tuple[Tensor, ...], grad: Tensor, needed: tuple[bool, ...], size: tuple[int, int]
 ) -> list[Tensor | None]:
     # Aliases, so that the derivative stops at this function's own inputs and still belongs to the outer graph.
     x, weight, bias, state_weight = inputs = [t.view_as(t) for t in operands]
-    out = _reference(x, weight, bias, state_weight, size)
+    out = plain_diagonal_lstm(x, weight, bias, state_weight, size)
     wanted = [t for t, need in zip(inputs, needed[:4], strict=True) if need]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
     return [next(found) if need else None for need in needed[:4]]
