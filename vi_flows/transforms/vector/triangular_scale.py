@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class TriangularScale(Bijection):
         return x * s.exp(), s.sum(-1)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward substitution, ``d`` steps; its derivatives are one triangular solve."""
+        """Forward substitution, by sweeps over all dimensions where they settle; its derivatives go from the end."""
         self._check_last_dim(y, self.input_dim)
         matrix = self._matrix()
         return _Substitution.apply(y, matrix, self.bound)
@@ -68,6 +69,74 @@ class TriangularScale(Bijection):
         return flat.index_copy(0, rows * d + cols, self.gains["weight"] * self.weight).reshape(d, d)
 
 
+BLOCK = 32
+"""Dimensions that are found one by one between two matrix products."""
+SWEEPS = 32
+"""Sweeps over all dimensions at once, before they are found one by one."""
+
+
+def _blocks(dim: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, dim)) for start in range(0, dim, BLOCK)]
+
+
+def _settled(sweep: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | None:
+    """The value that ``sweep`` no longer changes by a bit; ``None`` where that takes long or can't be asked.
+
+    As each dimension depends on those before alone, ``k`` sweeps settle the first ``k``, and dimensions that depend on
+    few others, or little, far sooner. Not where a graph is recorded: the derivatives of the sweeps settle later.
+    """
+    plain = torch._C._functorch.peek_interpreter_stack() is None and not torch.compiler.is_compiling()
+    if not plain or torch.is_grad_enabled() or start.device.type != "cpu":
+        return None
+    for _ in range(SWEEPS):
+        value = sweep(start)
+        if torch.equal(value, start):
+            return value
+        start = value
+    return None
+
+
+def _solve_transposed(whole: Tensor, inverse_diagonal: Tensor, factor: Tensor, matrix: Tensor) -> Tensor:
+    """``λ`` of ``(diag(1 / inverse_diagonal) + diag(factor) W)ᵀ λ = whole``.
+
+    A Jacobian for each row, ``(N, d, d)``, is never made: ``W`` is the same in all of them.
+    """
+    right = whole * inverse_diagonal
+    found = _settled(lambda solved: right - ((factor * solved) @ matrix) * inverse_diagonal, right)
+    return _from_the_end(whole, inverse_diagonal, factor, matrix) if found is None else found
+
+
+def _from_the_end(whole: Tensor, inverse_diagonal: Tensor, factor: Tensor, matrix: Tensor) -> Tensor:
+    """:func:`_solve_transposed` from the last dimension to the first."""
+    solved = weighted = whole[..., :0]  # λ and factor ⊙ λ of all later blocks
+    for block in reversed(_blocks(whole.shape[-1])):
+        rest = whole[..., block] - weighted @ matrix[block.stop :, block]
+        part: list[Tensor] = []
+        for i, row in reversed(list(enumerate(matrix[block, block].unbind(-2)))):
+            value = rest[..., i] * inverse_diagonal[..., block.start + i]
+            part.insert(0, value)
+            rest = torch.addcmul(rest, (value * factor[..., block.start + i]).unsqueeze(-1), row, value=-1)
+        found = torch.stack(part, -1)
+        solved = torch.cat([found, solved], -1)
+        weighted = torch.cat([found * factor[..., block], weighted], -1)
+    return solved
+
+
+def _from_the_beginning(y: Tensor, scaled: Tensor, bound: float) -> Tensor:
+    """``z`` of ``y = z exp(c tanh(z W'ᵀ))`` from the first dimension to the last; ``scaled`` is ``W'ᵀ = Wᵀ / c``."""
+    found = y[..., :0]
+    for block in _blocks(y.shape[-1]):
+        # Σ over the dimensions of all earlier blocks, then of this one's as they are found.
+        a = found @ scaled[: block.start, block]
+        part = []
+        for i, row in enumerate(scaled[block, block].unbind(-2)):
+            z = y[..., block.start + i] * (torch.tanh(a[..., i]) * -bound).exp()
+            part.append(z)
+            a = torch.addcmul(a, z.unsqueeze(-1), row)
+        found = torch.cat([found, torch.stack(part, -1)], -1)
+    return found
+
+
 class _Substitution(torch.autograd.Function):
     """The inverse map as a function of ``y`` and ``W``, with implicit derivatives.
 
@@ -79,17 +148,11 @@ class _Substitution(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, matrix: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-        columns = matrix.unbind(-1)
-        a = torch.zeros_like(y)  # Σ over the dimensions found so far
-        found, logs = [], []
-        for i, column in enumerate(columns):
-            log = bound * torch.tanh(a[..., i] / bound)
-            z = y[..., i] * (-log).exp()
-            found.append(z)
-            logs.append(log)
-            if i + 1 < len(columns):
-                a = torch.addcmul(a, z.unsqueeze(-1), column)
-        return torch.stack(found, -1), -torch.stack(logs, -1).sum(-1)
+        scaled = matrix.T / bound
+        found = _settled(lambda z: y * (torch.tanh(z @ scaled) * -bound).exp(), y)
+        if found is None:
+            found = _from_the_beginning(y, scaled, bound)
+        return found, -bound * torch.tanh(found @ scaled).sum(-1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
@@ -102,10 +165,9 @@ class _Substitution(torch.autograd.Function):
         y, matrix, z = ctx.saved_tensors
         t = torch.tanh(z @ matrix.T / ctx.bound)
         slope = 1 - t * t
-        jacobian = torch.diag_embed((ctx.bound * t).exp()) + (y * slope).unsqueeze(-1) * matrix
         direct = grad_ladj.unsqueeze(-1) * slope
         whole = grad_z - direct @ matrix
-        grad_y = torch.linalg.solve_triangular(jacobian.mT, whole.unsqueeze(-1), upper=True).squeeze(-1)
+        grad_y = _solve_transposed(whole, (-ctx.bound * t).exp(), y * slope, matrix)
         if not ctx.needs_input_grad[1]:
             return grad_y, None, None
         rows = (grad_y * y * slope + direct).reshape(-1, y.shape[-1])
