@@ -20,6 +20,11 @@ __all__ = ["PossibleWhereMasked", "check_observations"]
 COUNTS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
 """Their declared support has counts that sum to less than ``total_count``, too, where they have no density."""
 
+FROM_A_LATENT = (
+    "; if the support's bounds come from a latent, keep that to the data, for instance theta = y.max() + "
+    "pyro.sample('excess', …) for y ~ Uniform(0, theta)"
+)
+
 
 def check_observations(trace: Trace) -> None:
     """Compare each observed site's value with its support, apart from what is masked out.
@@ -71,7 +76,10 @@ def _check(name: str, site: Site) -> None:
             "such as dist.Normal around the point"
         )
     bad = value.expand(good.shape + value.shape[value.dim() - fn.event_dim :])[~good][0]
-    raise ValueError(f"observed site {name!r} has a value outside the support {fn.support} of {fn}: {bad.tolist()}")
+    raise ValueError(
+        f"observed site {name!r} has a value outside the support {fn.support} of {fn}: {bad.tolist()}; correct it, or "
+        f"mask it out{FROM_A_LATENT if torch.distributions.constraints.is_dependent(type(fn).support) else ''}"
+    )
 
 
 def _judged(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
