@@ -213,3 +213,46 @@ def test_a_mode_too_narrow_for_paths_from_far_is_met_from_the_draws_that_touch_i
     assert found is not None
     assert float(found.latent) == pytest.approx(place, abs=1e-3)
     assert found.share == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("level", "found"), [(-50.0, False), (-2.0, True)])
+def test_a_plateau_counts_as_far_as_it_is_away(level, found):
+    """Flat beyond |x₃| = √(−2 level), for ever: its whole width would outweigh any height."""
+
+    def log_p(x):
+        return dist.Normal(0.0, 1.0).log_prob(x[..., :2]).sum(-1) + torch.maximum(
+            -0.5 * x[..., 2].square(), torch.tensor(level, dtype=x.dtype)
+        )
+
+    here = dist.Normal(torch.zeros(3).double(), 1.0).to_event(1)
+    torch.manual_seed(0)
+    evidence = 0.5 * math.log(2 * math.pi)
+    missed = missed_mass(log_p, here.log_prob, here.sample((1000,)), evidence)
+    assert (missed is not None and missed.share > 0.2) == found
+    assert missed is None or missed.share > 0.2 or missed.share < 1e-15
+
+
+SATURATING = {
+    "an entry of a simplex without counts": (
+        lambda: dist.Dirichlet(torch.full((4,), 0.5)), lambda p: dist.Multinomial(20, p),
+        torch.tensor([12.0, 3.0, 0.0, 5.0])),
+    "a probability near zero": (
+        lambda: dist.Beta(torch.tensor(0.5), torch.tensor(0.5)), lambda p: dist.Binomial(20, p), torch.tensor(0.0)),
+    "a rate near zero": (
+        lambda: dist.Gamma(torch.tensor(0.5), torch.tensor(1.0)), lambda p: dist.Poisson(p), torch.tensor(0.0)),
+    "a bounded scale": (
+        lambda: dist.Uniform(0.0, 10.0), lambda p: dist.Normal(0.0, p), torch.tensor(0.3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SATURATING)
+def test_where_a_map_has_run_out_of_numbers_there_is_no_mode(name):
+    prior, likelihood, seen = SATURATING[name]
+
+    def model():
+        p = pyro.sample("p", prior())
+        pyro.sample("y", likelihood(p), obs=seen)
+
+    pyro.set_rng_seed(0)
+    guide = AutoConvFlow(model, prototype_args=())
+    assert diagnose(model, guide, num_chains=0).elsewhere == "nothing"

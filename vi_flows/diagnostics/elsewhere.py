@@ -64,9 +64,11 @@ def missed_mass(
     normal draws and their mirror images, near the origin of the unconstrained space, and from the mirror image of the
     guide's mean in that origin; they climb side by side, one pass of the model a step. Where one ends with a posterior
     density above ten times the guide's, a multivariate t (5 degrees of freedom) with the curvature there gives draws
-    whose weights sum to the mass in places of that kind. A unimodal posterior costs the paths alone. Far out a density
-    may be all rounding error (a covariance that is singular to the last digit): of each place and of three right beside
-    it the lowest density counts.
+    whose weights sum to the mass in places of that kind; it is no wider than the mode is far away, for the guide's own
+    draws see what is wider. (So a plateau does not count for all of its width where the map of a support has run out
+    of numbers, as that of a simplex has where an entry is 10⁻³⁸.) A unimodal posterior costs the paths alone. Far out
+    a density may be all rounding error (a covariance that is singular to the last digit): of each place and of three
+    right beside it the lowest density counts.
 
     Args:
         log_density: the joint density of unconstrained points ``(S, d) → (S,)``.
@@ -120,8 +122,8 @@ def missed_mass(
             continue
         seen.append(top)
         covariance = inverse_curvature(lambda u: whole(log_density, u), top, 1e-10)
-        tril, info = torch.linalg.cholesky_ex(covariance) if covariance is not None else (None, 1)
-        if tril is None or int(info) != 0:
+        tril = None if covariance is None else _within(covariance, max(1.0, float(top.norm())))
+        if tril is None:
             continue
 
         def lowest(u: Tensor, tril: Tensor = tril) -> Tensor:
@@ -144,6 +146,17 @@ def missed_mass(
         if best is None or share > best.share:
             best = Missed(share, float(top.norm()), center + root @ top)
     return best
+
+
+def _within(covariance: Tensor, distance: float) -> Tensor | None:
+    """The Cholesky factor of a covariance with ``1 / distance²`` added to its inverse; ``None`` where it has none."""
+    root, info = torch.linalg.cholesky_ex(covariance)
+    if int(info) != 0:
+        return None
+    precision = torch.cholesky_inverse(root)
+    precision.diagonal().add_(distance**-2)
+    root, info = torch.linalg.cholesky_ex(precision)
+    return torch.linalg.cholesky_ex(torch.cholesky_inverse(root))[0] if int(info) == 0 else None
 
 
 def _log_det(root: Tensor) -> Tensor:
