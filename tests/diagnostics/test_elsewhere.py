@@ -245,6 +245,7 @@ SATURATING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SATURATING)
 def test_where_a_map_has_run_out_of_numbers_there_is_no_mode(name):
     prior, likelihood, seen = SATURATING[name]
@@ -255,4 +256,5 @@ def test_where_a_map_has_run_out_of_numbers_there_is_no_mode(name):
 
     pyro.set_rng_seed(0)
     guide = AutoConvFlow(model, prototype_args=())
+    fit(model, guide, progress=False)
     assert diagnose(model, guide, num_chains=0).elsewhere == "nothing"

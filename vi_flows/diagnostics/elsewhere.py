@@ -21,7 +21,7 @@ MISSED_RATIO = 10.0
 """A place is missed where the posterior's density is this many times the guide's, or more."""
 
 MAX_MODES = 10
-"""How many ends of paths are looked at."""
+"""How many ends of paths, and tops that they lead to, are looked at."""
 
 LONGEST = 1 / 3
 """Of a path's step, as a share of its distance from the guide: a mode is passed at a third of its distance at most."""
@@ -111,6 +111,8 @@ def missed_mass(
     missed = excess(ends) > torch.tensor(MISSED_RATIO).log()
     seen: list[Tensor] = []
     for end in ends[missed]:
+        if len(seen) >= MAX_MODES:
+            break
         if any(float((end - other).norm()) < 0.5 for other in seen):
             continue
         path = climb(lambda u: whole(log_density, u), end, 200)
@@ -118,7 +120,7 @@ def missed_mass(
             continue
         top = torch.as_tensor(path[-1][0])
         seen.append(end)
-        if any(float((top - other).norm()) < 0.1 for other in seen[:-1]) or len(seen) > MAX_MODES:
+        if any(float((top - other).norm()) < 0.1 for other in seen[:-1]):
             continue
         seen.append(top)
         covariance = inverse_curvature(lambda u: whole(log_density, u), top, 1e-10)
