@@ -379,9 +379,7 @@ def test_a_density_that_is_nowhere_finite_is_called_by_its_site():
 @pytest.mark.parametrize("start", [True, False])
 def test_an_observation_that_a_latent_bounds_is_called_by_its_site(start):
     """Before the start if the prior's median, a random one, leaves the observation out; else at the first draws."""
-    with pytest.raises(
-        ValueError, match=r"observed site 'seen' (depends on the latents|has a value outside).*theta = y.max\(\) \+"
-    ):
+    with pytest.raises(ValueError, match=r"site 'seen' (depends on the latents|has a value outside).*= y.max\(\) \+"):
         fit(
             bounded_by_a_latent,
             AutoConvFlow(bounded_by_a_latent, num_blocks=1, warm_start=start, init_scale=None if start else 1.0),

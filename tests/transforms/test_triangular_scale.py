@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from vi_flows.transforms import TriangularScale
 from vi_flows.transforms.vector import triangular_scale as module
@@ -93,3 +94,14 @@ def test_a_row_that_is_nan_leaves_the_others_alone(way):
     assert torch.equal(found.isfinite().all(1), torch.tensor([True, False, True]))
     assert torch.allclose(flow.forward_and_ladj(found[::2])[0], y[::2], atol=1e-12)
     assert not ladj[1].isfinite()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_recorded_inverse_holds_for_other_inputs():
+    """The number of sweeps that one input takes must not become part of a program."""
+    flow = layer(9, 1.0).requires_grad_(False)
+    y, _ = flow.forward_and_ladj(rows(5, 9))
+    recorded = torch.jit.trace(lambda v: flow.inverse_and_ladj(v)[0], torch.zeros(5, 9, dtype=torch.float64))
+    assert torch.allclose(recorded(y), flow.inverse_and_ladj(y)[0], atol=1e-9)
+    graph = make_fx(lambda v: flow.inverse_and_ladj(v)[0])(torch.zeros(5, 9, dtype=torch.float64))
+    assert torch.allclose(graph(y), flow.inverse_and_ladj(y)[0], atol=1e-9)

@@ -85,8 +85,9 @@ def _settled(sweep: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | None:
     As each dimension depends on those before alone, ``k`` sweeps settle the first ``k``, and dimensions that depend on
     few others, or little, far sooner. Not where a graph is recorded: the derivatives of the sweeps settle later.
     """
-    plain = torch._C._functorch.peek_interpreter_stack() is None and not torch.compiler.is_compiling()
-    if not plain or torch.is_grad_enabled() or start.device.type != "cpu":
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    mapped = torch._C._functorch.peek_interpreter_stack() is not None
+    if recorded or mapped or torch.is_grad_enabled() or start.device.type != "cpu":
         return None
     for _ in range(SWEEPS):
         value = sweep(start)
