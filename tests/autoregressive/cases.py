@@ -48,7 +48,7 @@ OTHER_MODELS = {
     "diagonal-rgb-256": lambda c=0: DiagonalPixelRNN((3, 3, 3), Categorical(256), 12, 1, 3, context_dim=c),
     "row-rgb-256": lambda c=0: RowPixelRNN((3, 3, 3), Categorical(256), 24, 1, 5, context_dim=c),
     "gated-rgb-logistics": lambda c=0: GatedPixelCNN((3, 3, 3), LogisticMixture(), 12, 2, 3, context_dim=c),
-    "wavenet-logistics": lambda c=0: WaveNet(12, LogisticMixture(), 6, 6, (1, 2, 4), context_dim=c),
+    "wavenet-logistics": lambda c=0: WaveNet(12, LogisticMixture(), 6, 5, (1, 2), kernel_size=3, context_dim=c),
     "wavenet-256": lambda c=0: WaveNet(20, Categorical(256), 6, 6, (1, 2, 4), context_dim=c),
 }
 MODELS = BINARY_MODELS | OTHER_MODELS

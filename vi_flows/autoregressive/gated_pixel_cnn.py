@@ -147,6 +147,11 @@ class _GatedStepper:
             self.across.append(layer.across(seen)[:, :, 0])
             v = layer.gate(layer.vertical_context(seen, self.context))
 
+    def write(self, row: int, column: int, pixel: Tensor) -> None:
+        _, vertical, horizontal, _ = self.layers[0]
+        vertical.write(row, column, pixel)
+        horizontal.write(row, column, pixel)
+
     def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
         self.layers[0][1].write(row, column, pixel)
         h = pixel

@@ -101,8 +101,11 @@ class _PixelCNNStepper:
     def begin_row(self, row: int) -> None:
         pass
 
-    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+    def write(self, row: int, column: int, pixel: Tensor) -> None:
         self.first.write(row, column, pixel)
+
+    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+        self.write(row, column, pixel)
         h = self.model.first_context(self.first.at(row, column), self.context)
         for block, down, conv, up in self.blocks:
             conv.write(row, column, down(h.relu()).relu())

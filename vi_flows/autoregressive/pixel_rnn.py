@@ -131,8 +131,11 @@ class _DiagonalStepper:
         for state, _ in self.blocks:
             state.end_row()
 
-    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+    def write(self, row: int, column: int, pixel: Tensor) -> None:
         self.first.write(row, column, pixel)
+
+    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+        self.write(row, column, pixel)
         h = self.model.first_context(self.first.at(row, column), self.context)
         for state, up in self.blocks:
             h = h + up(state.at(column, h))
@@ -163,8 +166,11 @@ class _RowStepper:
         for state, _ in self.blocks:
             state.begin_row()
 
-    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+    def write(self, row: int, column: int, pixel: Tensor) -> None:
         self.first.write(row, column, pixel)
+
+    def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
+        self.write(row, column, pixel)
         h = self.model.first_context(self.first.at(row, column), self.context)
         for state, up in self.blocks:
             h = h + up(state.at(row, column, h))

@@ -109,7 +109,9 @@ class RasterModel(Autoregressive):
                         params = h.unflatten(1, (channels, -1))[:, channel]
                         x[:, channel, row, column] = self.output.sample(params)
                     entry += 1
-                stepper.at(row, column, self.output.encode(x[:, :, row, column]))
+                # Features never depend on a pixel's last entry: where that was drawn, they stand.
+                finish = stepper.write if entry > num_known else stepper.at
+                finish(row, column, self.output.encode(x[:, :, row, column]))
                 bar.update()
         bar.close()
         return x

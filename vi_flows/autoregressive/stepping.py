@@ -7,6 +7,7 @@ those of the whole pass: the same products over the same windows. Dropout is lef
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -29,12 +30,22 @@ class Stepper(Protocol):
     def at(self, row: int, column: int, pixel: Tensor) -> Tensor:
         """Features ``(N, width)`` at a pixel.
 
-        Called once for each entry of the pixel before that is drawn, and once more when all are there.
+        Called for each entry of the pixel before that is drawn, or once, with all entries, where none is drawn. Never
+        does a feature depend on the pixel's last entry; where that is drawn, :meth:`write` is called afterwards.
 
         Args:
             row: of the pixel.
             column: of the pixel.
             pixel: its encoded entries ``(N, C)``; those that are not drawn yet may be anything.
+        """
+
+    def write(self, row: int, column: int, pixel: Tensor) -> None:
+        """Enter the finished pixel where later ones will see it, its features being what they are.
+
+        Args:
+            row: of the pixel.
+            column: of the pixel.
+            pixel: its encoded entries ``(N, C)``.
         """
 
 
@@ -101,18 +112,21 @@ class DiagonalState:
     """
 
     def __init__(self, layer: DiagonalBiLSTM, rows: int, width: int, context: Tensor) -> None:
-        self.layer, self.context, self.width = layer, context, width
+        (self.weight, self.bias), (self.back_weight, self.back_bias) = (
+            direction.as_product(context) for direction in layer.input_to_state
+        )
+        (self.from_left, self.from_above), (self.from_right, self.back_from_above) = layer.state_to_state
         self.zero = layer.state_to_state.new_zeros(rows, layer.hidden)
-        self.above: list[list[Tensor]] = [[self.zero] * width for _ in range(2)]
+        # Along the row: the gates' share that the row above gives, and the other direction's states in that row.
+        self.given: Sequence[Tensor] = [self.bias] * width
+        self.back = self.zero.expand(width, -1, -1)
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        """Nothing is to the left."""
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self.state = self.cell = self.zero
-
-    def _update(
-        self, direction: int, gates: Tensor, state: Tensor, above: Tensor, cell: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        u_left, u_above = self.layer.state_to_state[direction]
-        return lstm_update(gates + state @ u_left + above @ u_above, cell)
 
     def at(self, column: int, h: Tensor) -> Tensor:
         """The layer's output ``(N, h)`` at the next pixel of the row, or the same once more, from its input there."""
@@ -121,23 +135,24 @@ class DiagonalState:
             self.outputs.pop()
         else:
             self.before = self.state, self.cell
-        gates = self.layer.input_to_state[0](h[..., None, None], self.context)[0, 0]
-        self.state, self.cell = self._update(0, gates, self.before[0], self.above[0][column], self.before[1])
+        state, cell = self.before
+        gates = torch.addmm(torch.addmm(self.given[column], h, self.weight), state, self.from_left)
+        self.state, self.cell = lstm_update(gates, cell)
         self.inputs.append(h)
         self.outputs.append(self.state)
-        return self.state + self.above[1][column]
+        return self.state + self.back[column]
 
     def end_row(self) -> None:
         """The row is finished: let the other direction go back through it."""
-        gates = self.layer.input_to_state[1](torch.stack(self.inputs, -1)[:, :, None], self.context)[0]
+        given = self.back_bias + torch.stack(self.inputs) @ self.back_weight + self.back @ self.back_from_above
         state = cell = self.zero
-        back = list(self.above[1])
-        for column in range(self.width - 1, -1, -1):
-            state, cell = self._update(1, gates[column], state, self.above[1][column], cell)
-            back[column] = state
-        self.above = [self.outputs, back]
-        self.inputs, self.outputs = [], []
-        self.state = self.cell = self.zero
+        states = []
+        for gates in reversed(given.unbind()):
+            state, cell = lstm_update(torch.addmm(gates, state, self.from_right), cell)
+            states.append(state)
+        self.back = torch.stack(states[::-1])
+        self.given = (self.bias + torch.stack(self.outputs) @ self.from_above).unbind()
+        self.begin_row()
 
 
 class RowState:

@@ -69,7 +69,9 @@ def mu_law_decode(levels: Tensor, num_bins: int = 256) -> Tensor:
 
 
 class WaveNetLayer(nn.Module):
-    r"""``z = tanh(W_f ∗ h) · σ(W_g ∗ h)``; gives ``h + W_r z`` and the skip ``W_s z`` (paper, eq. 2 and figure 4).
+    r"""``z = tanh(W_f ∗ h) · σ(W_g ∗ h)``, and onward ``h + W_r z`` (paper, eq. 2 and figure 4).
+
+    The skip ``W_s z`` of the paper is left to the model, which makes the sum of all layers' skips in one product.
 
     Args:
         width: features of the residual path.
@@ -88,36 +90,79 @@ class WaveNetLayer(nn.Module):
         self.context = ContextBias(context_dim, 2 * width)
         self.residual: nn.Module = nn.Identity() if last else nn.Conv1d(width, width, 1)
         self.skip = nn.Conv1d(width, skip_width, 1)
-
-    def join(self, h: Tensor, convolved: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Residual and skip outputs from the input and its convolution, ``(N, features, T)`` each."""
-        a, b = self.context(convolved, context).chunk(2, 1)
-        z = a.tanh() * b.sigmoid()
-        return h + self.residual(z), self.skip(z)
+        self.last = last
 
     def forward(self, h: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, width, T)`` to the residual and skip outputs."""
-        return self.join(h, self.conv(h), context)
+        """``h`` of shape ``(N, width, T)`` to the residual output and ``z``."""
+        a, b = self.context(self.conv(h), context).chunk(2, 1)
+        z = a.tanh() * b.sigmoid()
+        return h if self.last else h + self.residual(z), z
 
 
-class History:
-    """Ring buffer of a causal convolution's last inputs; before the beginning they are zero.
+def bias_of(conv: nn.Conv1d) -> Tensor:
+    """The bias of a convolution that was made with one."""
+    return cast(Tensor, conv.bias)
+
+
+def transposed(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
+    """A 1×1 convolution's weight ``(in, out)`` and bias, for ``torch.addmm``."""
+    return conv.weight[..., 0].mT, bias_of(conv)
+
+
+class ConvSteps:
+    """A causal convolution step by step, which remembers its inputs; before the beginning they are zero.
+
+    What inputs of ``dilation`` steps ago and earlier add to an output is known so many steps ahead. It is made for
+    that many steps in one product; a step itself only adds the present input's share.
 
     Args:
         conv: the convolution.
-        rows: of the batch.
+        shift: added to all outputs, ``(N, out_channels)``.
     """
 
-    def __init__(self, conv: CausalConv1d, rows: int) -> None:
-        self.conv = conv
-        self.size = conv.history + 1
-        self.ring = conv.weight.new_zeros(rows, conv.in_channels, self.size)
-        self.ages = torch.arange(conv.history, -1, -conv.dilation[0], device=conv.weight.device)
+    def __init__(self, conv: CausalConv1d, shift: Tensor) -> None:
+        *self.past, self.present = (tap.mT.contiguous() for tap in conv.weight.unbind(-1))
+        self.shift = shift if conv.bias is None else shift + conv.bias
+        self.size = conv.dilation[0]
+        nothing = shift.new_zeros(self.size, len(shift), conv.in_channels)
+        # One block of inputs for each tap, the earliest first.
+        self.blocks = [nothing] * len(self.past)
+        self.inputs = list(nothing)
 
-    def step(self, h: Tensor, time: int) -> Tensor:
-        """The convolution's output ``(N, out_channels, 1)`` at ``time``, given its input ``(N, in_channels)``."""
-        self.ring[..., time % self.size] = h
-        return self.conv.taps(self.ring[..., (time - self.ages) % self.size])[..., None]
+    def step(self, h: Tensor) -> Tensor:
+        """The output ``(N, out_channels)`` at the next step, given its input ``(N, in_channels)``."""
+        if len(self.inputs) == self.size:
+            self.blocks = [*self.blocks, torch.stack(self.inputs)][1:]
+            self.inputs = []
+            ahead = self.shift.expand(self.size, *self.shift.shape)
+            for block, tap in zip(self.blocks, self.past, strict=True):
+                ahead = ahead + block @ tap
+            self.ahead = ahead.unbind()
+        out = torch.addmm(self.ahead[len(self.inputs)], h, self.present)
+        self.inputs.append(h)
+        return out
+
+
+class LayerSteps:
+    """A layer step by step.
+
+    Args:
+        layer: the layer.
+        context: ``(N, context_dim)``.
+    """
+
+    def __init__(self, layer: WaveNetLayer, context: Tensor) -> None:
+        self.width, self.last = layer.conv.in_channels, layer.last
+        self.conv = ConvSteps(layer.conv, layer.context(context.new_zeros(len(context), 2 * self.width), context))
+        if not self.last:
+            self.weight, self.bias = transposed(cast(nn.Conv1d, layer.residual))
+
+    def step(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual output and ``z``, from ``h`` of shape ``(N, width)``, at the next step."""
+        gates = self.conv.step(h)
+        gates[:, : self.width].tanh_()
+        z = F.glu(gates, 1)
+        return h if self.last else h + torch.addmm(self.bias, z, self.weight), z
 
 
 class WaveNet(Autoregressive):
@@ -182,6 +227,11 @@ class WaveNet(Autoregressive):
     def _layers(self) -> list[WaveNetLayer]:
         return cast(list[WaveNetLayer], list(self.layers))
 
+    def _skips(self) -> tuple[Tensor, Tensor]:
+        """Weights and biases of the sum of all skips, ``Σ_l W_s z_l``, as of one 1×1 convolution of all ``z_l``."""
+        convs = [layer.skip for layer in self._layers()]
+        return torch.cat([conv.weight for conv in convs], 1), torch.stack([bias_of(conv) for conv in convs]).sum(0)
+
     def generation_order(self) -> Tensor:
         """Time."""
         return torch.arange(self.event_shape[0])
@@ -190,25 +240,30 @@ class WaveNet(Autoregressive):
         """See :meth:`Autoregressive.params`."""
         # One step late: output t sees inputs up to t − 1. The zero that enters is no entry, so it is not encoded.
         h = self.first(F.pad(self.output.encode(x), (1, -1))[:, None])
-        skips = []
+        gated = []
         for layer in self._layers():
-            h, skip = layer(h, context)
-            skips.append(skip)
-        return self.head(torch.stack(skips).sum(0)).movedim(1, -1)
+            h, z = layer(h, context)
+            gated.append(z)
+        return self.head(F.conv1d(torch.cat(gated, 1), *self._skips())).movedim(1, -1)
 
     def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
-        """See :meth:`Autoregressive.extend`; with ring buffers, O(layers) for each entry."""
+        """See :meth:`Autoregressive.extend`; with the layers' inputs remembered, O(layers) for each entry."""
         x = x.clone()
-        first = History(self.first, len(context))
-        layers = [(layer, History(layer.conv, len(context))) for layer in self._layers()]
+        first = ConvSteps(self.first, context.new_zeros(len(context), self.first.out_channels))
+        layers = [LayerSteps(layer, context) for layer in self._layers()]
+        skip_weight, skip_bias = self._skips()
+        skip_weight = skip_weight[..., 0].mT
+        head = [transposed(conv) for conv in cast(list[nn.Conv1d], list(self.head)[1::2])]
         previous = context.new_zeros(len(context), 1)
         for time in progress_bar(range(self.event_shape[0]), unit="step", shown=progress):
-            h = first.step(previous, time)
-            skips = []
-            for layer, history in layers:
-                h, skip = layer.join(h, history.step(h[..., 0], time), context)
-                skips.append(skip)
+            h, gated = first.step(previous), []
+            for layer in layers:
+                h, z = layer.step(h)
+                gated.append(z)
             if time >= num_known:
-                x[:, time] = self.output.sample(self.head(torch.stack(skips).sum(0))[..., 0])
+                params = torch.addmm(skip_bias, torch.cat(gated, 1), skip_weight)
+                for weight, bias in head:
+                    params = torch.addmm(bias, params.relu(), weight)
+                x[:, time] = self.output.sample(params)
             previous = self.output.encode(x[:, time])[:, None]
         return x

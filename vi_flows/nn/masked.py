@@ -216,7 +216,3 @@ class CausalConv1d(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, T)`` to ``(N, out_channels, T)``."""
         return super().forward(F.pad(x, (self.history, 0)))
-
-    def taps(self, window: Tensor) -> Tensor:
-        """One output ``(N, out_channels)`` from its ``k`` inputs ``(N, in_channels, k)``, the present one last."""
-        return F.linear(window.flatten(1), self.weight.flatten(1), self.bias)
