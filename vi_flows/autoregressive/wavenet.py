@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import cast
 
@@ -112,34 +113,25 @@ def transposed(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
 class ConvSteps:
     """A causal convolution step by step, which remembers its inputs; before the beginning they are zero.
 
-    What inputs of ``dilation`` steps ago and earlier add to an output is known so many steps ahead. It is made for
-    that many steps in one product; a step itself only adds the present input's share.
-
     Args:
         conv: the convolution.
         shift: added to all outputs, ``(N, out_channels)``.
     """
 
     def __init__(self, conv: CausalConv1d, shift: Tensor) -> None:
-        *self.past, self.present = (tap.mT.contiguous() for tap in conv.weight.unbind(-1))
-        self.shift = shift if conv.bias is None else shift + conv.bias
-        self.size = conv.dilation[0]
-        nothing = shift.new_zeros(self.size, len(shift), conv.in_channels)
-        # One block of inputs for each tap, the earliest first.
-        self.blocks = [nothing] * len(self.past)
-        self.inputs = list(nothing)
+        self.present, *self.past = (tap.mT.contiguous() for tap in conv.weight.unbind(-1)[::-1])
+        self.shift = shift + bias_of(conv)
+        nothing = shift.new_zeros(len(shift), conv.in_channels)
+        # Before each tap the inputs that wait for it; an input goes from one to the next, the later ones of the past.
+        self.waiting = [deque([nothing] * conv.dilation[0]) for _ in self.past]
 
     def step(self, h: Tensor) -> Tensor:
         """The output ``(N, out_channels)`` at the next step, given its input ``(N, in_channels)``."""
-        if len(self.inputs) == self.size:
-            self.blocks = [*self.blocks, torch.stack(self.inputs)][1:]
-            self.inputs = []
-            ahead = self.shift.expand(self.size, *self.shift.shape)
-            for block, tap in zip(self.blocks, self.past, strict=True):
-                ahead = ahead + block @ tap
-            self.ahead = ahead.unbind()
-        out = torch.addmm(self.ahead[len(self.inputs)], h, self.present)
-        self.inputs.append(h)
+        out = torch.addmm(self.shift, h, self.present)
+        for waiting, tap in zip(self.waiting, self.past, strict=True):
+            waiting.append(h)
+            h = waiting.popleft()
+            out = torch.addmm(out, h, tap)
         return out
 
 
