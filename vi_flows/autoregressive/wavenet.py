@@ -106,33 +106,30 @@ def bias_of(conv: nn.Conv1d) -> Tensor:
 
 
 def transposed(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
-    """A 1×1 convolution's weight ``(in, out)`` and bias, for ``torch.addmm``."""
-    return conv.weight[..., 0].mT, bias_of(conv)
+    """Bias and weight ``(k · in, out)`` of a convolution for ``torch.addmm``, from the present input to the past."""
+    return bias_of(conv), conv.weight.permute(2, 1, 0).flip(0).flatten(0, 1)
 
 
-class ConvSteps:
-    """A causal convolution step by step, which remembers its inputs; before the beginning they are zero.
+class Window:
+    """The last inputs of a causal convolution, those that its taps see; before the beginning they are zero.
 
     Args:
         conv: the convolution.
-        shift: added to all outputs, ``(N, out_channels)``.
+        rows: of the batch.
     """
 
-    def __init__(self, conv: CausalConv1d, shift: Tensor) -> None:
-        self.present, *self.past = (tap.mT.contiguous() for tap in conv.weight.unbind(-1)[::-1])
-        self.shift = shift + bias_of(conv)
-        nothing = shift.new_zeros(len(shift), conv.in_channels)
-        # Before each tap the inputs that wait for it; an input goes from one to the next, the later ones of the past.
-        self.waiting = [deque([nothing] * conv.dilation[0]) for _ in self.past]
+    def __init__(self, conv: CausalConv1d, rows: int) -> None:
+        nothing = conv.weight.new_zeros(rows, conv.in_channels)
+        # One queue for each tap of the past: what leaves one has come to its tap, and enters the next.
+        self.queues = [deque([nothing] * conv.dilation[0]) for _ in range(conv.kernel_size[0] - 1)]
 
     def step(self, h: Tensor) -> Tensor:
-        """The output ``(N, out_channels)`` at the next step, given its input ``(N, in_channels)``."""
-        out = torch.addmm(self.shift, h, self.present)
-        for waiting, tap in zip(self.waiting, self.past, strict=True):
-            waiting.append(h)
-            h = waiting.popleft()
-            out = torch.addmm(out, h, tap)
-        return out
+        """``(N, k · in_channels)``, the present input first, when that is ``h`` of shape ``(N, in_channels)``."""
+        seen = [h]
+        for queue in self.queues:
+            queue.append(seen[-1])
+            seen.append(queue.popleft())
+        return torch.cat(seen, 1)
 
 
 class LayerSteps:
@@ -144,16 +141,20 @@ class LayerSteps:
     """
 
     def __init__(self, layer: WaveNetLayer, context: Tensor) -> None:
-        self.width, self.last = layer.conv.in_channels, layer.last
-        self.conv = ConvSteps(layer.conv, layer.context(context.new_zeros(len(context), 2 * self.width), context))
+        self.last = layer.last
+        self.window = Window(layer.conv, len(context))
+        bias, weight = transposed(layer.conv)
+        shift = layer.context(bias.expand(len(context), -1), context)
+        # Two products, whose results can be changed in place, cost less than one that is split.
+        (self.filter_shift, self.gate_shift), (self.filter, self.gate) = shift.chunk(2, 1), weight.chunk(2, 1)
         if not self.last:
-            self.weight, self.bias = transposed(cast(nn.Conv1d, layer.residual))
+            self.bias, self.weight = transposed(cast(nn.Conv1d, layer.residual))
 
     def step(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The residual output and ``z``, from ``h`` of shape ``(N, width)``, at the next step."""
-        gates = self.conv.step(h)
-        gates[:, : self.width].tanh_()
-        z = F.glu(gates, 1)
+        seen = self.window.step(h)
+        gate = torch.addmm(self.gate_shift, seen, self.gate).sigmoid_()
+        z = torch.addmm(self.filter_shift, seen, self.filter).tanh_() * gate
         return h if self.last else h + torch.addmm(self.bias, z, self.weight), z
 
 
@@ -240,22 +241,23 @@ class WaveNet(Autoregressive):
 
     def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
         """See :meth:`Autoregressive.extend`; with the layers' inputs remembered, O(layers) for each entry."""
-        x = x.clone()
-        first = ConvSteps(self.first, context.new_zeros(len(context), self.first.out_channels))
+        first, first_linear = Window(self.first, len(context)), transposed(self.first)
         layers = [LayerSteps(layer, context) for layer in self._layers()]
         skip_weight, skip_bias = self._skips()
         skip_weight = skip_weight[..., 0].mT
         head = [transposed(conv) for conv in cast(list[nn.Conv1d], list(self.head)[1::2])]
-        previous = context.new_zeros(len(context), 1)
+        entries = list(x.unbind(1))
+        previous = torch.zeros_like(entries[0])
         for time in progress_bar(range(self.event_shape[0]), unit="step", shown=progress):
-            h, gated = first.step(previous), []
+            bias, weight = first_linear
+            h, gated = torch.addmm(bias, first.step(previous[:, None]), weight), []
             for layer in layers:
                 h, z = layer.step(h)
                 gated.append(z)
             if time >= num_known:
                 params = torch.addmm(skip_bias, torch.cat(gated, 1), skip_weight)
-                for weight, bias in head:
+                for bias, weight in head:
                     params = torch.addmm(bias, params.relu(), weight)
-                x[:, time] = self.output.sample(params)
-            previous = self.output.encode(x[:, time])[:, None]
-        return x
+                entries[time] = self.output.sample(params)
+            previous = self.output.encode(entries[time])
+        return torch.stack(entries, 1)
