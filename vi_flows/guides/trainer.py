@@ -141,8 +141,12 @@ class Trainer:
     # What remains.
 
     def _nothing_left(self, values: list[Tensor], kl: float) -> bool:
-        """Whether less than ``kl`` nats remain with these values, and also in the eyes of fresh draws."""
-        if self.own or self.probe is None or not self._look(values).below(kl) or not self._look(values, True).below(kl):
+        """Whether less than ``kl`` nats remain with these values, and also in the eyes of fresh draws.
+
+        Never with parameters of the model's own: a guide that matches the posterior does not say that they are fitted.
+        The look is taken all the same, for :meth:`_flat`.
+        """
+        if self.probe is None or not self._look(values).below(kl) or self.own or not self._look(values, True).below(kl):
             return False
         self.stopped = "nothing left to gain"
         return True

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vi_flows.recording import is_recorded, is_transformed
+
 __all__ = ["ACTIVATIONS", "Activation", "make_activation"]
+
+PATIENCE = 8
+"""Rounds in which Newton's steps are taken as they come; nearly always fewer find the root."""
 
 
 class Activation(ABC):
@@ -49,26 +54,34 @@ class Activation(ABC):
     def solve(self, gain: Tensor, v: Tensor) -> Tensor:
         """The root ``t`` of ``t + gain · h(t) = v``: Newton's method kept inside a shrinking bracket.
 
+        Where Newton's steps don't at least halve after the first :data:`PATIENCE` rounds, the bracket is halved
+        instead: at steep gains they can go to and fro between the flat sides of ``h`` for ever.
+
         Differentiable in both arguments: the last two Newton steps are recorded, and each of them doubles the number
         of derivatives that are right.
         """
+        # functorch's tensors can't steer the loop, and a trace would keep the number of rounds that its example took:
+        # both go through as many as are always enough. The compiler looks again at each call.
+        steers = torch.compiler.is_compiling() or not (is_recorded() or is_transformed())
+        patience, rounds = (PATIENCE, 200) if steers else (0, 64)
         with torch.no_grad():
             gain_, v_ = torch.broadcast_tensors(gain.detach(), v.detach())
             low, high = self.bracket(gain_, v_)
             low, high = torch.minimum(low, high), torch.maximum(low, high)
-            t = v_.clamp(low, high)
-            for _ in range(200):
+            t, moved = v_.clamp(low, high), high - low
+            for count in range(rounds):
                 h, slope = self.value_and_slope(t)
                 residual = t + gain_ * h - v_
                 low = torch.where(residual <= 0, t, low)
                 high = torch.where(residual >= 0, t, high)
-                step = t - residual / (1 + gain_ * slope)
-                inside = (step > low) & (step < high)
-                new = torch.where(residual == 0, t, torch.where(inside, step, 0.5 * (low + high)))
-                done = (new == t) | (high - low <= torch.finfo(t.dtype).eps * t.abs())
+                newton = t - residual / (1 + gain_ * slope)
+                trusted = (newton > low) & (newton < high)
+                if count >= patience:
+                    trusted = trusted & (2 * (newton - t).abs() <= moved)
+                new = torch.where(residual == 0, t, torch.where(trusted, newton, 0.5 * (low + high)))
+                moved, tolerance = (new - t).abs(), torch.finfo(t.dtype).eps * new.abs()
                 t = new
-                # functorch's tensors can't steer the loop; they go through all of it
-                if torch._C._functorch.peek_interpreter_stack() is None and bool(done.all()):
+                if steers and bool(((moved <= tolerance) | (high - low <= tolerance)).all()):
                     break
         for _ in range(2):
             h, slope = self.value_and_slope(t)

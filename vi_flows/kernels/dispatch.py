@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from vi_flows.kernels import analytic, native, ops, reference
 from vi_flows.kernels.operands import Cotangents, Engine, Operands, constant_to_the_compiler, normalize
 from vi_flows.kernels.reference import ConvFlowSpec
+from vi_flows.recording import is_recorded, is_transformed
 
 __all__ = [
     "KERNELS",
@@ -213,22 +213,12 @@ def _served(operands: Operands, spec: ConvFlowSpec) -> bool:
         return plain
     if torch.jit.is_tracing():  # TorchScript knows no operator with a list of booleans
         return False
-    return (
-        plain
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and not x.is_neg()
-    )
+    return plain and not is_transformed() and not x.is_neg()
 
 
 def _eager(operands: Operands) -> bool:
     """Whether the tensors hold numbers now, and nobody records the operators that touch them."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and all(type(t) in _PLAIN for t in operands)
-    )
+    return not is_recorded() and all(type(t) in _PLAIN for t in operands)
 
 
 def _check(name: str, source: str) -> str:

@@ -114,6 +114,7 @@ def solve(gain, v, slope, bound, eps, ACT: tl.constexpr):
         low = tl.minimum(v, end)
         high = tl.maximum(v, end)
         t = tl.minimum(tl.maximum(v - gain * h / (1.0 + gain * h1), low), high)
+        moved = high - low
         step = 0
         moving = 1
         while (moving > 0) & (step < 200):
@@ -122,10 +123,13 @@ def solve(gain, v, slope, bound, eps, ACT: tl.constexpr):
             low = tl.where(residual <= 0, t, low)
             high = tl.where(residual >= 0, t, high)
             newton = t - residual / (1.0 + gain * h1)
-            then = tl.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+            # at steep gains Newton's steps can go to and fro for ever: after some rounds they must halve at least
+            halves = (step < 8) | (2.0 * tl.abs(newton - t) <= moved)
+            then = tl.where((newton > low) & (newton < high) & halves, newton, 0.5 * (low + high))
             then = tl.where(residual == 0, t, then)
+            moved = tl.abs(then - t)
             tolerance = eps * tl.abs(then)
-            moves = (tl.abs(then - t) > tolerance) & (high - low > tolerance)
+            moves = (moved > tolerance) & (high - low > tolerance)
             moving = tl.max(tl.max(moves.to(tl.int32), 1), 0)
             t = then
             step += 1

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from vi_flows.recording import is_recorded, is_transformed
 
 __all__ = ["GATES", "Diagonals", "diagonal_lstm", "diagonals", "lstm_update", "plain_diagonal_lstm"]
 
@@ -84,18 +85,8 @@ def diagonal_lstm(x: Tensor, weight: Tensor, bias: Tensor, state_weight: Tensor,
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias, state_weight = (t.to(dtype) for t in (x, weight, bias, state_weight))
-    run = _DiagonalLSTM.apply if _served() else plain_diagonal_lstm
+    run = plain_diagonal_lstm if is_recorded() or is_transformed() else _DiagonalLSTM.apply
     return run(x, weight, bias, state_weight, size)
-
-
-def _served() -> bool:
-    # functorch's tensors, dual numbers and recorded programs need each operation for itself.
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    )
 
 
 def plain_diagonal_lstm(x: Tensor, weight: Tensor, bias: Tensor, state_weight: Tensor, size: tuple[int, int]) -> Tensor:

@@ -40,6 +40,9 @@
 #define MIN_LOG_SLOPE -7.0   /* as in reference.py */
 
 enum { LEAKY_RELU, TANH, SIGMOID, SOFTPLUS, ELU };
+
+/* Rounds of the root finder in which Newton's steps are taken as they come. */
+enum { PATIENCE = 8 };
 enum { FORWARD, INVERSE, FORWARD_BACKWARD, INVERSE_BACKWARD };
 enum { ISA_AUTO = -1, ISA_BASELINE, ISA_AVX2, ISA_AVX512 };
 

@@ -261,6 +261,25 @@ static TARGET void FN(weight_gradient)(const Stack *stack, const FN(layer) * p, 
     }
 }
 
+/* One round of the root finder: Newton's step where it stays in the bracket (and, if asked, moves by half of the last
+ * move at most), else the bracket's middle. Whether a root of any row is still moving. */
+static TARGET INLINE int FN(solve_round)(const int act, const int halving, const Stack *stack, VEC gain, VEC v, VEC *t,
+                                         VEC *low, VEC *high, VEC *moved) {
+    VEC h, h1, h2;
+    VN(activation)(act, (REAL)stack->slope, *t, &h, &h1, &h2);
+    VEC residual = *t + gain * h - v;
+    *low = VN(select)(residual <= SET1(0), *t, *low);
+    *high = VN(select)(residual >= SET1(0), *t, *high);
+    VEC newton = *t - residual / (SET1(1) + gain * h1), middle = SET1(0.5) * (*low + *high);
+    VEC next = VN(select)((newton > *low) & (newton < *high), newton, middle);
+    if (halving) next = VN(select)(SET1(2) * VN(abs)(newton - *t) <= *moved, next, middle);
+    next = VN(select)(residual == SET1(0), *t, next);
+    VEC tolerance = SET1(REAL_EPS) * VN(abs)(next);
+    *moved = VN(abs)(next - *t);
+    *t = next;
+    return VN(any)((*moved > tolerance) & (*high - *low > tolerance));
+}
+
 /* The root t of t + A h(t) = v. */
 static TARGET INLINE VEC FN(solve)(const int act, const Stack *stack, VEC gain, VEC v) {
     if (act == LEAKY_RELU) return v / (SET1(1) + gain * VN(select)(v >= SET1(0), SET1(1), SET1(stack->slope)));
@@ -268,21 +287,14 @@ static TARGET INLINE VEC FN(solve)(const int act, const Stack *stack, VEC gain, 
     VEC h, h1, h2;
     VN(activation)(act, (REAL)stack->slope, v, &h, &h1, &h2);
     VEC steepest = VN(min)(SET1(1), SET1(1) + gain * SET1(stack->bound));
-    VEC end = v - gain * h / steepest, low = VN(min)(v, end), high = VN(max)(v, end);
+    VEC end = v - gain * h / steepest, low = VN(min)(v, end), high = VN(max)(v, end), moved = high - low;
     VEC t = v - gain * h / (SET1(1) + gain * h1);
     t = VN(select)(t < low, low, VN(select)(t > high, high, t));
-    for (int step = 0; step < 200; step++) {
-        VN(activation)(act, (REAL)stack->slope, t, &h, &h1, &h2);
-        VEC residual = t + gain * h - v;
-        low = VN(select)(residual <= SET1(0), t, low);
-        high = VN(select)(residual >= SET1(0), t, high);
-        VEC newton = t - residual / (SET1(1) + gain * h1);
-        VEC next = VN(select)((newton > low) & (newton < high), newton, SET1(0.5) * (low + high));
-        next = VN(select)(residual == SET1(0), t, next);
-        VEC moved = VN(abs)(next - t), tolerance = SET1(REAL_EPS) * VN(abs)(next);
-        t = next;
-        if (!VN(any)((moved > tolerance) & (high - low > tolerance))) break;
-    }
+    for (int step = 0; step < PATIENCE; step++)
+        if (!FN(solve_round)(act, 0, stack, gain, v, &t, &low, &high, &moved)) return t;
+    /* At steep gains Newton's steps can go to and fro between the flat sides for ever; from here on they don't. */
+    for (int step = PATIENCE; step < 200; step++)
+        if (!FN(solve_round)(act, 1, stack, gain, v, &t, &low, &high, &moved)) return t;
     return t;
 }
 

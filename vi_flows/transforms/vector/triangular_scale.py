@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vi_flows.recording import is_recorded, is_transformed
 from vi_flows.transforms.base import Bijection
 
 __all__ = ["TriangularScale"]
@@ -85,9 +86,7 @@ def _settled(sweep: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | None:
     As each dimension depends on those before alone, ``k`` sweeps settle the first ``k``, and dimensions that depend on
     few others, or little, far sooner. Not where a graph is recorded: the derivatives of the sweeps settle later.
     """
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-    mapped = torch._C._functorch.peek_interpreter_stack() is not None
-    if recorded or mapped or torch.is_grad_enabled() or start.device.type != "cpu":
+    if is_recorded() or is_transformed() or torch.is_grad_enabled() or start.device.type != "cpu":
         return None
     for _ in range(SWEEPS):
         value = sweep(start)

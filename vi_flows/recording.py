@@ -1,0 +1,25 @@
+"""Who else looks at the operations that run now: written backward passes and in-place work are for nobody's eyes."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = ["is_recorded", "is_transformed"]
+
+
+def is_recorded() -> bool:
+    """Whether operations become part of a program: ``torch.compile``, ``torch.jit.trace``, ``make_fx``, a mode.
+
+    What is decided by the tensors' numbers would then be decided for all later ones.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation needs each operation for itself."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
