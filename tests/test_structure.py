@@ -21,6 +21,7 @@ LEAVES = {
     "parameters",
     "plotting",
     "progress",
+    "recording",
     "records",
     "settings",
     "traces",
@@ -39,7 +40,13 @@ FLOORS = [
     {"__main__"},
 ]
 """From the ground up: a room imports from lower floors, and from the rooms beside it where :data:`BESIDE` says so."""
-BESIDE = {("evaluation", "objectives"), ("data", "settings"), ("plotting", "settings")}
+BESIDE = {
+    ("evaluation", "objectives"),
+    ("data", "settings"),
+    ("plotting", "settings"),
+    ("kernels", "recording"),
+    ("nn", "recording"),
+}
 """Arrows within a floor."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
