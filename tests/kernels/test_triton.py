@@ -13,7 +13,7 @@ import torch
 from tests.kernels.stacks import draw, make_spec, outputs_and_gradients, worst_error
 from vi_flows.kernels import ACTIVATIONS, dispatch, reference
 from vi_flows.kernels.native import ACTIVATION_CODES
-from vi_flows.kernels.operands import Cotangents
+from vi_flows.kernels.operands import Cotangents, Operands
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when it is imported
@@ -43,6 +43,19 @@ def engine():
 
 def run(engine, inverse):
     return lambda *t: dispatch.ConvFlowFunction.apply(*t[:4], t[4], inverse, engine)
+
+
+@needs_triton
+def test_the_inverse_of_steep_layers(engine):
+    """Newton's steps alone go to and fro between the flat sides of a steep sigmoid for ever."""
+    spec = make_spec(1, 1, (1,), 1, "sigmoid")
+    for theta in (-1e3, 20.0, 1e3):
+        numbers = (torch.tensor([[value]], dtype=torch.float64) for value in (theta, 1.0, 0.3))
+        operands = Operands(torch.linspace(-6, 6, 64, dtype=torch.float64)[:, None], *numbers)
+        y, _ = reference.conv_flow_forward(*operands, spec)
+        back, _ = engine.evaluate(Operands(*(t.to(DEVICE) for t in operands._replace(x=y))), spec, True)
+        again, _ = reference.conv_flow_forward(back.cpu(), *operands[1:], spec)
+        assert ((again - y).abs() / (1 + y.abs())).max() < 1e-12
 
 
 @needs_triton
