@@ -241,7 +241,7 @@ class WaveNet(Autoregressive):
 
     def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
         """See :meth:`Autoregressive.extend`; with the layers' inputs remembered, O(layers) for each entry."""
-        first, first_linear = Window(self.first, len(context)), transposed(self.first)
+        first, (first_bias, first_weight) = Window(self.first, len(context)), transposed(self.first)
         layers = [LayerSteps(layer, context) for layer in self._layers()]
         skip_weight, skip_bias = self._skips()
         skip_weight = skip_weight[..., 0].mT
@@ -249,8 +249,7 @@ class WaveNet(Autoregressive):
         entries = list(x.unbind(1))
         previous = torch.zeros_like(entries[0])
         for time in progress_bar(range(self.event_shape[0]), unit="step", shown=progress):
-            bias, weight = first_linear
-            h, gated = torch.addmm(bias, first.step(previous[:, None]), weight), []
+            h, gated = torch.addmm(first_bias, first.step(previous[:, None]), first_weight), []
             for layer in layers:
                 h, z = layer.step(h)
                 gated.append(z)
