@@ -115,6 +115,25 @@ def test_parameters_of_the_model_move_though_the_guide_is_right():
     assert pyro.param("loc").item() > 1
 
 
+def test_with_parameters_of_the_model_the_elbo_at_rest_ends_the_fit():
+    """Empirical Bayes: x_i ~ N(m, 1) and y_i ~ N(x_i, 1) give m the mean of y, and the evidence of N(m, √2)."""
+    y = torch.tensor([3.0, 4.0, 4.5, 6.5])
+
+    def model():
+        loc = pyro.param("loc", torch.tensor(3.0))
+        with pyro.plate("rows", 4):
+            pyro.sample("y", dist.Normal(pyro.sample("x", dist.Normal(loc, 1.0)), 1.0), obs=y)
+
+    pyro.clear_param_store()
+    result = fit(model, AutoConvFlow(model, num_blocks=1))
+    assert [step for step, _ in result.remaining][:4] == [0, 100, 200, 300]
+    assert result.stopped == "no further gain"
+    assert result.num_steps < 1400
+    assert pyro.param("loc").item() == pytest.approx(4.5, abs=0.02)
+    evidence = dist.Normal(4.5, 2**0.5).log_prob(y).sum().item()
+    assert result.elbo == pytest.approx(evidence, abs=0.01 + 4 * result.elbo_se)
+
+
 def test_subsampled_data_are_not_weighed():
     y = torch.linspace(-1, 1, 50)
 
