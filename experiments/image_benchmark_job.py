@@ -21,7 +21,7 @@ from vi_flows.settings import Positive
 from vi_flows.table import Job, OutOfTimeError, Workplace
 from vi_flows.training import ImageTrainConfig, Run, RunError, TrainingDivergedError
 from vi_flows.training.budget import BudgetTrainer, Steps
-from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
+from vi_flows.training.kept import KeptParts
 
 NUM_DRAWS = 8
 NUM_VALIDATIONS = 20
@@ -122,18 +122,31 @@ class BudgetJob(Job[Limits]):
                 raise OutOfTimeError(self.name)
 
     def evaluate(self, workplace: Workplace, machine: Limits) -> Record:
-        """Score test images in parts, each kept as soon as it is there, check samples, and write the record."""
+        """Score test images in parts, each kept as soon as it is there, check samples, and write the record.
+
+        Raises:
+            RunError: the record that is there is another run's, or the run is not trained to its end.
+            OutOfTimeError: the time for scores is up; the record is of the images that are scored.
+        """
         folder, path = self.folder(workplace), self.record(workplace)
         differs = self.record_differs(workplace) if path.exists() else ""
         if differs:
             raise RunError(f"{path} is of a run with {differs}")
         run = Run.open(folder, workplace.data_root)
+        state, diverged = run.saved_state, (folder / "diverged.txt").exists()
+        if not (state["finished"] or diverged):
+            raise RunError(f"{self.name} has {state['step']} of its {self.steps} steps: `run` trains it to its end")
         task = run.build_task()
         trained = run.load_weights(task, "best")
         density, data, test = task.module, run.data, run.data.split("clean").test
-        scores = self._scores(folder / "scores.safetensors", density, data.images(test), machine.evaluate_seconds)
+        made_by = provenance(data_sha256=data.sha256, trained_at_revision=run.trained_at)
+        parts = KeptParts(path, {
+            "weights": run.weights.sha256("best"), "data": data.sha256, "run": run.key, "num_draws": NUM_DRAWS,
+            "chunk": CHUNK, "code": [made_by["revision"], made_by["vi_flows"], made_by["torch"]],
+        })  # fmt: skip
+        scores = self._scores(parts, density, data.images(test), machine.evaluate_seconds)
         torch.manual_seed(0)
-        samples, state = check_samples(density, machine.num_samples), run.saved_state
+        samples = check_samples(density, machine.num_samples)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"] | {"data_root": None}
         settings |= {"steps": self.steps, "num_draws": NUM_DRAWS}
         figures = {
@@ -153,7 +166,7 @@ class BudgetJob(Job[Limits]):
             "seconds": state["seconds"],
             "steps": state["step"],
             "images_seen": state["step"] * run.config.batch_size,
-            "diverged": (folder / "diverged.txt").exists(),
+            "diverged": diverged,
             "round_trip_error": round_trip_error(density, data.images(test[:100])),
             "samples": samples._asdict(),
             "curve": [from_json(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()],
@@ -165,29 +178,31 @@ class BudgetJob(Job[Limits]):
             settings=settings,
             figures=figures,
             scores={"bits_per_dim": scores.numpy()},
-            provenance=provenance(data_sha256=data.sha256, trained_at_revision=run.trained_at),
+            provenance=made_by,
         )
         record.write(path, overwrite=True)
+        if len(scores) == len(test):
+            parts.remove()
         if not self.has_record(workplace):
             raise OutOfTimeError(f"{len(scores)} of {len(test)} test images are scored")
         return record
 
-    def _scores(self, path: Path, density: Any, images: torch.Tensor, seconds: float) -> torch.Tensor:
-        """Bits/dim of the first images, as many as fit into the time, going on from those that are in the file."""
-        began = time.process_time()
-        try:
-            scores = load_tensors(path)[0]["bits_per_dim"]
-        except CheckpointError:
-            scores = torch.zeros(0)
-        while len(scores) < len(images):
-            torch.manual_seed(len(scores))
-            with torch.no_grad():
-                part = density.bits_per_dim(images[len(scores) : len(scores) + CHUNK], NUM_DRAWS)
-            scores = torch.cat([scores, part.float()])
-            save_tensors(path, {"bits_per_dim": scores}, {"num_draws": NUM_DRAWS})
-            if time.process_time() - began > seconds:
+    def _scores(self, parts: KeptParts, density: Any, images: torch.Tensor, seconds: float) -> torch.Tensor:
+        """Bits/dim of the first images: of all that have been scored, and as many more as fit into the time."""
+        began, scores = time.process_time(), []
+        for first in range(0, len(images), CHUNK):
+
+            @torch.no_grad()
+            def score(first: int = first) -> dict[str, torch.Tensor]:
+                torch.manual_seed(first)
+                return {"bits_per_dim": density.bits_per_dim(images[first : first + CHUNK], NUM_DRAWS).float()}
+
+            taken_up = parts.cpu_seconds_before
+            scores.append(parts.part("test", first, score)["bits_per_dim"])
+            made_now = parts.cpu_seconds_before == taken_up
+            if made_now and time.process_time() - began > seconds:
                 break
-        return scores
+        return torch.cat(scores)
 
     def summary(self, record: Record) -> str:
         """Bits/dim, of how many images, and what was used."""

@@ -20,7 +20,7 @@ from vi_flows.table import OutOfTimeError, Workplace, status_of
 from vi_flows.table.work import work
 from vi_flows.training import ImageTrainConfig, Run, RunError
 from vi_flows.training.budget import BudgetTrainer, CPUSeconds
-from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.checkpoint import load_tensors, save_tensors
 from vi_flows.transforms import ActNorm, Bijection, Chain, Inverse
 
 benchmark = script("image_benchmark")
@@ -140,6 +140,9 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
         work([job], place, replace(limits, wall_seconds=0.0))
     assert not job.has_record(place)
     assert status_of(job, place).state == "stopped"
+    with pytest.raises(RunError, match="has 1 of its 30 steps: `run` trains it to its end"):
+        whole.evaluate(place, limits)
+    assert not job.has_record(place)
     record = work([job], place, limits)["glow-s0"].figures
     assert record["num_images"] == 20 < record["num_test_images"]
     assert (record["budget_used"], record["steps"]) == (1.0, 30)
@@ -172,6 +175,23 @@ def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
     assert shown == f"{head}\n\n{table.strip()}"
     assert benchmark.Status(out=out, rows=("glow",), seeds=(0,), steps=30).run() == 0
     assert f"{scored['bits_per_dim']:.4f}" in capsys.readouterr().out
+
+
+def test_scores_of_other_weights_are_not_taken_up(tmp_path, tiny):
+    """A run that was scored in part and then trained on is scored from its beginning."""
+    place = Workplace(tmp_path, tmp_path)
+    job, whole = (job_module.BudgetJob(tiny, "glow", 0, 5, only_scores=scores) for scores in (False, True))
+    limits = job_module.Limits(evaluate_seconds=0.0, num_samples=8)
+    before = work([job], place, limits)["glow-s0"].scores["bits_per_dim"]
+    best = tmp_path / "glow-s0" / "best.safetensors"
+    tensors, state = load_tensors(best)
+    save_tensors(best, {name: t + 0.05 if t.is_floating_point() else t for name, t in tensors.items()}, state)
+    everything = replace(limits, evaluate_seconds=math.inf)
+    mixed = work([whole], place, everything)["glow-s0"].scores["bits_per_dim"]
+    assert not list(tmp_path.glob("glow-s0/.record.parts"))
+    fresh = whole.evaluate(place, everything).scores["bits_per_dim"]
+    assert abs(mixed[: len(before)] - before).max() > 0.01
+    assert (mixed == fresh).all()
 
 
 def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
