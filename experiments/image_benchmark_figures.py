@@ -35,8 +35,8 @@ def markdown_table(records: list[dict[str, Any]], steps: Mapping[str, int]) -> s
     """
     lines = [
         "| row | bits/dim | ± 95 % | paper | seeds | parameters | CPU s | images seen | sampling, ms an image "
-        "| finite | saturated pixels | round trip |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| finite | out of range | 0 or 255, beyond the data | round trip |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row, group in sorted(_groups(records).items(), key=lambda item: _mean("bits_per_dim", item[1])):
         bits, count = [r["bits_per_dim"] for r in group], len(group)
@@ -58,7 +58,8 @@ def markdown_table(records: list[dict[str, Any]], steps: Mapping[str, int]) -> s
             f"| {published_bits(dataset, row) or '–'} | {count} | {group[0]['parameters']:,} "
             f"| {_mean('cpu_seconds', group):.0f} | {_mean('images_seen', group) / 1000:.0f} k "
             f"| {1000 * _mean('cpu_seconds', samples):.1f} | {100 * _mean('finite_images', samples):.1f} % "
-            f"| {100 * _mean('saturated_pixels', samples):.2f} % | {max(r['round_trip_error'] for r in group):.0e} |"
+            f"| {100 * _mean('saturated_pixels', samples):.2f} % | {_beyond_the_data(group)} "
+            f"| {max(r['round_trip_error'] for r in group):.0e} |"
         )
     if any(len(group) == 1 for group in _groups(records).values()):
         lines += ["", "† one seed: the interval is over test images."]
@@ -153,6 +154,15 @@ def _groups(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def _mean(name: str, group: list[dict[str, Any]]) -> float:
     return sum(record[name] for record in group) / len(group)
+
+
+def _beyond_the_data(group: list[dict[str, Any]]) -> str:
+    """By how much more of the samples' pixels than of the test images' are black or white; older records don't know."""
+    counted = [r for r in group if "test_extreme_pixels" in r]
+    if not counted:
+        return "–"
+    samples = _mean("extreme_pixels", [r["samples"] for r in counted])
+    return f"{100 * (samples - _mean('test_extreme_pixels', counted)):+.2f} %"
 
 
 def _trained(out: Path, records: list[dict[str, Any]]) -> dict[str, Path]:

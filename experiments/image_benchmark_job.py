@@ -14,7 +14,7 @@ import torch
 import tyro
 from image_benchmark_rows import Benchmark
 
-from vi_flows.distributions.image_checks import check_samples, round_trip_error
+from vi_flows.distributions.image_checks import check_samples, extreme_share, round_trip_error
 from vi_flows.evaluation.nll import half_width
 from vi_flows.records import Record, from_json, provenance, row_key
 from vi_flows.settings import Positive
@@ -169,6 +169,7 @@ class BudgetJob(Job[Limits]):
             "diverged": diverged,
             "round_trip_error": round_trip_error(density, data.images(test[:100])),
             "samples": samples._asdict(),
+            "test_extreme_pixels": extreme_share(data.images(test), density.num_levels),
             "curve": [from_json(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()],
         }
         record = Record(

@@ -13,7 +13,7 @@ import torch
 from experiments.tables import densities
 from tests.image.test_experiments import script
 from vi_flows.distributions.image import ImageDensity
-from vi_flows.distributions.image_checks import check_samples, round_trip_error
+from vi_flows.distributions.image_checks import check_samples, extreme_share, round_trip_error
 from vi_flows.distributions.image_config import build_image_density, image_config
 from vi_flows.records import Record
 from vi_flows.table import OutOfTimeError, Workplace, status_of
@@ -25,6 +25,7 @@ from vi_flows.transforms import ActNorm, Bijection, Chain, Inverse
 
 benchmark = script("image_benchmark")
 job_module = importlib.import_module("image_benchmark_job")
+figures_module = importlib.import_module("image_benchmark_figures")
 rows_module = importlib.import_module("image_benchmark_rows")
 BENCHMARKS = rows_module.BENCHMARKS
 
@@ -106,8 +107,25 @@ def test_defects_of_samples_are_counted():
     assert found.saturated_pixels == pytest.approx(5 / 20)
     assert found.saturated_images == pytest.approx(0.4)
     assert found.largest_logit == 50.0
+    assert found.extreme_pixels == pytest.approx(5 / 20)  # none of the others: sigmoid(±1) is far from both ends
     with pytest.raises(ValueError, match="num_samples"):
         check_samples(ImageDensity(Broken(), (1, 2, 2)), 0)
+
+
+def test_black_and_white_pixels_are_counted_as_in_data():
+    class Ends(Broken):
+        def forward_and_ladj(self, x):
+            logits = torch.tensor([-20.0, 20.0, math.log(0.99 / 255.01), math.log(1.01 / 254.99)])  # greys 0, 255, 0, 1
+            return logits.reshape(1, 2, 2).expand_as(x), x.new_zeros(x.shape[:-3])
+
+    found = check_samples(ImageDensity(Ends(), (1, 2, 2)), 7, batch_size=3)
+    assert found.extreme_pixels == 0.75
+    assert found.saturated_pixels == 0.5  # 0.99 of a grey level is one that data have
+    assert extreme_share(torch.tensor([[0, 3], [255, 254]])) == 0.5
+    assert extreme_share(torch.tensor([0, 1, 2, 3]), num_levels=4) == 0.5
+    group = [{"samples": {"extreme_pixels": e}, "test_extreme_pixels": 0.02} for e in (0.03, 0.04)]
+    assert figures_module._beyond_the_data([*group, {"samples": {}}]) == "+1.50 %"
+    assert figures_module._beyond_the_data([{"samples": {}}]) == "–"
 
 
 def test_round_trip_errors_and_the_range_of_images():

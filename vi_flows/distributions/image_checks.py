@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vi_flows.distributions.image import ImageDensity
 
-__all__ = ["SampleCheck", "check_samples", "round_trip_error"]
+__all__ = ["SampleCheck", "check_samples", "extreme_share", "round_trip_error"]
 
 
 class SampleCheck(NamedTuple):
@@ -21,6 +21,8 @@ class SampleCheck(NamedTuple):
         finite_images: share of the samples without a NaN or an infinity.
         saturated_pixels: share of the pixels whose logit no image can have, whatever its noise (or is not finite).
         saturated_images: share of the samples with such a pixel.
+        extreme_pixels: share of the pixels that are the least or the greatest grey (or NaN), in or out of range; to be
+            compared with :func:`extreme_share` of data, for it does not depend on how far the logit map's ends are.
         largest_logit: largest finite magnitude.
         cpu_seconds: CPU time an image.
     """
@@ -29,6 +31,7 @@ class SampleCheck(NamedTuple):
     finite_images: float
     saturated_pixels: float
     saturated_images: float
+    extreme_pixels: float
     largest_logit: float
     cpu_seconds: float
 
@@ -51,11 +54,14 @@ def check_samples(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    begun, parts = time.process_time(), []
+    begun, parts, extreme = time.process_time(), [], 0
     for start in range(0, num_samples, batch_size):
         parts.append(density.sample_logits(min(batch_size, num_samples - start), temperature).flatten(0, -4).cpu())
     seconds = time.process_time() - begun
     logits = torch.cat(parts)
+    for part in parts:
+        levels = density.pixels.forward_and_ladj(part.to(density.origin))[0] * density.num_levels
+        extreme += int((~((levels >= 1) & (levels < density.num_levels - 1))).sum())  # a NaN is neither
     low, high = density.logit_range
     outside = ~((logits >= low - margin) & (logits <= high + margin))  # a NaN is outside too
     finite = logits.isfinite()
@@ -64,9 +70,20 @@ def check_samples(
         finite.flatten(1).all(1).double().mean().item(),
         outside.double().mean().item(),
         outside.flatten(1).any(1).double().mean().item(),
+        extreme / logits.numel(),
         logits[finite].abs().max().item() if finite.any() else float("nan"),
         seconds / len(logits),
     )
+
+
+def extreme_share(images: Tensor, num_levels: int = 256) -> float:
+    """Share of the pixels of integer images that are the least or the greatest grey.
+
+    Args:
+        images: integers ``0 … num_levels − 1``, any shape.
+        num_levels: number of grey values.
+    """
+    return ((images == 0) | (images == num_levels - 1)).double().mean().item()
 
 
 @torch.no_grad()
