@@ -165,6 +165,17 @@ def test_what_weighting_moves_by_hand():
     assert shift["x"].shape == ()
 
 
+def test_coordinates_that_are_fixed_have_no_shift_by_rounding():
+    """The first entry of a Cholesky factor is 1; weights that add to 1 − 10⁻¹⁶ made 10²⁸⁴ standard deviations of it."""
+    x = torch.stack([torch.ones(2000), torch.full((2000,), 0.1), torch.zeros(2000), torch.linspace(-1, 1, 2000)], -1)
+    for seed in range(20):
+        w = torch.randn(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).softmax(0)
+        shift, ratio = _moments({"L": x}, w)
+        assert shift["L"][:3].tolist() == [0, 0, 0]
+        assert ratio["L"][:3].tolist() == [1, 1, 1]
+        assert shift["L"][3] != 0
+
+
 def test_small_parts():
     assert _share(torch.tensor([0.5, 0.6, math.nan, 0.4]), 0.5) == 0.25
     assert _short(torch.tensor(1.23456)) == "1.23"

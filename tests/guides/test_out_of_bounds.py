@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import transforms
 from pyro.infer.reparam import ConjugateReparam
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, ExpTransform, StackTransform
@@ -170,6 +171,25 @@ def test_supports_whose_map_is_of_single_values_are_refused():
 
     with pytest.raises(ValueError, match=r"the map to the support of latent site 't'"):
         AutoConvFlow(model)
+
+
+@pytest.mark.parametrize("make", [transforms.planar, transforms.radial, transforms.polynomial])
+def test_densities_of_transforms_without_an_inverse_are_refused(make):
+    transform = make(2)
+
+    def model():
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        pyro.sample("z", dist.TransformedDistribution(base, [transform]))
+        pyro.sample("y", dist.Normal(torch.zeros(2), 1.0).to_event(1), obs=torch.zeros(2))
+
+    with pytest.raises(ValueError, match=r"latent site 'z' can't be evaluated at a value that was not drawn from it"):
+        AutoConvFlow(model)
+
+    def computed():
+        z = pyro.deterministic("z", transform(pyro.sample("e", dist.Normal(torch.zeros(2), 1.0).to_event(1))))
+        pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=torch.zeros(2))
+
+    assert fitted(computed).latent_dim == 2  # the way out
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -29,11 +29,14 @@ def leaves_of(operands):
 @pytest.mark.parametrize(
     "per_row", [(False,) * 3, (True, False, True), (True,) * 3], ids=["shared", "amortised", "all"]
 )
-def test_gradcheck(engine, direction, activation, per_row):
+@pytest.mark.parametrize("fast_mode", [True, pytest.param(False, marks=pytest.mark.slow)])  # a projection, or all
+def test_gradcheck(engine, direction, activation, per_row, fast_mode):
     spec = make_spec(4, 2, (1, 2), blocks=1, activation=activation)
     operands = draw(spec, (2, 3), per_row, wide_bias=True, seed=3)
     with use_engine(engine):
-        assert gradcheck(lambda *t: PAIRS[direction][0](*t, spec), leaves_of(operands), eps=1e-7, atol=1e-6)
+        assert gradcheck(
+            lambda *t: PAIRS[direction][0](*t, spec), leaves_of(operands), eps=1e-7, atol=1e-6, fast_mode=fast_mode
+        )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

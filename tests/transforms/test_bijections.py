@@ -71,7 +71,8 @@ def test_leading_dimensions(name):
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.smooth])
 @pytest.mark.parametrize("direction", ["forward_and_ladj", "inverse_and_ladj"])
-def test_gradcheck(name, direction):
+@pytest.mark.parametrize("fast_mode", [True, pytest.param(False, marks=pytest.mark.slow)])  # a projection, or all
+def test_gradcheck(name, direction, fast_mode):
     if direction == "inverse_and_ladj" and not CASES[name].invertible:
         pytest.skip("the wrapped transform has no inverse")
     bijection = build(name)
@@ -93,7 +94,7 @@ def test_gradcheck(name, direction):
         return functional_call(Both(), {f"inner.{n}": p for n, p in zip(names, parameters, strict=True)}, (x,))
 
     parameters = tuple(value.detach().clone().requires_grad_() for value in values)
-    assert torch.autograd.gradcheck(run, (x, *parameters), eps=1e-7, atol=1e-5, rtol=1e-4)
+    assert torch.autograd.gradcheck(run, (x, *parameters), eps=1e-7, atol=1e-5, rtol=1e-4, fast_mode=fast_mode)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.extreme])

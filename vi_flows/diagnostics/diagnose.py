@@ -193,7 +193,9 @@ def _moments(draws: dict[str, Tensor], weights: Tensor) -> tuple[dict[str, Tenso
         mean = (weights[:, None] * flat).sum(0)
         sd = flat.std(0).clamp(min=1e-300)
         weighted_sd = (weights[:, None] * (flat - mean).square()).sum(0).sqrt().clamp(min=1e-300)
-        shifts[name] = ((mean - flat.mean(0)) / sd).reshape(value.shape[1:])
-        # Coordinates that can't move (a simplex of one, a Cholesky factor's zeros) have a ratio of one.
-        ratios[name] = (sd / weighted_sd).reshape(value.shape[1:])
+        # Coordinates that can't move (a simplex of one, a Cholesky factor's zeros and its first one) have no shift and
+        # a ratio of one; their means, of rounding, divided by sds, of rounding, would be any number.
+        fixed = flat.amin(0) == flat.amax(0)
+        shifts[name] = ((mean - flat.mean(0)) / sd).masked_fill(fixed, 0.0).reshape(value.shape[1:])
+        ratios[name] = (sd / weighted_sd).masked_fill(fixed, 1.0).reshape(value.shape[1:])
     return shifts, ratios

@@ -26,6 +26,7 @@ from vi_flows.guides.observations import check_observations
 from vi_flows.guides.posterior import FlowPosterior
 from vi_flows.guides.prototype import (
     NoLatentError,
+    check_densities,
     check_maps,
     check_plates,
     check_precision,
@@ -188,6 +189,7 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
             check_plates(self.prototype_trace, type(self).__name__)
             check_precision(self.prototype_trace)
             check_maps(self.prototype_trace, self._unconstrained_shapes)
+            check_densities(self.prototype_trace)
             self._check_supports(self.prototype_trace, args, kwargs)
         except ValueError:
             self.prototype_trace = None

@@ -15,7 +15,7 @@ from vi_flows.guides.supports import DependentSupportError
 from vi_flows.traces import stochastic_nodes
 
 __all__ = [
-    "NoLatentError", "SubsampledLatentError", "check_maps", "check_plates", "check_precision",
+    "NoLatentError", "SubsampledLatentError", "check_densities", "check_maps", "check_plates", "check_precision",
     "maps_of_dependent_sites", "nothing_to_learn",
 ]  # fmt: skip
 
@@ -121,6 +121,26 @@ def check_maps(prototype: Trace, unconstrained_shapes: Mapping[str, torch.Size])
                     f"the map to the support of latent site {name!r} can't be used for draws along a first dimension "
                     f"({reason}): count the dimensions of its constraints and transforms from the right (dim=-1)"
                 )
+
+
+def check_densities(prototype: Trace) -> None:
+    """Refuse densities that can be evaluated only at values which the distribution itself drew: a guide draws others.
+
+    Args:
+        prototype: a trace of the model.
+
+    Raises:
+        ValueError: there is one, such as that of a planar transform, which has no inverse; names its site.
+    """
+    for name, site in stochastic_nodes(prototype):
+        try:
+            site["fn"].log_prob(site["value"].clone())  # a copy, which no transform remembers the origin of
+        except (KeyError, NotImplementedError) as error:
+            raise ValueError(
+                f"the density of latent site {name!r} can't be evaluated at a value that was not drawn from it "
+                f"({type(error).__name__}: {error.args[0] if error.args else 'no more is said'}): where a transform "
+                f"without an inverse makes it, sample what is transformed and compute {name} by pyro.deterministic"
+            ) from error
 
 
 def maps_of_dependent_sites(

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from tqdm import tqdm
 
+from vi_flows.guides.amortize.right_draws import with_right_draws
 from vi_flows.guides.sites import innermost, is_discrete, is_fixed, unmasked
 from vi_flows.guides.supports import check_support
 from vi_flows.traces import Site, is_subsample, nodes
@@ -74,6 +75,7 @@ class _Unobserve(UnconditionMessenger):
                 f"site {msg['name']!r} has an improper prior, which can't be drawn from: give it a proper one"
             )
         if not is_fixed(fn):
+            msg["fn"] = with_right_draws(msg["fn"])
             super()._pyro_sample(msg)
 
 
