@@ -22,7 +22,7 @@ _AROUND = (
 def with_right_draws(fn: Any) -> Any:
     r"""The distribution itself, or a copy of the same density whose draws follow it.
 
-    ``LKJCholesky`` of three dimensions and more is the one that is known to need it (PyTorch 1.8 to 2.13 at least).
+    ``LKJCholesky`` of three dimensions and more is the one that is known to need it (as of PyTorch 2.13).
     By the onion method (Lewandowski, Kurowicka and Joe 2009, section 3.2) row ``i = 1 … d − 1`` of the Cholesky factor,
     counted from 0, has the squared length ``Beta(i/2, η + (d − 1 − i)/2)`` left of the diagonal; PyTorch draws
     ``Beta(i − 1/2, …)``. Variances of the correlations in all rows but the first two are too large by that, by a
