@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -134,7 +135,9 @@ def check_densities(prototype: Trace) -> None:
     """
     for name, site in stochastic_nodes(prototype):
         try:
-            site["fn"].log_prob(site["value"].clone())  # a copy, which no transform remembers the origin of
+            # A copy, which no transform remembers the origin of. A value outside of its support is another check's.
+            with suppress(ValueError):
+                site["fn"].log_prob(site["value"].clone())
         except (KeyError, NotImplementedError) as error:
             raise ValueError(
                 f"the density of latent site {name!r} can't be evaluated at a value that was not drawn from it "
