@@ -6,7 +6,7 @@
     python experiments/image_benchmark.py speed
     python experiments/image_benchmark.py render
 
-``--benchmark mnist`` has 20 minutes and 100 thousand parameters, ``mnist-large`` 4 hours and a million, ``cifar`` 20
+``--benchmark mnist`` has 20 minutes and 100 thousand parameters, ``mnist-large`` 2 hours and a million, ``cifar`` 20
 minutes and rows of equal size on a subset of CIFAR-10; see ``image_benchmark_rows.py`` for what a minute is.
 A run is one row and one seed, trained by one process with one thread for the row's number of steps. All rows see the
 same images in the same order, in batches of 32. Validation images choose the weights; the test images are scored once,
