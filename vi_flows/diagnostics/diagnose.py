@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vi_flows.diagnostics.chains import Moved, moved_by_chains
 from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
-from vi_flows.diagnostics.measures import active_units, invertibility_margin, tail_shape
+from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, tail_shape
 from vi_flows.diagnostics.report import Diagnosis
 from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, LONG, judge, longer_chains_decide
 from vi_flows.evaluation.psis import psis
@@ -75,13 +75,14 @@ def diagnose(
     joint_psis = psis(joint)
     row_psis = psis(log_w) if log_w.dim() > 1 else None
     weights = joint_psis.log_weights.exp()
-    shift, sd_ratio = (None, None) if values is None else _moments(values, weights)
+    limits = {} if values is None else {name: reach(value) for name, value in values.items()}
+    shift, sd_ratio = (None, None) if values is None else _moments(_within(limits, values), weights)
     chains = None
     if draws is not None and num_chains > 0:
         with preserved_generators(seed), poutine.block():
-            chains = _chains(draws, num_chains, 8)
-            if shift is not None and sd_ratio is not None and longer_chains_decide(joint_psis, shift, sd_ratio, chains):
-                chains = _chains(draws, num_chains, LONG)
+            chains = _chains(draws, limits, num_chains, 8)
+            if longer_chains_decide(joint_psis, shift, sd_ratio, chains):
+                chains = _chains(draws, limits, num_chains, LONG)
     verdict, reason = judge(joint_psis, row_psis, shift, sd_ratio, chains, num_samples)
     elsewhere = "not looked"
     if draws is not None and verdict != "don't trust" and num_paths > 0:
@@ -93,6 +94,8 @@ def diagnose(
     heavy_tails = {} if values is None else _heavy_tails(values)
     if heavy_tails and verdict == "ok":
         reason += _of_heavy_tails(heavy_tails)
+    if values is not None:  # reported as they are, however little they can say of a heavy tail
+        shift, sd_ratio = _moments(values, weights)
     # Where rows factorise, their evidences add, each from its own weights.
     total = joint_psis.log_mean_weight if row_psis is None else row_psis.log_mean_weight.sum()
     finite = joint[joint.isfinite()]
@@ -130,12 +133,22 @@ def _elsewhere(draws: Draws, log_evidence: float, num_paths: int, hints: Tensor)
     return "nothing" if missed is None or missed.share < MISSED_SHARE else _in_words(missed, draws)
 
 
-def _chains(draws: Draws, num_chains: int, num_transitions: int) -> Moved | None:
+def _within(limits: Mapping[str, tuple[Tensor, Tensor]], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.double().cpu().clamp(*limits[name]) for name, value in values.items()}
+
+
+def _chains(
+    draws: Draws, limits: Mapping[str, tuple[Tensor, Tensor]], num_chains: int, num_transitions: int
+) -> Moved | None:
     if draws.latents.shape[-1] > MAX_DIM or not draws.at_once:
         return None
     discarded = num_transitions // 2 if num_transitions >= LONG else 0
     return moved_by_chains(
-        draws.log_density, draws.latents[:num_chains], draws.constrain, num_transitions, num_discarded=discarded
+        draws.log_density,
+        draws.latents[:num_chains],
+        lambda latents: _within(limits, draws.constrain(latents)),
+        num_transitions,
+        num_discarded=discarded,
     )
 
 

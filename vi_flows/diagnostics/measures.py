@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from vi_flows.evaluation.psis import fit_generalised_pareto, tail_size
 from vi_flows.transforms.capabilities import min_slope_of, outermost
 
-__all__ = ["active_units", "invertibility_margin", "tail_shape"]
+__all__ = ["active_units", "invertibility_margin", "reach", "tail_shape"]
+
+K_FOURTH_MOMENT = 0.25
+"""A generalised Pareto tail of this shape or more has no fourth moment: a sample's spread has no standard error."""
+
+REACHED = 0.99
+"""Share of the draws that lie within half the reach."""
 
 
 @torch.no_grad()
@@ -75,3 +81,24 @@ def tail_shape(draws: Tensor) -> Tensor:
         if bool(spread.any()):
             shape[spread] = fit_generalised_pareto(excess[spread])[0]
     return shape.reshape(values.shape[1:])
+
+
+def reach(draws: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Least and largest value of each coordinate with which its mean and its spread can be judged.
+
+    Where the tail has no fourth moment (:func:`tail_shape` of ¼ or more), a spread of any number of draws is decided by
+    the outermost ones, and its standard error is as good as none: values count as no further than ``m ± 2 q``, ``m``
+    the median and ``q`` the 99 % quantile of the distance from it (of a normal law, five standard deviations).
+
+    Args:
+        draws: ``(S, …)``.
+
+    Returns:
+        Both of the shape of one draw, in double precision; −∞ and ∞ for coordinates of lighter tails.
+    """
+    values = draws.detach().double().cpu()
+    flat = values.reshape(len(values), -1)
+    median = flat.median(0).values
+    far = 2 * (flat - median).abs().sort(0).values[int(REACHED * (len(flat) - 1))]
+    far[~(tail_shape(flat) >= K_FOURTH_MOMENT)] = math.inf
+    return (median - far).reshape(values.shape[1:]), (median + far).reshape(values.shape[1:])

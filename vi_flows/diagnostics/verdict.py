@@ -61,7 +61,8 @@ def judge(
     reaches, and ``ok`` says that those are the draws' (``the joint law`` and its tails are not meant). Weights that are
     nearly equal (ESS of 98 %) have a k-hat that means little, as it is the tail's shape whatever its size, and a few
     weights just above all the others look heavy: there chains decide, short ones too, and where none could be run the
-    weighted moments. Of the 42 such guides among the verdicts of ``experiments/verdicts``, none was wrong.
+    weighted moments. Of the 42 such guides among the verdicts of ``experiments/verdicts``, none was wrong. All means
+    and sds are those of values within :func:`~vi_flows.diagnostics.measures.reach`, a bound for heavy tails.
 
     Args:
         joint: of the weights of all draws.
@@ -101,7 +102,7 @@ def judge(
 
 
 def longer_chains_decide(
-    joint: PSIS, shift: Mapping[str, Tensor], sd_ratio: Mapping[str, Tensor], chains: Moved | None
+    joint: PSIS, shift: Mapping[str, Tensor] | None, sd_ratio: Mapping[str, Tensor] | None, chains: Moved | None
 ) -> bool:
     """Whether short chains and weights agree that all moments are in place, and the weights can't be trusted with it.
 
@@ -111,6 +112,8 @@ def longer_chains_decide(
         sd_ratio: likewise.
         chains: short ones.
     """
+    if shift is None or sd_ratio is None:
+        return False
     return float(joint.k_hat) > K_USABLE and _still(chains) and _moments_in_place(shift, sd_ratio)
 
 
