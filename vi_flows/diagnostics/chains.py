@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vi_flows.diagnostics.measures import varies
 from vi_flows.guides.start.ascent import where_defined
 from vi_flows.guides.start.gaussian_vi import value_and_grad
 
@@ -131,8 +132,7 @@ def _moves(first: Mapping[str, Tensor], positions: list[dict[str, Tensor]], acce
         later = torch.stack([position[name] for position in positions])
         moved = (later.mean(0) - value) / variance.sqrt()
         grown = ((later - mean).square().mean(0) - square) / variance
-        # A first coordinate may be a constant, as the zeros of a Cholesky factor.
-        free = variance > 1e-20 * mean.square().clamp(min=1e-280)
+        free = varies(value)
         count = len(value) ** 0.5
         far, far_se = moved.mean(0)[free], moved.std(0)[free] / count
         wide, wide_se = grown.mean(0)[free] - far.square(), grown.std(0)[free] / count

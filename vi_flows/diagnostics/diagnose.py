@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vi_flows.diagnostics.chains import Moved, moved_by_chains
 from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
-from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, tail_shape
+from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, tail_shape, varies
 from vi_flows.diagnostics.report import Diagnosis
 from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, LONG, judge, longer_chains_decide
 from vi_flows.evaluation.psis import psis
@@ -206,9 +206,9 @@ def _moments(draws: dict[str, Tensor], weights: Tensor) -> tuple[dict[str, Tenso
         mean = (weights[:, None] * flat).sum(0)
         sd = flat.std(0).clamp(min=1e-300)
         weighted_sd = (weights[:, None] * (flat - mean).square()).sum(0).sqrt().clamp(min=1e-300)
-        # Coordinates that can't move (a simplex of one, a Cholesky factor's zeros and its first one) have no shift and
-        # a ratio of one; their means, of rounding, divided by sds, of rounding, would be any number.
-        fixed = flat.amin(0) == flat.amax(0)
+        # Coordinates that can't move have no shift and a ratio of one; their means, of rounding, divided by sds, of
+        # rounding, would be any number.
+        fixed = ~varies(flat)
         shifts[name] = ((mean - flat.mean(0)) / sd).masked_fill(fixed, 0.0).reshape(value.shape[1:])
         ratios[name] = (sd / weighted_sd).masked_fill(fixed, 1.0).reshape(value.shape[1:])
     return shifts, ratios

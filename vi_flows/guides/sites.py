@@ -12,15 +12,24 @@ from torch import Tensor
 
 from vi_flows.traces import Site, is_subsample, nodes
 
-__all__ = ["can_be_enumerated", "innermost", "is_discrete", "is_fixed", "latent_sites", "left_to_the_model", "unmasked"]
+__all__ = [
+    "WRAPPERS",
+    "can_be_enumerated",
+    "innermost",
+    "is_discrete",
+    "is_fixed",
+    "latent_sites",
+    "left_to_the_model",
+    "unmasked",
+]
 
-_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
-"""What ``to_event``, ``mask`` and ``expand`` make."""
+WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+"""What ``to_event``, ``mask`` and ``expand`` make, around their ``base_dist``."""
 
 
 def innermost(fn: Any) -> Any:
     """The distribution within ``to_event``, ``mask`` and ``expand``."""
-    while isinstance(fn, _WRAPPERS):
+    while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn
 
@@ -69,7 +78,7 @@ def unmasked(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
     """The innermost distribution, and which entries of its batch have a density in the model."""
     fn, mask = site["fn"], site["mask"]
     kept = torch.as_tensor(True if mask is None else mask)
-    while isinstance(fn, _WRAPPERS):
+    while isinstance(fn, WRAPPERS):
         if isinstance(fn, dist.MaskedDistribution):
             kept = kept & torch.as_tensor(fn._mask)
         elif isinstance(fn, dist.Independent):

@@ -5,18 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pyro.distributions as dist
 import torch
+
+from vi_flows.guides.sites import WRAPPERS
 
 __all__ = ["with_right_draws"]
 
-_AROUND = (
-    dist.Independent,
-    dist.MaskedDistribution,
-    dist.ExpandedDistribution,
-    torch.distributions.TransformedDistribution,
-)
-"""What a distribution may be wrapped into; all keep it as their ``base_dist``."""
+_AROUND = (*WRAPPERS, torch.distributions.TransformedDistribution)
+"""What keeps another distribution as its ``base_dist``."""
 
 
 def with_right_draws(fn: Any) -> Any:
