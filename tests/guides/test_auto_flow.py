@@ -11,7 +11,7 @@ from pyro.infer.reparam import NeuTraReparam
 from pyro.optim import Adam
 
 from tests.guides.models import correlated, flat, gaussian, hierarchical, supports
-from vi_flows.flows import FLOWS
+from vi_flows.flows import FLOWS, IAF
 from vi_flows.guides import AutoConvFlow, AutoFlow, LogJoint, fit, init_to_median_or_origin
 from vi_flows.guides.auto_conv_flow import mixed_conv_flow
 from vi_flows.guides.prototype import NoLatentError
@@ -225,6 +225,32 @@ def test_options_are_checked():
         AutoConvFlow(correlated, num_blocks=0)
     with pytest.raises(NoLatentError, match="no latent"):
         AutoConvFlow(lambda: None)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_of_the_registry_is_a_factory(name):
+    pyro.set_rng_seed(0)
+    by_call = AutoFlow(correlated, FLOWS[name](), warm_start=False)
+    pyro.set_rng_seed(0)
+    by_build = AutoFlow(correlated, FLOWS[name]().build, warm_start=False)
+    assert {k: v.tolist() for k, v in by_call.state_dict().items()} == {
+        k: v.tolist() for k, v in by_build.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("factory", "found"),
+    [(IAF, "IAF"), (lambda dim: torch.nn.Linear(dim, dim), "Linear"), (lambda dim: None, "NoneType"),
+     (lambda dim: IAF().build(dim, 3), "ConditionalChain")],
+)  # fmt: skip
+def test_what_makes_no_transform_is_refused_at_every_call(factory, found):
+    def shifted(loc):
+        pyro.sample("x", dist.Normal(torch.zeros(3) + loc, 1.0).to_event(1))
+
+    guide = AutoFlow(shifted, factory)
+    for _ in range(2):
+        with pytest.raises(TypeError, match=f"transform of vectors of length 3, not an object of type {found}; give a"):
+            guide(1.0)
 
 
 def test_no_finite_density_warns():

@@ -59,6 +59,10 @@ class VectorFlow(ABC):
         self.check_without_context()
         return self.make(input_dim)
 
+    def __call__(self, input_dim: int) -> Bijection:
+        """:meth:`build` without a context, so that a flow is a factory: ``AutoFlow(model, IAF(num_layers=2))``."""
+        return self.build(input_dim)
+
     @abstractmethod
     def make(self, input_dim: int) -> Bijection:
         """See :meth:`build`."""

@@ -74,8 +74,8 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
     Args:
         model: a Pyro program of static structure. Its discrete latents are summed out where Pyro can enumerate them
             (:class:`~vi_flows.guides.enumeration.SummedOut`), and ``Delta`` sites are left to it.
-        flow_factory: called with the latent dimension ``d``, gives a transform of vectors of length ``d``: any factory
-            of :mod:`vi_flows.flows`, or of Pyro.
+        flow_factory: called with the latent dimension ``d``, gives a transform of vectors of length ``d``: any flow of
+            :mod:`vi_flows.flows` (``IAF(num_layers=2)``), or a factory of Pyro.
         affine: ``full`` (Cholesky), ``low_rank``, ``diagonal``, or ``auto``: full up to 200 dimensions, else low rank.
         rank: of the low-rank part; default ``√d``.
         init_loc_fn: Pyro's per-site initialization; default: the prior median, and the origin for flat priors.
@@ -90,6 +90,7 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
         SubsampledLatentError: at set-up, for a latent site in a subsampled plate.
         DependentSupportError: at set-up, for a latent site whose bounds depend on discrete latents.
         RuntimeError: at set-up, if the model has no latent site.
+        TypeError: ``flow_factory`` is none, or at set-up, makes no transform.
         ValueError: an option is out of range.
     """
 
@@ -191,17 +192,22 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
             check_maps(self.prototype_trace, self._unconstrained_shapes)
             check_densities(self.prototype_trace)
             self._check_supports(self.prototype_trace, args, kwargs)
-        except ValueError:
+            assert self._set_up  # emptied with the first set-up
+            factory, affine, rank, init_scale = self._set_up
+            flow = factory(self.latent_dim)
+            if not isinstance(flow, Transform):
+                raise TypeError(
+                    f"flow_factory must make a transform of vectors of length {self.latent_dim}, not an object of type "
+                    f"{type(flow).__name__}; give a flow of vi_flows.flows, as IAF(), or a function of the dimension"
+                )
+        except Exception:
             self.prototype_trace = None
             raise
-        assert self._set_up  # emptied with the first set-up
-        factory, affine, rank, init_scale = self._set_up
         loc = self._init_loc()
         # A whitening matrix of one's own choice of spread would be a surprise.
         dense = affine == "full" or (affine == "auto" and self.latent_dim <= DENSE_START_DIM)
         if affine == "auto":
             affine = "full" if self.latent_dim <= FULL_AFFINE_DIM else "low_rank"
-        flow = factory(self.latent_dim)
         if not isinstance(flow, Bijection):
             flow = FromPyro(flow)
         location_scale = WhitenedAffine(loc, init_scale, affine, rank, dense, self.latent_dim**-0.5)
