@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from tests.training.whole_and_parts import check_same_in_parts
 from vi_flows.cli import main
 from vi_flows.cli.main import _parse
 from vi_flows.distributions.image_config import ImageFlowConfig, build_image_density, image_config
@@ -15,7 +16,6 @@ from vi_flows.flows.image import IMAGE_PRESETS
 from vi_flows.flows.image_steps import Glow, InvConv3x3
 from vi_flows.records import Record
 from vi_flows.training import ImageTrainConfig, Run, Trainer
-from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.config import config_from_dict, config_to_dict
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.image import ImageEvaluationSettings
@@ -53,21 +53,7 @@ def test_training_lowers_bits_per_dim_and_evaluation_repeats(tmp_path):
 
 
 def test_resumed_run_takes_the_same_steps(tmp_path):
-    trained(tmp_path / "whole")
-    trainer = Trainer(Run.create(tmp_path / "parts", SMALL), progress=False)
-    trainer.start()
-    trainer.module.train()
-    for batch in trainer.batches():
-        trainer.take_step(batch)
-        if trainer.state["step"] == 3:
-            break
-    trainer.save()
-    second = Trainer(Run.open(tmp_path / "parts"), progress=False)
-    second.resume()
-    second.fit()
-    whole, parts = (load_tensors(tmp_path / name / "last.safetensors")[0] for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    check_same_in_parts(tmp_path, SMALL, 3)
 
 
 def test_command_line(tmp_path, capsys):

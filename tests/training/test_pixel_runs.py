@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from tests.training.test_captured import NothingRead
+from tests.training.whole_and_parts import check_same_in_parts
 from vi_flows.autoregressive.config import PIXEL_MODELS, Made, PixelConfig, build_pixel_model, pixel_config
 from vi_flows.cli import main
 from vi_flows.training import PixelTrainConfig, Run, Trainer
@@ -64,22 +65,7 @@ def test_validation_chooses_and_the_record_says_what_it_needs(tmp_path):
 
 @pytest.mark.parametrize("pixel", [MADE, CNN], ids=["made", "pixel_cnn"])
 def test_resumed_run_takes_the_same_steps(tmp_path, pixel):
-    config = replace(SMALL, pixel=pixel)
-    trained(tmp_path / "whole", config)
-    trainer = Trainer(Run.create(tmp_path / "parts", config), progress=False)
-    trainer.start()
-    trainer.module.train()
-    for batch in trainer.batches():
-        trainer.take_step(batch)
-        if trainer.state["step"] == 4:
-            break
-    trainer.save()
-    second = Trainer(Run.open(tmp_path / "parts"), progress=False)
-    second.resume()
-    second.fit()
-    whole, parts = (load_tensors(tmp_path / name / "last.safetensors")[0] for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    check_same_in_parts(tmp_path, replace(SMALL, pixel=pixel), 4)
 
 
 def test_static_buffers_change_nothing(tmp_path):

@@ -11,10 +11,10 @@ import torch
 from scipy.io import wavfile
 
 from tests.data.speech_files import write_recordings
+from tests.training.whole_and_parts import check_same_in_parts
 from vi_flows.autoregressive import mu_law_decode
 from vi_flows.cli import main
 from vi_flows.training import Run, Trainer, WaveTrainConfig
-from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.tasks.base import DrawingSettings, EvaluationSettings
 from vi_flows.training.tasks.wave import WaveConfig
@@ -70,23 +70,7 @@ def test_padding_changes_nothing(run):
 
 
 def test_resumed_run_takes_the_same_steps(recordings, tmp_path):
-    config = replace(SMALL, dataset=str(recordings))
-    whole = Trainer(Run.create(tmp_path / "whole", config), progress=False)
-    whole.start()
-    whole.fit()
-    trainer = Trainer(Run.create(tmp_path / "parts", config), progress=False)
-    trainer.start()
-    trainer.module.train()
-    for batch in trainer.batches():
-        trainer.take_step(batch)
-        if trainer.state["step"] == 3:
-            break
-    trainer.save()
-    second = Trainer(Run.open(tmp_path / "parts"), progress=False)
-    second.resume()
-    second.fit()
-    one, other = (load_tensors(tmp_path / name / "last.safetensors")[0] for name in ("whole", "parts"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    check_same_in_parts(tmp_path, replace(SMALL, dataset=str(recordings)), 3)
 
 
 def test_sounds_can_be_read_and_continuations_keep_their_beginning(run, tmp_path):
