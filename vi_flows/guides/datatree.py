@@ -18,6 +18,7 @@ import vi_flows
 from vi_flows.evaluation.psis import psis
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model, preserved_generators
+from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.resampling import resampled_indices
 from vi_flows.settings import check_counts
 from vi_flows.traces import Site, is_subsample, nodes
@@ -167,18 +168,9 @@ def _by_draw(
     """The results of ``run`` for every draw, many at once where the model allows."""
     size = len(next(iter(values.values())))
     parts: list[dict[Any, Tensor]] = []
-    vectorized = True
+    over_draws = OverDraws(randomness="different")
     for start in range(0, size, AT_ONCE):
-        piece = {name: value[start : start + AT_ONCE] for name, value in values.items()}
-        if vectorized:
-            try:
-                parts.append(torch.func.vmap(run, randomness="different")(piece))
-                continue
-            except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
-                # Something that vmap can't follow; where the model is broken, the loop says so.
-                vectorized = False
-        rows = [run({name: value[i] for name, value in piece.items()}) for i in range(len(next(iter(piece.values()))))]
-        parts.append({key: torch.stack([row[key] for row in rows]) for key in rows[0]})
+        parts.append(over_draws(run, {name: value[start : start + AT_ONCE] for name, value in values.items()}))
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 

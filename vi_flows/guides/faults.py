@@ -15,8 +15,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, biject_to, constraints
 
-from vi_flows.guides.log_joint import over_draws
 from vi_flows.guides.observations import check_observations
+from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.sites import innermost, left_to_the_model
 from vi_flows.guides.supports import same_support
 from vi_flows.traces import is_subsample, nodes
@@ -166,7 +166,7 @@ def check_distribution_parameters(
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what vmap says of checks that it does one by one
-            found, _ = over_draws(possible, values, True)
+            found = OverDraws()(possible, values)
     except (RuntimeError, ValueError, NotImplementedError):
         return  # some draw has no run at all, which its own error says where it matters
     for (name, parameter), (good, near) in ((key, flags.unbind(-1)) for key, flags in found.items()):

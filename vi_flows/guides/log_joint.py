@@ -16,10 +16,11 @@ from torch import Tensor
 from vi_flows.guides.enumeration import SummedOut
 from vi_flows.guides.masks import MaskedLatents, has_masked_latents
 from vi_flows.guides.observations import PossibleWhereMasked
+from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
 from vi_flows.traces import nodes
 
-__all__ = ["LogJoint", "over_draws"]
+__all__ = ["LogJoint"]
 
 NUM_CHECKS = 4
 """How many random values of the discrete sites a sum over them is compared at."""
@@ -28,8 +29,9 @@ NUM_CHECKS = 4
 class LogJoint:
     r"""``log p(x, z)`` of a model with its arguments, for a batch of values of its latent sites.
 
-    The whole batch is one pass through the model where :func:`torch.func.vmap` can take it, which needs no plate, no
-    batch dimension and no care on the model's side; otherwise the model runs once per value. Scales (subsampling,
+    The whole batch is one pass through the model where :func:`torch.func.vmap` can take it
+    (:class:`~vi_flows.guides.over_draws.OverDraws`), which needs no plate, no batch dimension and no care on the
+    model's side; otherwise the model runs once per value. Scales (subsampling,
     ``poutine.scale``) and masks count as they do in Pyro's ELBO, but for masked latent coordinates that the rest of the
     model does not use: they get their prior (:class:`~vi_flows.guides.masks.MaskedLatents`). Discrete latents without a
     value are summed out (:class:`~vi_flows.guides.enumeration.SummedOut`).
@@ -59,12 +61,17 @@ class LogJoint:
         self.args = tuple(_cast(value, dtype) for value in args)
         self.kwargs = {key: _cast(value, dtype) for key, value in (kwargs or {}).items()}
         self.dtype = dtype
-        self.vectorized = vectorize
+        self._over_draws = OverDraws(vectorize)
         self._values: dict[str, Tensor] = {}
         self._given = poutine.condition(model, data=self._values)
         self._summed_out: SummedOut | None = None
         self._masked: MaskedLatents | None = None
         self._seen = False
+
+    @property
+    def vectorized(self) -> bool:
+        """Whether one pass has been enough for all values, so far."""
+        return self._over_draws.at_once
 
     def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
         """The log joint density of each value.
@@ -80,7 +87,7 @@ class LogJoint:
         with poutine.block(), pyro.validation_enabled(False), _default_dtype(self.dtype):
             if not self._seen:
                 self._look(values)
-            result, self.vectorized = over_draws(self._single, values, self.vectorized)
+            result = self._over_draws(self._single, values)
         self._values.clear()
         return result
 
@@ -100,8 +107,7 @@ class LogJoint:
                     self._summed_out.check(self._run(some))
         self._seen = True
         if has_masked_latents(trace, values):
-            density = partial(over_draws, self._single, at_once=self.vectorized)
-            masked = MaskedLatents(lambda draws: density(draws)[0], self._run, values)
+            masked = MaskedLatents(partial(self._over_draws, self._single), self._run, values)
             if self._summed_out is None:
                 self._masked = masked
             else:
@@ -126,30 +132,6 @@ class LogJoint:
             total = total + self._masked.log_prob(trace)
         # A model whose every site is masked out gives a plain zero.
         return total if isinstance(total, Tensor) else next(iter(values.values())).new_tensor(total)
-
-
-def over_draws(fn: Callable[[dict[str, Tensor]], Any], values: Mapping[str, Tensor], at_once: bool) -> tuple[Any, bool]:
-    """``fn`` of each draw: in one pass of :func:`torch.func.vmap` if it can be, else one after another.
-
-    Args:
-        fn: gives a tensor, or a tuple or dictionary of tensors, from one value of each site.
-        values: by site, draws along the first dimension.
-        at_once: whether to try one pass.
-
-    Returns:
-        The results, draws along the first dimension, and whether one pass was enough.
-    """
-    values = dict(values)
-    if at_once:
-        try:
-            return torch.func.vmap(fn, randomness="same")(values), True
-        except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, AssertionError):
-            # The model does something vmap can't follow (`.item()`, a branch on data, in-place writes). If it is
-            # simply broken, the loop below raises its own error.
-            pass
-    size = next(iter(values.values())).shape[0]
-    results = [fn({name: value[i] for name, value in values.items()}) for i in range(size)]
-    return torch.utils._pytree.tree_map(lambda *parts: torch.stack(parts), *results), False
 
 
 def _check_shapes(values: Mapping[str, Tensor], trace: Trace) -> None:

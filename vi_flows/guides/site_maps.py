@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint, independent
 
-from vi_flows.guides.log_joint import over_draws
+from vi_flows.guides.over_draws import OverDraws
 
 __all__ = ["FixedMaps", "MapsOfTheProgram", "SiteMaps"]
 
@@ -82,7 +82,7 @@ class MapsOfTheProgram:
     ) -> None:
         self.program, self.args, self.kwargs = program, args, dict(kwargs)
         self.shapes, self.event_shapes = dict(shapes), dict(event_shapes)
-        self._at_once = True
+        self._over_draws = OverDraws()
 
     def constrain(self, latents: Mapping[str, Tensor]) -> Pairs:
         """See :class:`SiteMaps`."""
@@ -111,7 +111,7 @@ class MapsOfTheProgram:
             return visit.results, visit.ladjs
 
         with pyro.validation_enabled(False):
-            (results, ladjs), self._at_once = over_draws(single, draws, self._at_once)
+            results, ladjs = self._over_draws(single, draws)
         return (
             {name: value.reshape(batch + value.shape[1:]) for name, value in results.items()},
             {name: value.reshape(batch + value.shape[1:]) for name, value in ladjs.items()},
