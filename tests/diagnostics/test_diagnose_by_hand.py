@@ -93,7 +93,7 @@ def joint(**changes):
     x = torch.linspace(-2.0, 2.0, 200, dtype=torch.float64)[:, None]
     values = {
         "latents": x, "log_density": nothing, "log_q": None, "at_once": False,
-        "constrain": lambda x: {"a": 3 * x[..., 0]},
+        "constrain": lambda x: {"a": 3 * x[..., 0]}, "unresolved": lambda x: {},
     }  # fmt: skip
     return Weighed(0.01 * LOG_W, Draws(**{**values, **changes}))
 
@@ -127,6 +127,41 @@ def test_chains_start_at_the_first_draws(weighed, monkeypatch):
     for dim, known in ((200, True), (201, False)):
         weighed(joint(at_once=True, latents=torch.zeros(200, dim, dtype=torch.float64), constrain=lambda x: {"a": x}))
         assert (diagnose(nothing, nothing, num_samples=200).chains is not None) == known
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "starts", "moves"),
+    [
+        (200, [(0, 30), (30, 150)], [0.5, 0.4]),  # four times as many of the others say the same
+        (200, [(0, 30), (30, 150)], [0.5, 0.0]),  # or not
+        (200, [(0, 30)], [0.0]),
+        (200, [(0, 90), (90, 200)], [0.5, 0.4]),  # as many as there are
+        (200, [(0, 101)], [0.5]),  # fewer than before say nothing
+    ],
+)
+def test_an_alarm_of_chains_is_heard_if_others_repeat_it(weighed, monkeypatch, num_samples, starts, moves):
+    seen = []
+
+    def moved(density, x, constrain, num_transitions, num_discarded):
+        seen.append(x)
+        return Moved(moves[len(seen) - 1], 0.0, "a", 0.9)
+
+    monkeypatch.setattr(HERE, "moved_by_chains", moved)
+    weighed(joint(at_once=True))
+    found = diagnose(nothing, nothing, num_samples=num_samples, num_chains=starts[0][1])
+    assert (found.verdict == "ok") == (moves[-1] == 0)
+    assert found.chains.shift == moves[-1]
+    latents = joint().draws.latents
+    assert [x.tolist() for x in seen] == [latents[first:last].tolist() for first, last in starts]
+
+
+def test_a_site_too_coarse_for_its_draws_is_told_from_one_per_cent_on(weighed):
+    for share, told in ((0.0099, False), (0.01, True)):
+        weighed(joint(unresolved=lambda x, share=share: {"b": 0.0, "a": share}))
+        found = diagnose(nothing, nothing, num_samples=200)
+        assert (found.verdict == "don't trust") == told
+        if told:
+            assert found.reason.startswith("1% of the draws of 'a' are so near a bound that float64 has no numbers")
 
 
 @pytest.mark.parametrize(("share", "told"), [(None, False), (0.0099, False), (0.01, True), (0.3, True)])

@@ -10,7 +10,7 @@ from torch import Tensor
 from vi_flows.diagnostics.chains import Moved
 from vi_flows.evaluation.psis import PSIS
 
-__all__ = ["K_FINITE_VARIANCE", "K_USABLE", "LONG", "judge", "longer_chains_decide"]
+__all__ = ["K_FINITE_VARIANCE", "K_USABLE", "LONG", "judge", "longer_chains_decide", "still"]
 
 K_FINITE_VARIANCE = 0.5
 """Above, the variance of the weights is infinite."""
@@ -77,18 +77,18 @@ def judge(
     k, share = float(joint.k_hat), float(joint.ess) / num_samples
     where = f"k-hat {k:.2f}, ESS {share:.0%}"
     good = shift is None or sd_ratio is None or _moments_in_place(shift, sd_ratio)
-    still = _still(chains)
-    proven = still and good and chains is not None and chains.num_transitions >= LONG and chains.memory < FORGOTTEN
-    if chains is not None and not still and (good or not k <= K_USABLE):
+    is_still = still(chains)
+    proven = is_still and good and chains is not None and chains.num_transitions >= LONG and chains.memory < FORGOTTEN
+    if chains is not None and not is_still and (good or not k <= K_USABLE):
         return "don't trust", (
             f"{where}: short chains of the posterior leave the guide's draws, and move {chains.where!r} by "
             f"{chains.shift:.2f} sd or more, a spread by {math.expm1(chains.stretch):.0%} or more"
         )
-    if still and k < K_FINITE_MEAN and (share >= 0.5 and good if k <= K_FINITE_VARIANCE else share >= 0.8):
+    if is_still and k < K_FINITE_MEAN and (share >= 0.5 and good if k <= K_FINITE_VARIANCE else share >= 0.8):
         if k <= K_USABLE:
             return "ok", f"{where}: the draws can be used as they are"
         return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
-    equal = k > K_USABLE and share >= NEARLY_EQUAL and (still or (chains is None and good and shift is not None))
+    equal = k > K_USABLE and share >= NEARLY_EQUAL and (is_still or (chains is None and good and shift is not None))
     if proven or equal:
         return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
     if k > K_USABLE and share >= 0.9 and good and shift is not None:
@@ -114,10 +114,11 @@ def longer_chains_decide(
     """
     if shift is None or sd_ratio is None:
         return False
-    return float(joint.k_hat) > K_USABLE and _still(chains) and _moments_in_place(shift, sd_ratio)
+    return float(joint.k_hat) > K_USABLE and still(chains) and _moments_in_place(shift, sd_ratio)
 
 
-def _still(chains: Moved | None) -> bool:
+def still(chains: Moved | None) -> bool:
+    """Whether chains were run, and moved nothing by more than what is allowed."""
     return chains is not None and chains.shift <= SMALL_SHIFT and chains.stretch <= SMALL_STRETCH
 
 

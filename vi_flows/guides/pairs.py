@@ -44,6 +44,7 @@ class Draws:
         log_q: the guide's, −∞ where the flow does not reach; ``None`` without an inverse.
         constrain: from such points to the sites' values.
         at_once: whether the model is evaluated for many draws in one pass.
+        unresolved: the share of such points whose values are too coarse to tell where they came from, by site.
     """
 
     latents: Tensor
@@ -51,6 +52,7 @@ class Draws:
     log_q: LogDensity | None
     constrain: Callable[[Tensor], dict[str, Tensor]]
     at_once: bool
+    unresolved: Callable[[Tensor], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ class FlowPair(Pair):
 
         x = torch.cat(latents)
         at_once = self._at_once(constrain(x[:2]))
-        return Weighed(torch.cat(log_w), Draws(x, log_density, log_q if flow.has_inverse else None, constrain, at_once))
+        reached = log_q if flow.has_inverse else None
+        return Weighed(torch.cat(log_w), Draws(x, log_density, reached, constrain, at_once, self.guide.unresolved))
 
 
 class TracedPair(Pair):

@@ -23,6 +23,13 @@ from vi_flows.transforms import Bijection, Chain
 __all__ = ["FlowPosterior"]
 
 
+COARSE = 0.1
+"""Unconstrained units by which a value may miss the place it came from."""
+
+SMALLEST = 1e3
+"""Values of less than so many times the smallest normal number count as lost: below that one, all are."""
+
+
 class FlowPosterior:
     r"""Methods of a guide whose unconstrained latent vector is ``x = T(z)`` with a bijection ``T`` and ``z`` of a base.
 
@@ -268,6 +275,34 @@ class FlowPosterior:
         pieces, ladjs = self._maps().unconstrain(given)
         latent = torch.cat([pieces[name].reshape(*batch, -1) for name in given], -1)
         return latent, torch.stack([ladjs[name].reshape(*batch, -1).sum(-1) for name in given]).sum(0)
+
+    def unresolved(self, latent: Tensor) -> dict[str, float]:
+        """How often a site's value is too coarse to tell where it came from.
+
+        Near an upper bound of 1, ``float32`` has no numbers finer than 6e-8, and a log-odds of 16.6 is the last one
+        that a value can have; below 1e-38 there are none at all. What lies beyond is cut off without a word.
+
+        Args:
+            latent: unconstrained latent vectors ``(S, d)``.
+
+        Returns:
+            By site, the largest share over its coordinates: of vectors that the value maps back to another place, by
+            more than 0.1 on the unconstrained scale (where there are as many coordinates as values), and of values
+            within a factor of a thousand of the smallest number.
+        """
+        values, given = self.constrain(latent)[0], self.split(latent)
+        back = self.split(self.unconstrain(values)[0])
+        shares = {}
+        for name, x in given.items():
+            value = values[name]
+            if value.numel() == 0:
+                continue
+            lost = value.abs() < SMALLEST * torch.finfo(value.dtype).tiny
+            lost = lost & (value.amin(0) != value.amax(0))  # the zeros of a Cholesky factor are meant
+            if value.shape == x.shape:  # an inverse of its own for each number, but for ordered vectors
+                lost = (lost & (value != x)) | ~((back[name] - x).abs() <= COARSE)
+            shares[name] = float(lost.double().mean(0).max())
+        return shares
 
     def log_density_fn(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
         """The model's log joint density as a function of unconstrained latent vectors ``(S, d) → (S,)``."""
