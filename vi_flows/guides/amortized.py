@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from vi_flows.flows import conditional_conv_flow
+from vi_flows.guides.stick_breaking import to_support
 from vi_flows.parameters import OwnName, check_stored
 from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection, Chain, ConditionalBijection
@@ -151,7 +152,7 @@ class AmortizedFlowGuide(OwnName):
         if self.scalar:
             parts.append(ReshapeTransform(torch.Size([1]), torch.Size()))
         if self.support is not constraints.real:
-            parts.append(biject_to(self.support))
+            parts.append(to_support(self.support))
         return dist.TransformedDistribution(base, parts)
 
     def _mixing(self, below: Tensor) -> Tensor | None:

@@ -10,12 +10,12 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to
 
 from vi_flows.guides.base import Base
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.resampling import resampled_indices
 from vi_flows.guides.site_maps import FixedMaps, MapsOfTheProgram, SiteMaps
+from vi_flows.guides.stick_breaking import to_support
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.traces import Site, nodes, stochastic_nodes
 from vi_flows.transforms import Bijection, Chain
@@ -110,7 +110,7 @@ class FlowPosterior:
         for latent in torch.quantile(draws, levels, dim=0):
             for site, value in self._unpack_latent(latent):
                 if site["name"] not in self._dependent:
-                    result.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+                    result.setdefault(site["name"], []).append(to_support(site["fn"].support)(value))
         found = {name: torch.stack(values) for name, values in result.items()}
         if self._dependent:
             # Where the support moves with other sites, the coordinate's quantile is not the site's.

@@ -12,10 +12,10 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint, independent
 
 from vi_flows.guides.over_draws import OverDraws
+from vi_flows.guides.stick_breaking import to_support
 
 __all__ = ["FixedMaps", "MapsOfTheProgram", "SiteMaps"]
 
@@ -144,13 +144,13 @@ class _Visit(Messenger):
 
 
 def _forward(support: Constraint, latent: Tensor) -> tuple[Tensor, Tensor]:
-    transform = biject_to(support)
+    transform = to_support(support)
     value = transform(latent)
     return value, transform.log_abs_det_jacobian(latent, value)
 
 
 def _inverse(support: Constraint, value: Tensor) -> tuple[Tensor, Tensor]:
-    transform = biject_to(support)
+    transform = to_support(support)
     latent = transform.inv(value)
     ladj = -transform.log_abs_det_jacobian(latent, value)
     # Inverses clamp at the edges of a support, and would take what lies beyond them for a point just within.

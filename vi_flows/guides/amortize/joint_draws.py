@@ -16,11 +16,11 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
-from torch.distributions import biject_to
 from tqdm import tqdm
 
 from vi_flows.guides.amortize.right_draws import with_right_draws
 from vi_flows.guides.sites import innermost, is_discrete, is_fixed, unmasked
+from vi_flows.guides.stick_breaking import to_support
 from vi_flows.guides.supports import check_support
 from vi_flows.traces import Site, is_subsample, nodes
 
@@ -243,7 +243,7 @@ class Simulator:
 
 
 def _unconstrained(site: Site) -> Tensor:
-    return biject_to(site["fn"].support).inv(site["value"])
+    return to_support(site["fn"].support).inv(site["value"])
 
 
 def _check_parameter(name: str, site: Site) -> None:
