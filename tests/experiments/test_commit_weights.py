@@ -42,7 +42,7 @@ def test_a_run_keeps_its_weights_and_loses_the_rest(script, run, tmp_path, capsy
     assert Run.open(folder).key == run.key
     assert (folder / "metrics.jsonl").read_bytes() == (run.folder / "metrics.jsonl").read_bytes()
     size = (folder / "last.safetensors.xz").stat().st_size
-    assert f"{size:,} bytes; {size:,} of 15,000,000 are used" in capsys.readouterr().out
+    assert f"{size:,} bytes; {size:,} of 20,000,000 are used" in capsys.readouterr().out
     with pytest.raises(ValueError, match="take another name"):
         script.main(script.Commit(run.folder, "small", tmp_path))
 
