@@ -58,7 +58,7 @@ def diagnose(
             (:func:`~vi_flows.diagnostics.elsewhere.missed_mass`; guides of global latents, up to 200 dimensions).
         num_chains: short chains of the posterior that start at draws
             (:func:`~vi_flows.diagnostics.chains.moved_by_chains`; likewise, where the model can be evaluated for many
-            draws in one pass).
+            draws in one pass). What they move is heard if up to four times as many, from other draws, move it, too.
         seed: of the draws; the global generators are left as they were.
         model_kwargs: keyword arguments of both whose names this function has, too (``{"seed": 3}``).
         kwargs: other keyword arguments of both.
