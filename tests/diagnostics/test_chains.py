@@ -195,7 +195,7 @@ def test_a_good_guide_of_heavy_tails_is_not_called_wrong():
     guide = AutoConvFlow(heavy, num_blocks=2)
     fit(heavy, guide, num_steps=400, progress=False)
     report = diagnose(heavy, guide)
-    believed = report.k_hat < 1 or report.ess >= 0.98 * 4000  # equal weights: the shape of their tail is that of nothing
+    believed = report.k_hat < 1 or report.ess >= 0.98 * 4000  # nearly equal weights
     assert report.verdict == ("ok" if believed else "use importance weights"), str(report)
     assert "probabilities far in the tails" in report.reason or report.k_hat <= 0.7
 
