@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vi_flows.diagnostics.measures import varies
+from vi_flows.guides.posterior import varies
 from vi_flows.guides.start.ascent import where_defined
 from vi_flows.guides.start.gaussian_vi import value_and_grad
 

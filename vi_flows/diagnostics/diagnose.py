@@ -11,12 +11,13 @@ from torch import Tensor
 
 from vi_flows.diagnostics.chains import Moved, moved_by_chains
 from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
-from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, tail_shape, varies
+from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, tail_shape
 from vi_flows.diagnostics.report import Diagnosis
 from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, LONG, judge, longer_chains_decide, still
 from vi_flows.evaluation.psis import psis
 from vi_flows.guides.given import preserved_generators
 from vi_flows.guides.pairs import Draws, pair_of
+from vi_flows.guides.posterior import varies
 from vi_flows.parameters import module_of
 from vi_flows.settings import check_types
 from vi_flows.traces import nodes

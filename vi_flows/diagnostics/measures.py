@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vi_flows.evaluation.psis import fit_generalised_pareto, tail_size
 from vi_flows.transforms.capabilities import min_slope_of, outermost
 
-__all__ = ["active_units", "invertibility_margin", "reach", "tail_shape", "varies"]
+__all__ = ["active_units", "invertibility_margin", "reach", "tail_shape"]
 
 K_FOURTH_MOMENT = 0.25
 """A generalised Pareto tail of this shape or more has no fourth moment: a sample's spread has no standard error."""
@@ -55,11 +55,6 @@ def active_units(posterior_means: Tensor, threshold: float = 0.01) -> Tensor:
     if posterior_means.dim() != 2 or posterior_means.shape[0] < 2:
         raise ValueError(f"expected (rows, d) with at least two rows, got {tuple(posterior_means.shape)}")
     return posterior_means.var(0) > threshold
-
-
-def varies(draws: Tensor) -> Tensor:
-    """Which coordinates of ``(S, …)`` differ among draws; a simplex of one and a Cholesky factor's zeros never do."""
-    return draws.amin(0) != draws.amax(0)
 
 
 def tail_shape(draws: Tensor) -> Tensor:

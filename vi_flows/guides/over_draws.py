@@ -64,10 +64,13 @@ class OverDraws:
         """
         values = dict(values)
         while self._ways:
+            way = self._ways[0]
             try:
-                results = self._ways[0](fn, values, self._randomness)
-                if self._sure or self._ways[0] is _mapped or _agrees(fn, values, results):
-                    self._sure = self._sure or self._ways[0] is not _mapped
+                results = way(fn, values, self._randomness)
+                if way is _mapped:
+                    return results
+                self._sure = self._sure or _agrees(fn, values, results)
+                if self._sure:
                     return results
             except CANNOT:
                 # The function does something that this way can't follow (`.item()`, a branch on data). If it is

@@ -20,14 +20,18 @@ from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.traces import Site, nodes, stochastic_nodes
 from vi_flows.transforms import Bijection, Chain
 
-__all__ = ["FlowPosterior"]
-
+__all__ = ["FlowPosterior", "varies"]
 
 COARSE = 0.1
 """Unconstrained units by which a value may miss the place it came from."""
 
 SMALLEST = 1e3
 """Values of less than so many times the smallest normal number count as lost: below that one, all are."""
+
+
+def varies(draws: Tensor) -> Tensor:
+    """Which coordinates of ``(S, …)`` differ among draws; a simplex of one and a Cholesky factor's zeros never do."""
+    return draws.amin(0) != draws.amax(0)
 
 
 class FlowPosterior:
@@ -298,7 +302,7 @@ class FlowPosterior:
             if value.numel() == 0:
                 continue
             lost = value.abs() < SMALLEST * torch.finfo(value.dtype).tiny
-            lost = lost & (value.amin(0) != value.amax(0))  # the zeros of a Cholesky factor are meant
+            lost = lost & varies(value)  # the zeros of a Cholesky factor are meant
             if value.shape == x.shape:  # an inverse of its own for each number, but for ordered vectors
                 lost = (lost & (value != x)) | ~((back[name] - x).abs() <= COARSE)
             shares[name] = float(lost.double().mean(0).max())
