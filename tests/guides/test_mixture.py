@@ -18,7 +18,7 @@ from vi_flows.distributions.energies import target_2d
 from vi_flows.guides import AutoConvFlow, AutoFlow, fit
 from vi_flows.guides.base import MixtureBase, NormalBase
 from vi_flows.guides.start.gaussians import GaussianStart
-from vi_flows.guides.start.modes import MixtureStart, mixture_start
+from vi_flows.guides.start.modes import MixtureStart, _apart, mixture_start
 from vi_flows.transforms import Affine
 
 DOUBLE = torch.float64
@@ -135,6 +135,37 @@ def test_gradients_of_strata_are_those_of_the_expectation():
     loss = (importance * (base.detached().log_prob(z) - base.detached().log_prob(z))).mean()
     for g in torch.autograd.grad(loss, list(base.parameters()), allow_unused=True):
         assert g is None or float(g.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_branch_of_a_forked_ridge_is_found(seed):
+    """Pieces of the branch where the Gaussian lies, of twice the density, do not use up all climbs."""
+    target = target_2d("u4")
+
+    def shares(z):
+        right, upper = z[:, 0] >= 1, z[:, 1] > torch.sin(math.pi * z[:, 0] / 2) - 1.5
+        return torch.stack([~right, right & upper, right & ~upper], -1).to(DOUBLE)
+
+    z = target.grid()[0].reshape(-1, 2)
+    exact = torch.softmax(target.unnormalized_log_prob(z), 0).to(DOUBLE) @ shares(z)
+    covariance = torch.tensor([[0.4, 0.27], [0.27, 0.37]], dtype=DOUBLE)
+    generator = torch.Generator().manual_seed(seed)
+    start = GaussianStart(torch.tensor([0.01, -0.1], dtype=DOUBLE), covariance, -math.inf)
+    found = mixture_start(target.log_prob, start, generator)
+    draws = found.draw(torch.randn(1000, 2, dtype=DOUBLE, generator=generator))
+    here = found.log_weights.exp() @ torch.stack([shares(component).mean(0) for component in draws])
+    assert bool((here > 0.35 * exact).all()), (here, exact)
+
+
+def test_a_first_step_across_a_valley_loses_no_mode():
+    """From 2.004, a step of one along the gradient ends at the neighbour, where the density is higher."""
+    places = torch.tensor([0.0, 1.003, 2.0], dtype=DOUBLE)
+
+    def log_p(x):
+        return torch.logsumexp(-0.5 * ((x - places) / 0.1).square(), -1)
+
+    tops = _apart(log_p, [places[:1], places[1:2]], torch.tensor([[2.004], [1.0]], dtype=DOUBLE))
+    torch.testing.assert_close(torch.cat(tops), places, atol=0.01, rtol=0)
 
 
 def test_the_mixture_start_of_unequal_modes_in_closed_form():

@@ -27,18 +27,19 @@ WALL = 1e100
 """What the search is told where the density is not finite: it backs off."""
 
 
-def climb(log_density: LogDensity, start: Tensor, max_iterations: int) -> Path:
+def climb(log_density: LogDensity, start: Tensor, max_iterations: int, first_step: float = 1.0) -> Path:
     """The points of an L-BFGS path up the log density, with the gradients of its negative; none from a bad start.
 
     Args:
         log_density: of points ``(S, d)``.
         start: shape ``(d,)``.
         max_iterations: at most, with half as many evaluations more.
+        first_step: the length that the search tries first, whatever the gradient is.
     """
-    return _path(lambda x: _answers(log_density, [x])[0], start.numpy(), max_iterations)
+    return _path(lambda x: _answers(log_density, [x])[0], start.numpy(), max_iterations, first_step)
 
 
-def climb_all(log_density: LogDensity, starts: Tensor, max_iterations: int) -> list[Path]:
+def climb_all(log_density: LogDensity, starts: Tensor, max_iterations: int, first_step: float = 1.0) -> list[Path]:
     """The paths of :func:`climb` from several starts, in as many passes as the longest of them takes.
 
     SciPy's search calls the density and waits for the answer. So each search has a thread of its own, which runs
@@ -49,11 +50,12 @@ def climb_all(log_density: LogDensity, starts: Tensor, max_iterations: int) -> l
         log_density: of points ``(S, d)``; only ever called by the caller's thread.
         starts: shape ``(num_paths, d)``.
         max_iterations: of each.
+        first_step: of each.
     """
     if len(starts) == 1:
-        return [climb(log_density, starts[0], max_iterations)]
+        return [climb(log_density, starts[0], max_iterations, first_step)]
     asked: SimpleQueue[tuple[int, np.ndarray | Path | BaseException]] = SimpleQueue()
-    searches = [_Search(index, start.numpy(), max_iterations, asked) for index, start in enumerate(starts)]
+    searches = [_Search(i, start.numpy(), max_iterations, first_step, asked) for i, start in enumerate(starts)]
     paths: dict[int, Path] = {}
     for search in searches:
         search.start()
@@ -93,15 +95,17 @@ class _Search(Thread):
         index: int,
         start: np.ndarray,
         max_iterations: int,
+        first_step: float,
         asked: SimpleQueue[tuple[int, np.ndarray | Path | BaseException]],
     ) -> None:
         super().__init__(name=f"climb {index}", daemon=True)
-        self.index, self.begin, self.max_iterations, self.asked = index, start, max_iterations, asked
+        self.index, self.asked = index, asked
+        self.begin, self.max_iterations, self.first_step = start, max_iterations, first_step
         self.answer: SimpleQueue[Answer | None] = SimpleQueue()
 
     def run(self) -> None:
         try:
-            self.asked.put((self.index, _path(self._ask, self.begin, self.max_iterations)))
+            self.asked.put((self.index, _path(self._ask, self.begin, self.max_iterations, self.first_step)))
         except _Stopped:
             pass
         except BaseException as error:  # the caller's thread raises it
@@ -124,26 +128,32 @@ def _answers(log_density: LogDensity, points: list[np.ndarray]) -> list[Answer]:
     ]
 
 
-def _path(evaluate: Callable[[np.ndarray], Answer], start: np.ndarray, max_iterations: int) -> Path:
+def _path(evaluate: Callable[[np.ndarray], Answer], start: np.ndarray, max_iterations: int, first_step: float) -> Path:
     path: Path = []
     seen: dict[bytes, np.ndarray] = {}
 
-    def negative(x: np.ndarray) -> Answer:
-        value, grad = evaluate(x)
+    # The search's first step has length one in its coordinates ``y``, with ``x = start + first_step y``.
+    def place(y: np.ndarray) -> np.ndarray:
+        return start + first_step * y
+
+    def negative(y: np.ndarray) -> Answer:
+        value, grad = evaluate(place(y))
         if value < WALL:
-            seen[x.tobytes()] = grad
-        return value, grad
+            seen[y.tobytes()] = grad
+        return value, first_step * grad
 
-    def record(x: np.ndarray) -> None:
-        grad = seen.get(x.tobytes())
+    def record(y: np.ndarray) -> None:
+        grad = seen.get(y.tobytes())
         if grad is not None:
-            path.append((x.copy(), grad))
+            path.append((place(y), grad))
 
-    if negative(start)[0] >= WALL:
+    here = np.zeros_like(start)
+    if negative(here)[0] >= WALL:
         return []
-    record(start)
+    record(here)
     options = {
-        "maxiter": max_iterations, "maxfun": 3 * max_iterations // 2, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-6,
+        "maxiter": max_iterations, "maxfun": 3 * max_iterations // 2, "maxcor": 20, "ftol": 1e-10,
+        "gtol": 1e-6 * first_step,
     }  # fmt: skip
-    minimize(negative, start, jac=True, method="L-BFGS-B", callback=record, options=options)
+    minimize(negative, here, jac=True, method="L-BFGS-B", callback=record, options=options)
     return path

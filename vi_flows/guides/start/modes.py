@@ -45,6 +45,9 @@ PATIENCE = 3
 NEAREST = 4
 """So many of the known modes an end is looked at from."""
 
+FIRST_STEP = 0.1
+"""Of a climb from an end, which is close to its mode: a longer one may lead across a valley to another."""
+
 MOST_CLIMBS = 8
 """Side by side, where nearly every one finds a mode."""
 
@@ -229,18 +232,21 @@ def _apart(density: LogDensity, tops: list[Tensor], ends: Tensor) -> list[Tensor
     """The tops, and those of the ends, climbed to theirs, that are apart from all of them.
 
     A pass through a small model costs as much for many points as for one. So the ways to several ends are looked at in
-    one pass, and where every climb finds a mode of its own, more and more of them set out side by side.
+    one pass, those beyond the deepest valley climb first, so that the pieces of one long ridge do not use up the
+    climbs, and where every climb finds a mode of its own, more and more of them set out side by side.
     """
     tops = list(tops)
-    in_vain, together, rest = 0, 1, ends
+    in_vain, together, rest, near = 0, 1, ends, ends[:0]
     while len(rest) and len(tops) < MAX_MODES and in_vain < PATIENCE:
         size = max(1, min(MOST_POINTS, points_at_once(ends.shape[-1])) // (min(NEAREST, len(tops)) * (WAY_POINTS + 2)))
-        falls = _least_fall(density, torch.stack(tops), rest[:size])
-        ahead = (falls > _depth(tops)).nonzero().flatten()[:together]
-        chosen, rest = rest[ahead], rest[int(ahead[-1]) + 1 if len(ahead) == together else size :]
+        falls, order = _least_fall(density, torch.stack(tops), rest[:size]).sort(descending=True)
+        ahead = order[falls > _depth(tops)]
+        if len(tops) == 1:  # should there be a second mode, then what is near the first may be one more place
+            near = torch.cat([near, rest[order[(falls <= VALLEY) & (falls > DENT)]]])
+        chosen, rest = rest[ahead[:together]], torch.cat([rest[ahead[together:]], rest[size:]])
         if len(chosen) == 0:
             continue
-        paths = climb_all(density, chosen, 100)
+        paths = climb_all(density, chosen, 100, FIRST_STEP)
         found = torch.stack([torch.as_tensor(p[-1][0]) if p else end for p, end in zip(paths, chosen, strict=True)])
         number = len(found)
         known = _least_fall(density, torch.stack(tops), found)
@@ -260,6 +266,8 @@ def _apart(density: LogDensity, tops: list[Tensor], ends: Tensor) -> list[Tensor
             else:
                 in_vain += 1
         together = min(2 * together, MOST_CLIMBS) if len(new) == number else 1
+        if len(tops) > 1:
+            rest, near = torch.cat([rest, near]), near[:0]
     return tops
 
 
