@@ -191,7 +191,7 @@ CONSTANTS = {
         "SMALL_STRETCH": math.log(1.1),
     },
     "diagnostics.chains": {"NOISE": 3.0},
-    "diagnostics.elsewhere": {"MISSED_RATIO": 10.0, "MAX_MODES": 10, "MAX_DIM": 200},
+    "diagnostics.elsewhere": {"MISSED_RATIO": 10.0, "MAX_MODES": 12, "MAX_DIM": 200},
     "evaluation.ais": {"TARGET_ACCEPTANCE": 0.65},
 }  # fmt: skip
 """Those that the documentation tells, or that the same arguments give the same draws by."""

@@ -164,13 +164,19 @@ def test_a_site_too_coarse_for_its_draws_is_told_from_one_per_cent_on(weighed):
             assert found.reason.startswith("1% of the draws of 'a' are so near a bound that float64 has no numbers")
 
 
-@pytest.mark.parametrize(("share", "told"), [(None, False), (0.0099, False), (0.01, True), (0.3, True)])
-def test_a_mode_is_told_from_one_per_cent_of_the_mass_on(weighed, monkeypatch, share, told):
+@pytest.mark.parametrize(
+    ("share", "together", "told"),
+    [
+        (None, None, ""), (0.0099, 0.0099, ""), (0.01, 0.01, "a path"), (0.3, 0.31, "a path"), (0.008, 0.04, "paths"),
+        (0.3, 0.4, "paths"),
+    ],
+)  # fmt: skip
+def test_modes_are_told_from_one_per_cent_of_the_mass_on(weighed, monkeypatch, share, together, told):
     seen = []
 
     def missed(density, log_q, x, evidence, num_paths, hints=()):
         seen.append((evidence, num_paths))
-        return None if share is None else Missed(share, 12.4, torch.tensor([1.5], dtype=torch.float32))
+        return None if share is None else Missed(share, 5, together, 12.4, torch.tensor([1.5]))
 
     monkeypatch.setattr(HERE, "missed_mass", missed)
     weighed(joint(log_q=nothing))
@@ -178,10 +184,13 @@ def test_a_mode_is_told_from_one_per_cent_of_the_mass_on(weighed, monkeypatch, s
     assert seen == [(pytest.approx(found.log_evidence), 7)]
     if told:
         assert (found.verdict, found.reason) == ("don't trust", found.elsewhere)
-        assert found.reason == (
-            "a path from elsewhere found a mode that no draw of the guide reached, 12 sd away and with about "
-            f"{share:.0%} of the mass (a = 4.5)"
-        )
+        words = {
+            "a path": "a path from elsewhere found a mode that no draw of the guide reached, 12 sd away and with about "
+            f"{share:.0%} of the mass (a = 4.5)",
+            "paths": "paths from elsewhere found 5 places that no draw of the guide reached, with about "
+            f"{together:.0%} of the mass together, the heaviest 12 sd away (a = 4.5)",
+        }
+        assert found.reason == words[told]
     else:
         assert (found.verdict, found.elsewhere) == ("ok", "nothing")
     assert diagnose(nothing, nothing, num_samples=200, num_paths=0).elsewhere == "not looked"

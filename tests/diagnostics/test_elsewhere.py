@@ -75,7 +75,7 @@ def test_a_mode_is_looked_at_once_however_many_paths_end_there(monkeypatch):
     """Ends less than half a standard deviation apart are one, on whichever side of the guide; two modes are two."""
     looked = []
     monkeypatch.setattr(
-        elsewhere, "climb", lambda density, end, steps: looked.append(end) or climb(density, end, steps)
+        elsewhere, "climb", lambda density, end, *steps: looked.append(end) or climb(density, end, *steps)
     )
     here = normal(0.0, 1.0, 1)
     parts = [(-9.0, 0.2), (9.0, 0.3)]
@@ -88,7 +88,86 @@ def test_a_mode_is_looked_at_once_however_many_paths_end_there(monkeypatch):
     missed = missed_mass(log_p, here.log_prob, here.sample((1000,)), math.log(0.5))
     assert len(looked) == 2
     assert sorted(float(end) for end in looked) == pytest.approx([-9.0, 9.0], abs=0.5)
-    assert missed.share == pytest.approx(0.375, abs=0.04)  # of the larger one: 0.3 of 0.3 + 0.5
+    assert missed.share == pytest.approx(0.3, abs=0.03)  # of the larger one
+    assert missed.number == 2
+    assert missed.together == pytest.approx(0.5, abs=0.03)
+
+
+def bumps(places):
+    """Of a hundred-thousandth each."""
+    return lambda x: torch.distributions.Normal(places, 1.0).log_prob(x[..., None, :]).sum(-1) + math.log(1e-5)
+
+
+def peaks(places):
+    """Nine times as high as the mode, but of no width; far from all else the density is theirs."""
+    return lambda x: -3.5 - 5 * ((x[..., None, :] - places) / 0.05).square().sum(-1).log1p()
+
+
+@pytest.mark.parametrize(("light", "spread"), [(bumps, 12.0), (peaks, 4.0)])
+def test_what_has_no_mass_hides_no_mode(light, spread):
+    """A mode of 30 % of the mass, and paths that end at some of a hundred others first."""
+    generator = torch.Generator().manual_seed(4)
+    there = torch.randn(5, generator=generator).double()
+    there *= 8 / there.norm()
+    places = spread * torch.randn(100, 5, generator=generator).double()
+    others = light(places[places.norm(dim=-1) > 6])
+    here, mode = normal(0.0, 1.0, 5), torch.distributions.Independent(torch.distributions.Normal(there, 1.0), 1)
+
+    def log_p(x):
+        parts = torch.stack([here.log_prob(x) + math.log(0.7), mode.log_prob(x) + math.log(0.3)], -1)
+        return torch.logsumexp(torch.cat([parts, others(x)], -1), -1)
+
+    torch.manual_seed(4)
+    missed = missed_mass(log_p, here.log_prob, torch.randn(1000, 5).double(), math.log(0.7), num_paths=200)
+    assert missed.share == pytest.approx(0.3, abs=0.03)
+    torch.testing.assert_close(missed.latent, there, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(("dim", "within"), [(3, 1e-5), (40, 2.0)])
+def test_masses_at_ends_of_paths_are_laplaces(dim, within):
+    """Two Gaussians' log weights, exactly up to one constant; in 40 dimensions by 16 directions, roughly."""
+    generator = torch.Generator().manual_seed(0)
+    widths = 0.2 + torch.rand(2, dim, generator=generator).double()
+    places = 3.0 * torch.tensor([1.0, -1.0]).double()[:, None].expand(2, dim)
+    log_weights = torch.tensor([0.0, -5.0]).double()
+
+    def log_p(x):
+        parts = torch.distributions.Normal(places, widths).log_prob(x[..., None, :]).sum(-1)
+        return torch.logsumexp(parts + log_weights, -1)
+
+    first, second = elsewhere._log_masses(log_p, places)
+    assert float(first - second) == pytest.approx(5.0, abs=within)
+
+
+def test_many_light_modes_count_together():
+    """Eight of 0.6 % each, at distances of their own: none of them is worth a word, what they have together is."""
+    directions = torch.eye(4).double()
+    places = torch.cat([9 * directions, -12 * directions])
+
+    def log_p(x):
+        away = torch.distributions.Normal(places, 1.0).log_prob(x[..., None, :]).sum(-1) + math.log(0.006)
+        return torch.logsumexp(torch.cat([away, (here.log_prob(x) + math.log(0.952))[..., None]], -1), -1)
+
+    torch.manual_seed(0)
+    here = normal(0.0, 1.0, 4)
+    missed = missed_mass(log_p, here.log_prob, here.sample((1000,)), math.log(0.952))
+    assert missed.number >= 6
+    assert missed.share == pytest.approx(0.006, abs=0.001)
+    assert missed.together == pytest.approx(0.006 * missed.number, abs=0.003)
+
+
+def test_a_place_that_two_modes_draws_reach_counts_once():
+    """Two peaks 2.5 spreads apart: the t of either reaches the other."""
+    here, near, far = normal(0.0, 1.0, 2), normal(8.0, 1.0, 2), normal(9.8, 1.0, 2)
+
+    def log_p(x):
+        parts = here.log_prob(x) + math.log(0.6), near.log_prob(x) + math.log(0.2), far.log_prob(x) + math.log(0.2)
+        return torch.stack(parts).logsumexp(0)
+
+    torch.manual_seed(0)
+    missed = missed_mass(log_p, here.log_prob, here.sample((1000,)), math.log(0.6), num_draws=4000)
+    assert missed.number == 2
+    assert missed.together == pytest.approx(0.4, abs=0.02)
 
 
 def two_modes():

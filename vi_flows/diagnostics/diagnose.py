@@ -138,11 +138,11 @@ def diagnose(
 
 
 def _elsewhere(draws: Draws, log_evidence: float, num_paths: int, hints: Tensor) -> str:
-    """A mode of at least one per cent of the mass that no draw reached, in words, ``nothing``, or ``not looked``."""
+    """Modes of at least one per cent of the mass that no draw reached, in words, ``nothing``, or ``not looked``."""
     if draws.log_q is None or draws.latents.shape[-1] > MAX_DIM:
         return "not looked"
     missed = missed_mass(draws.log_density, draws.log_q, draws.latents, log_evidence, num_paths, hints=list(hints))
-    return "nothing" if missed is None or missed.share < MISSED_SHARE else _in_words(missed, draws)
+    return "nothing" if missed is None or missed.together < MISSED_SHARE else _in_words(missed, draws)
 
 
 def _too_coarse(draws: Draws) -> str:
@@ -181,9 +181,14 @@ def _chains(
 def _in_words(missed: Missed, draws: Draws) -> str:
     values = draws.constrain(missed.latent.to(draws.latents))
     place = ", ".join(f"{name} = {_short(value)}" for name, value in list(values.items())[:3])
+    if missed.share > 0.9 * missed.together:
+        return (
+            "a path from elsewhere found a mode that no draw of the guide reached, "
+            f"{missed.distance:.0f} sd away and with about {missed.share:.0%} of the mass ({place})"
+        )
     return (
-        f"a path from elsewhere found a mode that no draw of the guide reached, {missed.distance:.0f} sd away and with "
-        f"about {missed.share:.0%} of the mass ({place})"
+        f"paths from elsewhere found {missed.number} places that no draw of the guide reached, with about "
+        f"{missed.together:.0%} of the mass together, the heaviest {missed.distance:.0f} sd away ({place})"
     )
 
 

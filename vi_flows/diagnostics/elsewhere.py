@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
-from vi_flows.guides.start.climbing import climb
+from vi_flows.guides.start.climbing import NEAR, climb
+from vi_flows.guides.start.gaussian_vi import value_and_grad
 from vi_flows.guides.start.newton import inverse_curvature
 
 __all__ = ["MAX_DIM", "Missed", "missed_mass"]
@@ -20,8 +22,13 @@ LogDensity = Callable[[Tensor], Tensor]
 MISSED_RATIO = 10.0
 """A place is missed where the posterior's density is this many times the guide's, or more."""
 
-MAX_MODES = 10
-"""How many ends of paths, and tops that they lead to, are looked at."""
+LOG_MISSED = math.log(MISSED_RATIO)
+
+MAX_MODES = 12
+"""How many modes are weighed."""
+
+PROBES = 16
+"""Directions, at most, in which the curvature at an end is looked at before it is climbed from."""
 
 LONGEST = 1 / 3
 """Of a path's step, as a share of its distance from the guide: a mode is passed at a third of its distance at most."""
@@ -35,15 +42,19 @@ MAX_DIM = 200
 
 @dataclass(frozen=True)
 class Missed:
-    """A mode that the guide does not reach.
+    """The heaviest mode that the guide does not reach, and how many there are.
 
     Attributes:
         share: of the posterior's mass that lies around it, estimated, out of all that is known.
+        number: of modes that the guide does not reach, of those that were looked at.
+        together: the share of all of them.
         distance: from the guide's mean, in the guide's standard deviations (Mahalanobis).
         latent: the mode, unconstrained, shape ``(d,)``.
     """
 
     share: float
+    number: int
+    together: float
     distance: float
     latent: Tensor
 
@@ -63,12 +74,12 @@ def missed_mass(
     In coordinates where the guide has mean 0 and covariance ``I``, paths set out from 3, 10, 30 and 100 times standard
     normal draws and their mirror images, near the origin of the unconstrained space, and from the mirror image of the
     guide's mean in that origin; they climb side by side, one pass of the model a step. Where one ends with a posterior
-    density above ten times the guide's, a multivariate t (5 degrees of freedom) with the curvature there gives draws
-    whose weights sum to the mass in places of that kind; it is no wider than the mode is far away, for the guide's own
-    draws see what is wider. (So a plateau does not count for all of its width where the map of a support has run out
-    of numbers, as that of a simplex has where an entry is 10⁻³⁸.) A unimodal posterior costs the paths alone. Far out
-    a density may be all rounding error (a covariance that is singular to the last digit): of each place and of three
-    right beside it the lowest density counts.
+    density above ten times the guide's, a multivariate t (5 degrees of freedom) takes the curvature there. Draws of
+    all such t, weighed by the mixture of them, sum to the mass in places of that kind. A t is no wider than the mode
+    is far away, for the guide's own draws see what is wider. (So a plateau does not count for all of its width where
+    the map of a support has run out of numbers, as that of a simplex has where an entry is 10⁻³⁸.) A unimodal
+    posterior costs the paths alone. Far out a density may be all rounding error (a covariance that is singular to the
+    last digit): of each place and of three right beside it the lowest density counts.
 
     Args:
         log_density: the joint density of unconstrained points ``(S, d) → (S,)``.
@@ -82,7 +93,7 @@ def missed_mass(
             on the flank of a mode that is too narrow for others to meet it.
 
     Returns:
-        The mode of most mass among those that are missed, or ``None``.
+        The mode of most mass among those that are missed, their number and what they have together, or ``None``.
     """
     dim, log_density = x.shape[-1], where_defined(log_density)
     if dim > MAX_DIM or num_paths < 1:
@@ -102,52 +113,87 @@ def missed_mass(
         with torch.no_grad():
             return (whole(log_density, u) - log_evidence - whole(log_q, u)).nan_to_num(nan=-torch.inf)
 
-    best: Missed | None = None
     starts = overdispersed(dim, num_paths, center, root, generator)
     if len(hints):
         places = torch.stack([hint.double().cpu() for hint in hints])
         starts = torch.cat([starts, torch.linalg.solve_triangular(root, (places - center).T, upper=False).T])
     ends = ascend(lambda u: whole(log_density, u), starts, longest=LONGEST)
-    missed = excess(ends) > torch.tensor(MISSED_RATIO).log()
+    ends = ends[excess(ends) > LOG_MISSED]
+    if len(ends) == 0:
+        return None
+
+    def lowest(u: Tensor, tril: Tensor) -> Tensor:
+        noise = torch.randn(3, *u.shape, dtype=u.dtype, generator=generator)
+        points = torch.cat([u[None], u + DISPLACED * noise @ tril.T])
+        return whole(log_density, points.flatten(0, 1)).nan_to_num(nan=-torch.inf).reshape(4, -1).amin(0)
+
+    tops: list[Tensor] = []
+    trils: list[Tensor] = []
+    for top in _tops(lambda u: whole(log_density, u), ends):
+        covariance = inverse_curvature(lambda u: whole(log_density, u), top, 1e-10)
+        tril = None if covariance is None else _within(covariance, max(1.0, float(top.norm())))
+        if tril is None or bool(lowest(top[None], tril) - log_evidence - whole(log_q, top[None]) < LOG_MISSED):
+            continue
+        tops.append(top)
+        trils.append(tril)
+    if not tops:
+        return None
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        around = dist.MultivariateStudentT(torch.tensor(5.0).double(), torch.stack(tops), torch.stack(trils))
+        u = around.sample((num_draws,))  # (S, K, d)
+        density = torch.stack([lowest(u[:, k], tril) for k, tril in enumerate(trils)], 1) - log_evidence
+        missed = density - whole(log_q, u.flatten(0, 1)).reshape(density.shape) > LOG_MISSED
+        # Of the mixture of all t's: a place that two of them reach counts once.
+        log_t = around.log_prob(u[:, :, None]).logsumexp(-1)
+        weight = density - log_t + _log_det(root)
+    mass = torch.where(missed & weight.isfinite(), weight.exp(), 0.0).mean(0)
+    shares = torch.where(mass < torch.inf, mass / (1 + mass.sum()), 1.0)
+    together = float(shares.sum().clamp(max=1.0))
+    best = int(mass.argmax())
+    return Missed(float(shares[best]), len(tops), together, float(tops[best].norm()), center + root @ tops[best])
+
+
+def _tops(density: LogDensity, ends: Tensor) -> list[Tensor]:
+    """The modes that ends of paths lead to, those first that may hold most.
+
+    Ends in the order of :func:`_log_masses` and in their own take turns: neither narrow peaks nor bumps far out nor a
+    wrong estimate hides a mode.
+    """
+    turns = torch.stack([_log_masses(density, ends).argsort(descending=True), torch.arange(len(ends))], 1).flatten()
     seen: list[Tensor] = []
-    for end in ends[missed]:
-        if len(seen) >= MAX_MODES:
+    tops: list[Tensor] = []
+    for end in ends[list(dict.fromkeys(turns.tolist()))]:
+        if len(tops) >= MAX_MODES:
             break
         if any(float((end - other).norm()) < 0.5 for other in seen):
             continue
-        path = climb(lambda u: whole(log_density, u), end, 200)
+        path = climb(density, end, 200, NEAR)
         if not path:
             continue
         top = torch.as_tensor(path[-1][0])
-        seen.append(end)
-        if any(float((top - other).norm()) < 0.1 for other in seen[:-1]):
-            continue
-        seen.append(top)
-        covariance = inverse_curvature(lambda u: whole(log_density, u), top, 1e-10)
-        tril = None if covariance is None else _within(covariance, max(1.0, float(top.norm())))
-        if tril is None:
-            continue
+        if not any(float((top - other).norm()) < 0.1 for other in seen):
+            tops.append(top)
+        seen.extend([end, top])
+    return tops
 
-        def lowest(u: Tensor, tril: Tensor = tril) -> Tensor:
-            noise = torch.randn(3, *u.shape, dtype=u.dtype, generator=generator)
-            points = torch.cat([u[None], u + DISPLACED * noise @ tril.T])
-            return whole(log_density, points.flatten(0, 1)).nan_to_num(nan=-torch.inf).reshape(4, -1).amin(0)
 
-        if bool(lowest(top[None]) - log_evidence - whole(log_q, top[None]) < torch.tensor(MISSED_RATIO).log()):
-            continue
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            around = dist.MultivariateStudentT(torch.tensor(5.0).double(), top, tril)
-            u = around.sample((num_draws,))
-        with torch.no_grad():
-            density = lowest(u) - log_evidence
-            weight = density - around.log_prob(u) + _log_det(root)
-            missed = density - whole(log_q, u) > torch.tensor(MISSED_RATIO).log()
-        mass = float(torch.where(missed & weight.isfinite(), weight.exp(), 0.0).mean())
-        share = 1.0 if mass == float("inf") else mass / (1 + mass)
-        if best is None or share > best.share:
-            best = Missed(share, float(top.norm()), center + root @ top)
-    return best
+def _log_masses(density: LogDensity, ends: Tensor) -> Tensor:
+    """Laplace's, up to a constant: ``log p(x) − ½ log det(−H)``, no wider than the end is far away.
+
+    Beyond :data:`PROBES` dimensions the curvature in so many directions, orthonormal ones at random, stands for all.
+    """
+    dim = ends.shape[-1]
+    number = min(dim, PROBES)
+    noise = torch.randn(dim, number, dtype=ends.dtype, generator=torch.Generator().manual_seed(0))
+    probes = torch.linalg.qr(noise).Q.T
+    places = torch.stack([ends[:, None] + 1e-3 * probes, ends[:, None] - 1e-3 * probes])
+    grad = value_and_grad(density, places.flatten(0, 2))[1].reshape(places.shape)
+    curvature = (probes @ (grad[1] - grad[0]).mT / 2e-3).nan_to_num(0.0, 0.0, 0.0)
+    values = torch.linalg.eigvalsh(0.5 * (curvature + curvature.mT))
+    values = torch.maximum(values, ends.norm(dim=-1, keepdim=True).clamp(min=1.0) ** -2)
+    with torch.no_grad():
+        return density(ends) - 0.5 * dim / number * values.log().sum(-1)
 
 
 def _within(covariance: Tensor, distance: float) -> Tensor | None:

@@ -29,7 +29,7 @@ def where_defined(log_density: LogDensity) -> LogDensity:
             value = log_density(points)
             return torch.where(value < torch.inf, value, -torch.inf)
         except (RuntimeError, ValueError):  # LinAlgError is a RuntimeError
-            if len(points) == 1:
+            if len(points) <= 1:
                 return points.sum(-1) * 0.0 - torch.inf
             return torch.cat([evaluate(half) for half in points.tensor_split(2)])
 

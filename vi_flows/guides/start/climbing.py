@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vi_flows.guides.start.gaussian_vi import value_and_grad
 
-__all__ = ["Path", "climb", "climb_all"]
+__all__ = ["NEAR", "Path", "climb", "climb_all"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -22,6 +22,10 @@ Path = list[tuple[np.ndarray, np.ndarray]]
 
 Answer = tuple[float, np.ndarray]
 """The negative log density of a point, and its gradient."""
+
+NEAR = 0.1
+"""First step of a climb from where :func:`~vi_flows.guides.start.ascent.ascend` ends, close to a mode: a longer one may
+lead across a valley to another."""
 
 WALL = 1e100
 """What the search is told where the density is not finite: it backs off."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vi_flows.guides.remaining import remaining_kl
 from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
-from vi_flows.guides.start.climbing import climb, climb_all
+from vi_flows.guides.start.climbing import NEAR, climb, climb_all
 from vi_flows.guides.start.gaussian_vi import antithetic_normal, points_at_once, refine_gaussian
 from vi_flows.guides.start.gaussians import GaussianStart
 from vi_flows.guides.start.newton import inverse_curvatures
@@ -44,9 +44,6 @@ PATIENCE = 3
 
 NEAREST = 4
 """So many of the known modes an end is looked at from."""
-
-FIRST_STEP = 0.1
-"""Of a climb from an end, which is close to its mode: a longer one may lead across a valley to another."""
 
 MOST_CLIMBS = 8
 """Side by side, where nearly every one finds a mode."""
@@ -246,7 +243,7 @@ def _apart(density: LogDensity, tops: list[Tensor], ends: Tensor) -> list[Tensor
         chosen, rest = rest[ahead[:together]], torch.cat([rest[ahead[together:]], rest[size:]])
         if len(chosen) == 0:
             continue
-        paths = climb_all(density, chosen, 100, FIRST_STEP)
+        paths = climb_all(density, chosen, 100, NEAR)
         found = torch.stack([torch.as_tensor(p[-1][0]) if p else end for p, end in zip(paths, chosen, strict=True)])
         number = len(found)
         known = _least_fall(density, torch.stack(tops), found)
