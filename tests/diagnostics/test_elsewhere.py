@@ -139,6 +139,15 @@ def test_masses_at_ends_of_paths_are_laplaces(dim, within):
     assert float(first - second) == pytest.approx(5.0, abs=within)
 
 
+def test_densities_of_several_t_are_pyros():
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(3, 2, 2, generator=generator).double()
+    scales = torch.linalg.cholesky(factors @ factors.mT + 0.1 * torch.eye(2).double())
+    centers, u = torch.randn(3, 2, generator=generator).double(), torch.randn(7, 2, generator=generator).double()
+    exact = dist.MultivariateStudentT(torch.tensor(5.0).double(), centers, scales).log_prob(u[:, None])
+    torch.testing.assert_close(elsewhere._log_t(u, centers, scales), exact)
+
+
 def test_many_light_modes_count_together():
     """Eight of 0.6 % each, at distances of their own: none of them is worth a word, what they have together is."""
     directions = torch.eye(4).double()

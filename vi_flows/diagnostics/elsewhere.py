@@ -27,6 +27,9 @@ LOG_MISSED = math.log(MISSED_RATIO)
 MAX_MODES = 12
 """How many modes are weighed."""
 
+DF = 5.0
+"""Degrees of freedom of a t around a mode."""
+
 PROBES = 16
 """Directions, at most, in which the curvature at an end is looked at before it is climbed from."""
 
@@ -140,12 +143,13 @@ def missed_mass(
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        around = dist.MultivariateStudentT(torch.tensor(5.0).double(), torch.stack(tops), torch.stack(trils))
-        u = around.sample((num_draws,))  # (S, K, d)
+        df = torch.tensor(DF).double()
+        around = [dist.MultivariateStudentT(df, top, tril) for top, tril in zip(tops, trils, strict=True)]
+        u = torch.stack([one.sample((num_draws,)) for one in around], 1)  # (S, K, d)
         density = torch.stack([lowest(u[:, k], tril) for k, tril in enumerate(trils)], 1) - log_evidence
         missed = density - whole(log_q, u.flatten(0, 1)).reshape(density.shape) > LOG_MISSED
         # Of the mixture of all t's: a place that two of them reach counts once.
-        log_t = around.log_prob(u[:, :, None]).logsumexp(-1)
+        log_t = _log_t(u.flatten(0, 1), torch.stack(tops), torch.stack(trils)).logsumexp(-1).reshape(density.shape)
         weight = density - log_t + _log_det(root)
     mass = torch.where(missed & weight.isfinite(), weight.exp(), 0.0).mean(0)
     shares = torch.where(mass < torch.inf, mass / (1 + mass.sum()), 1.0)
@@ -194,6 +198,15 @@ def _log_masses(density: LogDensity, ends: Tensor) -> Tensor:
     values = torch.maximum(values, ends.norm(dim=-1, keepdim=True).clamp(min=1.0) ** -2)
     with torch.no_grad():
         return density(ends) - 0.5 * dim / number * values.log().sum(-1)
+
+
+def _log_t(u: Tensor, centers: Tensor, scales: Tensor) -> Tensor:
+    """Of points ``(N, d)`` by each t, ``(N, K)``; Pyro's ``log_prob`` copies a factor for every point."""
+    dim = u.shape[-1]
+    y = torch.linalg.solve_triangular(scales, (u - centers[:, None]).mT, upper=False)
+    constant = math.lgamma(0.5 * (DF + dim)) - math.lgamma(0.5 * DF) - 0.5 * dim * math.log(DF * math.pi)
+    log_det = scales.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+    return (constant - log_det - 0.5 * (DF + dim) * (y.square().sum(1) / DF).log1p()).T
 
 
 def _within(covariance: Tensor, distance: float) -> Tensor | None:
