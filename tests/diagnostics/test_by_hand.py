@@ -16,7 +16,7 @@ from vi_flows.diagnostics.elsewhere import missed_mass
 from vi_flows.diagnostics.report import Diagnosis, _share
 from vi_flows.diagnostics.verdict import judge
 from vi_flows.evaluation.psis import PSIS
-from vi_flows.guides.start.ascent import FAR, ascend, overdispersed
+from vi_flows.guides.start.ascent import FAR, ascend, between, overdispersed
 
 
 def weights(k_hat, share):
@@ -182,7 +182,7 @@ def test_small_parts():
     assert _short(torch.tensor([1.0, 2.0, 3.0])) == "[1, 2, 3]"
     assert _short(torch.tensor([1.0, 2.0, 3.0, 4.0])) == "[1, 2, 3, …]"
     defaults = {n: p.default for n, p in inspect.signature(diagnose).parameters.items() if p.default is not p.empty}
-    assert defaults == {"num_samples": 4000, "num_paths": 100, "num_chains": 500, "seed": 0, "model_kwargs": None}
+    assert defaults == {"num_samples": 4000, "num_paths": 200, "num_chains": 500, "seed": 0, "model_kwargs": None}
 
 
 # Elsewhere ----------------------------------------------------------------------------------------------------------
@@ -194,8 +194,9 @@ CENTER = torch.tensor([3.0, -1.0], dtype=torch.float64)
 @pytest.mark.parametrize(("number", "each"), [(40, 4), (31, 4), (10, 1), (1, 1)])
 def test_the_starts_of_the_paths(number, each):
     u = overdispersed(2, number, CENTER, ROOT, torch.Generator().manual_seed(3))
-    noise = torch.randn(4, each, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    far = torch.cat([size * part for size, part in zip((3.0, 10.0, 30.0, 100.0), noise, strict=True)])
+    noise = torch.randn(4 * each, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    scales = {1: [10**0.25, 10**0.75, 10**1.25, 10**1.75], 4: [10 ** ((i + 0.5) / 8) for i in range(16)]}[each]
+    far = torch.tensor(scales, dtype=torch.float64)[:, None] * noise
     assert u.shape == (8 * each + 2 * each + 1, 2)
     torch.testing.assert_close(u[: 4 * each], far)
     torch.testing.assert_close(u[4 * each : 8 * each], -far)
@@ -206,6 +207,16 @@ def test_the_starts_of_the_paths(number, each):
     if each == 4:
         assert near.min() < -1.0
         assert near.max() > 1.0
+
+
+def test_starts_between_modes_have_their_mean_and_spread():
+    """Scales from 0.5 to 5, of a covariance that gets its mean spread in the directions without modes."""
+    tops = torch.tensor([[4.0, 1.0, 0.0], [-2.0, 1.0, 0.0]], dtype=torch.float64)
+    u = between(tops, 4, torch.Generator().manual_seed(3))
+    noise = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    scales = 0.5 * torch.tensor([10**0.125, 10**0.375, 10**0.625, 10**0.875], dtype=torch.float64)
+    spread = torch.tensor([12.0, 3.0, 3.0], dtype=torch.float64).sqrt()
+    torch.testing.assert_close(u, torch.tensor([1.0, 1.0, 0.0]).double() + scales[:, None] * spread * noise)
 
 
 def test_paths_climb_to_the_mode_of_their_slope():
@@ -250,4 +261,4 @@ def test_nothing_is_missed_where_the_guide_is_right_or_there_are_too_many_dimens
     many = Independent(Normal(torch.zeros(elsewhere.MAX_DIM + 1), 1.0), 1)
     assert elsewhere.MAX_DIM == 200
     assert missed_mass(many.log_prob, many.log_prob, many.sample(torch.Size([300])), 0.0) is None
-    assert (elsewhere.MISSED_RATIO, FAR, elsewhere.MAX_MODES) == (10.0, (3.0, 10.0, 30.0, 100.0), 12)
+    assert (elsewhere.MISSED_RATIO, FAR, elsewhere.MAX_MODES) == (10.0, (1.0, 100.0), 12)

@@ -1,5 +1,7 @@
 """Paths side by side are the paths one by one, in fewer passes."""
 
+import math
+
 import pytest
 import torch
 
@@ -231,12 +233,12 @@ def test_paths_that_ended_on_one_hill_need_one_newton_run(monkeypatch):
 def test_paths_that_have_arrived_take_part_in_no_more_passes():
     starts = torch.tensor([[30.0, 1.0], [-5.0, 40.0], [0.5, 0.2], [9.0, -9.0]], dtype=DOUBLE)
     density = Counted(lambda x: -0.5 * ((x - 1).square() * torch.tensor([1.0, 0.02])).sum(-1))
-    ends = ascend(density, starts, 40, arrived=lambda u, value: u.norm(dim=-1) < 4)
+    ends = ascend(density, starts, 40, longest=math.inf, arrived=lambda u, value: u.norm(dim=-1) < 4)
     assert density.passes[:2] == [4, 3]
     assert density.passes[-1] < 3
     assert ends[2].tolist() == starts[2].tolist()
     assert float(ends.norm(dim=-1).max()) < 4
-    everywhere = ascend(density, starts, 40)
+    everywhere = ascend(density, starts, 40, longest=math.inf)
     torch.testing.assert_close(everywhere, torch.ones(4, 2, dtype=DOUBLE), atol=0.6, rtol=0)
 
 

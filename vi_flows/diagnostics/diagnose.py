@@ -42,7 +42,7 @@ def diagnose(
     guide: Callable,
     *args: Any,
     num_samples: int = 4000,
-    num_paths: int = 100,
+    num_paths: int = 200,
     num_chains: int = 500,
     seed: int | None = 0,
     model_kwargs: Mapping[str, Any] | None = None,

@@ -33,9 +33,6 @@ DF = 5.0
 PROBES = 16
 """Directions, at most, in which the curvature at an end is looked at before it is climbed from."""
 
-LONGEST = 1 / 3
-"""Of a path's step, as a share of its distance from the guide: a mode is passed at a third of its distance at most."""
-
 DISPLACED = 0.01
 """Spreads of a mode, by which a point is displaced: a density changes little, a rounding error by its whole size."""
 
@@ -67,15 +64,15 @@ def missed_mass(
     log_q: LogDensity,
     x: Tensor,
     log_evidence: float,
-    num_paths: int = 100,
+    num_paths: int = 200,
     num_draws: int = 500,
     seed: int = 0,
     hints: Sequence[Tensor] = (),
 ) -> Missed | None:
     r"""Climb to modes from places far outside of the guide, and weigh what lies around those that it misses.
 
-    In coordinates where the guide has mean 0 and covariance ``I``, paths set out from 3, 10, 30 and 100 times standard
-    normal draws and their mirror images, near the origin of the unconstrained space, and from the mirror image of the
+    In coordinates where the guide has mean 0 and covariance ``I``, paths set out from standard normal draws
+    times 1 to 100 and their mirror images, near the origin of the unconstrained space, and from the mirror image of the
     guide's mean in that origin; they climb side by side, one pass of the model a step. Where one ends with a posterior
     density above ten times the guide's, a multivariate t (5 degrees of freedom) takes the curvature there. Draws of
     all such t, weighed by the mixture of them, sum to the mass in places of that kind. A t is no wider than the mode
@@ -117,10 +114,20 @@ def missed_mass(
             return (whole(log_density, u) - log_evidence - whole(log_q, u)).nan_to_num(nan=-torch.inf)
 
     starts = overdispersed(dim, num_paths, center, root, generator)
+
+    def reached(u: Tensor, value: Tensor) -> Tensor:
+        """Among the guide's draws, where it is as dense as the posterior: such a path ends at no other mode."""
+        inside = u.norm(dim=-1) < dim**0.5 + 1
+        if bool(inside.any()):
+            with torch.no_grad():
+                inside[inside.clone()] = value[inside] - log_evidence - whole(log_q, u[inside]) <= LOG_MISSED
+        return inside
+
+    ends = ascend(lambda u: whole(log_density, u), starts, arrived=reached)
     if len(hints):
-        places = torch.stack([hint.double().cpu() for hint in hints])
-        starts = torch.cat([starts, torch.linalg.solve_triangular(root, (places - center).T, upper=False).T])
-    ends = ascend(lambda u: whole(log_density, u), starts, longest=LONGEST)
+        places = torch.stack([hint.double().cpu() for hint in hints]) - center
+        starts = torch.linalg.solve_triangular(root, places.T, upper=False).T
+        ends = torch.cat([ends, ascend(lambda u: whole(log_density, u), starts)])
     ends = ends[excess(ends) > LOG_MISSED]
     if len(ends) == 0:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -10,12 +9,18 @@ from torch import Tensor
 
 from vi_flows.guides.start.gaussian_vi import value_and_grad
 
-__all__ = ["ascend", "overdispersed", "where_defined"]
+__all__ = ["FAR", "LONGEST", "ascend", "between", "overdispersed", "where_defined"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
-FAR = (3.0, 10.0, 30.0, 100.0)
-"""How many times the known spread the starts have."""
+FAR = (1.0, 100.0)
+"""How many times the known spread the starts have: every scale between these, evenly by its logarithm."""
+
+AROUND = (0.5, 5.0)
+"""Likewise, of known modes' spread."""
+
+LONGEST = 0.2
+"""Of a path's step, as a share of its distance from the middle: a longer one jumps over modes on its way."""
 
 
 def where_defined(log_density: LogDensity) -> LogDensity:
@@ -39,8 +44,9 @@ def where_defined(log_density: LogDensity) -> LogDensity:
 def overdispersed(dim: int, number: int, center: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
     """Starts in coordinates ``u`` with ``x = center + root u``.
 
-    They are 3, 10, 30 and 100 times standard normal draws and their mirror images, points near the origin of the
-    unconstrained space, and the mirror image of ``center`` in that origin.
+    They are standard normal draws times 1 to 100 and their mirror images, points near the origin of the unconstrained
+    space, and the mirror image of ``center`` in that origin. A mode narrower than the known one draws paths from a
+    place of its own size alone, so that scales with gaps between them would pass by it.
 
     Args:
         dim: ``d``.
@@ -50,12 +56,33 @@ def overdispersed(dim: int, number: int, center: Tensor, root: Tensor, generator
         generator: source of the draws.
     """
     each = (number + 9) // 10
-    noise = torch.randn(4, each, dim, dtype=torch.float64, generator=generator)
-    far = (torch.tensor(FAR, dtype=torch.float64)[:, None, None] * noise).reshape(-1, dim)
+    far = _scaled(4 * each, dim, FAR, generator)
     near = 4 * torch.rand(2 * each, dim, dtype=torch.float64, generator=generator) - 2
     # Models that don't know a sign have their other mode at the mirror image.
     places = torch.cat([near, -center[None]])
     return torch.cat([far, -far, torch.linalg.solve_triangular(root, (places - center).T, upper=False).T])
+
+
+def between(tops: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """Starts where known modes lie, and around all of them: others are seen from there that are not from far outside.
+
+    Args:
+        tops: shape ``(K, d)``.
+        number: of starts.
+        generator: source of the draws.
+    """
+    dim = tops.shape[-1]
+    away = tops - tops.mean(0)
+    # With fewer modes than dimensions, the directions that they leave out get the mean spread.
+    covariance = away.T @ away / len(tops) + away.square().sum() / len(tops) / dim * torch.eye(dim, dtype=tops.dtype)
+    return tops.mean(0) + _scaled(number, dim, AROUND, generator) @ torch.linalg.cholesky(covariance).T
+
+
+def _scaled(number: int, dim: int, scales: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Standard normal draws, each times a scale of its own."""
+    noise = torch.randn(number, dim, dtype=torch.float64, generator=generator)
+    share = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+    return scales[0] * (scales[1] / scales[0]) ** share[:, None] * noise
 
 
 def _nowhere(u: Tensor, value: Tensor) -> Tensor:
@@ -66,7 +93,7 @@ def ascend(
     log_density: LogDensity,
     u: Tensor,
     num_steps: int = 60,
-    longest: float = math.inf,
+    longest: float = LONGEST,
     arrived: Callable[[Tensor, Tensor], Tensor] = _nowhere,
 ) -> Tensor:
     """All paths at once: gradient steps with the lengths of Barzilai and Borwein (1988), halved where they descend.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.guides.remaining import remaining_kl
-from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
+from vi_flows.guides.start.ascent import ascend, between, overdispersed, where_defined
 from vi_flows.guides.start.climbing import NEAR, climb, climb_all
 from vi_flows.guides.start.gaussian_vi import antithetic_normal, points_at_once, refine_gaussian
 from vi_flows.guides.start.gaussians import GaussianStart
@@ -24,11 +24,11 @@ LogDensity = Callable[[Tensor], Tensor]
 MAX_DIM = 200
 """No Hessians beyond: one Gaussian is all there is."""
 
-NUM_PATHS = 20
+NUM_PATHS = 100
 """From far outside, at first; the centre's mirror image starts one more."""
 
 MAX_PATHS = 640
-"""Where nearly every path ends at a mode of its own: the modes of a ring are a continuum."""
+"""As long as they find modes that are not known yet: those of a ring are a continuum."""
 
 MAX_MODES = 64
 """Components at most."""
@@ -106,11 +106,11 @@ def mixture_start(log_density: LogDensity, start: GaussianStart, generator: torc
     r"""Gaussians at all modes that paths from far outside find, where these are several.
 
     Several paths from overdispersed starts, as in multi-path Pathfinder (Zhang, Carpenter, Gelman and Vehtari 2022):
-    20 that set out from far outside of the Gaussian at hand climb side by side. Ends that are one mode with what is
+    100 that set out from far outside of the Gaussian at hand climb side by side. Ends that are one mode with what is
     known already are dropped; two modes are apart where on the straight line between them the density falls by at least
-    a nat. A posterior of one mode costs these paths, and there is no mixture. Where there are more modes, every one
-    gets a Gaussian with the curvature there, narrower than the way to its neighbour, and the weight of the highest
-    ELBO; where nearly every path has a mode of its own, as on a ring, many more paths are sent.
+    a nat. A posterior of one mode costs these paths, and there is no mixture. Where there are more modes, more and more
+    paths are sent until they find no other, and every mode gets a Gaussian with the curvature there, narrower than the
+    way to its neighbour, and the weight of the highest ELBO.
 
     Each of a few components then moves by natural gradients towards ``log p(x) + log r_k(x)`` with its responsibilities
     ``r_k`` (Arenz, Zhong and Neumann 2018), which raises the mixture's ELBO. The mixture is taken where its ELBO is
@@ -178,12 +178,14 @@ def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.G
     tops: list[Tensor] = []
     while True:
         starts = overdispersed(dim, number, center, root, generator)
+        if len(tops) > 1:
+            starts = torch.cat([starts, between(torch.stack(tops), number, generator)])
         middle = torch.zeros_like(starts[:1])
         if near:  # then what the Gaussian reaches is one mode
-            ends = ascend(density, starts, 40, arrived=reached)
+            ends = ascend(density, starts, arrived=reached)
             ends = ends[missed(ends)]
         else:  # the Gaussian's own middle climbs beside them
-            home, ends = ascend(density, torch.cat([middle, starts]), 40).tensor_split([1])
+            home, ends = ascend(density, torch.cat([middle, starts])).tensor_split([1])
         if len(ends):
             with torch.no_grad():
                 ends = ends[density(ends).isfinite()]
@@ -192,7 +194,7 @@ def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.G
         if near and not tops:
             if len(_heavy(density, middle[0], ends)) == 0:
                 return None
-            home = ascend(density, middle, 40)
+            home = ascend(density, middle)
         if not tops:
             # Not where the density has no gradient, as at the centre of a ring: then the middle has not moved.
             heavy = ends[_heavy(density, home[0], ends)]
@@ -201,12 +203,13 @@ def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.G
             path = climb(density, torch.zeros(dim, dtype=torch.float64), 40)
             at_home = bool(path)
             tops = [torch.as_tensor(path[-1][0]) if at_home else ends[0]]
+        known = len(tops)
         tops = _apart(density, tops, ends[_heavy(density, tops[0], ends)])
         if len(tops) < 2:
             return None
-        if len(tops) >= MAX_MODES or len(tops) <= number / 4 or number >= MAX_PATHS:
+        if len(tops) >= MAX_MODES or len(tops) == known or number >= MAX_PATHS:
             break
-        number *= 4
+        number = min(2 * number, MAX_PATHS)
     stacked = torch.stack(tops)
     return stacked, at_home and bool(missed(stacked[1:]).all())
 
