@@ -139,6 +139,27 @@ def test_masses_at_ends_of_paths_are_laplaces(dim, within):
     assert float(first - second) == pytest.approx(5.0, abs=within)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mode_among_those_of_a_guide_of_several_is_found(seed):
+    """Half as wide as the eight others, which lie on the axes: from far outside it is seen once in six times."""
+    axes = 12 * torch.eye(4).double()
+    places, there = torch.cat([axes, -axes]), torch.full((4,), 6.0).double()
+
+    def log_q(x):
+        parts = torch.distributions.Normal(places, 1.0).log_prob(x[..., None, :]).sum(-1)
+        return torch.logsumexp(parts, -1) - math.log(8)
+
+    def log_p(x):
+        other = torch.distributions.Normal(there, 0.5).log_prob(x).sum(-1)
+        return torch.logaddexp(log_q(x) + math.log(0.7), other + math.log(0.3))
+
+    torch.manual_seed(seed)
+    draws = places[torch.randint(8, (1000,))] + torch.randn(1000, 4).double()
+    missed = missed_mass(log_p, log_q, draws, math.log(0.7), seed=seed)
+    assert missed.share == pytest.approx(0.3, abs=0.03)
+    torch.testing.assert_close(missed.latent, there, atol=0.05, rtol=0)
+
+
 def test_densities_of_several_t_are_pyros():
     generator = torch.Generator().manual_seed(0)
     factors = torch.randn(3, 2, 2, generator=generator).double()

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from vi_flows.guides.start.ascent import ascend, overdispersed, where_defined
+from vi_flows.guides.start.ascent import AROUND, ascend, overdispersed, scaled_normal, where_defined
 from vi_flows.guides.start.climbing import NEAR, climb
 from vi_flows.guides.start.gaussian_vi import value_and_grad
 from vi_flows.guides.start.newton import inverse_curvature
@@ -71,9 +71,10 @@ def missed_mass(
 ) -> Missed | None:
     r"""Climb to modes from places far outside of the guide, and weigh what lies around those that it misses.
 
-    In coordinates where the guide has mean 0 and covariance ``I``, paths set out from standard normal draws
-    times 1 to 100 and their mirror images, near the origin of the unconstrained space, and from the mirror image of the
-    guide's mean in that origin; they climb side by side, one pass of the model a step. Where one ends with a posterior
+    In coordinates where the guide has mean 0 and covariance ``I``, paths set out from standard normal draws times 1 to
+    100 and their mirror images, from others times 0.5 to 5 (a mode among those of a guide of several is not seen from
+    far outside), near the origin of the unconstrained space, and from the mirror image of the guide's mean in that
+    origin; they climb side by side, one pass of the model a step. Where one ends with a posterior
     density above ten times the guide's, a multivariate t (5 degrees of freedom) takes the curvature there. Draws of
     all such t, weighed by the mixture of them, sum to the mass in places of that kind. A t is no wider than the mode
     is far away, for the guide's own draws see what is wider. (So a plateau does not count for all of its width where
@@ -86,7 +87,8 @@ def missed_mass(
         log_q: the guide's, likewise.
         x: draws of the guide, ``(S, d)``.
         log_evidence: as the guide's own draws have it.
-        num_paths: paths; rounded up to a multiple of ten.
+        num_paths: paths from far outside, rounded up to a multiple of ten; twice as many set out among and around the
+            guide's draws, which end soon where the guide is right.
         num_draws: of each t.
         seed: of the starts and the draws.
         hints: points ``(d,)`` that paths set out from as well, such as the draws of the largest weights, which may lie
@@ -113,7 +115,8 @@ def missed_mass(
         with torch.no_grad():
             return (whole(log_density, u) - log_evidence - whole(log_q, u)).nan_to_num(nan=-torch.inf)
 
-    starts = overdispersed(dim, num_paths, center, root, generator)
+    far = overdispersed(dim, num_paths, center, root, generator)
+    starts = torch.cat([far, scaled_normal(2 * num_paths, dim, AROUND, generator)])
 
     def reached(u: Tensor, value: Tensor) -> Tensor:
         """Among the guide's draws, where it is as dense as the posterior: such a path ends at no other mode."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vi_flows.guides.start.gaussian_vi import value_and_grad
 
-__all__ = ["FAR", "LONGEST", "ascend", "between", "overdispersed", "where_defined"]
+__all__ = ["AROUND", "FAR", "LONGEST", "ascend", "between", "overdispersed", "scaled_normal", "where_defined"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -17,7 +17,7 @@ FAR = (1.0, 100.0)
 """How many times the known spread the starts have: every scale between these, evenly by its logarithm."""
 
 AROUND = (0.5, 5.0)
-"""Likewise, of known modes' spread."""
+"""Likewise, of the spread that several known modes have together."""
 
 LONGEST = 0.2
 """Of a path's step, as a share of its distance from the middle: a longer one jumps over modes on its way."""
@@ -56,7 +56,7 @@ def overdispersed(dim: int, number: int, center: Tensor, root: Tensor, generator
         generator: source of the draws.
     """
     each = (number + 9) // 10
-    far = _scaled(4 * each, dim, FAR, generator)
+    far = scaled_normal(4 * each, dim, FAR, generator)
     near = 4 * torch.rand(2 * each, dim, dtype=torch.float64, generator=generator) - 2
     # Models that don't know a sign have their other mode at the mirror image.
     places = torch.cat([near, -center[None]])
@@ -75,11 +75,18 @@ def between(tops: Tensor, number: int, generator: torch.Generator) -> Tensor:
     away = tops - tops.mean(0)
     # With fewer modes than dimensions, the directions that they leave out get the mean spread.
     covariance = away.T @ away / len(tops) + away.square().sum() / len(tops) / dim * torch.eye(dim, dtype=tops.dtype)
-    return tops.mean(0) + _scaled(number, dim, AROUND, generator) @ torch.linalg.cholesky(covariance).T
+    return tops.mean(0) + scaled_normal(number, dim, AROUND, generator) @ torch.linalg.cholesky(covariance).T
 
 
-def _scaled(number: int, dim: int, scales: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Standard normal draws, each times a scale of its own."""
+def scaled_normal(number: int, dim: int, scales: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Standard normal draws, each times a scale of its own, evenly by its logarithm.
+
+    Args:
+        number: of draws.
+        dim: ``d``.
+        scales: the least and the largest.
+        generator: source of the draws.
+    """
     noise = torch.randn(number, dim, dtype=torch.float64, generator=generator)
     share = (torch.arange(number, dtype=torch.float64) + 0.5) / number
     return scales[0] * (scales[1] / scales[0]) ** share[:, None] * noise
