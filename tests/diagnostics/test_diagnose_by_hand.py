@@ -164,6 +164,16 @@ def test_a_site_too_coarse_for_its_draws_is_told_from_one_per_cent_on(weighed):
             assert found.reason.startswith("1% of the draws of 'a' are so near a bound that float64 has no numbers")
 
 
+def test_values_that_are_rounded_are_told_from_a_quarter_of_their_spread_on(weighed):
+    """The draws have a spread of 1.1575 in x; near 2⁵³ double precision knows whole numbers only, in steps of 2."""
+    for scale, told in ((8.0, False), (6.0, True)):
+        weighed(joint(constrain=lambda x, scale=scale: {"b": x[..., 0], "a": 2.0**53 + scale * x[..., 0]}))
+        found = diagnose(nothing, nothing, num_samples=200)
+        assert (found.verdict == "don't trust") == told
+        if told:
+            assert found.reason.startswith("the numbers that float64 has for 'a' lie 0.29 of its standard deviations")
+
+
 @pytest.mark.parametrize(
     ("share", "together", "told"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 
 import pyro
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from vi_flows.diagnostics import diagnose
+from vi_flows.diagnostics.measures import steps_per_sd
 from vi_flows.guides import AutoConvFlow, fit
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -78,3 +81,73 @@ def test_double_precision_is_the_way_out() -> None:
         assert (found.verdict, round(found.log_evidence, 1)) == ("ok", 0.0)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_numbers_far_from_zero_lie_apart() -> None:
+    """Between 2²³ and 2²⁴ ``float32`` knows whole numbers only, from 2²⁶ multiples of 8, below 1 multiples of 2⁻²⁴."""
+    x = torch.tensor([-1.0, 0.0, 1.0])[:, None] + torch.tensor([[1e7, -1e7, 0.0, 5.0]])
+    x = torch.cat([x, torch.tensor([[8e7], [8.0e7 + 16], [8.0e7 - 16]]), torch.tensor([[0.75], [0.5], [1.0]])], 1)
+    expected = [1.0, 1.0, 2.0**-23, 2.0**-21, 8 / 16, 2.0**-24 / 0.25]
+    torch.testing.assert_close(steps_per_sd(x), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0.0)
+    far = steps_per_sd(torch.tensor([[1e7, math.inf, 0.0], [1e7, 1.0, 1.0]]))
+    assert far.tolist() == [math.inf, 0.0, pytest.approx(0.0, abs=1e-6)]
+    assert float(steps_per_sd(x.double())[0]) == pytest.approx(2.0**-29)
+
+
+def at(loc: float, scale: float) -> Callable[[], None]:
+    return lambda: pyro.sample("t", dist.Normal(torch.tensor([0.0, loc]), torch.tensor([1.0, scale])).to_event(1))
+
+
+def step(start: float) -> Callable[[], None]:
+    """When a level rises, in seconds since 1970, of one measurement a minute."""
+    elapsed = 60 * torch.arange(200.0)
+    y = 2.0 * (elapsed > 5000.0) + torch.randn(200, generator=torch.Generator().manual_seed(0))
+
+    def model() -> None:
+        low, high = pyro.sample("low", dist.Normal(0.0, 5.0)), pyro.sample("high", dist.Normal(0.0, 5.0))
+        t = pyro.sample("t", dist.Uniform(start, start + 12000.0))
+        share = torch.sigmoid((start + elapsed - t) / 120.0)
+        pyro.sample("y", dist.Normal(low + (high - low) * share, 1.0).to_event(1), obs=y)
+
+    return model
+
+
+def rare(count: float) -> Callable[[], None]:
+    counts = torch.tensor([count, 3.0, 2.0])
+
+    def model() -> None:
+        t = pyro.sample("t", dist.Dirichlet(torch.ones(3)))
+        pyro.factor("counts", (counts * t.log()).sum())
+
+    return model
+
+
+def still() -> None:
+    """A part and the factor's first row are 1 in each draw, as they should be."""
+    pyro.sample("t", dist.LKJCholesky(3, 1.0))
+    pyro.sample("one", dist.Dirichlet(torch.ones(1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "steps"),
+    [
+        (at(1e8, 8.0), 1.0), (at(1e6, 1.0), None), (step(1.7e9), 1.28), (step(0.0), None), (rare(1e8), 2.0),
+        (rare(1e6), None), (still, None),
+    ],
+    ids=["1e8", "1e6", "seconds", "elapsed", "rare", "not-rare", "constants"],
+)  # fmt: skip
+def test_draws_that_are_rounded_to_their_own_spread_are_not_trusted(
+    model: Callable[[], None], steps: float | None
+) -> None:
+    """The means of rare(1e8)'s small parts are off by 1.5 standard deviations."""
+    pyro.set_rng_seed(0)
+    guide = AutoConvFlow(model)
+    fit(model, guide, progress=False)
+    found = diagnose(model, guide)
+    if steps is None:
+        assert found.verdict == "ok"
+    else:
+        assert found.verdict == "don't trust"
+        told = re.match(r"the numbers that float32 has for 't' lie (\S+) of its standard deviations", found.reason)
+        assert told is not None
+        assert float(told[1]) == pytest.approx(steps, rel=0.15)
