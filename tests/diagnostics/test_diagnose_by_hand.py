@@ -41,6 +41,11 @@ def nothing(*_, **__):
     """Neither a model nor a guide."""
 
 
+def level(x):
+    """A density that is the same everywhere."""
+    return torch.zeros(len(x))
+
+
 def test_figures_of_joint_weights(weighed):
     asked = weighed(Weighed(LOG_W))
     found = diagnose(nothing, nothing, num_samples=200)
@@ -92,7 +97,7 @@ def joint(**changes):
     """Two hundred draws of one latent number, evenly from −2 to 2."""
     x = torch.linspace(-2.0, 2.0, 200, dtype=torch.float64)[:, None]
     values = {
-        "latents": x, "log_density": nothing, "log_q": None, "at_once": False,
+        "latents": x, "log_density": level, "log_q": None, "at_once": False,
         "constrain": lambda x: {"a": 3 * x[..., 0]}, "unresolved": lambda x: {},
     }  # fmt: skip
     return Weighed(0.01 * LOG_W, Draws(**{**values, **changes}))

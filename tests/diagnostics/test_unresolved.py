@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from vi_flows.diagnostics import diagnose
-from vi_flows.diagnostics.measures import steps_per_sd
+from vi_flows.diagnostics.rounding import density_step, steps_per_sd
 from vi_flows.guides import AutoConvFlow, fit
+from vi_flows.guides.pairs import Draws
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -151,3 +153,46 @@ def test_draws_that_are_rounded_to_their_own_spread_are_not_trusted(
         told = re.match(r"the numbers that float32 has for 't' lie (\S+) of its standard deviations", found.reason)
         assert told is not None
         assert float(told[1]) == pytest.approx(steps, rel=0.15)
+
+
+def test_the_step_of_a_density() -> None:
+    """Numbers next to 3 are 2⁻²² apart; of 1000 draws the first 200 are asked for."""
+    x = torch.full((1000, 2), 3.0)
+    x[200:] = math.nan
+    x[:100, 1] = 0.0  # its neighbours are 1e-45 away
+
+    def steep(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x[:, 0] > 3.0, math.inf, 2.0**22 * x.double().sum(-1))
+
+    draws = Draws(x, steep, None, lambda x: {}, False, lambda x: {})
+    assert density_step(draws) == pytest.approx((100 * 1 + 100 * 2) ** 0.5 / 200**0.5, rel=0.12)
+    assert density_step(dataclasses.replace(draws, log_density=lambda x: torch.full((len(x),), -math.inf))) == 0.0
+
+
+def parabola(num: int) -> Callable[[], None]:
+    """Powers of a year, uncentred."""
+    x = torch.linspace(2000.0, 2020.0, num)
+    noise = 0.1 * torch.randn(num, generator=torch.Generator().manual_seed(0))
+    y = 1.3 * (x - 2010.0) + 0.02 * (x - 2010.0) ** 2 + noise
+
+    def model() -> None:
+        a, b = pyro.sample("a", dist.Normal(0.0, 1e6)), pyro.sample("b", dist.Normal(0.0, 1e4))
+        c = pyro.sample("c", dist.Normal(0.0, 10.0))
+        pyro.sample("y", dist.Normal(a + b * x + c * x * x, 0.1).to_event(1), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize(("num", "verdict"), [(50, "ok"), (2000, "don't trust")])
+def test_a_density_that_rounding_spoils_is_named_as_such(num: int, verdict: str) -> None:
+    """The conditional spread of ``a`` of 2000 values is 0.002, and the numbers next to 77 600 are 0.008 apart."""
+    pyro.set_rng_seed(0)
+    model = parabola(num)
+    guide = AutoConvFlow(model)
+    fit(model, guide, progress=False)
+    found = diagnose(model, guide)
+    assert found.verdict == verdict
+    told = re.search(r"numbers of float32 differ by (\S+) nats of the log density", found.reason)
+    assert (told is None) == (verdict == "ok")
+    if told is not None:
+        assert float(told[1]) == pytest.approx(56.0, rel=0.3)

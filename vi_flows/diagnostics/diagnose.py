@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vi_flows.diagnostics.chains import Moved, moved_by_chains
 from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
-from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, steps_per_sd, tail_shape
+from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, tail_shape
 from vi_flows.diagnostics.report import Diagnosis
+from vi_flows.diagnostics.rounding import rounded_density, too_coarse
 from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, LONG, judge, longer_chains_decide, still
 from vi_flows.evaluation.psis import psis
 from vi_flows.guides.given import preserved_generators
@@ -26,12 +27,6 @@ __all__ = ["diagnose"]
 
 MISSED_SHARE = 0.01
 """A mode that no draw reached is reported from this share of the mass on."""
-
-UNRESOLVED_SHARE = 0.01
-"""Draws that a site's values can't tell apart are reported from this share on."""
-
-COARSE_STEP = 0.25
-"""Values are too far apart from so many of their standard deviations on: quantiles are off by half of it then."""
 
 AGAIN = 4
 """Times as many chains, from other draws, are run before an alarm of chains is heard."""
@@ -97,6 +92,9 @@ def diagnose(
             if longer_chains_decide(joint_psis, shift, sd_ratio, chains):
                 chains = _chains(draws, limits, slice(num_chains), LONG)
     verdict, reason = judge(joint_psis, row_psis, shift, sd_ratio, chains, num_samples)
+    if draws is not None and verdict != "ok":
+        with preserved_generators(seed), poutine.block():
+            reason += rounded_density(draws)
     elsewhere = "not looked"
     if draws is not None and verdict != "don't trust" and num_paths > 0:
         with preserved_generators(seed), poutine.block():
@@ -104,7 +102,7 @@ def diagnose(
             elsewhere = _elsewhere(draws, float(joint_psis.log_mean_weight), num_paths, hints)
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
-    if draws is not None and values is not None and verdict != "don't trust" and (coarse := _too_coarse(draws, values)):
+    if draws is not None and values is not None and verdict != "don't trust" and (coarse := too_coarse(draws, values)):
         verdict, reason = "don't trust", coarse
     heavy_tails = {} if values is None else _heavy_tails(values)
     if heavy_tails and verdict == "ok":
@@ -146,34 +144,6 @@ def _elsewhere(draws: Draws, log_evidence: float, num_paths: int, hints: Tensor)
         return "not looked"
     missed = missed_mass(draws.log_density, draws.log_q, draws.latents, log_evidence, num_paths, hints=list(hints))
     return "nothing" if missed is None or missed.together < MISSED_SHARE else _in_words(missed, draws)
-
-
-def _too_coarse(draws: Draws, values: Mapping[str, Tensor]) -> str:
-    """A site whose values leave out a part of the posterior, or are rounded to more than it allows, in words."""
-    shares = draws.unresolved(draws.latents)
-    dtype = str(draws.latents.dtype).removeprefix("torch.")
-    name = max(shares, key=lambda site: shares[site], default="")
-    if shares and shares[name] >= UNRESOLVED_SHARE:
-        return (
-            f"{shares[name]:.0%} of the draws of {name!r} are so near a bound that {dtype} has no numbers to tell them "
-            "apart, and what lies beyond is cut off: run the model in float64, or give the site a scale without that "
-            "bound (log-odds, a logarithm)"
-        )
-    # What is the same wherever the latent vector lies, the first row of a Cholesky factor, is meant so.
-    line = torch.linspace(-1.0, 1.0, 8).to(draws.latents)[:, None].expand(-1, draws.latents.shape[-1])
-    meant = {name: ~varies(value) for name, value in draws.constrain(line).items()}
-    steps = {
-        name: float(steps_per_sd(value).masked_fill(meant[name], 0.0).max())
-        for name, value in values.items()
-        if meant[name].numel() > 0
-    }
-    name = max(steps, key=lambda site: steps[site], default="")
-    if not steps or steps[name] <= COARSE_STEP:
-        return ""
-    return (
-        f"the numbers that {dtype} has for {name!r} lie {steps[name]:.2g} of its standard deviations apart, and draws "
-        "and densities are rounded to them: run the model in float64, or shift and scale the site"
-    )
 
 
 def _within(limits: Mapping[str, tuple[Tensor, Tensor]], values: Mapping[str, Tensor]) -> dict[str, Tensor]:

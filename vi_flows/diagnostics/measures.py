@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vi_flows.evaluation.psis import fit_generalised_pareto, tail_size
 from vi_flows.transforms.capabilities import min_slope_of, outermost
 
-__all__ = ["active_units", "invertibility_margin", "reach", "steps_per_sd", "tail_shape"]
+__all__ = ["active_units", "invertibility_margin", "reach", "tail_shape"]
 
 K_FOURTH_MOMENT = 0.25
 """A generalised Pareto tail of this shape or more has no fourth moment: a sample's spread has no standard error."""
@@ -102,21 +102,3 @@ def reach(draws: Tensor) -> tuple[Tensor, Tensor]:
     far = 2 * (flat - median).abs().sort(0).values[int(REACHED * (len(flat) - 1))]
     far[~(tail_shape(flat) >= K_FOURTH_MOMENT)] = math.inf
     return (median - far).reshape(values.shape[1:]), (median + far).reshape(values.shape[1:])
-
-
-def steps_per_sd(draws: Tensor) -> Tensor:
-    """How far each coordinate's numbers lie apart, in standard deviations of its draws.
-
-    Far from zero numbers are few: at 10⁸ ``float32`` knows multiples of 8 only, next to 1 multiples of 6e-8. Draws
-    are then rounded, by half of this at most, and so is what a density finds there.
-
-    Args:
-        draws: ``(S, …)``, floating point.
-
-    Returns:
-        The median distance from a draw to the next larger number over the draws' standard deviation, of the shape of
-        one draw; ∞ for a coordinate without a spread, 0 where draws are infinite.
-    """
-    size = draws.detach().abs()
-    step = torch.nextafter(size, torch.full_like(size, math.inf)) - size
-    return (step.nanmedian(0).values.double() / draws.detach().double().std(0)).nan_to_num(nan=0.0, posinf=math.inf)
