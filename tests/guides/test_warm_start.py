@@ -179,9 +179,10 @@ def test_antithetic_pairs():
 
 def test_log_joint_in_double():
     x, y = raw_unit_data()
-    log_joint = LogJoint(regression, ([x],), {"y": y}, dtype=DOUBLE)
-    assert log_joint.args[0][0].dtype == DOUBLE
-    assert log_joint.kwargs["y"].dtype == DOUBLE
+    values = {"beta": torch.randn(3, DIM, dtype=DOUBLE), "sigma": torch.rand(3, dtype=DOUBLE) + 0.5}
+    found = LogJoint(regression, (x,), {"y": y}, dtype=DOUBLE)(values)
+    wanted = dist.Normal(values["beta"] @ x.double().T, values["sigma"][:, None]).log_prob(y.double()).sum(-1)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0.0)
     seen = []
 
     def model():

@@ -95,15 +95,16 @@ def diagnose(
     if draws is not None and verdict != "ok":
         with preserved_generators(seed), poutine.block():
             reason += rounded_density(draws)
-    elsewhere = "not looked"
+    elsewhere, by_weights = "not looked", verdict
     if draws is not None and verdict != "don't trust" and num_paths > 0:
         with preserved_generators(seed), poutine.block():
             hints = draws.latents[joint.topk(NUM_HINTS).indices.to(draws.latents.device)]
             elsewhere = _elsewhere(draws, float(joint_psis.log_mean_weight), num_paths, hints)
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
-    if draws is not None and values is not None and verdict != "don't trust" and (coarse := too_coarse(draws, values)):
-        verdict, reason = "don't trust", coarse
+    rounded = "" if draws is None or values is None or by_weights == "don't trust" else too_coarse(draws, values)
+    if rounded:
+        verdict, reason = "don't trust", rounded
     heavy_tails = {} if values is None else _heavy_tails(values)
     if heavy_tails and verdict == "ok":
         reason += _of_heavy_tails(heavy_tails)

@@ -91,7 +91,7 @@ def datatree(
         if _subsampled(prototype):
             raise ValueError("the model subsamples its data: give to_datatree the whole data (no subsample_size)")
         total = num_chains * num_draws
-        log_density = guide.log_density_of(model, *args, **kwargs)
+        log_density = guide.exact_log_density_of(model, *args, **kwargs)
         noise = guide.get_base_dist().sample((total,))
         x, ladj = guide.get_transform().forward_and_ladj(noise)
         log_q = guide.get_base_dist().log_prob(noise) - ladj

@@ -241,7 +241,8 @@ class FlowPair(Pair):
         """Joint weights ``(S,)`` with the draws."""
         self.check()
         check_whole_data(self.model, self.guide, self.args, self.kwargs)
-        log_density, flow, base = self._log_density(), self.guide.get_transform(), self.guide.get_base_dist()
+        log_density = self.guide.exact_log_density_of(self.model, *self.args, **self.kwargs)
+        flow, base = self.guide.get_transform(), self.guide.get_base_dist()
         log_w, latents = [], []
         for size in chunks(num_samples, 1000):
             noise = base.sample((size,))

@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from vi_flows.guides.base import Base
-from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.log_joint import LogJoint, in_double
 from vi_flows.guides.resampling import resampled_indices
 from vi_flows.guides.site_maps import FixedMaps, MapsOfTheProgram, SiteMaps
 from vi_flows.guides.stick_breaking import to_support
@@ -201,7 +201,7 @@ class FlowPosterior:
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        log_density = self.log_density_fn(*args, **kwargs)
+        log_density = self.exact_log_density_of(self._program(), *args, **kwargs)
         log_weights, latents = [], []
         for _ in range(max(4, -(-4 * num_samples // 1000))):
             noise = self.get_base_dist().sample((1000,))
@@ -316,6 +316,20 @@ class FlowPosterior:
         """Likewise of another model with the same latent sites."""
         self.set_up(*args, **kwargs)
         return self._pull_back(LogJoint(model, args, kwargs))
+
+    def exact_log_density_of(self, model: Callable, /, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
+        """Likewise, computed in double precision where the model allows: what weights are made of.
+
+        See :func:`~vi_flows.guides.log_joint.in_double`. Takes latent vectors of any precision, and gives double.
+        """
+        self.set_up(*args, **kwargs)
+        plain = LogJoint(model, args, kwargs)
+        with torch.no_grad():
+            probe = self._built().forward_and_ladj(self.get_base_dist().sample((2,)))[0]
+        exact = in_double(model, args, kwargs, self._pull_back, probe, plain)
+        log_density = self._pull_back(exact)
+        dtype = probe.dtype if exact is plain else torch.float64
+        return lambda latent: log_density(latent.to(dtype)).double()
 
     def _pull_back(self, log_joint: LogJoint) -> Callable[[Tensor], Tensor]:
         def log_density(latent: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint, independent
 
 from vi_flows.guides.over_draws import OverDraws
+from vi_flows.guides.promoting import precision
 from vi_flows.guides.stick_breaking import to_support
 
 __all__ = ["FixedMaps", "MapsOfTheProgram", "SiteMaps"]
@@ -101,9 +102,11 @@ class MapsOfTheProgram:
         batch = torch.broadcast_shapes(*(given[name].shape[: given[name].dim() - len(s)] for name, s in shapes.items()))
         draws = {name: given[name].expand(batch + shape).reshape(-1, *shape) for name, shape in shapes.items()}
 
+        dtype = next(iter(draws.values())).dtype
+
         def single(draw: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             visit = _Visit(draw, change)
-            with poutine.block(), visit:
+            with poutine.block(), visit, precision(dtype):
                 self.program(*self.args, **self.kwargs)
             lost = [name for name in shapes if name not in visit.results]
             if lost:

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.log_joint import LogJoint, in_double
 from vi_flows.guides.start.gaussians import GaussianStart
 from vi_flows.guides.start.modes import MixtureStart, mixture_start
 from vi_flows.guides.start.pathfinder import pathfinder
@@ -74,12 +74,9 @@ def start_of_model(
         finite = torch.isfinite(first)
         if bool(finite.any()) and not torch.allclose(first[finite], second[finite], rtol=1e-5):
             return None
-        exact = LogJoint(program, args, kwargs, log_joint.vectorized, torch.float64)
-        try:
-            if bool((torch.isfinite(pull_back(exact)(probe.double())) | ~finite).all()):
-                log_joint, loc = exact, loc.double()
-        except (RuntimeError, TypeError, ValueError):
-            pass  # the model holds float32 tensors of its own that don't mix with float64
+    exact = in_double(program, args, kwargs, pull_back, probe, log_joint)
+    if exact is not log_joint:
+        log_joint, loc = exact, loc.double()
     generator = torch.Generator().manual_seed(0)
     starts = loc[None]
     if not loc_is_given:

@@ -1,0 +1,172 @@
+"""Models in single precision whose densities are computed in double precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from vi_flows.diagnostics import diagnose
+from vi_flows.guides import AutoConvFlow, fit
+from vi_flows.guides.log_joint import LogJoint, in_double
+from vi_flows.guides.over_draws import OverDraws
+from vi_flows.guides.promoting import Promoting, precision
+
+DOUBLE = torch.float64
+X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+NETWORK = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).requires_grad_(False)
+GRU = nn.GRU(3, 2, batch_first=True).requires_grad_(False)
+
+
+def inplace(z: Tensor) -> Tensor:
+    x = torch.zeros(3)
+    x[0] = z[0]
+    x[1:] += z[1:] ** 2
+    return x.cumsum(0)
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "product": lambda z: X @ z,
+    "network": lambda z: NETWORK(z[None] + X),
+    "recurrent": lambda z: GRU((X + z)[None])[0],
+    "einsum": lambda z: torch.einsum("ij,j->i", X, z),
+    "stacked": lambda z: torch.stack([X[0], z, 2 * z], -1),
+    "lists": lambda z: torch.cat([X, z[None]]).logsumexp(0),
+    "types": lambda z: torch.zeros(3, dtype=X.dtype) + z.to(torch.float32) + z.type_as(X) + z.float(),
+    "smallest": lambda z: z.sigmoid() + torch.finfo(z.dtype).eps,
+    "in place": inplace,
+    "operators": lambda z: (1.0 - X[0] / 3) ** z.exp() + X[0].exp().log1p() * z,
+    "attributes": lambda z: X.T[:, 0] * X.mT[:, 1] * z,
+    "gamma": lambda z: torch.lgamma(torch.full((3,), 1e7)) * z + torch.lgamma(X[0].exp() + 1e6) * z,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_those_of_double_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = FUNCTIONS[name]
+    z = torch.tensor([0.3, -1.2, 0.7], dtype=DOUBLE, requires_grad=True)
+    with Promoting(DOUBLE):
+        found = function(z)
+        (slope,) = torch.autograd.grad(found.sum(), z)
+        many = OverDraws()(lambda draw: function(draw["z"]), {"z": torch.stack([z, z])})
+    monkeypatch.setitem(globals(), "X", X.double())
+    for each in (NETWORK, GRU):
+        each.double()
+    torch.set_default_dtype(DOUBLE)
+    try:
+        if name == "types":
+            wanted = torch.zeros(3) + 3 * z
+        else:
+            wanted = function(z)
+        (wanted_slope,) = torch.autograd.grad(wanted.sum(), z)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        for each in (NETWORK, GRU):
+            each.float()
+    assert found.dtype is DOUBLE
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope, wanted_slope, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(many, torch.stack([found, found]), rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_left_alone() -> None:
+    known, whole = {X: "data"}, torch.arange(3)
+    with Promoting(DOUBLE):
+        assert known[X] == "data"
+        assert (whole + 1).dtype is torch.int64
+        assert torch.zeros(2, dtype=torch.int32).dtype is torch.int32
+        assert torch.get_default_dtype() is DOUBLE
+        buffer = torch.zeros(3, dtype=torch.float32)
+        buffer.add_(1.0).mul_(torch.tensor([1.0, 2.0, 3.0]))
+    assert buffer.tolist() == [1.0, 2.0, 3.0]
+    assert torch.get_default_dtype() is torch.float32
+    with precision(torch.float32):
+        assert (X + 1).dtype is torch.float32
+    with precision(DOUBLE):
+        assert (X + 1).dtype is DOUBLE
+
+
+def trials(num: float, counts: list[float]) -> Callable[[], None]:
+    """Its evidence is ``(num + 1)^{-K}``, its posterior of Beta laws."""
+    y = torch.tensor(counts)
+
+    def model() -> None:
+        p = pyro.sample("p", dist.Beta(1.0, 1.0).expand([len(counts)]).to_event(1))
+        pyro.sample("y", dist.Binomial(torch.tensor(num), p).to_event(1), obs=y)
+
+    return model
+
+
+def exact_of(model: Callable[..., Any], values: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> LogJoint:
+    def pull_back(joint: LogJoint) -> Callable[[Tensor], Tensor]:
+        return lambda x: joint(values(x))
+
+    return in_double(model, (), {}, pull_back, x, LogJoint(model))
+
+
+def test_a_density_of_many_trials_is_exact() -> None:
+    y = [1.2e6, 1.3e6]
+    p = torch.tensor([[0.12, 0.13], [0.1, 0.14]])
+    exact = exact_of(trials(1e7, y), lambda x: {"p": x}, p)
+    wanted = stats.binom.logpmf(y, 10_000_000, p.double().numpy()).sum(-1)
+    assert exact({"p": p.double()}).tolist() == pytest.approx(wanted.tolist(), rel=1e-9)
+    assert abs(LogJoint(trials(1e7, y))({"p": p})[0].item() - wanted[0]) > 5
+
+
+def through_views(z: Tensor, buffer: Tensor) -> Tensor:
+    buffer.zero_()
+    first = buffer[0]
+    first.add_(1.0)
+    return (buffer * z).sum()
+
+
+def in_single_only(z: Tensor) -> Tensor:
+    if z.detach().numpy().dtype != "float32":
+        raise TypeError("only float32")
+    return z.sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "kept"),
+    [
+        (partial(through_views, buffer=torch.zeros(3)), True), (in_single_only, True), (lambda z: (X @ z).sum(), False),
+        (lambda z: torch.where(z > 10, math.inf, z).sum(), False),
+    ],
+    ids=["views", "single", "product", "finite"],
+)  # fmt: skip
+def test_a_program_that_double_precision_would_change_is_left_alone(function: Any, kept: bool) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.factor("f", function(z))
+
+    z = torch.randn(2, 3)
+    plain = LogJoint(model, vectorize=False)
+    found = in_double(model, (), {}, lambda joint: lambda x: joint({"z": x}), z, plain)
+    assert (found is plain) == kept
+    torch.testing.assert_close(found({"z": z if kept else z.double()}).float(), plain({"z": z}), rtol=1e-5, atol=1e-5)
+    assert in_double(model, (), {}, lambda joint: lambda x: joint({"z": x}), z.double(), plain) is plain
+
+
+def test_evidence_and_weights_are_those_of_double_precision() -> None:
+    """PyTorch cuts probabilities off at 1.2e-7 in single precision; the fit follows it, the weights don't."""
+    pyro.set_rng_seed(0)
+    model = trials(1e7, [3.0, 0.0, 7.0])
+    guide = AutoConvFlow(model)
+    fit(model, guide, progress=False)
+    found = diagnose(model, guide)
+    assert found.verdict == "use importance weights"
+    assert found.log_evidence == pytest.approx(-3 * math.log(1e7 + 1), abs=0.03)
+    wanted = torch.tensor([4.0, 1.0, 8.0]) / 1e7
+    spread = wanted / torch.tensor([4.0, 1.0, 8.0]).sqrt()
+    off = (found.weighted_mean(lambda draws: draws["p"]) - wanted) / spread
+    assert float(off.abs().max()) < 0.08
+    assert float(((guide.resample(4000)["p"].mean(0) - wanted) / spread).abs().max()) < 0.08
+    assert float(((found.draws["p"].mean(0) - wanted) / spread).abs().max()) > 0.2
