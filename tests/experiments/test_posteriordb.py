@@ -1,6 +1,7 @@
 """Every Pyro program of ``experiments/posteriordb`` against the Stan program's formula in NumPy and SciPy."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from experiments.posteriordb import collection
 from experiments.posteriordb.regressions import exact
 from vi_flows.guides import AutoConvFlow
 from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.promoting import Promoting
 
 ROOT = Path(os.environ.get("VI_FLOWS_DATA", "shared/data"))
 needs_data = pytest.mark.skipif(
@@ -28,7 +30,7 @@ def test_program_has_the_density_of_the_stan_formula(name):
     guide = AutoConvFlow(program.model, num_blocks=1, warm_start=False, prototype_args=args)
     values, _ = guide.constrain(0.3 * torch.randn(5, guide.latent_dim, dtype=torch.float64))
     args = tuple(a.double() if isinstance(a, torch.Tensor) else a for a in args)
-    joint = LogJoint(program.model, args, dtype=torch.float64)
+    joint = LogJoint(program.model, args, within=partial(Promoting, torch.float64))
     found = joint(values).numpy()
     assert joint.vectorized
     wanted = np.array([program.formula(data, {k: v[i].numpy() for k, v in values.items()}) for i in range(5)])

@@ -212,5 +212,5 @@ def test_start_fit_and_diagnosis_use_the_sum(guide):
     # The start is near already: fifty steps would not bring it there from a prior median with a spread of 0.1.
     assert result.elbo == pytest.approx(evidence, abs=0.03)
     report = diagnose(two_groups, guide, y)
-    assert report.log_evidence == pytest.approx(evidence, abs=0.01)
+    assert report.log_evidence == pytest.approx(evidence, abs=0.03)
     assert float(report.weighted_mean(lambda draws: draws["w"])) == pytest.approx(mean, abs=0.01)

@@ -18,7 +18,7 @@ from vi_flows.diagnostics import diagnose
 from vi_flows.guides import AutoConvFlow, fit
 from vi_flows.guides.log_joint import LogJoint, in_double
 from vi_flows.guides.over_draws import OverDraws
-from vi_flows.guides.promoting import Promoting, precision
+from vi_flows.guides.promoting import DefaultType, Promoting, precision
 
 DOUBLE = torch.float64
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
@@ -106,10 +106,7 @@ def trials(num: float, counts: list[float]) -> Callable[[], None]:
 
 
 def exact_of(model: Callable[..., Any], values: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> LogJoint:
-    def pull_back(joint: LogJoint) -> Callable[[Tensor], Tensor]:
-        return lambda x: joint(values(x))
-
-    return in_double(model, (), {}, pull_back, x, LogJoint(model))
+    return in_double(model, (), {}, lambda joint: lambda x: joint(values(x)), x, LogJoint(model))
 
 
 def test_a_density_of_many_trials_is_exact() -> None:
@@ -153,6 +150,25 @@ def test_a_program_that_double_precision_would_change_is_left_alone(function: An
     assert (found is plain) == kept
     torch.testing.assert_close(found({"z": z if kept else z.double()}).float(), plain({"z": z}), rtol=1e-5, atol=1e-5)
     assert in_double(model, (), {}, lambda joint: lambda x: joint({"z": x}), z.double(), plain) is plain
+
+
+@pytest.mark.parametrize(
+    ("function", "within"),
+    [
+        (lambda z: (X[0] * z).sum(), DefaultType), (lambda z: torch.ones(3) @ z, DefaultType),
+        (lambda z: (X[0].exp() * z).sum(), Promoting), (lambda z: (X @ z).sum(), Promoting),
+    ],
+    ids=["mixes", "made", "rounded", "product"],
+)  # fmt: skip
+def test_the_mode_is_left_out_where_types_mix_and_nothing_is_rounded(function: Any, within: type) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.factor("f", function(z))
+
+    found = exact_of(model, lambda x: {"z": x}, torch.tensor([[0.3, -1.2, 0.7], [1.1, 0.4, -0.6]]))
+    assert isinstance(found.within(), within)
+    assert found({"z": torch.randn(2, 3, dtype=DOUBLE)}).dtype is DOUBLE
+    assert torch.get_default_dtype() is torch.float32
 
 
 def test_evidence_and_weights_are_those_of_double_precision() -> None:

@@ -1,6 +1,7 @@
 """The Gaussian start against posteriors whose moments are known in closed form or by quadrature."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -10,6 +11,7 @@ from torch.distributions import constraints
 
 from vi_flows.guides import AutoConvFlow, AutoFlow, fit, pathfinder
 from vi_flows.guides.log_joint import LogJoint
+from vi_flows.guides.promoting import Promoting
 from vi_flows.guides.start.gaussian_vi import antithetic_normal, exact_derivatives, refine_gaussian
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.transforms import TriangularScale
@@ -180,7 +182,7 @@ def test_antithetic_pairs():
 def test_log_joint_in_double():
     x, y = raw_unit_data()
     values = {"beta": torch.randn(3, DIM, dtype=DOUBLE), "sigma": torch.rand(3, dtype=DOUBLE) + 0.5}
-    found = LogJoint(regression, (x,), {"y": y}, dtype=DOUBLE)(values)
+    found = LogJoint(regression, (x,), {"y": y}, within=partial(Promoting, DOUBLE))(values)
     wanted = dist.Normal(values["beta"] @ x.double().T, values["sigma"][:, None]).log_prob(y.double()).sum(-1)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0.0)
     seen = []
@@ -190,7 +192,7 @@ def test_log_joint_in_double():
         seen.append(torch.zeros(()).dtype)
         return value
 
-    assert LogJoint(model, dtype=DOUBLE)({"x": torch.zeros(3, 2, dtype=DOUBLE)}).dtype == DOUBLE
+    assert LogJoint(model, within=partial(Promoting, DOUBLE))({"x": torch.zeros(3, 2, dtype=DOUBLE)}).dtype == DOUBLE
     assert set(seen) == {DOUBLE}
     assert torch.get_default_dtype() == torch.float32
 

@@ -106,7 +106,11 @@ def datatree(
                 stacklevel=3,
             )
         else:
-            runs = _by_draw(partial(_scored, model, args, kwargs), values)
+            joint, dtype = guide.exact_joint_of(model, *args, **kwargs)
+            with joint.within():
+                runs = _by_draw(
+                    partial(_scored, model, args, kwargs), {name: value.to(dtype) for name, value in values.items()}
+                )
             groups["posterior"] = {**values, **{k[1]: v for k, v in runs.items() if k[0] == "deterministic"}}
             groups["log_likelihood"] = {k[1]: v for k, v in runs.items() if k[0] == "log_likelihood"}
             groups["posterior_predictive"] = _by_draw(

@@ -11,13 +11,14 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from vi_flows.guides.enumeration import SummedOut
 from vi_flows.guides.masks import MaskedLatents, has_masked_latents
 from vi_flows.guides.observations import PossibleWhereMasked
 from vi_flows.guides.over_draws import CANNOT, OverDraws
-from vi_flows.guides.promoting import Promoting
+from vi_flows.guides.promoting import DefaultType, Promoting
 from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
 from vi_flows.traces import nodes
 
@@ -44,8 +45,7 @@ class LogJoint:
         args: the model's positional arguments.
         kwargs: the model's keyword arguments.
         vectorize: whether to try ``vmap``.
-        dtype: floating-point type that arguments, tensors that the model holds and what it makes are turned into
-            (:class:`~vi_flows.guides.promoting.Promoting`); ``None`` leaves all as it is.
+        within: gives what the model runs in, as another precision (:class:`~vi_flows.guides.promoting.Promoting`).
 
     Raises:
         ValueError: when called: the model's sites are not those that have values.
@@ -58,10 +58,10 @@ class LogJoint:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         vectorize: bool = True,
-        dtype: torch.dtype | None = None,
+        within: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model = model
-        self.args, self.kwargs, self.dtype = args, dict(kwargs or {}), dtype
+        self.args, self.kwargs, self.within = args, dict(kwargs or {}), within
         self._over_draws = OverDraws(vectorize)
         self._values: dict[str, Tensor] = {}
         self._given = poutine.condition(model, data=self._values)
@@ -85,17 +85,12 @@ class LogJoint:
         """
         values = dict(values)
         # Handlers around the caller must not see these evaluations; validation asks questions vmap can't answer.
-        with poutine.block(), pyro.validation_enabled(False), self._precision():
+        with poutine.block(), pyro.validation_enabled(False), self.within():
             if not self._seen:
                 self._look(values)
             result = self._over_draws(self._single, values)
         self._values.clear()
         return result
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.dtype is None:
-            return nullcontext()
-        return Promoting(self.dtype, copies=self.dtype is not DOUBLE)
 
     def _look(self, values: Mapping[str, Tensor]) -> None:
         """Run the model once, to find the discrete and the masked sites among its latents."""
@@ -188,13 +183,38 @@ def in_double(
     """
     if probe.dtype is DOUBLE:
         return plain
-    exact = LogJoint(model, args, kwargs, plain.vectorized, DOUBLE)
-    with torch.no_grad(), poutine.block():
-        there = pull_back(plain)(probe)
-        try:
-            copied = pull_back(LogJoint(model, args, kwargs, plain.vectorized, probe.dtype))(probe)
-            finite = pull_back(exact)(probe.double()).isfinite() | ~there.isfinite()
-        except CANNOT:
-            return plain  # no double precision on the device, or a program that asks for its types
+
+    def joint(within: Callable[[], AbstractContextManager[Any]]) -> LogJoint:
+        return LogJoint(model, args, kwargs, plain.vectorized, within)
+
+    state = get_rng_state()
+    try:
+        with torch.no_grad(), poutine.block():
+            return _exact(joint, pull_back, probe, plain)
+    finally:
+        set_rng_state(state)
+
+
+def _exact(
+    joint: Callable[[Callable[[], AbstractContextManager[Any]]], LogJoint],
+    pull_back: Callable[[LogJoint], Callable[[Tensor], Tensor]],
+    probe: Tensor,
+    plain: LogJoint,
+) -> LogJoint:
+    there = pull_back(plain)(probe)
+    exact = joint(partial(Promoting, DOUBLE))
+    try:
+        copied = pull_back(joint(partial(Promoting, probe.dtype, copies=True)))(probe)
+        wanted = pull_back(exact)(probe.double())
+    except CANNOT:
+        return plain  # no double precision on the device, or a program that asks for its types
     same = torch.allclose(copied, there, rtol=1e-5, atol=1e-5, equal_nan=True)
-    return exact if same and bool(finite.all()) else plain
+    if not same or not bool((wanted.isfinite() | ~there.isfinite()).all()):
+        return plain
+    try:
+        # Where types mix by themselves, and nothing is rounded on the way, the model runs faster without the mode.
+        mixed = joint(partial(DefaultType, DOUBLE))
+        enough = torch.allclose(pull_back(mixed)(probe.double()), wanted, rtol=1e-11, atol=1e-11, equal_nan=True)
+    except CANNOT:
+        enough = False
+    return mixed if enough else exact

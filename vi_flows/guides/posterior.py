@@ -318,18 +318,27 @@ class FlowPosterior:
         return self._pull_back(LogJoint(model, args, kwargs))
 
     def exact_log_density_of(self, model: Callable, /, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
-        """Likewise, computed in double precision where the model allows: what weights are made of.
+        """Likewise, computed by :meth:`exact_joint_of`: what weights are made of.
 
-        See :func:`~vi_flows.guides.log_joint.in_double`. Takes latent vectors of any precision, and gives double.
+        Takes latent vectors of any precision, and gives double.
+        """
+        joint, dtype = self.exact_joint_of(model, *args, **kwargs)
+        log_density = self._pull_back(joint)
+        return lambda latent: log_density(latent.to(dtype)).double()
+
+    def exact_joint_of(self, model: Callable, /, *args: Any, **kwargs: Any) -> tuple[LogJoint, torch.dtype]:
+        """The log joint density of another model with the same latent sites, in double precision where that can be.
+
+        Returns:
+            The density (:func:`~vi_flows.guides.log_joint.in_double`), and the type of the values that it takes.
         """
         self.set_up(*args, **kwargs)
         plain = LogJoint(model, args, kwargs)
         with torch.no_grad():
-            probe = self._built().forward_and_ladj(self.get_base_dist().sample((2,)))[0]
+            near = torch.tensor([[-0.5], [0.5]]).to(self.location_scale.loc).expand(2, self.latent_dim)
+            probe = self._built().forward_and_ladj(near)[0]
         exact = in_double(model, args, kwargs, self._pull_back, probe, plain)
-        log_density = self._pull_back(exact)
-        dtype = probe.dtype if exact is plain else torch.float64
-        return lambda latent: log_density(latent.to(dtype)).double()
+        return exact, probe.dtype if exact is plain else torch.float64
 
     def _pull_back(self, log_joint: LogJoint) -> Callable[[Tensor], Tensor]:
         def log_density(latent: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Promoting", "precision"]
+__all__ = ["DefaultType", "Promoting", "precision"]
+
+FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 AS_THEY_ARE = {
     "__hash__", "__setitem__", "__delitem__", "__len__", "__repr__", "backward", "data_ptr", "element_size",
@@ -22,6 +24,20 @@ AS_THEY_ARE = {
 
 IN_PLACE = re.compile(r"\w*[^_]_|__i(?!nvert)\w+__")
 """``add_``, ``__iadd__``."""
+
+
+class DefaultType(AbstractContextManager[None]):
+    """Makes ``dtype`` PyTorch's default type for a while."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = self._before = dtype
+
+    def __enter__(self) -> None:
+        self._before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_default_dtype(self._before)
 
 
 class Promoting(TorchFunctionMode):
@@ -41,46 +57,57 @@ class Promoting(TorchFunctionMode):
     def __init__(self, dtype: torch.dtype, copies: bool = False) -> None:
         super().__init__()
         self.dtype, self.copies = dtype, copies
-        self._before = torch.get_default_dtype()
+        self._turns = {each for each in FLOATING if each.itemsize < dtype.itemsize}
+        self._default = DefaultType(dtype)
 
     def __enter__(self) -> Promoting:
-        self._before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
+        self._default.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        torch.set_default_dtype(self._before)
+        self._default.__exit__(*error)
 
     def __torch_function__(
         self, func: Callable, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Do what was asked for; see the class."""
         kwargs = kwargs or {}
-        name = func.__name__
-        if name == "__get__":  # of an attribute
+        if func not in _WAYS:
+            _WAYS[func] = _way(func.__name__)
+        way = _WAYS[func]
+        if way == "attribute":
             found = func(*args, **kwargs)
-            return self._turned(found) if isinstance(found, torch.dtype) else found
-        if name == "float":
-            return self._turned(args[0])
-        if IN_PLACE.fullmatch(name) or name in AS_THEY_ARE or kwargs.get("out") is not None:
+            return self.dtype if isinstance(found, torch.dtype) and found in self._turns else found
+        if way == "as it is" or kwargs.get("out") is not None:
             return func(*args, **kwargs)
-        return func(*(self._turned(each) for each in args), **{key: self._turned(each) for key, each in kwargs.items()})
+        if way == "float":
+            return self._turned(args[0])
+        return func(*[self._turned(each) for each in args], **{key: self._turned(each) for key, each in kwargs.items()})
 
     def _turned(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            if not value.is_floating_point():
-                return value
-            return value.clone() if self.copies and value.dtype is self.dtype else self._wider(value)
+            if value.dtype in self._turns:
+                return value.to(self.dtype)
+            return value.clone() if self.copies and value.dtype is self.dtype else value
         if isinstance(value, torch.dtype):
-            return self.dtype if value.is_floating_point and value.itemsize < self.dtype.itemsize else value
+            return self.dtype if value in self._turns else value
         if type(value) in (list, tuple):
-            return type(value)(self._turned(item) for item in value)
+            return type(value)([self._turned(item) for item in value])
         return value
 
-    def _wider(self, value: Tensor) -> Tensor:
-        return value.to(self.dtype) if value.dtype.itemsize < self.dtype.itemsize else value
+
+_WAYS: dict[Callable, str] = {}
+
+
+def _way(name: str) -> str:
+    """What becomes of a function's arguments."""
+    if name == "__get__":
+        return "attribute"
+    if IN_PLACE.fullmatch(name) or name in AS_THEY_ARE:
+        return "as it is"
+    return "float" if name == "float" else "turned"
 
 
 def precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
