@@ -92,9 +92,6 @@ def diagnose(
             if longer_chains_decide(joint_psis, shift, sd_ratio, chains):
                 chains = _chains(draws, limits, slice(num_chains), LONG)
     verdict, reason = judge(joint_psis, row_psis, shift, sd_ratio, chains, num_samples)
-    if draws is not None and verdict != "ok":
-        with preserved_generators(seed), poutine.block():
-            reason += rounded_density(draws)
     elsewhere, by_weights = "not looked", verdict
     if draws is not None and verdict != "don't trust" and num_paths > 0:
         with preserved_generators(seed), poutine.block():
@@ -102,9 +99,12 @@ def diagnose(
             elsewhere = _elsewhere(draws, float(joint_psis.log_mean_weight), num_paths, hints)
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
-    rounded = "" if draws is None or values is None or by_weights == "don't trust" else too_coarse(draws, values)
-    if rounded:
-        verdict, reason = "don't trust", rounded
+    if draws is not None and verdict != "ok":
+        with preserved_generators(seed), poutine.block():
+            reason += rounded_density(draws)
+    if draws is not None and values is not None and (rounded := too_coarse(draws, values)):
+        reason = f"{reason}; {rounded}" if by_weights == "don't trust" else rounded
+        verdict = "don't trust"
     heavy_tails = {} if values is None else _heavy_tails(values)
     if heavy_tails and verdict == "ok":
         reason += _of_heavy_tails(heavy_tails)

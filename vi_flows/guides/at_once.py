@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -11,10 +12,11 @@ from pyro import poutine
 from torch import Tensor
 
 from vi_flows.guides.given import preserved_generators
+from vi_flows.guides.promoting import Within, double_precision
 from vi_flows.guides.sites import latent_sites
 from vi_flows.objectives import ELBO
 
-__all__ = ["run_at_once"]
+__all__ = ["run_at_once", "run_in_double"]
 
 NUM_DRAWS = 5
 """Runs that are compared: no likely size of a batch of the model's own."""
@@ -47,6 +49,33 @@ def run_at_once(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs:
             return True  # every run has a subsample of its own
         apart = torch.stack([_density(model, {n: v[i] for n, v in values.items()}, args, kwargs) for i in range(5)])
         return torch.allclose(together, apart, rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
+def run_in_double(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Within:
+    """What a model and its guide run in to be of double precision, where they can be.
+
+    Args:
+        model: a Pyro program.
+        guide: a guide of it.
+        args: the arguments of both.
+        kwargs: the keyword arguments of both.
+
+    Returns:
+        See :func:`~vi_flows.guides.promoting.double_precision`.
+    """
+    with preserved_generators(0), poutine.block(), torch.no_grad():
+        drawn = dict(latent_sites(poutine.trace(guide).get_trace(*args, **kwargs)))
+    values = {name: site["value"] for name, site in drawn.items()}
+    dtypes = {value.dtype for value in values.values() if value.is_floating_point()}
+    if len(dtypes) != 1:
+        return nullcontext
+
+    def evaluate(within: Within, dtype: torch.dtype) -> Tensor:
+        given = {n: value.to(dtype) if value.is_floating_point() else value for n, value in values.items()}
+        with pyro.validation_enabled(False), within():
+            return torch.stack([_density(program, given, args, kwargs) for program in (model, guide)])
+
+    return double_precision(evaluate, dtypes.pop())
 
 
 class _Traces(ELBO):

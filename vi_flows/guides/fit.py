@@ -155,7 +155,8 @@ def fit(
                 raise NoFiniteStepError(f"{error}{pair.without_density()}") from error
         pair.check()
         with torch.no_grad():
-            final = torch.cat([loss_terms().reshape(-1) for _ in range(max(1, math.ceil(1000 / num_particles)))])
+            bound_terms = pair.bound_terms(num_particles)
+            final = torch.cat([bound_terms().reshape(-1) for _ in range(max(1, math.ceil(1000 / num_particles)))])
     final = final[torch.isfinite(final)]
     se = float(final.std() / final.numel() ** 0.5) if final.numel() > 1 else math.nan
     return FitResult(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,20 +11,17 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from vi_flows.guides.enumeration import SummedOut
 from vi_flows.guides.masks import MaskedLatents, has_masked_latents
 from vi_flows.guides.observations import PossibleWhereMasked
-from vi_flows.guides.over_draws import CANNOT, OverDraws
-from vi_flows.guides.promoting import DefaultType, Promoting
+from vi_flows.guides.over_draws import OverDraws
+from vi_flows.guides.promoting import Within, double_precision
 from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites
 from vi_flows.traces import nodes
 
 __all__ = ["LogJoint", "in_double"]
-
-DOUBLE = torch.float64
 
 NUM_CHECKS = 4
 """How many random values of the discrete sites a sum over them is compared at."""
@@ -58,7 +55,7 @@ class LogJoint:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         vectorize: bool = True,
-        within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        within: Within = nullcontext,
     ) -> None:
         self.model = model
         self.args, self.kwargs, self.within = args, dict(kwargs or {}), within
@@ -178,43 +175,14 @@ def in_double(
         plain: the density in the model's own precision.
 
     Returns:
-        ``plain`` itself where the latents are of double precision already, the model fails or has no density there, or
-        its results depend on views of its tensors (:class:`~vi_flows.guides.promoting.Promoting`).
+        ``plain`` itself where the model can't be (:func:`~vi_flows.guides.promoting.double_precision`).
     """
-    if probe.dtype is DOUBLE:
-        return plain
 
-    def joint(within: Callable[[], AbstractContextManager[Any]]) -> LogJoint:
+    def joint(within: Within) -> LogJoint:
         return LogJoint(model, args, kwargs, plain.vectorized, within)
 
-    state = get_rng_state()
-    try:
-        with torch.no_grad(), poutine.block():
-            return _exact(joint, pull_back, probe, plain)
-    finally:
-        set_rng_state(state)
+    def evaluate(within: Within, dtype: torch.dtype) -> Tensor:
+        return pull_back(plain if within is nullcontext else joint(within))(probe.to(dtype))
 
-
-def _exact(
-    joint: Callable[[Callable[[], AbstractContextManager[Any]]], LogJoint],
-    pull_back: Callable[[LogJoint], Callable[[Tensor], Tensor]],
-    probe: Tensor,
-    plain: LogJoint,
-) -> LogJoint:
-    there = pull_back(plain)(probe)
-    exact = joint(partial(Promoting, DOUBLE))
-    try:
-        copied = pull_back(joint(partial(Promoting, probe.dtype, copies=True)))(probe)
-        wanted = pull_back(exact)(probe.double())
-    except CANNOT:
-        return plain  # no double precision on the device, or a program that asks for its types
-    same = torch.allclose(copied, there, rtol=1e-5, atol=1e-5, equal_nan=True)
-    if not same or not bool((wanted.isfinite() | ~there.isfinite()).all()):
-        return plain
-    try:
-        # Where types mix by themselves, and nothing is rounded on the way, the model runs faster without the mode.
-        mixed = joint(partial(DefaultType, DOUBLE))
-        enough = torch.allclose(pull_back(mixed)(probe.double()), wanted, rtol=1e-11, atol=1e-11, equal_nan=True)
-    except CANNOT:
-        enough = False
-    return mixed if enough else exact
+    within = double_precision(evaluate, probe.dtype)
+    return plain if within is nullcontext else joint(within)

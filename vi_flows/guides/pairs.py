@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from vi_flows.guides.at_once import run_at_once
+from vi_flows.guides.at_once import run_at_once, run_in_double
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.faults import check_observed_supports, sites_without_density
 from vi_flows.guides.given import (
@@ -22,6 +22,7 @@ from vi_flows.guides.given import (
     check_whole_data,
     draw_of,
     parameters_of,
+    preserved_generators,
 )
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.remaining import Remaining, remaining_kl
@@ -30,6 +31,12 @@ from vi_flows.objectives import ELBO
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
 
 __all__ = ["Draws", "FlowPair", "Pair", "TracedPair", "Weighed", "chunks", "pair_of"]
+
+ROUNDED = 0.01
+"""A spread of rounding errors among draws, in nats, from which on training goes on in double precision."""
+
+NUM_COMPARED = 32
+"""Draws whose densities are compared for it."""
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -111,6 +118,10 @@ class Pair(ABC):
         """
 
     @abstractmethod
+    def bound_terms(self, num_particles: int) -> Callable[[], Tensor]:
+        """Likewise without derivatives, in double precision where the model allows: what an ELBO is reported from."""
+
+    @abstractmethod
     def probe(self, num_draws: int) -> Callable[[bool], Remaining] | None:
         """Estimates what remains to be gained, from the same noise at every call or, asked for it, from fresh noise.
 
@@ -181,11 +192,29 @@ class FlowPair(Pair):
     def _log_density(self) -> LogDensity:
         return self.guide.log_density_of(self.model, *self.args, **self.kwargs)
 
+    def _exact_log_density(self) -> LogDensity:
+        return self.guide.exact_log_density_of(self.model, *self.args, **self.kwargs)
+
     def loss_terms(self, num_particles: int, objective: str) -> Callable[[], Tensor]:
-        """One term a particle; path gradients where the flow has an inverse and a continuous log-determinant."""
-        log_density = self._log_density()
+        """One term a particle; path gradients where the flow has an inverse and a continuous log-determinant.
+
+        Where rounding changes the density from draw to draw, they are computed in double precision, too.
+        """
+        log_density, exact = self._log_density(), self._exact_log_density()
+        with preserved_generators(0), torch.no_grad():
+            x = self.guide.get_transform().forward_and_ladj(self.guide.get_base_dist().sample((NUM_COMPARED,)))[0]
+            rounding = exact(x) - log_density(x).double()
+        if float(rounding[rounding.isfinite()].std().nan_to_num()) > ROUNDED:
+            log_density = exact
+        return self._terms(log_density, num_particles, objective == "stl")
+
+    def bound_terms(self, num_particles: int) -> Callable[[], Tensor]:
+        """One term a particle."""
+        return self._terms(self._exact_log_density(), num_particles, False)
+
+    def _terms(self, log_density: LogDensity, num_particles: int, path: bool) -> Callable[[], Tensor]:
         flow, base = self.guide.get_transform(), self.guide.base_of_draws
-        path = objective == "stl" and supports_path_gradient(flow)
+        path = path and supports_path_gradient(flow)
 
         def loss_terms() -> Tensor:
             noise, weights = base.strata(num_particles)
@@ -201,7 +230,7 @@ class FlowPair(Pair):
 
     def probe(self, num_draws: int) -> Callable[[bool], Remaining] | None:
         """``None`` where the log density is not a function of the latents."""
-        log_density = self._log_density()
+        log_density = self._exact_log_density()
         flow, base = self.guide.get_transform(), self.guide.base_of_draws
         noise = base.noise(num_draws)
         with torch.no_grad():
@@ -241,7 +270,7 @@ class FlowPair(Pair):
         """Joint weights ``(S,)`` with the draws."""
         self.check()
         check_whole_data(self.model, self.guide, self.args, self.kwargs)
-        log_density = self.guide.exact_log_density_of(self.model, *self.args, **self.kwargs)
+        log_density = self._exact_log_density()
         flow, base = self.guide.get_transform(), self.guide.get_base_dist()
         log_w, latents = [], []
         for size in chunks(num_samples, 1000):
@@ -283,6 +312,17 @@ class TracedPair(Pair):
         elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1 and self.at_once())
         return lambda: elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
 
+    def bound_terms(self, num_particles: int) -> Callable[[], Tensor]:
+        """One number for all particles."""
+        loss_terms = self.loss_terms(num_particles, "elbo")
+        within = run_in_double(self.model, self.guide, self.args, self.kwargs)
+
+        def bound_terms() -> Tensor:
+            with within():
+                return loss_terms()
+
+        return bound_terms
+
     def probe(self, num_draws: int) -> None:
         """Not known of a guide whose density is known at its own draws alone."""
         return None
@@ -292,9 +332,11 @@ class TracedPair(Pair):
         self.check()
         check_density(self.guide, self.model, self.args, self.kwargs)
         parts, at_once = [], self.at_once()
+        within = run_in_double(self.model, self.guide, self.args, self.kwargs)
         for size in chunks(num_samples, 250):
             bound = ELBO(size, vectorize_particles=at_once and size > 1)
-            weights = bound.log_weights(self.model, self.guide, *self.args, **self.kwargs)
+            with within():
+                weights = bound.log_weights(self.model, self.guide, *self.args, **self.kwargs)
             if weights.common_scale != 1 or weights.coupled:
                 raise ValueError("the model subsamples its data: diagnose it on the whole data (no subsample_size)")
             parts.append(weights.log_weights())

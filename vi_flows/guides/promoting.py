@@ -5,13 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+from pyro import poutine
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["DefaultType", "Promoting", "precision"]
+from vi_flows.guides.over_draws import CANNOT
+
+__all__ = ["DefaultType", "Promoting", "Within", "double_precision", "precision"]
+
+Within = Callable[[], AbstractContextManager[Any]]
+"""Gives what a program runs in."""
+
+DOUBLE = torch.float64
 
 FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -113,3 +123,43 @@ def _way(name: str) -> str:
 def precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
     """:class:`Promoting` where ``dtype`` is wider than PyTorch's default type, which a program is written for."""
     return Promoting(dtype) if dtype.itemsize > torch.get_default_dtype().itemsize else nullcontext()
+
+
+def double_precision(evaluate: Callable[[Within, torch.dtype], Tensor], dtype: torch.dtype) -> Within:
+    """What a program runs in to be of double precision, found by trying; generators are left as they were.
+
+    Args:
+        evaluate: the program's log densities at a few values, run within what is given, with values of such a type.
+        dtype: the program's own type.
+
+    Returns:
+        :class:`contextlib.nullcontext` where it is double already, or the program fails in double precision, has no
+        finite density there, or depends on views of its tensors (:class:`Promoting`).
+    """
+    if dtype is DOUBLE:
+        return nullcontext
+    state = get_rng_state()
+    try:
+        with torch.no_grad(), poutine.block():
+            return _found(evaluate, dtype)
+    finally:
+        set_rng_state(state)
+
+
+def _found(evaluate: Callable[[Within, torch.dtype], Tensor], dtype: torch.dtype) -> Within:
+    there = evaluate(nullcontext, dtype)
+    promoting, mixed = partial(Promoting, DOUBLE), partial(DefaultType, DOUBLE)
+    try:
+        copied = evaluate(partial(Promoting, dtype, copies=True), dtype)
+        exact = evaluate(promoting, DOUBLE)
+    except CANNOT:
+        return nullcontext  # no double precision on the device, or a program that asks for its types
+    same = torch.allclose(copied, there, rtol=1e-5, atol=1e-5, equal_nan=True)
+    if not same or not bool((exact.isfinite() | ~there.isfinite()).all()):
+        return nullcontext
+    try:
+        # Where types mix by themselves, and nothing is rounded on the way, programs run faster without the mode.
+        enough = torch.allclose(evaluate(mixed, DOUBLE).to(exact), exact, rtol=1e-11, atol=1e-11, equal_nan=True)
+    except CANNOT:
+        enough = False
+    return mixed if enough else promoting
