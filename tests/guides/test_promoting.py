@@ -123,8 +123,14 @@ def test_a_density_of_many_trials_is_exact() -> None:
 
 def through_views(z: Tensor, buffer: Tensor) -> Tensor:
     buffer.zero_()
-    first = buffer[0]
+    first = buffer.reshape(3, 1)[0]
     first.add_(1.0)
+    return (buffer * z).sum()
+
+
+def through_numpy(z: Tensor, buffer: Tensor) -> Tensor:
+    buffer.zero_()
+    buffer.numpy()[:] = 0.5
     return (buffer * z).sum()
 
 
@@ -137,10 +143,11 @@ def in_single_only(z: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("function", "kept"),
     [
-        (partial(through_views, buffer=torch.zeros(3)), True), (in_single_only, True), (lambda z: (X @ z).sum(), False),
+        (partial(through_views, buffer=torch.zeros(3)), False), (partial(through_numpy, buffer=torch.zeros(3)), True),
+        (in_single_only, True), (lambda z: (X @ z).sum(), False),
         (lambda z: torch.where(z > 10, math.inf, z).sum(), False),
     ],
-    ids=["views", "single", "product", "finite"],
+    ids=["views", "numpy", "single", "product", "finite"],
 )  # fmt: skip
 def test_a_program_that_double_precision_would_change_is_left_alone(function: Any, kept: bool) -> None:
     def model() -> None:
@@ -226,7 +233,7 @@ def test_a_guide_that_double_precision_would_change_is_left_alone() -> None:
 
     def written(x: Tensor) -> Tensor:
         buffer.zero_()
-        buffer[0].add_(1.0)
+        buffer.numpy()[0] = 1.0
         return buffer
 
     assert run_in_double(model, guide, (written,), {}) is nullcontext

@@ -26,10 +26,18 @@ DOUBLE = torch.float64
 FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 AS_THEY_ARE = {
-    "__hash__", "__setitem__", "__delitem__", "__len__", "__repr__", "backward", "data_ptr", "element_size",
+    "__hash__", "__setitem__", "__delitem__", "__set__", "__len__", "__repr__", "backward", "data_ptr", "element_size",
     "register_hook", "retain_grad", "untyped_storage",
 }  # fmt: skip
 """Methods that ask for the tensor itself, or change it."""
+
+ARRANGING = {
+    "__getitem__", "__iter__", "broadcast_to", "chunk", "contiguous", "detach", "diagonal", "expand", "expand_as",
+    "flatten", "movedim", "narrow", "permute", "ravel", "reshape", "select", "split", "squeeze", "swapaxes", "swapdims",
+    "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as",
+}  # fmt: skip
+"""Methods that give the same numbers in another arrangement, often a view: they are turned when something is computed
+from them, and data are not turned whole for a row."""
 
 
 IN_PLACE = re.compile(r"\w*[^_]_|__i(?!nvert)\w+__")
@@ -55,13 +63,13 @@ class Promoting(TorchFunctionMode):
 
     A model that multiplies its ``float32`` data by ``float64`` values of its latents fails (``x @ beta``), or computes
     a part of its density in single precision without a word. In here it does neither: data, constants, networks'
-    parameters and what the program makes itself take part in double precision. What changes a tensor in place is left
-    alone. A program that writes into its single-precision tensors through views would not see its own changes;
-    ``copies`` finds it.
+    parameters and what the program makes itself take part in double precision. What changes a tensor in place or takes
+    a view of it is left alone. A program that writes into its single-precision tensors in yet another way, through
+    NumPy, would not see its own changes; ``copies`` finds it.
 
     Args:
         dtype: floating-point type to go to.
-        copies: hand over copies of tensors of ``dtype``, too: a program whose results change by that depends on views.
+        copies: hand over copies of tensors of ``dtype``, too: results that change by that depend on sharing.
     """
 
     def __init__(self, dtype: torch.dtype, copies: bool = False) -> None:
@@ -115,7 +123,7 @@ def _way(name: str) -> str:
     """What becomes of a function's arguments."""
     if name == "__get__":
         return "attribute"
-    if IN_PLACE.fullmatch(name) or name in AS_THEY_ARE:
+    if IN_PLACE.fullmatch(name) or name in AS_THEY_ARE or name in ARRANGING:
         return "as it is"
     return "float" if name == "float" else "turned"
 
@@ -134,7 +142,7 @@ def double_precision(evaluate: Callable[[Within, torch.dtype], Tensor], dtype: t
 
     Returns:
         :class:`contextlib.nullcontext` where it is double already, or the program fails in double precision, has no
-        finite density there, or depends on views of its tensors (:class:`Promoting`).
+        finite density there, or shares its tensors' memory in ways that would be lost (:class:`Promoting`).
     """
     if dtype is DOUBLE:
         return nullcontext
