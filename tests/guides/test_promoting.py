@@ -166,11 +166,12 @@ def test_a_program_that_double_precision_would_change_is_left_alone(function: An
     ("function", "within"),
     [
         (lambda z: (X[0] * z).sum(), DefaultType), (lambda z: torch.ones(3) @ z, DefaultType),
-        (lambda z: (X[0].exp() * z).sum(), Promoting), (lambda z: (X @ z).sum(), Promoting),
+        (lambda z: (X[0].exp() * z).sum(), DefaultType), (lambda z: 1e6 * (X[0].exp() * z).sum(), Promoting),
+        (lambda z: torch.lgamma(X[0] + 1e5).sum() * z[0], Promoting), (lambda z: (X @ z).sum(), Promoting),
     ],
-    ids=["mixes", "made", "rounded", "product"],
+    ids=["mixes", "made", "hardly rounded", "rounded", "cancels", "product"],
 )  # fmt: skip
-def test_the_mode_is_left_out_where_types_mix_and_nothing_is_rounded(function: Any, within: type) -> None:
+def test_the_mode_is_left_out_where_types_mix_and_hardly_anything_is_rounded(function: Any, within: type) -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         pyro.factor("f", function(z))
