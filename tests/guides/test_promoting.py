@@ -21,7 +21,7 @@ from vi_flows.guides.at_once import run_in_double
 from vi_flows.guides.log_joint import LogJoint, in_double
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.pairs import pair_of
-from vi_flows.guides.promoting import DefaultType, Promoting, precision
+from vi_flows.guides.promoting import DefaultType, Promoting, Within, double_precision, precision
 
 DOUBLE = torch.float64
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
@@ -43,6 +43,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "einsum": lambda z: torch.einsum("ij,j->i", X, z),
     "stacked": lambda z: torch.stack([X[0], z, 2 * z], -1),
     "lists": lambda z: torch.cat([X, z[None]]).logsumexp(0),
+    "tuples": lambda z: torch.logaddexp(*torch.broadcast_tensors(*torch.split(torch.vstack((X[:1], z)), 1))),
+    "keywords": lambda z: torch.matmul(other=z, input=X),
     "types": lambda z: torch.zeros(3, dtype=X.dtype) + z.to(torch.float32) + z.type_as(X) + z.float(),
     "smallest": lambda z: z.sigmoid() + torch.finfo(z.dtype).eps,
     "in place": inplace,
@@ -89,7 +91,8 @@ def test_what_is_left_alone() -> None:
         assert torch.get_default_dtype() is DOUBLE
         buffer = torch.zeros(3, dtype=torch.float32)
         buffer.add_(1.0).mul_(torch.tensor([1.0, 2.0, 3.0]))
-    assert buffer.tolist() == [1.0, 2.0, 3.0]
+        torch.add(buffer[:1], 4.0, out=buffer[1:2])
+    assert buffer.tolist() == [1.0, 5.0, 3.0]
     assert torch.get_default_dtype() is torch.float32
     with precision(torch.float32):
         assert (X + 1).dtype is torch.float32
@@ -182,6 +185,31 @@ def test_the_mode_is_left_out_where_types_mix_and_hardly_anything_is_rounded(fun
     assert torch.get_default_dtype() is torch.float32
 
 
+def test_a_density_that_is_finite_in_single_precision_alone_is_left_alone() -> None:
+    """The ``float32`` nearest to a tenth is greater than a tenth."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", torch.where(z <= 0.1, z, -math.inf))
+
+    z = torch.tensor([0.1, -1.0])
+    plain = LogJoint(model)
+    assert bool(plain({"z": z}).isfinite().all())
+    assert in_double(model, (), {}, lambda joint: lambda x: joint({"z": x}), z, plain) is plain
+    assert in_double(model, (), {}, lambda joint: lambda x: joint({"z": x}), z[1:], plain) is not plain
+
+
+def test_generators_are_left_as_they_were() -> None:
+    def evaluate(_: Within, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(2, dtype=dtype) * torch.rand(2, dtype=dtype)
+
+    pyro.set_rng_seed(0)
+    before = torch.rand(3)
+    pyro.set_rng_seed(0)
+    assert double_precision(evaluate, torch.float32) is not nullcontext
+    assert torch.equal(torch.rand(3), before)
+
+
 def test_fits_bounds_and_weights_are_those_of_double_precision() -> None:
     """PyTorch cuts probabilities off at 1.2e-7 in single precision: a median was off by 0.39 spreads, and called ok."""
     pyro.set_rng_seed(0)
@@ -221,6 +249,8 @@ def test_weights_of_a_guide_of_ones_own_are_those_of_double_precision() -> None:
     assert float(found.log_weights.std()) < 1e-6
     assert seen[0].dtype is torch.float32
     assert seen[-1].dtype is DOUBLE
+    bound = -pair_of(trials(1e7, y), guide, (), {}).bound_terms(4)()
+    assert float(bound.detach()) == pytest.approx(-2 * math.log(1e7 + 1), abs=1e-6)
 
 
 def test_a_guide_that_double_precision_would_change_is_left_alone() -> None:

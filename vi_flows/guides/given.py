@@ -258,9 +258,10 @@ def _check_same(trace: Trace, again: Trace) -> None:
         names = ", ".join(map(repr, random))
         raise ValueError(
             f"the density of site {names} is random at fixed values of the guide's sites: the model draws sites that "
-            "are hidden from the guide (poutine.block), has layers such as dropout, or draws its data anew. Pass the "
-            "model itself, whose discrete sites are summed out, leave continuous ones to the guide, switch such layers "
-            "to evaluation, and draw data once, outside of the model."
+            "are hidden from the guide (poutine.block) or have no name (a distribution called without pyro.sample), "
+            "has layers such as dropout, or draws its data anew. Pass the model itself, whose discrete sites are "
+            "summed out, name what it draws, leave continuous ones to the guide, switch such layers to evaluation, and "
+            "draw data once, outside of the model."
         )
 
 

@@ -26,7 +26,7 @@ DOUBLE = torch.float64
 FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 AS_THEY_ARE = {
-    "__hash__", "__setitem__", "__delitem__", "__set__", "__len__", "__repr__", "backward", "data_ptr", "element_size",
+    "__setitem__", "__delitem__", "__set__", "__len__", "__repr__", "backward", "data_ptr", "element_size",
     "register_hook", "retain_grad", "untyped_storage",
 }  # fmt: skip
 """Methods that ask for the tensor itself, or change it."""
