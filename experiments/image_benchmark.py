@@ -5,6 +5,7 @@
     python experiments/image_benchmark.py evaluate --processes 2
     python experiments/image_benchmark.py speed
     python experiments/image_benchmark.py render
+    python experiments/image_benchmark.py compare --benchmark cifar --reference glow
 
 ``--benchmark mnist`` has 20 minutes and 100 thousand parameters, ``mnist-large`` 2 hours and a million, ``cifar`` 20
 minutes and rows of equal size on a subset of CIFAR-10; see ``image_benchmark_rows.py`` for what a minute is.
@@ -25,6 +26,7 @@ from typing import Annotated
 import tyro
 from image_benchmark_figures import draw_best, draw_curves, draw_samples, markdown_table
 from image_benchmark_job import BudgetJob, Limits
+from image_benchmark_pairs import paired_table
 from image_benchmark_rows import BENCHMARKS
 from image_benchmark_speed import speed_table, steps_per_second
 
@@ -173,12 +175,37 @@ class Render(Common):
         return 0
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Print each row's bits/dim less those of one of them, paired by seed, from the committed records."""
+
+    benchmark: Annotated[str, OneOf(tuple(BENCHMARKS))] = "mnist"
+    """Which table: mnist, mnist-large or cifar."""
+    reference: str = "glow"
+    """The row that the others are beside."""
+    results: Path = RESULTS
+    """Folder of the records; each table has its own in it."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def run(self) -> int:
+        """Print the table."""
+        folder, table = self.results / self.benchmark, BENCHMARKS[self.benchmark]
+        records = [Record.read(path) for path in sorted(folder.glob("*.json"))]
+        if not records:
+            raise ValueError(f"no record in {folder}; see `run` and `render`")
+        print(paired_table(records, self.reference, table.steps))
+        return 0
+
+
 Command = (
     Annotated[RunAll, tyro.conf.subcommand("run", prefix_name=False)]
     | Annotated[Status, tyro.conf.subcommand("status", prefix_name=False)]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate", prefix_name=False)]
     | Annotated[Speed, tyro.conf.subcommand("speed", prefix_name=False)]
     | Annotated[Render, tyro.conf.subcommand("render", prefix_name=False)]
+    | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
 )
 
 if __name__ == "__main__":

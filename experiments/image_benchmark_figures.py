@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ import numpy as np
 import torch
 
 from vi_flows.distributions import ImageDensity
+from vi_flows.evaluation.nll import student_half_width
 from vi_flows.training import Run
 
 PUBLISHED = Path(__file__).with_name("published.json")
-
-# Student's t quantile at 97.5 % for the interval over n seeds.
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 
 
 def published_bits(dataset: str, row: str) -> float | None:
@@ -43,8 +40,7 @@ def markdown_table(records: list[dict[str, Any]], steps: Mapping[str, int]) -> s
         center = _mean("bits_per_dim", group)
         half = group[0]["half_width"]
         if count > 1:
-            spread = math.sqrt(sum((b - center) ** 2 for b in bits) / (count - 1))
-            half = STUDENT[min(count, max(STUDENT))] * spread / math.sqrt(count)
+            half = student_half_width(bits)
         samples = [r["samples"] for r in group]
         note = "†" if count == 1 else ""
         partial = (

@@ -16,7 +16,14 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, this file has only its own folder there
 
 from experiments.tables.curves import render_curves
-from experiments.tables.densities import render_images, render_pixel, render_pixel_vae, render_stability, render_wave
+from experiments.tables.densities import (
+    render_image_pairs,
+    render_images,
+    render_pixel,
+    render_pixel_vae,
+    render_stability,
+    render_wave,
+)
 from experiments.tables.gains import render_gains
 from experiments.tables.posteriors import render_gallery, render_high_dimension, render_posteriordb, render_verdicts
 from experiments.tables.speed import render_bench, render_generation
@@ -35,6 +42,7 @@ SECTIONS = {
     "gallery-table": render_gallery,
     "bench-table": render_bench,
     "image-table": render_images,
+    "image-pairs-table": render_image_pairs,
     "stability-table": render_stability,
     "posteriordb-table": render_posteriordb,
     "verdicts-table": render_verdicts,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from experiments.image_benchmark_figures import markdown_table as benchmark_table
+from experiments.image_benchmark_pairs import paired_table
 from experiments.image_benchmark_rows import BENCHMARKS
 from experiments.image_rows import markdown_table
 from experiments.image_stability import stability_table
@@ -13,7 +14,7 @@ from experiments.tables.stages import starts
 from vi_flows.records import Record
 from vi_flows.training.tasks.classes import in_short
 
-__all__ = ["render_images", "render_pixel", "render_pixel_vae", "render_stability", "render_wave"]
+__all__ = ["render_image_pairs", "render_images", "render_pixel", "render_pixel_vae", "render_stability", "render_wave"]
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = RESULTS.with_name("published.json")
@@ -34,6 +35,13 @@ def render_images() -> str:
             blocks.append(f"**Benchmark {benchmark.title}**\n\n{benchmark_table(records, benchmark.steps)}")
     blocks += [f"**{title}**\n\n{markdown_table(RESULTS, name)}" for name, title in IMAGE_SETS.items()]
     return "\n\n".join(blocks)
+
+
+def render_image_pairs() -> str:
+    """The rows of CIFAR's benchmark beside Glow, and beside 3×3 blocks with a spline of the pixels, seed by seed."""
+    table = BENCHMARKS["cifar"]
+    records = [Record.read(path) for path in sorted((BENCHMARK_RECORDS / table.name).glob("*.json"))]
+    return "\n\n".join(paired_table(records, row, table.steps) for row in ("glow", "inv3x3-block-pixel_spline"))
 
 
 def render_stability() -> str:

@@ -15,6 +15,7 @@ from tests.image.test_experiments import script
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.distributions.image_checks import check_samples, extreme_share, round_trip_error
 from vi_flows.distributions.image_config import build_image_density, image_config
+from vi_flows.evaluation.nll import student_half_width
 from vi_flows.records import Record
 from vi_flows.table import OutOfTimeError, Workplace, status_of
 from vi_flows.table.work import work
@@ -303,6 +304,35 @@ def test_intervals_over_seeds_are_students():
     table = benchmark.markdown_table([{**FIGURES, "bits_per_dim": b} for b in (1.0, 1.1, 1.2)], {"glow": 1000})
     # Standard deviation 0.1 of three seeds: 4.303 · 0.1/√3.
     assert "| glow | 1.1000 | 0.2484 | – | 3 |" in table
+    assert student_half_width([1.0, 2.0], level=0.5) == pytest.approx(0.5)  # of Cauchy's law the quartile is 1
+    assert math.isnan(student_half_width([1.0]))
+
+
+def row_record(row: str, seed: int, bits: float, data: str = "a", steps: int = 7) -> Record:
+    figures = {"row": row, "seed": seed, "bits_per_dim": bits, "steps": steps}
+    return Record(
+        kind="image_benchmark", key=f"{row}-{seed}", label=row, settings={}, figures=figures,
+        provenance={"data_sha256": data},
+    )  # fmt: skip
+
+
+def test_rows_are_compared_seed_by_seed():
+    """Differences of 0.1, 0.2 and 0.3: 0.2 ± 4.303 · 0.1/√3; of 0.10 and 0.11: 0.105 ± 12.706 · 0.005."""
+    paired = importlib.import_module("image_benchmark_pairs").paired_table
+    steps = dict.fromkeys(("base", "wide", "near", "one", "none", "short"), 7)
+    base = [row_record("base", seed, bits) for seed, bits in enumerate((1.0, 2.0, 3.0))]
+    wide = [row_record("wide", seed, bits) for seed, bits in enumerate((1.1, 2.2, 3.3))]
+    near = [row_record("near", 2, 2.9), row_record("near", 0, 0.89), row_record("near", 7, 50.0)]
+    rest = [row_record("one", 1, 2.5), row_record("none", 9, 1.0), row_record("short", 0, 0.1, steps=6)]
+    assert paired([*near, *rest, *wide, *base], "base", steps).splitlines()[2:] == [
+        "| near | −0.110, −0.100 | −0.105 | −0.169 … −0.041 | yes |",
+        "| wide | 0.100, 0.200, 0.300 | 0.200 | −0.048 … 0.448 | no |",
+        "| one | 0.500 | 0.500 | – | one seed |",
+    ]
+    with pytest.raises(ValueError, match="no record of 'glow'; choose among base, near"):
+        paired([*base, *near], "glow", {**steps, "glow": 7})
+    with pytest.raises(ValueError, match="scored on different data: a, b"):
+        paired([*base, row_record("near", 0, 1.0, data="b")], "base", steps)
 
 
 def test_the_papers_numbers_stand_beside_their_family():

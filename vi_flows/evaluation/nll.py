@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from vi_flows.evaluation.parts import NOT_KEPT, Parts
@@ -20,6 +22,7 @@ from vi_flows.settings import check_counts, check_tensors
 
 __all__ = [
     "NLLResult", "bootstrap_interval", "bootstrap_intervals", "estimate_nll", "half_width", "pyro_log_weights",
+    "student_half_width",
 ]  # fmt: skip
 
 RESAMPLES_AT_ONCE = 200  # of 10 000 rows, 16 MB
@@ -133,6 +136,19 @@ def half_width(values: Tensor) -> float:
         values: one a row.
     """
     return 1.96 * (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
+
+
+def student_half_width(values: Sequence[float], level: float = 0.95) -> float:
+    """Half of Student's interval of a mean of few values, ``t s / √n`` with ``n − 1`` degrees of freedom.
+
+    Args:
+        values: of seeds; NaN for a single one.
+        level: coverage.
+    """
+    if len(values) < 2:
+        return math.nan
+    quantile = float(stats.t.ppf((1 + level) / 2, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def pyro_log_weights(model: Callable, guide: Callable) -> LogWeights:
