@@ -44,7 +44,9 @@ def markdown_table(records: list[dict[str, Any]], steps: Mapping[str, int]) -> s
         samples = [r["samples"] for r in group]
         note = "†" if count == 1 else ""
         partial = (
-            "" if all(r["num_images"] == r["num_test_images"] for r in group) else f" ({group[0]['num_images']} images)"
+            ""
+            if all(r["num_images"] == r["num_test_images"] for r in group)
+            else f" ({min(r['num_images'] for r in group)} images)"
         )
         dataset = group[0]["benchmark"].partition("-")[0]
         trained = sum(r["steps"] for r in group) / count / steps[row]

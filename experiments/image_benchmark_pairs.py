@@ -19,13 +19,14 @@ def paired_table(records: Sequence[Record], reference: str, steps: Mapping[str, 
     Args:
         records: of one benchmark.
         reference: a row's name.
-        steps: a row's by name; runs that had others are left out.
+        steps: a row's by name; runs that had others are left out, and those that have not scored all test images.
 
     Raises:
         ValueError: the row has no record, or two records were scored on different data.
     """
     rows: dict[str, dict[int, float]] = {}
-    records = [record for record in records if record.figures["steps"] == steps[record.figures["row"]]]
+    whole = [record for record in records if record.figures["num_images"] == record.figures["num_test_images"]]
+    records = [record for record in whole if record.figures["steps"] == steps[record.figures["row"]]]
     data = {record.provenance["data_sha256"] for record in records}
     if len(data) > 1:
         raise ValueError(f"the records were scored on different data: {', '.join(sorted(map(str, data)))}")

@@ -304,12 +304,15 @@ def test_intervals_over_seeds_are_students():
     table = benchmark.markdown_table([{**FIGURES, "bits_per_dim": b} for b in (1.0, 1.1, 1.2)], {"glow": 1000})
     # Standard deviation 0.1 of three seeds: 4.303 · 0.1/√3.
     assert "| glow | 1.1000 | 0.2484 | – | 3 |" in table
+    scored = [{**FIGURES, "bits_per_dim": 1.0, "num_images": count} for count in (9, 5)]
+    assert "1.0000 (5 images) |" in benchmark.markdown_table(scored, {"glow": 1000})
     assert student_half_width([1.0, 2.0], level=0.5) == pytest.approx(0.5)  # of Cauchy's law the quartile is 1
     assert math.isnan(student_half_width([1.0]))
 
 
-def row_record(row: str, seed: int, bits: float, data: str = "a", steps: int = 7) -> Record:
+def row_record(row: str, seed: int, bits: float, data: str = "a", steps: int = 7, scored: int = 9) -> Record:
     figures = {"row": row, "seed": seed, "bits_per_dim": bits, "steps": steps}
+    figures |= {"num_images": scored, "num_test_images": 9}
     return Record(
         kind="image_benchmark", key=f"{row}-{seed}", label=row, settings={}, figures=figures,
         provenance={"data_sha256": data},
@@ -324,6 +327,7 @@ def test_rows_are_compared_seed_by_seed():
     wide = [row_record("wide", seed, bits) for seed, bits in enumerate((1.1, 2.2, 3.3))]
     near = [row_record("near", 2, 2.9), row_record("near", 0, 0.89), row_record("near", 7, 50.0)]
     rest = [row_record("one", 1, 2.5), row_record("none", 9, 1.0), row_record("short", 0, 0.1, steps=6)]
+    rest.append(row_record("short", 1, 0.1, scored=8))
     assert paired([*near, *rest, *wide, *base], "base", steps).splitlines()[2:] == [
         "| near | −0.110, −0.100 | −0.105 | −0.169 … −0.041 | yes |",
         "| wide | 0.100, 0.200, 0.300 | 0.200 | −0.048 … 0.448 | no |",
