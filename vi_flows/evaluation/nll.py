@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from vi_flows.evaluation.parts import NOT_KEPT, Parts
@@ -147,7 +147,7 @@ def student_half_width(values: Sequence[float], level: float = 0.95) -> float:
     """
     if len(values) < 2:
         return math.nan
-    quantile = float(stats.t.ppf((1 + level) / 2, len(values) - 1))
+    quantile = float(stdtrit(len(values) - 1, (1 + level) / 2))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
