@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from image_benchmark_figures import draw_best, draw_curves, draw_samples, markdown_table
+from image_benchmark_figures import draw_best, draw_curves, draw_samples
 from image_benchmark_job import BudgetJob, Limits
-from image_benchmark_pairs import paired_table
 from image_benchmark_rows import BENCHMARKS
 from image_benchmark_speed import speed_table, steps_per_second
+from image_benchmark_tables import markdown_table, paired_table, read_figures
 
 from vi_flows.cli.outcome import exit_with
 from vi_flows.records import Record
@@ -162,9 +162,7 @@ class Render(Common):
         for path in sorted(self.folder.glob("*/record.json")):
             Record.read(path).write(results / f"{path.parent.name}.json", overwrite=True)
         table = BENCHMARKS[self.benchmark]
-        records = [Record.read(path).figures for path in sorted(results.glob("*.json"))]
-        if not records:
-            raise ValueError(f"no record in {self.folder} or {results}; see `run`")
+        records = read_figures(results)
         start = f"image-benchmark-{self.benchmark}"
         draw_curves(records, self.figures / f"{start}-curves.png", table.steps, table.reference_seconds)
         for name, draw in {"samples": draw_samples, "best": draw_best}.items():
@@ -191,11 +189,8 @@ class Compare:
 
     def run(self) -> int:
         """Print the table."""
-        folder, table = self.results / self.benchmark, BENCHMARKS[self.benchmark]
-        records = [Record.read(path) for path in sorted(folder.glob("*.json"))]
-        if not records:
-            raise ValueError(f"no record in {folder}; see `run` and `render`")
-        print(paired_table(records, self.reference, table.steps))
+        figures = read_figures(self.results / self.benchmark)
+        print(paired_table(figures, self.reference, BENCHMARKS[self.benchmark].steps))
         return 0
 
 

@@ -1,70 +1,19 @@
-"""Table and figures of the benchmarks of image flows; see ``image_benchmark.py``."""
+"""Figures of the benchmarks of image flows; see ``image_benchmark.py``."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from image_benchmark_tables import Figures, by_row, mean_of
 
 from vi_flows.distributions import ImageDensity
-from vi_flows.evaluation.nll import student_half_width
 from vi_flows.training import Run
 
-PUBLISHED = Path(__file__).with_name("published.json")
 
-
-def published_bits(dataset: str, row: str) -> float | None:
-    """The papers' bits/dim of a row's family, such as ``mconv`` of ``mconv-cepstrum``; ``None`` where there is none."""
-    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))["image"]["rows"]
-    return published.get(f"{dataset}-{row.partition('-')[0]}")
-
-
-def markdown_table(records: list[dict[str, Any]], steps: Mapping[str, int]) -> str:
-    """The table, best row first; intervals are over seeds (Student's t), or over test images for one seed.
-
-    Args:
-        records: their figures.
-        steps: a row's by name; a run that had others says so.
-    """
-    lines = [
-        "| row | bits/dim | ± 95 % | paper | seeds | parameters | CPU s | images seen | sampling, ms an image "
-        "| finite | out of range | 0 or 255, beyond the data | round trip |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row, group in sorted(_groups(records).items(), key=lambda item: _mean("bits_per_dim", item[1])):
-        bits, count = [r["bits_per_dim"] for r in group], len(group)
-        center = _mean("bits_per_dim", group)
-        half = group[0]["half_width"]
-        if count > 1:
-            half = student_half_width(bits)
-        samples = [r["samples"] for r in group]
-        note = "†" if count == 1 else ""
-        partial = (
-            ""
-            if all(r["num_images"] == r["num_test_images"] for r in group)
-            else f" ({min(r['num_images'] for r in group)} images)"
-        )
-        dataset = group[0]["benchmark"].partition("-")[0]
-        trained = sum(r["steps"] for r in group) / count / steps[row]
-        short = "" if abs(trained - 1) < 0.005 else f" ({100 * trained:.0f} % of the steps)"
-        lines.append(
-            f"| {row}{short} | {center:.4f}{partial} | {half:.4f}{note} "
-            f"| {published_bits(dataset, row) or '–'} | {count} | {group[0]['parameters']:,} "
-            f"| {_mean('cpu_seconds', group):.0f} | {_mean('images_seen', group) / 1000:.0f} k "
-            f"| {1000 * _mean('cpu_seconds', samples):.1f} | {100 * _mean('finite_images', samples):.1f} % "
-            f"| {100 * _mean('saturated_pixels', samples):.2f} % | {_beyond_the_data(group)} "
-            f"| {max(r['round_trip_error'] for r in group):.0e} |"
-        )
-    if any(len(group) == 1 for group in _groups(records).values()):
-        lines += ["", "† one seed: the interval is over test images."]
-    return "\n".join(lines)
-
-
-def draw_curves(records: list[dict[str, Any]], path: Path, steps: Mapping[str, int], reference_seconds: float) -> None:
+def draw_curves(records: Sequence[Figures], path: Path, steps: Mapping[str, int], reference_seconds: float) -> None:
     """Validation bits/dim of the averaged weights over CPU time, a line a row (its first seed).
 
     Args:
@@ -76,7 +25,7 @@ def draw_curves(records: list[dict[str, Any]], path: Path, steps: Mapping[str, i
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    first: dict[str, dict[str, Any]] = {}
+    first: dict[str, Figures] = {}
     for record in sorted(records, key=lambda r: r["seed"]):
         first.setdefault(record["row"], record)
     ordered = sorted(first.values(), key=lambda r: r["curve"][-1]["valid_loss"])
@@ -99,7 +48,7 @@ def draw_curves(records: list[dict[str, Any]], path: Path, steps: Mapping[str, i
 
 
 def draw_samples(
-    out: Path, records: list[dict[str, Any]], path: Path, data_root: Path | None, columns: int = 16
+    out: Path, records: Sequence[Figures], path: Path, data_root: Path | None, columns: int = 16
 ) -> str | None:
     """A line of samples at temperature 1 a row (its first seed), of the rows whose weights are in ``out``.
 
@@ -121,14 +70,14 @@ def draw_samples(
 
 
 def draw_best(
-    out: Path, records: list[dict[str, Any]], path: Path, data_root: Path | None, columns: int = 16
+    out: Path, records: Sequence[Figures], path: Path, data_root: Path | None, columns: int = 16
 ) -> str | None:
     """The best row's samples at four temperatures, of the same draws, and ways between test images in its latents.
 
     Returns:
         Why there is no new picture: ``out`` has no weights of the best row.
     """
-    best = min(_groups(records).items(), key=lambda item: _mean("bits_per_dim", item[1]))[0]
+    best = min(by_row(records).items(), key=lambda item: mean_of("bits_per_dim", item[1]))[0]
     folder = _trained(out, records).get(best)
     if folder is None:
         return f"{path} is not drawn: {out} has no weights of {best}, the best row"
@@ -142,28 +91,7 @@ def draw_best(
     return None
 
 
-def _groups(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The records of each row, one a seed."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        rows.setdefault(record["row"], []).append(record)
-    return rows
-
-
-def _mean(name: str, group: list[dict[str, Any]]) -> float:
-    return sum(record[name] for record in group) / len(group)
-
-
-def _beyond_the_data(group: list[dict[str, Any]]) -> str:
-    """By how much more of the samples' pixels than of the test images' are black or white; older records don't know."""
-    counted = [r for r in group if "test_extreme_pixels" in r]
-    if not counted:
-        return "–"
-    samples = _mean("extreme_pixels", [r["samples"] for r in counted])
-    return f"{100 * (samples - _mean('test_extreme_pixels', counted)):+.2f} %"
-
-
-def _trained(out: Path, records: list[dict[str, Any]]) -> dict[str, Path]:
+def _trained(out: Path, records: Sequence[Figures]) -> dict[str, Path]:
     """By row, best first, the folder of its first seed, where the weights are in ``out``."""
     found: dict[str, Path] = {}
     for record in sorted(records, key=lambda r: (r["seed"], r["bits_per_dim"])):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments.image_benchmark_figures import markdown_table as benchmark_table
-from experiments.image_benchmark_pairs import paired_table
 from experiments.image_benchmark_rows import BENCHMARKS
+from experiments.image_benchmark_tables import markdown_table as benchmark_table
+from experiments.image_benchmark_tables import paired_table, read_figures
 from experiments.image_rows import markdown_table
 from experiments.image_stability import stability_table
 from experiments.tables.stages import starts
@@ -30,9 +30,11 @@ def render_images() -> str:
     """Image flows: the benchmarks that have records, and a table a data set of rows without a budget of time."""
     blocks = []
     for benchmark in BENCHMARKS.values():
-        records = [Record.read(path).figures for path in sorted((BENCHMARK_RECORDS / benchmark.name).glob("*.json"))]
-        if records:
-            blocks.append(f"**Benchmark {benchmark.title}**\n\n{benchmark_table(records, benchmark.steps)}")
+        folder = BENCHMARK_RECORDS / benchmark.name
+        if any(folder.glob("*.json")):
+            blocks.append(
+                f"**Benchmark {benchmark.title}**\n\n{benchmark_table(read_figures(folder), benchmark.steps)}"
+            )
     blocks += [f"**{title}**\n\n{markdown_table(RESULTS, name)}" for name, title in IMAGE_SETS.items()]
     return "\n\n".join(blocks)
 
@@ -40,8 +42,8 @@ def render_images() -> str:
 def render_image_pairs() -> str:
     """The rows of CIFAR's benchmark beside Glow, and beside 3×3 blocks with a spline of the pixels, seed by seed."""
     table = BENCHMARKS["cifar"]
-    records = [Record.read(path) for path in sorted((BENCHMARK_RECORDS / table.name).glob("*.json"))]
-    return "\n\n".join(paired_table(records, row, table.steps) for row in ("glow", "inv3x3-block-pixel_spline"))
+    figures = read_figures(BENCHMARK_RECORDS / table.name)
+    return "\n\n".join(paired_table(figures, row, table.steps) for row in ("glow", "inv3x3-block-pixel_spline"))
 
 
 def render_stability() -> str:

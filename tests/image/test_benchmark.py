@@ -27,6 +27,7 @@ from vi_flows.transforms import ActNorm, Bijection, Chain, Inverse
 benchmark = script("image_benchmark")
 job_module = importlib.import_module("image_benchmark_job")
 figures_module = importlib.import_module("image_benchmark_figures")
+tables_module = importlib.import_module("image_benchmark_tables")
 rows_module = importlib.import_module("image_benchmark_rows")
 BENCHMARKS = rows_module.BENCHMARKS
 
@@ -125,8 +126,8 @@ def test_black_and_white_pixels_are_counted_as_in_data():
     assert extreme_share(torch.tensor([[0, 3], [255, 254]])) == 0.5
     assert extreme_share(torch.tensor([0, 1, 2, 3]), num_levels=4) == 0.5
     group = [{"samples": {"extreme_pixels": e}, "test_extreme_pixels": 0.02} for e in (0.03, 0.04)]
-    assert figures_module._beyond_the_data([*group, {"samples": {}}]) == "+1.50 %"
-    assert figures_module._beyond_the_data([{"samples": {}}]) == "–"
+    assert tables_module._beyond_the_data([*group, {"samples": {}}]) == "+1.50 %"
+    assert tables_module._beyond_the_data([{"samples": {}}]) == "–"
 
 
 def test_round_trip_errors_and_the_range_of_images():
@@ -218,18 +219,19 @@ def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
         return {"row": row, "seed": seed, "bits_per_dim": bits}
 
     records = [record("glow", 0, 2.0), record("nice", 0, 1.5), record("nice", 1, 3.0)]
-    figures = importlib.import_module("image_benchmark_figures")
     out, path = tmp_path / "mnist", tmp_path / "picture.png"
     job = job_module.BudgetJob(tiny, "glow", 0, 5)
     work([job], Workplace(out, out), job_module.Limits(evaluate_seconds=0.0, num_samples=8))
-    assert figures.draw_samples(out, records, path, None) is None  # there was none
+    assert figures_module.draw_samples(out, records, path, None) is None  # there was none
     path.write_text("an older picture")
-    assert "no weights of nice; delete it" in figures.draw_samples(out, records, path, None)
+    assert "no weights of nice; delete it" in figures_module.draw_samples(out, records, path, None)
     assert path.read_text() == "an older picture"
-    assert figures.draw_best(out, records, path, None) is None  # NICE is worse on average, and best with seed 0 alone
+    assert (
+        figures_module.draw_best(out, records, path, None) is None
+    )  # NICE is worse on average, and best with seed 0 alone
     assert path.stat().st_size > 1000
     path.unlink()
-    assert "no weights of nice, the best row" in figures.draw_best(out, records[:2], path, None)
+    assert "no weights of nice, the best row" in figures_module.draw_best(out, records[:2], path, None)
     assert not path.exists()
 
 
@@ -257,7 +259,7 @@ def test_a_run_of_other_steps_than_the_row_s_says_so():
         records = [
             {**FIGURES, "bits_per_dim": 1.0, "seed": seed, "steps": count} for seed, count in enumerate(steps.values())
         ]
-        return benchmark.markdown_table(records, {"glow": 1000}).splitlines()[2].split("|")[1].strip()
+        return tables_module.markdown_table(records, {"glow": 1000}).splitlines()[2].split("|")[1].strip()
 
     assert shown(a=1000) == shown(a=997) == shown(a=1000, b=1000) == "glow"
     assert shown(a=370) == "glow (37 % of the steps)"
@@ -301,33 +303,33 @@ def test_rows_and_shards():
 
 
 def test_intervals_over_seeds_are_students():
-    table = benchmark.markdown_table([{**FIGURES, "bits_per_dim": b} for b in (1.0, 1.1, 1.2)], {"glow": 1000})
+    table = tables_module.markdown_table(
+        [{**FIGURES, "bits_per_dim": bits, "seed": seed} for seed, bits in enumerate((1.0, 1.1, 1.2))], {"glow": 1000}
+    )
     # Standard deviation 0.1 of three seeds: 4.303 · 0.1/√3.
     assert "| glow | 1.1000 | 0.2484 | – | 3 |" in table
-    scored = [{**FIGURES, "bits_per_dim": 1.0, "num_images": count} for count in (9, 5)]
-    assert "1.0000 (5 images) |" in benchmark.markdown_table(scored, {"glow": 1000})
+    alone = tables_module.markdown_table([{**FIGURES, "bits_per_dim": 2.0, "seed": 0}], {"glow": 1000})
+    assert "| glow | 2.0000 | 1.0000† | – | 1 |" in alone
+    scored = [{**FIGURES, "bits_per_dim": 1.0, "seed": seed, "num_images": count} for seed, count in enumerate((9, 5))]
+    assert "1.0000 (5 images) |" in tables_module.markdown_table(scored, {"glow": 1000})
     assert student_half_width([1.0, 2.0], level=0.5) == pytest.approx(0.5)  # of Cauchy's law the quartile is 1
     assert math.isnan(student_half_width([1.0]))
 
 
-def row_record(row: str, seed: int, bits: float, data: str = "a", steps: int = 7, scored: int = 9) -> Record:
-    figures = {"row": row, "seed": seed, "bits_per_dim": bits, "steps": steps}
-    figures |= {"num_images": scored, "num_test_images": 9}
-    return Record(
-        kind="image_benchmark", key=f"{row}-{seed}", label=row, settings={}, figures=figures,
-        provenance={"data_sha256": data},
-    )  # fmt: skip
+def row_figures(row: str, seed: int, bits: float, steps: int = 7, scored: int = 9) -> dict[str, object]:
+    counts = {"steps": steps, "num_images": scored, "num_test_images": 9}
+    return {"row": row, "seed": seed, "bits_per_dim": bits, **counts}
 
 
 def test_rows_are_compared_seed_by_seed():
     """Differences of 0.1, 0.2 and 0.3: 0.2 ± 4.303 · 0.1/√3; of 0.10 and 0.11: 0.105 ± 12.706 · 0.005."""
-    paired = importlib.import_module("image_benchmark_pairs").paired_table
+    paired = tables_module.paired_table
     steps = dict.fromkeys(("base", "wide", "near", "one", "none", "short"), 7)
-    base = [row_record("base", seed, bits) for seed, bits in enumerate((1.0, 2.0, 3.0))]
-    wide = [row_record("wide", seed, bits) for seed, bits in enumerate((1.1, 2.2, 3.3))]
-    near = [row_record("near", 2, 2.9), row_record("near", 0, 0.89), row_record("near", 7, 50.0)]
-    rest = [row_record("one", 1, 2.5), row_record("none", 9, 1.0), row_record("short", 0, 0.1, steps=6)]
-    rest.append(row_record("short", 1, 0.1, scored=8))
+    base = [row_figures("base", seed, bits) for seed, bits in enumerate((1.0, 2.0, 3.0))]
+    wide = [row_figures("wide", seed, bits) for seed, bits in enumerate((1.1, 2.2, 3.3))]
+    near = [row_figures("near", 2, 2.9), row_figures("near", 0, 0.89), row_figures("near", 7, 50.0)]
+    rest = [row_figures("one", 1, 2.5), row_figures("none", 9, 1.0), row_figures("short", 0, 0.1, steps=6)]
+    rest.append(row_figures("short", 1, 0.1, scored=8))
     assert paired([*near, *rest, *wide, *base], "base", steps).splitlines()[2:] == [
         "| near | −0.110, −0.100 | −0.105 | −0.169 … −0.041 | yes |",
         "| wide | 0.100, 0.200, 0.300 | 0.200 | −0.048 … 0.448 | no |",
@@ -335,12 +337,25 @@ def test_rows_are_compared_seed_by_seed():
     ]
     with pytest.raises(ValueError, match="no record of 'glow'; choose among base, near"):
         paired([*base, *near], "glow", {**steps, "glow": 7})
-    with pytest.raises(ValueError, match="scored on different data: a, b"):
-        paired([*base, row_record("near", 0, 1.0, data="b")], "base", steps)
+
+
+@pytest.mark.parametrize("command", [benchmark.Render, benchmark.Compare])
+def test_scores_of_different_data_make_no_table(tmp_path, command):
+    given = {"results": tmp_path, **({"out": tmp_path / "runs"} if command is benchmark.Render else {})}
+    with pytest.raises(ValueError, match=r"no record in .*mnist; see `run` and `render`"):
+        command(**given).run()
+    for seed, data in enumerate(("a", "a", "b")):
+        name, provenance = f"glow-s{seed}", {"data_sha256": data}
+        record = Record("image_benchmark", name, "glow", {}, row_figures("glow", seed, 1.0), provenance)
+        record.write(tmp_path / "mnist" / f"{name}.json")
+    with pytest.raises(
+        ValueError, match="mnist were scored on different data, for example glow-s1 and glow-s2; delete"
+    ):
+        command(**given).run()
 
 
 def test_the_papers_numbers_stand_beside_their_family():
-    published = importlib.import_module("image_benchmark_figures").published_bits
+    published = tables_module.published_bits
     assert [published("mnist", row) for row in ("mconv-kernel", "real_nvp", "glow")] == [1.07, 1.09, None]
     assert published("cifar", "real_nvp") is None
 
@@ -357,7 +372,7 @@ def test_rows_stay_within_their_table(name, row):
 
 
 def test_pictures_in_colours_and_broken_ones_in_red():
-    strip = importlib.import_module("image_benchmark_figures")._strip
+    strip = figures_module._strip
     grey = torch.full((2, 1, 1, 1), 0.2)
     grey[1] = torch.nan
     assert strip(grey)[0].tolist() == [pytest.approx([0.8] * 3), [1.0, 0.0, 0.0]]
