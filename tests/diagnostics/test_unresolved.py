@@ -130,13 +130,18 @@ def still() -> None:
     pyro.sample("one", dist.Dirichlet(torch.ones(1)))
 
 
+def correlations() -> None:
+    """The diagonal is 1, and what rounding makes of it."""
+    pyro.sample("t", dist.LKJ(6, torch.tensor(2.0)))
+
+
 @pytest.mark.parametrize(
     ("model", "steps"),
     [
         (at(1e8, 8.0), 1.0), (at(1e6, 1.0), None), (step(1.7e9), 1.28), (step(0.0), None), (rare(1e8), 2.0),
-        (rare(1e6), None), (still, None),
+        (rare(1e6), None), (still, None), (correlations, None),
     ],
-    ids=["1e8", "1e6", "seconds", "elapsed", "rare", "not-rare", "constants"],
+    ids=["1e8", "1e6", "seconds", "elapsed", "rare", "not-rare", "constants", "correlations"],
 )  # fmt: skip
 def test_draws_that_are_rounded_to_their_own_spread_are_not_trusted(
     model: Callable[[], None], steps: float | None
@@ -153,6 +158,21 @@ def test_draws_that_are_rounded_to_their_own_spread_are_not_trusted(
         told = re.match(r"the numbers that float32 has for 't' lie (\S+) of its standard deviations", found.reason)
         assert told is not None
         assert float(told[1]) == pytest.approx(steps, rel=0.15)
+
+
+def test_a_diagonal_of_rounding_alone_does_not_move() -> None:
+    """Sums of numbers near 1 are rounded by more than its spread, of which its mean seemed to move by many."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        pyro.set_rng_seed(0)
+        guide = AutoConvFlow(correlations)
+        fit(correlations, guide, num_steps=100, progress=False)
+        found = diagnose(correlations, guide)
+        assert found.verdict == "ok"
+        assert float(found.shift["t"].abs().max()) < 0.1
+        assert all(0.9 < float(ratio) < 1.1 for ratio in found.sd_ratio["t"].flatten())
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_the_step_of_a_density() -> None:

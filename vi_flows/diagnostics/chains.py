@@ -125,11 +125,13 @@ def _flat(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _moves(first: Mapping[str, Tensor], positions: list[dict[str, Tensor]], acceptance: float) -> Moved:
     shift, stretch, most, memory, where = 0.0, 0.0, 0.0, 0.0, ""
-    for name, value in first.items():
+    for name, start in first.items():
+        midst = start.median(0).values  # distances to a draw are exact, sums of numbers far from zero are rounded
+        value = start - midst
         mean = value.mean(0)
         square = (value - mean).square()
         variance = square.mean(0).clamp(min=1e-300)
-        later = torch.stack([position[name] for position in positions])
+        later = torch.stack([position[name] - midst for position in positions])
         moved = (later.mean(0) - value) / variance.sqrt()
         grown = ((later - mean).square().mean(0) - square) / variance
         free = varies(value)

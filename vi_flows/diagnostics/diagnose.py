@@ -18,7 +18,6 @@ from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, LONG, judg
 from vi_flows.evaluation.psis import psis
 from vi_flows.guides.given import preserved_generators
 from vi_flows.guides.pairs import Draws, pair_of
-from vi_flows.guides.posterior import varies
 from vi_flows.parameters import module_of
 from vi_flows.settings import check_types
 from vi_flows.traces import nodes
@@ -222,12 +221,12 @@ def _moments(draws: dict[str, Tensor], weights: Tensor) -> tuple[dict[str, Tenso
         if value.numel() == 0:  # an empty site has no mean that could move
             continue
         flat = value.double().cpu().flatten(1) if value.dim() > 1 else value.double().cpu()[:, None]
+        # From a draw in their midst, whose distance to the others is exact: a sum of numbers near 1 is rounded by more
+        # than the spread of a correlation matrix's diagonal, which is rounding too.
+        flat = flat - flat.median(0).values
         mean = (weights[:, None] * flat).sum(0)
         sd = flat.std(0).clamp(min=1e-300)
         weighted_sd = (weights[:, None] * (flat - mean).square()).sum(0).sqrt().clamp(min=1e-300)
-        # Coordinates that can't move have no shift and a ratio of one; their means, of rounding, divided by sds, of
-        # rounding, would be any number.
-        fixed = ~varies(flat)
-        shifts[name] = ((mean - flat.mean(0)) / sd).masked_fill(fixed, 0.0).reshape(value.shape[1:])
-        ratios[name] = (sd / weighted_sd).masked_fill(fixed, 1.0).reshape(value.shape[1:])
+        shifts[name] = ((mean - flat.mean(0)) / sd).reshape(value.shape[1:])
+        ratios[name] = (sd / weighted_sd).reshape(value.shape[1:])
     return shifts, ratios

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vi_flows.guides.over_draws import CANNOT
 from vi_flows.guides.pairs import Draws
-from vi_flows.guides.posterior import varies
 
 __all__ = ["density_step", "rounded_density", "steps_per_sd", "too_coarse"]
 
@@ -21,6 +21,13 @@ COARSE_STEP = 0.25
 
 ROUGH_DENSITY = 1.0
 """Neighbouring points whose log densities differ by so many nats are named as what spoils the weights."""
+
+ROUNDING = 1e-14
+"""What double precision makes of a number that is constant, as a share of it: 4e-15 in the diagonal of a correlation
+matrix of a hundred rows."""
+
+FAR = 30.0
+"""How far from zero, on the unconstrained scale, a number has to stay the same to be a constant."""
 
 NUM_NEIGHBOURS = 200
 """Draws whose neighbours are looked at."""
@@ -79,9 +86,7 @@ def too_coarse(draws: Draws, values: Mapping[str, Tensor]) -> str:
             "tell them apart, and what lies beyond is cut off: run the model in float64, or give the site a scale "
             "without that bound (log-odds, a logarithm)"
         )
-    # What is the same wherever the latent vector lies, the first row of a Cholesky factor, is meant so.
-    line = torch.linspace(-1.0, 1.0, 8).to(draws.latents)[:, None].expand(-1, draws.latents.shape[-1])
-    meant = {name: ~varies(value) for name, value in draws.constrain(line).items()}
+    meant = _constant(draws)
     steps = {
         name: float(steps_per_sd(value).masked_fill(meant[name], 0.0).max())
         for name, value in values.items()
@@ -94,6 +99,24 @@ def too_coarse(draws: Draws, values: Mapping[str, Tensor]) -> str:
         f"the numbers that {_dtype(draws)} has for {name!r} lie {steps[name]:.2g} of its standard deviations apart, "
         "and draws and densities are rounded to them: run the model in float64, or shift and scale the site"
     )
+
+
+def _constant(draws: Draws) -> dict[str, Tensor]:
+    """By site, the coordinates that are the same wherever the latent vector lies, as a Cholesky factor's first row.
+
+    The diagonal of a correlation matrix is, too, but for rounding; double precision tells it from a site that has a
+    spread of its own which the numbers of its type are too coarse for.
+    """
+    line = torch.linspace(-1.0, 1.0, 8).to(draws.latents)[:, None].expand(-1, draws.latents.shape[-1])
+    try:
+        values, share = draws.constrain(FAR * line.double()), ROUNDING
+    except CANNOT:  # no double precision on the device, or a support that a program computes in its own
+        values, share = draws.constrain(line), 0.0
+    ends = {name: (value.amin(0), value.amax(0)) for name, value in values.items()}
+    return {
+        name: high.isfinite() & (high - low <= share * torch.maximum(low.abs(), high.abs()))
+        for name, (low, high) in ends.items()
+    }
 
 
 def _dtype(draws: Draws) -> str:
