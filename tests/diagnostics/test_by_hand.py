@@ -48,6 +48,9 @@ NARROWER = {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor(0.90)}
         (0.7, 0.3, STILL, SAME, "use importance weights"),
         (0.71, 0.89, STILL, SAME, "don't trust"),
         (0.71, 0.9, STILL, SAME, "use importance weights"),  # nearly equal weights
+        (0.99, 0.9, STILL, SAME, "use importance weights"),
+        (1.0, 0.9, STILL, SAME, "don't trust"),  # weights without a mean, and no chain
+        (1.0, 0.98, STILL, SAME, "ok"),  # that is the shape of next to nothing
         (0.71, 0.9, MOVED, SAME, "don't trust"),
         (0.71, 0.9, None, None, "don't trust"),
         (math.nan, 0.9, STILL, SAME, "don't trust"),

@@ -105,7 +105,7 @@ def diagnose(
         reason = f"{reason}; {rounded}" if by_weights == "don't trust" else rounded
         verdict = "don't trust"
     heavy_tails = {} if values is None else _heavy_tails(values)
-    if heavy_tails and verdict == "ok":
+    if heavy_tails and verdict != "don't trust":
         reason += _of_heavy_tails(heavy_tails)
     if values is not None:  # reported as they are, however little they can say of a heavy tail
         shift, sd_ratio = _moments(values, weights)

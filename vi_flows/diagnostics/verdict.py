@@ -91,8 +91,9 @@ def judge(
     equal = k > K_USABLE and share >= NEARLY_EQUAL and (is_still or (chains is None and good and shift is not None))
     if proven or equal:
         return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
-    if k > K_USABLE and share >= 0.9 and good and shift is not None:
-        # Nearly equal weights: what the tail hides carries too little to move a mean.
+    if k > K_USABLE and share >= 0.9 and good and shift is not None and (is_still or k < K_FINITE_MEAN):
+        # Nearly equal weights: what the tail hides carries too little to move a mean. Of weights without a mean nobody
+        # knows what it is, where no chain was run.
         return "use importance weights", f"{where}: means and spreads are right, probabilities far in the tails are not"
     if not k <= K_USABLE:
         return "don't trust", f"{where}: the guide misses mass that no weighting of its draws brings back"
