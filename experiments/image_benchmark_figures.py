@@ -25,10 +25,7 @@ def draw_curves(records: Sequence[Figures], path: Path, steps: Mapping[str, int]
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    first: dict[str, Figures] = {}
-    for record in sorted(records, key=lambda r: r["seed"]):
-        first.setdefault(record["row"], record)
-    ordered = sorted(first.values(), key=lambda r: r["curve"][-1]["valid_loss"])
+    ordered = sorted((group[0] for group in by_row(records).values()), key=lambda r: r["curve"][-1]["valid_loss"])
     low = ordered[0]["curve"][-1]["valid_loss"]
     for index, record in enumerate(ordered):
         curve = [line for line in record["curve"] if line["step"] > 1]

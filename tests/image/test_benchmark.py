@@ -226,9 +226,8 @@ def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
     path.write_text("an older picture")
     assert "no weights of nice; delete it" in figures_module.draw_samples(out, records, path, None)
     assert path.read_text() == "an older picture"
-    assert (
-        figures_module.draw_best(out, records, path, None) is None
-    )  # NICE is worse on average, and best with seed 0 alone
+    # NICE is worse on average, and best with seed 0 alone.
+    assert figures_module.draw_best(out, records, path, None) is None
     assert path.stat().st_size > 1000
     path.unlink()
     assert "no weights of nice, the best row" in figures_module.draw_best(out, records[:2], path, None)
@@ -348,9 +347,7 @@ def test_scores_of_different_data_make_no_table(tmp_path, command):
         name, provenance = f"glow-s{seed}", {"data_sha256": data}
         record = Record("image_benchmark", name, "glow", {}, row_figures("glow", seed, 1.0), provenance)
         record.write(tmp_path / "mnist" / f"{name}.json")
-    with pytest.raises(
-        ValueError, match="mnist were scored on different data, for example glow-s1 and glow-s2; delete"
-    ):
+    with pytest.raises(ValueError, match="scored on different data, for example glow-s1 and glow-s2; delete"):
         command(**given).run()
 
 
