@@ -6,13 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import pyro
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import am_i_wrapped
+from pyro.poutine.trace_messenger import TraceHandler
 from torch import Tensor, nn
 
 __all__ = ["OwnName", "check_stored", "module_of", "quiet_unless_observed", "register_module", "unused_name"]
@@ -131,9 +135,18 @@ def _check_own(own: dict[str, nn.Parameter]) -> None:
 
 
 def module_of(program: Callable) -> nn.Module:
-    """The program itself where it is a module; for a function, which holds no parameters, an empty one.
+    """The module that a program is or is a method of, within handlers and partial applications; else an empty one.
 
     Args:
         program: a model or a guide.
     """
-    return program if isinstance(program, nn.Module) else nn.Module()
+    found: object = program
+    while isinstance(found, partial | MethodType | TraceHandler):
+        if isinstance(found, MethodType):
+            found = found.__self__
+        elif isinstance(found, TraceHandler):
+            found = found.fn
+        else:  # that of a handler is ``partial(call, handler, program)``
+            handled = len(found.args) > 1 and isinstance(found.args[0], Messenger)
+            found = found.args[1] if handled else found.func
+    return found if isinstance(found, nn.Module) else nn.Module()

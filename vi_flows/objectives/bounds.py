@@ -76,7 +76,7 @@ class IWAE(TracedBound):
         reduce = iwae_bound
         if weights.coupled:
             warnings.warn(
-                f"latents outside the subsampled plate(s) {', '.join(weights.coupled)} couple their rows: "
+                f"{weights.why_coupled}: "
                 "the particles are averaged outside the logarithm, which makes this the ELBO; "
                 "use the full data for a tighter bound",
                 stacklevel=2,

@@ -4,81 +4,100 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor, nn
+from torch import Tensor
 
 from vi_flows.objectives.bounds import ELBO, IWAE
-from vi_flows.objectives.path_gradient import GradientGate, dreg_factor, with_detached_parameters
+from vi_flows.objectives.path_gradient import (
+    GradientGate,
+    bijections_of,
+    dreg_factor,
+    gradients_through,
+    with_detached_parameters,
+)
 from vi_flows.objectives.traced import PARTICLES, TracedBound, TracedWeights
 from vi_flows.parameters import module_of
-from vi_flows.traces import nodes
+from vi_flows.traces import Site, nodes
 
 __all__ = ["DReG", "RenyiBound", "StickingTheLanding"]
 
 
-class _DetachParameters(Messenger):
-    """Give every ``pyro.param`` statement a detached value."""
-
-    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
-        if isinstance(msg["value"], Tensor):
-            msg["value"] = msg["value"].detach()
+def _latent(trace: Trace) -> dict[str, Site]:
+    """The sites of a guide with gradients to pass."""
+    found = nodes(trace).items()
+    return {n: s for n, s in found if s["type"] == "sample" and not s["is_observed"] and s["value"].is_floating_point()}
 
 
-def _rescore(guide: Callable, module: nn.Module, trace: Trace, args: tuple, kwargs: dict[str, Any]) -> Trace:
-    """The guide's trace at the same values, with gradients through the values alone."""
+def _rescore(guide: Callable, trace: Trace, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """Log-densities of the guide's sites at the values of ``trace``, with gradients through these values alone."""
+    names: list[str] = []
+    latent = _latent(trace)
 
-    def run() -> Trace:
-        # Here and not later: flows read their parameters when they score. Pyro warns of parameters without gradients.
-        with _DetachParameters(), warnings.catch_warnings():
+    def score(values: Sequence[Tensor]) -> list[Tensor]:
+        points = trace.copy()
+        for (name, site), value in zip(latent.items(), values, strict=True):
+            nodes(points)[name] = {**site, "value": value}
+
+        def run() -> list[Tensor]:
+            again = poutine.trace(poutine.replay(guide, trace=points)).get_trace(*args, **kwargs)
+            again.compute_log_prob()  # here and not later: flows read their parameters when they score
+            terms = {name: site["log_prob"] for name, site in nodes(again).items() if site["type"] == "sample"}
+            names.extend(terms)
+            return list(terms.values())
+
+        # Pyro warns of parameters without gradients.
+        with poutine.block(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not registered in the param store")
-            again = poutine.trace(poutine.replay(guide, trace=trace)).get_trace(*args, **kwargs)
-            again.compute_log_prob()
-            return again
+            # For the buffers of a module, which are to see the data once.
+            return with_detached_parameters(module_of(guide), run)
 
-    with poutine.block():
-        return with_detached_parameters(module, run)
+    terms = gradients_through([site["value"] for site in latent.values()], score)
+    return dict(zip(names, terms, strict=True))
+
+
+def _check_continuous(trace: Trace, objective: str) -> None:
+    """Refuse flows whose score does not have mean zero (:func:`supports_path_gradient`)."""
+    for name, site in _latent(trace).items():
+        for flow in bijections_of(site["fn"]):
+            if not flow.continuous_log_det:
+                raise ValueError(
+                    f"{objective} needs densities that are continuous in the draws, and the log-determinant of the "
+                    f"{type(flow).__name__} at guide site {name!r} jumps (a ConvFlow with leaky ReLU): use a smooth "
+                    "activation such as tanh, or ELBO or IWAE"
+                )
 
 
 class _PathGradient(TracedBound):
     """A bound of weights whose ``log q`` keeps gradients through the draws only."""
-
-    _module = nn.Module()
-    """That of the guide given, while its draws are weighed."""
 
     def log_weights(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> TracedWeights:
         """Draw from the guide and weigh; the guide is scored a second time at its own draws.
 
         Raises:
             NotImplementedError: a flow of the guide has no inverse.
-            ValueError: a guide site is not reparameterised.
+            ValueError: a guide site is not reparameterised, or the density of its flow jumps.
         """
-        self._module = module_of(guide)
         self._traces: list[tuple[GradientGate, Trace]] = []
-        try:
-            return super().log_weights(model, guide, *args, **kwargs)
-        finally:
-            self._module = nn.Module()
+        return super().log_weights(model, guide, *args, **kwargs)
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Trace]:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        _check_continuous(guide_trace, type(self).__name__)
         gate = GradientGate()
         # What the weights read are copies of the draws; the draws among themselves stay as they are.
         gated = guide_trace.copy()
-        for name, site in nodes(guide_trace).items():
-            if site["type"] == "sample" and not site["is_observed"] and site["value"].is_floating_point():
-                event_dim = site["fn"].event_dim
-                nodes(gated)[name] = {**site, "value": gate(site["value"], event_dim)}
+        for name, site in _latent(guide_trace).items():
+            nodes(gated)[name] = {**site, "value": gate(site["value"], site["fn"].event_dim)}
         model_trace = poutine.trace(poutine.replay(model, trace=gated)).get_trace(*args, **kwargs)
         try:
-            again = _rescore(guide, self._module, gated, args, kwargs)
+            again = _rescore(guide, gated, args, kwargs)
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"{type(self).__name__} scores the guide's draws again with detached parameters, which needs flows "
@@ -88,7 +107,7 @@ class _PathGradient(TracedBound):
         model_trace.compute_log_prob()
         for name, site in nodes(guide_trace).items():
             if site["type"] == "sample":
-                site["log_prob"] = nodes(again)[name]["log_prob"]
+                site["log_prob"] = again[name]
                 # Reparameterised sites have no score-function term; the others are refused by the caller.
                 score = 0 if site["fn"].has_rsample else 1
                 site["score_parts"] = ScoreParts(site["log_prob"], score, 0)  # type: ignore[arg-type]  # Pyro passes 0, too
@@ -103,8 +122,9 @@ class StickingTheLanding(_PathGradient, ELBO):
     densities of the guide must be continuous in the draws: a ConvFlow with a leaky ReLU, whose log-determinant jumps,
     has a score of non-zero mean.
 
-    Any guide whose parameters are those of a module or of ``pyro.param`` statements will do, if its flows have an
-    inverse. See :class:`~vi_flows.objectives.traced.TracedBound` for the arguments.
+    Any guide will do, whether its parameters are those of a module, of ``pyro.param`` or of ``pyro.module``, if its
+    flows have an inverse. The guide runs twice; batch normalisation in one that is a function counts its data twice.
+    See :class:`~vi_flows.objectives.traced.TracedBound` for the arguments.
     """
 
 
@@ -126,7 +146,7 @@ class DReG(_PathGradient, IWAE):
             ValueError: a latent outside of a subsampled plate couples its rows.
         """
         if weights.coupled:
-            raise ValueError(f"latents outside the subsampled plate(s) {', '.join(weights.coupled)} couple their rows")
+            raise ValueError(f"{weights.why_coupled}; use the full data, or StickingTheLanding")
         factors = dreg_factor(weights.log_weights(kl_weight), kl_weight)
         single = len(self._traces) > 1 or self.num_particles == 1
         for index, (gate, trace) in enumerate(self._traces):
@@ -175,9 +195,20 @@ class RenyiBound(TracedBound):
         """
         if weights.coupled:
             raise ValueError(
-                f"latents outside the subsampled plate(s) {', '.join(weights.coupled)} couple their rows: the "
-                "bound has no unbiased minibatch form; use the full data or the ELBO"
+                f"{weights.why_coupled}: the bound has no unbiased minibatch form; use the full data or the ELBO"
             )
-        log_w = (1 - self.alpha) * weights.log_weights(kl_weight)
-        rows = (torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])) / (1 - self.alpha)
-        return weights.common_scale * rows.sum()
+        return weights.common_scale * _power_mean(weights.log_weights(kl_weight), 1 - self.alpha).sum()
+
+
+NEAR_ELBO = 0.01
+"""``|1 − α|`` below which ``log (1/K) Σ_k w_k^{1−α}`` has lost digits that its division by ``1 − α`` would need."""
+
+
+def _power_mean(log_w: Tensor, power: float) -> Tensor:
+    """``log ((1/K) Σ_k w_k^p) / p`` over the first dimension, as exact for small ``p`` as for others."""
+    if abs(power) >= NEAR_ELBO:
+        return (torch.logsumexp(power * log_w, 0) - math.log(log_w.shape[0])) / power
+    top = (log_w.amax(0) if power > 0 else log_w.amin(0)).detach().double()
+    top = torch.where(top.isfinite(), top, 0.0)
+    mean = torch.expm1(power * (log_w.double() - top)).mean(0)
+    return (top + torch.log1p(mean) / power).to(log_w.dtype)

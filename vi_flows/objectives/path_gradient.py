@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributions import Distribution, Independent, TransformedDistribution
 
+from vi_flows.distributions import FlowNormal
 from vi_flows.transforms import Bijection
 
 __all__ = [
     "GradientGate",
+    "bijections_of",
     "dreg_factor",
+    "gradients_through",
     "inverse_with_detached_parameters",
     "supports_path_gradient",
     "with_detached_parameters",
@@ -81,6 +87,55 @@ def supports_path_gradient(flow: Bijection) -> bool:
         flow: from base to sample.
     """
     return flow.has_inverse and flow.continuous_log_det
+
+
+def bijections_of(distribution: Distribution) -> Iterator[Bijection]:
+    """The bijections that a distribution pushes its base through, within masks, expansions and ``to_event``, too.
+
+    Args:
+        distribution: of a site.
+    """
+    if isinstance(distribution, Independent | MaskedDistribution | ExpandedDistribution | TransformedDistribution):
+        yield from bijections_of(distribution.base_dist)
+    if isinstance(distribution, TransformedDistribution):
+        yield from (part for part in distribution.transforms if isinstance(part, Bijection))
+    if isinstance(distribution, FlowNormal) and distribution.bijection is not None:
+        yield distribution.bijection
+
+
+class _GradientsThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, score: Callable[[Sequence[Tensor]], Sequence[Tensor]], *values: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            ctx.points = [value.detach().requires_grad_() for value in values]
+            ctx.terms = list(score(ctx.points))
+        return tuple(term.detach() for term in ctx.terms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pairs = [(t, grad) for t, grad in zip(ctx.terms, grads, strict=True) if t.requires_grad]
+        if not pairs:
+            return (None, *(None for _ in ctx.points))
+        terms, grads = zip(*pairs, strict=True)
+        # Kept, because the caller may go backwards twice; it is freed with the result.
+        return (None, *torch.autograd.grad(terms, ctx.points, grads, retain_graph=True, allow_unused=True))
+
+
+def gradients_through(
+    values: Sequence[Tensor], score: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+) -> Sequence[Tensor]:
+    """``score(values)`` with gradients through ``values`` alone, whatever else ``score`` reads.
+
+    Parameters get none, wherever they are kept: in a module, in a closure, in Pyro's parameter store.
+
+    Args:
+        values: floating-point points.
+        score: from the points, as leaves of a graph of their own, to tensors.
+    """
+    if not torch.is_grad_enabled():
+        return score(values)
+    return _GradientsThrough.apply(score, *values)
 
 
 class _ScaleGradient(torch.autograd.Function):

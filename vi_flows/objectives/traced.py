@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ class TracedWeights:
         log_prior: latent sites under the model, the same shape.
         log_posterior: latent sites under the guide, the same shape.
         common_scale: ``N/B`` of the subsampled plates that all sites share.
-        coupled: names of subsampled plates that hold some sites but not all: their terms enter the three tensors
-            scaled, and only their average over particles is meaningful.
+        coupled: names of subsampled plates that hold some sites but not all, or that a loop goes through: their terms
+            enter the three tensors scaled, and only their average over particles is meaningful.
     """
 
     log_likelihood: Tensor
@@ -52,6 +53,14 @@ class TracedWeights:
         ratio = self.log_prior - self.log_posterior
         return self.log_likelihood + kl_weight * ratio
 
+    @property
+    def why_coupled(self) -> str:
+        """What couples rows, for a message."""
+        return (
+            "latents outside of them, or a loop over a plate in place of `with plate`, make the subsampled plate(s) "
+            f"{', '.join(self.coupled)} couple their rows"
+        )
+
 
 class TracedBound(PyroELBO):
     """A Pyro objective that is a function of the importance weights; subclasses reduce them in :meth:`bound`.
@@ -64,6 +73,9 @@ class TracedBound(PyroELBO):
         kl_weight: ``β`` of the warm-up; it changes the gradient only: :meth:`loss` always reports the bound itself.
         max_plate_nesting: as in Pyro; guessed when it is needed and not given.
         vectorize_particles: one trace with a particle dimension instead of ``num_particles`` traces.
+
+    Raises:
+        ValueError: an option has no meaning.
     """
 
     def __init__(
@@ -73,10 +85,12 @@ class TracedBound(PyroELBO):
         max_plate_nesting: float = math.inf,
         vectorize_particles: bool = False,
     ) -> None:
-        if not isinstance(num_particles, int) or num_particles < 1:
+        if not isinstance(num_particles, Integral) or num_particles < 1:
             raise ValueError(f"num_particles must be a whole number of at least 1, got {num_particles!r}")
-        super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
-        self.kl_weight = kl_weight
+        if not 0 <= kl_weight < math.inf:
+            raise ValueError(f"kl_weight must be a finite number of at least 0, got {kl_weight!r}")
+        super().__init__(int(num_particles), max_plate_nesting, vectorize_particles=vectorize_particles)
+        self.kl_weight: float = kl_weight
 
     @abstractmethod
     def bound(self, weights: TracedWeights, kl_weight: float) -> Tensor:
@@ -160,13 +174,15 @@ def _weights_of(model_trace: Trace, guide_trace: Trace, vectorized: bool) -> Tra
     # Plates by (name, dim), with N/B of each: Pyro's frames themselves are slow to hash.
     scales: dict[tuple[str, int], float] = {}
     plates: list[set[tuple[str, int]]] = []
+    loops: set[str] = set()  # of ``for i in pyro.plate(…)`` with a part of the rows: no dimension keeps these apart
     for site in sites:
         frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+        loops.update(f.name for f in site["cond_indep_stack"] if not f.vectorized and f.full_size not in (None, f.size))
         scales.update({(f.name, f.dim): f.full_size / f.size if f.full_size and f.size else 1.0 for f in frames})
         plates.append({(f.name, f.dim) for f in frames})
     particles = {key for key in scales if key[0] == PARTICLES}
     everywhere = set.intersection(*plates) | particles if plates else set()
-    coupled = tuple(sorted(key[0] for key in scales if key not in everywhere and scales[key] != 1))
+    coupled = tuple(sorted(loops.union(key[0] for key in scales if key not in everywhere and scales[key] != 1)))
     keep = {dim for _, dim in everywhere}
     scale = math.prod(scales[key] for key in everywhere - particles)
     parts: dict[str, list[Tensor]] = {term: [] for term in TERMS}
