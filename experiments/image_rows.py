@@ -202,7 +202,7 @@ class RunRow(ScoreRow):
 
 
 def markdown_table(results: Path, dataset: str) -> str:
-    """The table of a data set's records, best first, each row at the largest budget it was run with.
+    """The table of a data set's records, best first, each row at the largest budget it was run with, all its seeds.
 
     Args:
         results: folder of the records.
@@ -212,12 +212,19 @@ def markdown_table(results: Path, dataset: str) -> str:
         "| row | budget | bits/dim | 95 % interval | paper | parameters | epochs, steps |",
         "|---|---|---|---|---|---|---|",
     ]
-    records: dict[str, tuple[str, Record]] = {}
+    records: dict[str, dict[str, tuple[str, Record]]] = {}
     for budget in BUDGETS:  # from the smallest to the largest
+        found: dict[str, dict[str, tuple[str, Record]]] = {}
         for path in results.glob(f"image-{dataset}-*-{budget}-seed*.json"):
-            row = path.stem.removeprefix("image-").rpartition(f"-{budget}-")[0]
-            records[row] = budget, Record.read(path)
-    for row, (budget, record) in sorted(records.items(), key=lambda item: item[1][1].figures["bits_per_dim"]):
+            row, _, seed = path.stem.removeprefix("image-").rpartition(f"-{budget}-seed")
+            found.setdefault(row, {})[seed] = budget, Record.read(path)
+        records |= found
+    lines_of = [
+        (f"{row}, seed {seed}" if len(seeds) > 1 else row, budget, record)
+        for row, seeds in records.items()
+        for seed, (budget, record) in seeds.items()
+    ]
+    for row, budget, record in sorted(lines_of, key=lambda line: line[2].figures["bits_per_dim"]):
         figures, epochs = record.figures, record.settings["epochs"]
         low, high = figures["interval"]
         lines.append(

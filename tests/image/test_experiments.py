@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +123,22 @@ def test_mafs_have_their_papers_size():
     ]  # fmt: skip
     assert [config.flow.bounded for config in configs] == [False] * 4 + [True] * 2
     assert module.row_config("maf5-bounded-labels", "small", "digits").flow.hidden_dims == (256,)
+
+
+def test_every_seed_of_a_row_has_its_line(tmp_path):
+    module = script("image_rows")
+    record = json.loads((module.RESULTS / "image-mnist-glow-short-seed0.json").read_text("utf-8"))
+    for seed, bits in ((0, 1.5), (1, 9.9)):
+        record["figures"]["bits_per_dim"] = bits
+        (tmp_path / f"image-mnist-glow-short-seed{seed}.json").write_text(json.dumps(record), "utf-8")
+    (tmp_path / "image-mnist-glow-probe-seed2.json").write_text(json.dumps(record), "utf-8")
+    (tmp_path / "image-mnist-nice-short-seed0.json").write_text(json.dumps(record), "utf-8")
+    rows = [line.split(" | ")[:3] for line in module.markdown_table(tmp_path, "mnist").splitlines()[2:]]
+    assert sorted(rows) == [
+        ["| mnist-glow, seed 0", "short", "1.5000"],
+        ["| mnist-glow, seed 1", "short", "9.9000"],
+        ["| mnist-nice", "short", "9.9000"],
+    ]
 
 
 @pytest.mark.parametrize("budget", ["probe", "short", "small"])

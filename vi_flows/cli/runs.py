@@ -149,7 +149,8 @@ class Evaluate:
     pretrained: str | None = None
     """Evaluate one of the trained runs in the source repository's experiments/pretrained instead."""
     num_samples: Positive | None = None
-    """Importance samples an image of a VAE, default 5000; draws of the noise of an image flow, default 8."""
+    """Importance samples an image of a VAE, default 5000 (with a PixelCNN decoder 100); of an image flow, draws of the
+    noise, default 8."""
     split: Literal["test", "valid"] = "test"
     """Images to score; `valid` while choosing settings."""
     weights: Literal["auto", "best", "last"] = "auto"

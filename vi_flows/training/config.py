@@ -101,7 +101,7 @@ class TrainConfig(ABC):
     validate_every: Positive = 1
     """Epochs between validations."""
     checkpoint_seconds: NonNegativeFloat = 60.0
-    """At most so long between checkpoints; one is also written at the end of each epoch."""
+    """At most so long between checkpoints; the end of an epoch has one, too, if the last is not seconds old."""
     start_from: Annotated[Path | None, tyro.conf.arg(aliases=["--from"], metavar="RUN")] = None
     """Run whose chosen weights this one starts from: of the same model and data; default: fresh weights."""
     seed: Seed = 0

@@ -24,6 +24,10 @@ from vi_flows.training.tasks.classes import LabelledTrainConfig, ModelSettings
 __all__ = ["ImageDrawingSettings", "ImageEvaluationSettings", "ImageFlowTask", "ImageTrainConfig"]
 
 
+ROUND_TRIP_IMAGES = 100
+"""At most so many are encoded and decoded at each evaluation."""
+
+
 @dataclass(frozen=True)
 class ImageTrainConfig(LabelledTrainConfig):
     """Train a flow on images as they are (bits/dim)."""
@@ -154,7 +158,7 @@ class ImageFlowTask:
             "nll": mean * math.log(2.0) * self.module.num_dims,
             "num_draws": settings.num_samples,
             "num_rows": len(bits),
-            "round_trip_exact": self._round_trip(pixels[:100]),
+            "round_trip_exact": self._round_trip(pixels[:ROUND_TRIP_IMAGES]),
             "num_dims": self.module.num_dims,
             "parameters": sum(p.numel() for p in self.module.parameters()),
         }
@@ -199,7 +203,8 @@ class ImageFlowTask:
         return [
             f"{record['bits_per_dim']:.4f} bits/dim, 95 % interval [{low:.4f}, {high:.4f}]",
             f"{record['nll']:.2f} nats; {record['num_draws']} draws of the noise an image",
-            f"{100 * record['round_trip_exact']:.0f} % of 100 images come back from their latents unchanged",
+            f"{100 * record['round_trip_exact']:.0f} % of {min(record['num_rows'], ROUND_TRIP_IMAGES)} images come "
+            "back from their latents unchanged",
             *classes.in_words(record),
         ]
 
