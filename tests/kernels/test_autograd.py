@@ -208,3 +208,21 @@ def test_operator_under_vmap(inverse, in_dims, per_row):
         expected = PAIRS["inverse" if inverse else "forward"][1](*single, spec)
         assert torch.allclose(y[n], expected[0], atol=1e-12)
         assert torch.allclose(ladj[n], expected[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("direction", PAIRS)
+def test_second_derivatives_of_a_piecewise_linear_stack_with_frozen_parameters(engine, direction):
+    """Its log-determinant is then a constant in the graph of second derivatives."""
+    spec = make_spec(5, 2, (1, 2))
+    x, *parameters = draw(spec, (3,))
+    x.requires_grad_()
+
+    def run(x):
+        y, ladj = PAIRS[direction][0](x, *parameters, spec)
+        return y.square(), ladj
+
+    with use_engine(engine):
+        assert gradgradcheck(run, x, fast_mode=True)
+        (gradient,) = torch.autograd.grad(run(x)[1].sum(), x, create_graph=True)
+    assert torch.equal(gradient, torch.zeros_like(x))

@@ -192,10 +192,15 @@ def _reference_gradients(
     inputs = Operands(*(t.view_as(t) for t in operands))
     run = reference.conv_flow_inverse if inverse else reference.conv_flow_forward
     outputs = run(inputs.x, inputs.theta, inputs.weight, inputs.bias, spec)
-    pairs = [(o, g) for o, g in zip(outputs, cotangents[:2], strict=True) if g is not None]
+    # A piecewise linear stack's log-determinant depends on none of its inputs where its parameters are frozen.
+    pairs = [(o, g) for o, g in zip(outputs, cotangents[:2], strict=True) if g is not None and o.requires_grad]
     wanted = [t for t in cotangents.wanted(inputs) if t is not None]
     found = iter(
-        torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
+        torch.autograd.grad(
+            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, materialize_grads=True
+        )
+        if pairs
+        else [torch.zeros_like(t) for t in wanted]
     )
     return [next(found) if need else None for need in cotangents.needed]
 
