@@ -200,6 +200,26 @@ def test_mixture_is_the_logit_of_the_mixtures_cdf_with_a_leak():
     torch.testing.assert_close(ladj, (slope.log() + log_scale).sum((1, 2, 3)))
 
 
+def test_the_gradients_of_the_mixtures_inverse_are_those_of_its_slope_in_both_precisions():
+    change = MixtureMap(4)
+    y = 2 * torch.randn(200, 1, 1, 1, dtype=torch.float64)
+    maps = [torch.randn(200, 1, 1, 1, dtype=torch.float64) for _ in range(change.num_maps)]
+    gradients = {}
+    for dtype in (torch.float64, torch.float32):
+        leaves = [value.to(dtype).requires_grad_() for value in (y, *maps)]
+        x, log_slope = change.elementwise(leaves[0], leaves[1:], inverse=True)
+        gradients[dtype] = torch.autograd.grad(x.sum(), leaves)
+        torch.testing.assert_close(gradients[dtype][0], log_slope.exp(), rtol=1e-4, atol=0.0)
+    for found, right in zip(gradients[torch.float32], gradients[torch.float64], strict=True):
+        torch.testing.assert_close(found.double(), right, rtol=1e-3, atol=1e-4)
+    # The implicit derivatives against those of the forward map: ∂x/∂θ = −(∂y/∂θ)/(∂y/∂x).
+    x = x.detach().double().requires_grad_()
+    leaves = [value.requires_grad_() for value in maps]
+    by_x, *by_maps = torch.autograd.grad(change.elementwise(x, leaves, inverse=False)[0].sum(), [x, *leaves])
+    for found, forward in zip(gradients[torch.float64][1:], by_maps, strict=True):
+        torch.testing.assert_close(found, -forward / by_x, rtol=1e-3, atol=1e-4)
+
+
 def test_one_component_is_affine():
     change = MixtureMap(1)
     x = torch.linspace(-30, 30, 7).reshape(7, 1, 1, 1)

@@ -97,6 +97,22 @@ def test_gradcheck(name, direction, fast_mode):
     assert torch.autograd.gradcheck(run, (x, *parameters), eps=1e-7, atol=1e-5, rtol=1e-4, fast_mode=fast_mode)
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.smooth])
+@pytest.mark.parametrize("direction", ["forward_and_ladj", "inverse_and_ladj"])
+def test_second_derivatives(name, direction):
+    if direction == "inverse_and_ladj" and not CASES[name].invertible:
+        pytest.skip("the wrapped transform has no inverse")
+    bijection, x = build(name), inputs(name, 2)
+    if direction == "inverse_and_ladj":
+        x = x.reshape(bijection.forward_shape(x.shape))
+
+    def run(x):
+        y, ladj = getattr(bijection, direction)(x)
+        return y.square().flatten(1).sum(1) + ladj
+
+    assert torch.autograd.gradgradcheck(run, x.requires_grad_(), eps=1e-6, atol=1e-4, rtol=1e-3, fast_mode=True)
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.extreme])
 @pytest.mark.parametrize("scale", [10.0, 1e3])
 def test_extreme_parameters(name, scale):

@@ -128,6 +128,11 @@ def test_the_solver_solves_where_slopes_are_small_and_steps_are_large():
     arguments = [value.requires_grad_() for value in (torch.tensor([0.7, -0.6]), torch.tensor([0.9, 1.1]))]
     arguments += [torch.randn(2, requires_grad=True), torch.randn(2, requires_grad=True)]
     assert torch.autograd.gradcheck(solve_tanh, arguments)
+    assert torch.autograd.gradgradcheck(solve_tanh, arguments)
+    # s + r tanh s at s = 0 and r = 1: ds/dt = 1/2, and the third derivative is −f‴/f′⁴ = 2/16.
+    one, zero = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+    third = torch.func.grad(torch.func.grad(torch.func.grad(lambda target: solve_tanh(one, 1.0, zero, target))))
+    assert third(zero).item() == pytest.approx(1 / 8)
 
 
 def test_spline_goes_through_its_knots_with_its_slopes():

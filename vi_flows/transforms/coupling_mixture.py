@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vi_flows.transforms.coupling_maps import ElementwiseMap
+from vi_flows.transforms.implicit import differentiable_root
 
 __all__ = ["MixtureMap"]
 
@@ -75,16 +76,22 @@ class MixtureMap(ElementwiseMap):
         return bent, ((1 - self.leak) * slope + self.leak).log()
 
     def _solve(self, target: Tensor, log_weight: Tensor, mean: Tensor, log_width: Tensor) -> Tensor:
-        """``h⁻¹(target)``."""
-        gain = (1 - self.leak) * (-log_width).exp()
-        alone = (target + gain * mean) / (gain + self.leak)
-        low, high = alone.amin(0), alone.amax(0)
-        for _ in range(self.num_bisections):
-            middle = 0.5 * (low + high)
-            above = self._bend(middle, log_weight, mean, log_width)[0] > target
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        x = 0.5 * (low + high)
-        for _ in range(self.num_newton):
+        """``h⁻¹(target)``, with the derivatives of the equation."""
+
+        def residual_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
             bent, log_slope = self._bend(x, log_weight, mean, log_width)
-            x = torch.minimum(torch.maximum(x - (bent - target) * (-log_slope).exp(), low), high)
-        return x
+            return bent - target, log_slope.exp()
+
+        with torch.no_grad():
+            gain = (1 - self.leak) * (-log_width).exp()
+            alone = (target + gain * mean) / (gain + self.leak)
+            low, high = alone.amin(0), alone.amax(0)
+            for _ in range(self.num_bisections):
+                middle = 0.5 * (low + high)
+                above = self._bend(middle, log_weight, mean, log_width)[0] > target
+                low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+            x = 0.5 * (low + high)
+            for _ in range(self.num_newton):
+                bent, log_slope = self._bend(x, log_weight, mean, log_width)
+                x = torch.minimum(torch.maximum(x - (bent - target) * (-log_slope).exp(), low), high)
+        return differentiable_root(x, residual_and_slope)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vi_flows.transforms.base import Bijection, ConditionalBijection
+from vi_flows.transforms.implicit import differentiable_root
 
 __all__ = ["ConditionalParametric", "Family", "Parametric", "linear_map", "solve_tanh"]
 
@@ -158,7 +159,7 @@ def solve_tanh(r: Tensor, scale: Tensor | float, shift: Tensor, target: Tensor, 
     r"""The ``s`` with ``s + r tanh(scale · s + shift) = target``, where ``r · scale > −1``, so that there is one.
 
     Newton steps inside a bracket that every second step halves, a fixed number of them; derivatives with respect to
-    all arguments come from the equation itself (one Newton step at the solution).
+    all arguments come from the equation itself (:func:`~vi_flows.transforms.implicit.differentiable_root`).
 
     Args:
         r: any shape that broadcasts with the others.
@@ -184,5 +185,6 @@ def solve_tanh(r: Tensor, scale: Tensor | float, shift: Tensor, target: Tensor, 
         value, slope = residual_and_slope(s)
         newton = s - value / slope
         s = torch.where((newton >= low) & (newton <= high), newton, s)
-    value, slope = residual_and_slope(s)
-    return s - value / slope.detach()
+        value, slope = residual_and_slope(s)
+        s = s - value / slope
+    return differentiable_root(s, residual_and_slope)
