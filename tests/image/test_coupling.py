@@ -25,6 +25,7 @@ from vi_flows.transforms import (
     PeriodicConv2d,
     SplineMap,
 )
+from vi_flows.transforms.coupling_maps import GaussianMap
 from vi_flows.transforms.image.circular_conv import make_filter
 
 
@@ -180,6 +181,18 @@ def test_networks_in_bfloat16_leave_the_bijection_exact():
 def test_bad_arguments_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_bounded_scale_of_a_split_has_slope_one_at_zero_and_on_both_sides():
+    """Every split prior starts at zero exactly."""
+    g = torch.tensor([-1e-4, 0.0, 1e-4, -60.0, 60.0], dtype=torch.float64).requires_grad_()
+    x = torch.full_like(g, 0.7)
+    _, log_slope = GaussianMap().elementwise(x, [torch.zeros_like(g), g], inverse=False)
+    torch.testing.assert_close(
+        log_slope, -torch.stack([g[0], g[1], g[2], *g.new_tensor([-6.0, 2.0])]), atol=1e-7, rtol=0
+    )
+    (gradient,) = torch.autograd.grad(log_slope.sum(), g)
+    torch.testing.assert_close(gradient, g.new_tensor([-1.0, -1.0, -1.0, 0.0, 0.0]), atol=1e-6, rtol=0)
 
 
 def test_mixture_is_the_logit_of_the_mixtures_cdf_with_a_leak():

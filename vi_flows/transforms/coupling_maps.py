@@ -142,7 +142,8 @@ class GaussianMap(ElementwiseMap):
     def elementwise(self, x: Tensor, maps: Sequence[Tensor], inverse: bool) -> tuple[Tensor, Tensor]:
         """Standardise; or the reverse."""
         mean, g = maps[0], maps[1]
-        log_sd = 2.0 * torch.tanh(g.clamp(min=0) / 2.0) + 6.0 * torch.tanh(g.clamp(max=0) / 6.0)
+        # Not as a sum of two clamped terms: at zero, where every split prior starts, both would pass the gradient on.
+        log_sd = torch.where(g > 0, 2.0 * torch.tanh(g / 2.0), 6.0 * torch.tanh(g / 6.0))
         if inverse:
             return x * log_sd.exp() + mean, log_sd
         return (x - mean) * (-log_sd).exp(), -log_sd
