@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.transforms.cases import randomise
-from vi_flows.transforms import EmergingConv2d, OneSidedConv2d
+from vi_flows.transforms import Chain, EmergingConv2d, OneSidedConv2d
 from vi_flows.transforms.image.inv_conv import RowSolver, solve_by_pixels
 
 
@@ -57,6 +57,52 @@ def test_operators_follow_the_weights():
     points = wide.double().requires_grad_()
     frozen.inverse_and_ladj(points)[0].sum().backward()
     assert points.grad.isfinite().all()
+
+
+def _scale(layer):
+    for parameter in layer.parameters():
+        parameter.data.mul_(1.5)
+
+
+def _put(layer):
+    values = torch.nn.utils.parameters_to_vector(layer.parameters())
+    torch.nn.utils.vector_to_parameters(1.5 * values, layer.parameters())
+
+
+def _swap(layer):
+    for parameter in layer.parameters():
+        parameter.data.copy_(parameter.data.flip(0))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("change", [_scale, _put, _swap, lambda layer: layer.double(), lambda layer: layer.bfloat16()])
+def test_operators_follow_changes_of_the_weights_that_pytorch_does_not_count(change, masked):
+    torch.manual_seed(0)
+    layer = randomise(OneSidedConv2d(2, masked=masked), 0.3).double()
+    y = torch.randn(1, 2, 4, 4)
+    with torch.no_grad():
+        layer.float().inverse_and_ladj(y)
+        change(layer)
+        if layer.taps.dtype is torch.bfloat16:
+            assert layer._row_solver(4).inverse.dtype is torch.bfloat16
+            return
+        y = y.to(layer.taps.dtype)
+        back = layer.inverse_and_ladj(y)[0]
+        torch.testing.assert_close(layer.forward_and_ladj(back)[0], y, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_kept_is_forgotten_on_demand_and_outlives_inference_mode():
+    layer = randomise(OneSidedConv2d(2), 0.2).requires_grad_(False)
+    flow = Chain([layer])
+    y = torch.randn(1, 2, 4, 4)
+    with torch.inference_mode():
+        flow.inverse_and_ladj(y)
+    points = y.clone().requires_grad_()
+    flow.inverse_and_ladj(points)[0].square().sum().backward()
+    assert points.grad.isfinite().all()
+    assert layer._solver is not None
+    flow.clear_cache()
+    assert layer._solver is None
 
 
 @pytest.mark.parametrize("make", [lambda: OneSidedConv2d(12), lambda: EmergingConv2d(12)])

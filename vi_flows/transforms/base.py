@@ -126,10 +126,14 @@ class Bijection(Capabilities, TransformModule, ABC):
         return self
 
     def clear_cache(self) -> None:
-        """Forget the last evaluated pair, here and in every part."""
+        """Forget the last evaluated pair and whatever else was kept, here and in every part."""
         for module in self.modules():
             if isinstance(module, Bijection):
-                module._memo = None
+                module._forget()
+
+    def _forget(self) -> None:
+        """Drop what this bijection itself keeps between evaluations; a layer that keeps more adds it."""
+        self._memo = None
 
     def _state_tensors(self) -> Iterable[Tensor]:
         """Tensors that the map depends on; conditioned bijections, which own no parameters, name theirs here."""

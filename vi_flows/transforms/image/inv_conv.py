@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vi_flows.recording import is_recorded, is_transformed
 from vi_flows.transforms.composition import Chain
 from vi_flows.transforms.image.base import ImageBijection, fold_batch
 from vi_flows.transforms.image.conv1x1 import LUMatrix
-from vi_flows.transforms.memo import EvaluationState
 
 __all__ = ["CORNERS", "EmergingConv2d", "OneSidedConv2d", "RowSolver", "solve_by_pixels"]
 
@@ -29,6 +29,10 @@ CORNERS: dict[str, tuple[bool, bool]] = {
     "bottom_right": (True, True),
 }
 """The corner that the convolution looks towards, and whether rows and columns run backwards for it."""
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 class TriangularMatrix(nn.Module):
@@ -174,7 +178,7 @@ class OneSidedConv2d(ImageBijection):
         self.tap = TriangularMatrix(channels) if masked else LUMatrix(channels, rotation)
         # All taps but the last, in raster order.
         self.taps = nn.Parameter(init_scale * torch.randn(channels, channels, kernel_size**2 - 1))
-        self._solver: tuple[EvaluationState, int, RowSolver] | None = None
+        self._solver: tuple[Tensor, int, RowSolver] | None = None
 
     def kernel(self) -> Tensor:
         """``K``, shape ``(C, C, k, k)`` with the output channel first, oriented top-left whatever the corner."""
@@ -217,16 +221,30 @@ class OneSidedConv2d(ImageBijection):
         return (self.tap.log_abs_det() * (x.shape[-1] * x.shape[-2])).expand(x.shape[:-3])
 
     def _row_solver(self, width: int) -> RowSolver:
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+        if self._is_followed():
             return RowSolver.from_kernel(self.kernel(), width)
-        state = self.evaluation_state()
-        if state is None:
-            return RowSolver.from_kernel(self.kernel(), width)
-        if self._solver is None or self._solver[1] != width or not self._solver[0].same(state):
-            # The operators are small and used many times: their own rounding should not count.
-            exact = RowSolver.from_kernel(self.kernel().double(), width)
-            self._solver = (state, width, RowSolver(*(part.to(self.taps.dtype) for part in exact)))
+        # As ordinary tensors also in inference mode: gradients by the image may be asked for later.
+        with torch.inference_mode(False), torch.no_grad():
+            kernel = self.kernel()
+            # By its numbers: `tensor.data`, `vector_to_parameters` and `.to` leave no other trace.
+            if self._solver is None or self._solver[1] != width or not _same(self._solver[0], kernel):
+                # The operators are small and used many times: their own rounding should not count.
+                exact = RowSolver.from_kernel(kernel.double(), width)
+                self._solver = (kernel, width, RowSolver(*(part.to(kernel.dtype) for part in exact)))
         return self._solver[2]
+
+    def _is_followed(self) -> bool:
+        """Whether someone wants the solver as a function of the weights: autograd, a transformation, a recorder."""
+        return (
+            (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
+            or is_transformed()
+            or is_recorded()
+            or (self.taps.is_cuda and torch.cuda.is_current_stream_capturing())
+        )
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._solver = None
 
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_solver": None}
