@@ -32,6 +32,11 @@ class _RowAffine(Bijection):
         super().__init__(event_dim=1)
         self.loc, self.log_scale, self.mixing = loc, log_scale, mixing
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """That of the location: one map a row."""
+        return self.loc.shape[:-1]
+
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.mixing is not None:
             x = x + (self.mixing @ x.unsqueeze(-1)).squeeze(-1)

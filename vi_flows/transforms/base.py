@@ -11,6 +11,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.types import _size
 
 from vi_flows.transforms.capabilities import Capabilities
 from vi_flows.transforms.memo import EvaluationState, Memo
@@ -78,7 +79,24 @@ class Bijection(Capabilities, TransformModule, ABC):
         """The bijection itself: it is the same for every context."""
         return self
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Of the context that it was conditioned on: one map a row. Empty for a map that all rows share."""
+        return torch.Size()
+
     # What follows is the adapter to `torch.distributions.Transform`.
+
+    def forward_shape(self, shape: _size) -> torch.Size:
+        """Shape of the output for an input of ``shape``: a map for each row of a context makes rows of one input."""
+        shape = torch.Size(shape)
+        if not self.batch_shape:
+            return shape
+        rows = len(shape) - self._event_dim
+        return torch.broadcast_shapes(shape[:rows], self.batch_shape) + shape[rows:]
+
+    def inverse_shape(self, shape: _size) -> torch.Size:
+        """Shape of the input for an output of ``shape``."""
+        return Bijection.forward_shape(self, shape)
 
     @property  # PyTorch declares a writable attribute and itself overrides it with properties
     def domain(self) -> constraints.Constraint:  # type: ignore[override]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.types import _size
 
 from vi_flows.nn.typed import ModuleListOf
 from vi_flows.settings import check_types
@@ -65,17 +66,17 @@ class Chain(Bijection):
         for part in self.parts:
             yield from part._state_tensors()
 
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
+    def forward_shape(self, shape: _size) -> torch.Size:
         """Shape of the output for an input of ``shape``."""
         for part in self.parts:
             shape = part.forward_shape(shape)
-        return shape
+        return torch.Size(shape)
 
-    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+    def inverse_shape(self, shape: _size) -> torch.Size:
         """Shape of the input for an output of ``shape``."""
         for part in reversed(self.parts):
             shape = part.inverse_shape(shape)
-        return shape
+        return torch.Size(shape)
 
 
 class Inverse(Bijection):
@@ -107,11 +108,11 @@ class Inverse(Bijection):
     def _state_tensors(self) -> Iterable[Tensor]:
         return self.bijection._state_tensors()
 
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
+    def forward_shape(self, shape: _size) -> torch.Size:
         """Shape of the output for an input of ``shape``."""
         return self.bijection.inverse_shape(shape)
 
-    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+    def inverse_shape(self, shape: _size) -> torch.Size:
         """Shape of the input for an output of ``shape``."""
         return self.bijection.forward_shape(shape)
 

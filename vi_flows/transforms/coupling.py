@@ -300,6 +300,11 @@ class _ConditionedCoupling(Coupling):
         )
         self.register_buffer("context", context, persistent=False)
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The context's."""
+        return self.context.shape[: -self.event_dim]
+
     def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         self.partition.check(value.shape)
         dim = self.event_dim

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from pyro.distributions import transforms
 from pyro.distributions.transforms.planar import ConditionedPlanar
@@ -9,8 +13,10 @@ from pyro.distributions.transforms.radial import ConditionedRadial
 from torch import Tensor, nn
 from torch.distributions import ComposeTransform, IndependentTransform, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
+from torch.types import _size
 
 from vi_flows.transforms.base import Bijection
+from vi_flows.transforms.contents import Contents
 
 __all__ = ["FromPyro"]
 
@@ -43,6 +49,9 @@ class FromPyro(Bijection):
     Identity-keyed caches inside the wrapped transform are emptied around every evaluation: they are what makes stock
     flows answer with stale values and fail to copy.
 
+    Modules and parameters inside a transform that is no module itself (``transform.inv``, a composition, a transform
+    given a context, ``AffineTransform`` with a parameter) become those of this module.
+
     Args:
         transform: any ``torch.distributions.Transform`` with as many event dimensions on both sides.
 
@@ -54,8 +63,24 @@ class FromPyro(Bijection):
     def __init__(self, transform: Transform) -> None:
         if not isinstance(transform, Transform):
             raise TypeError(f"FromPyro wraps a torch.distributions.Transform, got {type(transform).__name__}")
-        super().__init__(transform.event_dim)
+        before, after = transform.domain.event_dim, transform.codomain.event_dim
+        if before != after:
+            raise ValueError(
+                f"a bijection keeps the number of event dimensions, {type(transform).__name__} takes {before} to "
+                f"{after}; use it as the last transform of a TransformedDistribution instead"
+            )
+        super().__init__(before)
         self.transform = transform
+        self._contents = Contents.of(transform)
+        known = set(self.modules())
+        inside = [module for module in self._contents.modules if module not in known]
+        if inside:
+            self.inside = nn.ModuleList(inside)
+        known_parameters = {id(parameter) for parameter in self.parameters()}
+        # Where each stands, so that others may take its place for a call (`torch.func.functional_call`).
+        self._places = [place for place in self._contents.parameters() if id(place.value) not in known_parameters]
+        if self._places:
+            self.loose = nn.ParameterList([place.value for place in self._places])
 
     @property
     def has_inverse(self) -> bool:
@@ -72,14 +97,24 @@ class FromPyro(Bijection):
         """The wrapped transform's codomain."""
         return self.transform.codomain
 
+    @property
+    def sign(self) -> int:
+        """The wrapped transform's: +1 if it increases, −1 if it decreases."""
+        return self.transform.sign
+
+    def forward_shape(self, shape: _size) -> torch.Size:
+        """Shape of the output for an input of ``shape``."""
+        return torch.Size(self.transform.forward_shape(shape))
+
+    def inverse_shape(self, shape: _size) -> torch.Size:
+        """Shape of the input for an output of ``shape``."""
+        return torch.Size(self.transform.inverse_shape(shape))
+
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The wrapped transform and its log-determinant, in one pass."""
-        self._empty_caches()
-        try:
+        with self._clean():
             y = self.transform(x)
             return y, self.transform.log_abs_det_jacobian(x, y)
-        finally:
-            self._empty_caches()
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The wrapped transform's inverse.
@@ -87,13 +122,13 @@ class FromPyro(Bijection):
         Raises:
             NotImplementedError: the wrapped transform has no inverse of its own (Pyro's planar, radial).
         """
-        self._empty_caches()
         # Some of Pyro's sequential inverses allocate in the default type whatever their input is.
         default = torch.get_default_dtype()
         torch.set_default_dtype(y.dtype)
         try:
-            x = self.transform.inv(y)
-            return x, -self.transform.log_abs_det_jacobian(x, y)
+            with self._clean():
+                x = self.transform.inv(y)
+                return x, -self.transform.log_abs_det_jacobian(x, y)
         except (KeyError, NotImplementedError) as error:
             raise NotImplementedError(
                 f"{type(self.transform).__name__} has no inverse: it scores only samples it drew itself, "
@@ -101,13 +136,44 @@ class FromPyro(Bijection):
             ) from error
         finally:
             torch.set_default_dtype(default)
-            self._empty_caches()
 
-    def _empty_caches(self) -> None:
-        parts = self.transform.modules() if isinstance(self.transform, nn.Module) else [self.transform]
-        for part in parts:
-            for name, value in list(vars(part).items()):
-                if name == "_cached_x_y":
-                    part._cached_x_y = (None, None)
-                elif name.startswith("_cache") and isinstance(value, torch.Tensor):
-                    setattr(part, name, None)
+    @contextmanager
+    def _clean(self) -> Iterator[None]:
+        """Without caches, and with the present parameters in the wrapped transform's own places."""
+        owners = self._contents.owners
+        _empty_caches(owners)
+        for place, present in zip(self._places, self.loose if self._places else (), strict=True):
+            place.put(present)
+        try:
+            yield
+        finally:
+            for place in self._places:
+                place.put(place.value)
+            _empty_caches(owners)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._contents.enclosed:
+            raise TypeError(
+                f"{type(self.transform).__name__} keeps its network in a function, which neither a copy nor a file "
+                "would hold; copy or save what it was conditioned from"
+            )
+        return super().__getstate__()
+
+    def _forget(self) -> None:
+        super()._forget()
+        _empty_caches(self._contents.owners)
+
+    def _state_tensors(self) -> Iterable[Tensor]:
+        yield from super()._state_tensors()
+        yield from (place.present for place in self._contents.tensors)
+        if self._contents.opaque:
+            yield torch.empty(0)  # another one each time: no two states are the same
+
+
+def _empty_caches(owners: Iterable[object]) -> None:
+    for owner in owners:
+        for name, value in list(vars(owner).items()):
+            if name == "_cached_x_y":
+                setattr(owner, name, (None, None))
+            elif name.startswith("_cache") and isinstance(value, Tensor):
+                setattr(owner, name, None)

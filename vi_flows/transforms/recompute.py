@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.types import _size
 from torch.utils.checkpoint import checkpoint
 
 from vi_flows.transforms.base import Bijection, ConditionalBijection
@@ -40,11 +41,11 @@ class Checkpointed(Bijection):
             return function(value)
         return checkpoint(function, value, use_reentrant=False)
 
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
+    def forward_shape(self, shape: _size) -> torch.Size:
         """Shape of the output for an input of ``shape``."""
         return self.bijection.forward_shape(shape)
 
-    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+    def inverse_shape(self, shape: _size) -> torch.Size:
         """Shape of the input for an output of ``shape``."""
         return self.bijection.inverse_shape(shape)
 

@@ -70,13 +70,21 @@ class MultiScale(ImageBijection):
         self.priors = nn.ModuleList(nn.Identity() if prior is None else prior for prior in priors)
         self.latent_shapes: list[torch.Size] = []
         shape = self.image_shape
-        for level in levels[:-1]:
-            c, h, w = level.forward_shape(shape)
-            if c % 2:
-                raise ValueError(f"a split needs an even number of channels, got {c}")
-            shape = torch.Size((c // 2, h, w))
-            self.latent_shapes.append(shape)
-        self.latent_shapes.append(torch.Size(levels[-1].forward_shape(shape)))
+        for level, prior in zip(levels[:-1], priors, strict=True):
+            shape = level.forward_shape(shape)
+            if shape[-3] % 2:
+                raise ValueError(f"a split needs an even number of channels, got {shape[-3]}")
+            shape = shape if prior is None else prior.forward_shape(shape)
+            shape = torch.Size((*shape[:-3], shape[-3] // 2, *shape[-2:]))
+            self.latent_shapes.append(shape[-3:])
+        shape = levels[-1].forward_shape(shape)
+        self.latent_shapes.append(shape[-3:])
+        self._batch_shape = shape[:-3]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Of the context that levels and priors were conditioned on."""
+        return self._batch_shape
 
     def latents(self, z: Tensor) -> list[Tensor]:
         """The latents of each level, finest first, from their concatenation of shape ``(…, C, H, W)``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from vi_flows.transforms.base import Bijection, ConditionalBijection
@@ -28,6 +29,11 @@ class Reshaped(ImageBijection):
         if len(shape) != bijection.event_dim:
             raise ValueError(f"the bijection has {bijection.event_dim} event dimensions, the shape is {tuple(shape)}")
         self.bijection, self.shape = bijection, tuple(shape)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The inner bijection's."""
+        return self.bijection.batch_shape
 
     def _inner(self, value: Tensor) -> Tensor:
         self._check_image(value)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.types import _size
 
 from vi_flows.transforms.image.base import ImageBijection
 
@@ -44,7 +45,7 @@ class Squeeze(ImageBijection):
         cells = y.unflatten(-3, (-1, f, f))  # …, C, a, b, H, W
         return cells.movedim((-4, -3), (-3, -1)).reshape(shape), y.new_zeros(y.shape[:-3])
 
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
+    def forward_shape(self, shape: _size) -> torch.Size:
         """Shape of the output for an input of ``shape``."""
         *batch, c, h, w = shape
         f = self.factor
@@ -52,7 +53,7 @@ class Squeeze(ImageBijection):
             raise ValueError(f"a squeeze by {f} needs a height and width divisible by {f}, got {h} × {w}")
         return torch.Size((*batch, c * f * f, h // f, w // f))
 
-    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+    def inverse_shape(self, shape: _size) -> torch.Size:
         """Shape of the input for an output of ``shape``."""
         *batch, c, h, w = shape
         f = self.factor

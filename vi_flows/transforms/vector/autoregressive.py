@@ -86,6 +86,11 @@ class _ConditionedAutoregressive(Autoregressive):
         super().__init__(change, network, network_dtype)
         self.shifts = tuple(shifts)
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The context's."""
+        return torch.broadcast_shapes(*(shift.shape[:-1] for shift in self.shifts))
+
     def _state_tensors(self) -> Iterable[Tensor]:
         yield from super()._state_tensors()
         yield from self.shifts

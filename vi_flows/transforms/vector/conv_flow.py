@@ -183,6 +183,11 @@ class _ConditionedConvFlow(_ConvFlowBase):
         super().__init__(spec)
         self.theta, self.weight, self.bias = theta, weight, bias
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The context's."""
+        return self.theta.shape[:-2]
+
     def _state_tensors(self) -> Iterable[Tensor]:
         return (self.theta, self.weight, self.bias)
 

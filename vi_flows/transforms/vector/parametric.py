@@ -105,6 +105,11 @@ class _Conditioned(_Member):
         super().__init__(event_dim=1)
         self.family, self.params = family, params
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The context's."""
+        return self.params.shape[:-1]
+
     def _state_tensors(self) -> Iterable[Tensor]:
         return (self.params,)
 
