@@ -17,11 +17,26 @@ from torch.types import _size
 
 from vi_flows.settings import check_tensors
 from vi_flows.transforms import Bijection, EvaluationState
+from vi_flows.transforms.base import sum_event_dims
 
 __all__ = ["BernoulliLogits", "FlowNormal", "StandardNormal"]
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 SCALAR = torch.Size()
+
+
+def _standardised(difference: Tensor, log_scale: Tensor) -> Tensor:
+    """``d e^{−s}``: zero at ``d = 0``, where ``e^{−s}`` is beyond the largest number, too."""
+    lost = (difference == 0) & (-log_scale > math.log(torch.finfo(log_scale.dtype).max))
+    return difference * torch.where(lost, -math.inf, -log_scale).exp()
+
+
+def _check_same_size(q: TorchDistribution, p: TorchDistribution) -> None:
+    if q.event_shape != p.event_shape:
+        raise ValueError(
+            f"there is no KL divergence between distributions of vectors of {q.event_shape[0]} and of "
+            f"{p.event_shape[0]} dimensions"
+        )
 
 
 class FlowNormal(TorchDistribution):
@@ -33,12 +48,16 @@ class FlowNormal(TorchDistribution):
     Args:
         loc: ``μ``, ``batch_shape + (d,)``.
         log_scale: ``log σ``, broadcastable to ``loc``.
-        bijection: ``f`` with one event dimension; ``None`` for the Gaussian itself.
+        bijection: ``f`` of vectors, or of their entries; ``None`` for the Gaussian itself. One that was conditioned on
+            a batch of contexts makes a batch of distributions.
         validate_args: as for every PyTorch distribution.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: the bijection acts on events of more than one dimension.
     """
 
     arg_constraints: ClassVar = {"loc": constraints.real_vector, "log_scale": constraints.real_vector}
-    support = constraints.real_vector
     has_rsample = True
 
     def __init__(
@@ -49,26 +68,47 @@ class FlowNormal(TorchDistribution):
         check_tensors(loc=loc, log_scale=log_scale)
         if loc.shape != log_scale.shape:
             loc, log_scale = torch.broadcast_tensors(loc, log_scale)
+        shape = loc.shape
+        if bijection is not None:
+            if bijection.event_dim > 1:
+                raise ValueError(
+                    f"FlowNormal is a distribution of vectors, {type(bijection).__name__} acts on events of "
+                    f"{bijection.event_dim} dimensions; TransformedDistribution(base, [bijection]) has no such limit"
+                )
+            shape = bijection.forward_shape(shape)
+            if shape[:-1] != loc.shape[:-1]:  # rows of a context: each has noise of its own
+                loc, log_scale = (value.expand(*shape[:-1], value.shape[-1]) for value in (loc, log_scale))
         self.loc, self.log_scale = loc, log_scale
         self.bijection = bijection
         self._own: tuple[Tensor, Tensor, EvaluationState] | None = None
-        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
+        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """Real vectors, or what the bijection makes of them."""
+        if self.bijection is None:
+            return constraints.real_vector
+        found = self.bijection.codomain
+        return constraints.independent(found, 1 - found.event_dim) if found.event_dim < 1 else found
 
     def expand(self, batch_shape: _size, _instance: Any = None) -> FlowNormal:
         """The same distribution over a larger batch; the bijection's own batch must broadcast against it."""
         if torch.Size(batch_shape) == self.batch_shape:  # Pyro's plates ask for it at every site
             return self
-        shape = torch.Size(batch_shape) + self.event_shape
-        return FlowNormal(self.loc.expand(shape), self.log_scale.expand(shape), self.bijection, validate_args=False)
+        shape = torch.Size(batch_shape) + self.loc.shape[-1:]
+        new = FlowNormal(self.loc.expand(shape), self.log_scale.expand(shape), self.bijection, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def rsample_and_log_prob(self, sample_shape: _size = SCALAR) -> tuple[Tensor, Tensor]:
         """A reparameterised sample ``sample_shape + batch_shape + (d,)`` and its log-probability, in one pass."""
-        eps = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        shape = torch.Size(sample_shape) + self.loc.shape
+        eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         z = torch.addcmul(self.loc, self.log_scale.exp(), eps)
         log_q = -0.5 * eps.square().sum(-1) - self.log_scale.sum(-1) - HALF_LOG_2PI * eps.shape[-1]
         if self.bijection is not None:
             z, ladj = self.bijection.forward_and_ladj(z)
-            log_q = log_q - ladj
+            log_q = log_q - sum_event_dims(ladj, 1 - self.bijection.event_dim)
         return z, log_q
 
     def rsample(self, sample_shape: _size = SCALAR) -> Tensor:
@@ -91,7 +131,8 @@ class FlowNormal(TorchDistribution):
         inverse_ladj = None
         if self.bijection is not None:
             value, inverse_ladj = self.bijection.inverse_and_ladj(value)
-        eps = (value - self.loc) * (-self.log_scale).exp()
+            inverse_ladj = sum_event_dims(inverse_ladj, 1 - self.bijection.event_dim)
+        eps = _standardised(value - self.loc, self.log_scale)
         log_q = -0.5 * eps.square().sum(-1) - self.log_scale.sum(-1) - HALF_LOG_2PI * eps.shape[-1]
         return log_q if inverse_ladj is None else log_q + inverse_ladj
 
@@ -123,10 +164,17 @@ def _kl_flow_normal(q: FlowNormal, p: FlowNormal) -> Tensor:
     """Closed form for plain Gaussians (and for a bijection that both share): ``TraceMeanField_ELBO`` uses it."""
     if q.bijection is not p.bijection:
         raise NotImplementedError("no closed form for the KL divergence between flows")
+    _check_same_size(q, p)
     log_ratio = q.log_scale - p.log_scale
-    return 0.5 * (torch.expm1(2 * log_ratio) - 2 * log_ratio + ((q.loc - p.loc) * (-p.log_scale).exp()).square()).sum(
-        -1
-    )
+    squares = _standardised(q.loc - p.loc, p.log_scale).square()
+    return 0.5 * (torch.expm1(2 * log_ratio) - 2 * log_ratio + squares).sum(-1)
+
+
+def _over_batch(value: Tensor, batch_shape: torch.Size) -> Tensor:
+    """``value``, the same for every member of a batch that it does not depend on."""
+    if value.shape[value.dim() - len(batch_shape) :] == batch_shape:
+        return value
+    return value.expand(torch.broadcast_shapes(value.shape, batch_shape))
 
 
 class StandardNormal(TorchDistribution):
@@ -153,7 +201,9 @@ class StandardNormal(TorchDistribution):
         """The same distribution over a larger batch."""
         if torch.Size(batch_shape) == self.batch_shape:
             return self
-        return StandardNormal(self.event_shape[0], batch_shape, self.like, validate_args=False)
+        new = StandardNormal(self.event_shape[0], batch_shape, self.like, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def rsample(self, sample_shape: _size = SCALAR) -> Tensor:
         """``sample_shape + batch_shape + (d,)``."""
@@ -164,7 +214,7 @@ class StandardNormal(TorchDistribution):
         """``log p(value)``, shape ``batch_shape``."""
         if self._validate_args:
             self._validate_sample(value)
-        return -0.5 * value.square().sum(-1) - HALF_LOG_2PI * self.event_shape[0]
+        return _over_batch(-0.5 * value.square().sum(-1) - HALF_LOG_2PI * self.event_shape[0], self.batch_shape)
 
     @property
     def mean(self) -> Tensor:
@@ -182,7 +232,8 @@ def _kl_flow_normal_standard(q: FlowNormal, p: StandardNormal) -> Tensor:
     """Closed form where there is no bijection."""
     if q.bijection is not None:
         raise NotImplementedError("no closed form for the KL divergence of a flow")
-    return 0.5 * (torch.expm1(2 * q.log_scale) - 2 * q.log_scale + q.loc.square()).sum(-1)
+    _check_same_size(q, p)
+    return _over_batch(0.5 * (torch.expm1(2 * q.log_scale) - 2 * q.log_scale + q.loc.square()).sum(-1), p.batch_shape)
 
 
 class BernoulliLogits(TorchDistribution):
