@@ -25,7 +25,7 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 SCALAR = torch.Size()
 
 
-def _standardised(difference: Tensor, log_scale: Tensor) -> Tensor:
+def _standardized(difference: Tensor, log_scale: Tensor) -> Tensor:
     """``d e^{−s}``: zero at ``d = 0``, where ``e^{−s}`` is beyond the largest number, too."""
     lost = (difference == 0) & (-log_scale > math.log(torch.finfo(log_scale.dtype).max))
     return difference * torch.where(lost, -math.inf, -log_scale).exp()
@@ -132,7 +132,7 @@ class FlowNormal(TorchDistribution):
         if self.bijection is not None:
             value, inverse_ladj = self.bijection.inverse_and_ladj(value)
             inverse_ladj = sum_event_dims(inverse_ladj, 1 - self.bijection.event_dim)
-        eps = _standardised(value - self.loc, self.log_scale)
+        eps = _standardized(value - self.loc, self.log_scale)
         log_q = -0.5 * eps.square().sum(-1) - self.log_scale.sum(-1) - HALF_LOG_2PI * eps.shape[-1]
         return log_q if inverse_ladj is None else log_q + inverse_ladj
 
@@ -166,7 +166,7 @@ def _kl_flow_normal(q: FlowNormal, p: FlowNormal) -> Tensor:
         raise NotImplementedError("no closed form for the KL divergence between flows")
     _check_same_size(q, p)
     log_ratio = q.log_scale - p.log_scale
-    squares = _standardised(q.loc - p.loc, p.log_scale).square()
+    squares = _standardized(q.loc - p.loc, p.log_scale).square()
     return 0.5 * (torch.expm1(2 * log_ratio) - 2 * log_ratio + squares).sum(-1)
 
 
