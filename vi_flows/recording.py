@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["is_recorded", "is_transformed"]
+__all__ = ["is_recomputed", "is_recorded", "is_transformed", "recomputation"]
+
+_RECOMPUTED: ContextVar[bool] = ContextVar("recomputed", default=False)
+
+
+@contextmanager
+def recomputation() -> Iterator[None]:
+    """Marks a pass that happened before and is only made again for its intermediate values."""
+    token = _RECOMPUTED.set(True)
+    try:
+        yield
+    finally:
+        _RECOMPUTED.reset(token)
+
+
+def is_recomputed() -> bool:
+    """Whether this pass was made before: what counts passes, such as running averages, must not count it again."""
+    return _RECOMPUTED.get()
 
 
 def is_recorded() -> bool:

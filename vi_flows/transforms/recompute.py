@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.types import _size
 from torch.utils.checkpoint import checkpoint
 
+from vi_flows.recording import recomputation
 from vi_flows.transforms.base import Bijection, ConditionalBijection
 
 __all__ = ["Checkpointed", "ConditionalCheckpointed"]
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first pass and of the one in the backward pass."""
+    return nullcontext(), recomputation()
 
 
 class Checkpointed(Bijection):
@@ -39,7 +46,9 @@ class Checkpointed(Bijection):
     def _run(function: Callable[[Tensor], tuple[Tensor, Tensor]], value: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled():
             return function(value)
-        return checkpoint(function, value, use_reentrant=False)
+        if torch.compiler.is_compiling():  # which knows no contexts around a checkpoint
+            return checkpoint(function, value, use_reentrant=False)
+        return checkpoint(function, value, use_reentrant=False, context_fn=_contexts)
 
     def forward_shape(self, shape: _size) -> torch.Size:
         """Shape of the output for an input of ``shape``."""

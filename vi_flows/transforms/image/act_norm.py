@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vi_flows.parallel import mean_over_rows
+from vi_flows.recording import is_recomputed
 from vi_flows.transforms.base import Bijection
 from vi_flows.transforms.image.base import ImageBijection
 from vi_flows.transforms.image.pointwise import PixelLayer, PixelMap
@@ -53,6 +54,11 @@ class ActNorm(PixelLayer):
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
+        if not isinstance(self.bias, nn.Parameter) or not isinstance(self.log_scale, nn.Parameter):
+            raise RuntimeError(
+                "ActNorm can't initialize tensors that stand in for its parameters (torch.func.functional_call); run "
+                "one batch through the module itself in training mode first, or make it with data_init=False"
+            )
         mean, variance = _moments(x.detach().to(self.bias.dtype))
         self.bias.copy_(-mean)
         # A channel that is constant in the batch (an image border) keeps a bounded scale.
@@ -128,9 +134,10 @@ class ImageBatchNorm(ImageBijection):
         self._check_image(x)
         if self.training and x.numel() > 0:
             mean, variance = _moments(x)
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-                self.running_var.lerp_(variance.to(self.running_var), self.momentum)
+            if not is_recomputed():
+                with torch.no_grad():
+                    self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+                    self.running_var.lerp_(variance.to(self.running_var), self.momentum)
         else:
             mean, variance = self.running_mean, self.running_var
         log_gain = self.log_scale - 0.5 * (variance + self.eps).log()
@@ -153,6 +160,9 @@ class Scaling(Bijection):
 
     Args:
         event_shape: of one input.
+
+    Raises:
+        ValueError: on use, an input has events of another shape.
     """
 
     def __init__(self, event_shape: Sequence[int]) -> None:
@@ -161,11 +171,20 @@ class Scaling(Bijection):
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x eˢ``, log-determinant ``Σ s``."""
+        self._check_events(x)
         return x * self.log_scale.exp(), self._ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``y e⁻ˢ``."""
+        self._check_events(y)
         return y * (-self.log_scale).exp(), -self._ladj(y)
+
+    def _check_events(self, value: Tensor) -> None:
+        self._check_tensor(value)
+        if value.shape[max(value.dim() - self.event_dim, 0) :] != self.log_scale.shape:
+            raise ValueError(
+                f"Scaling acts on events of shape {tuple(self.log_scale.shape)}, got a tensor of {tuple(value.shape)}"
+            )
 
     def _ladj(self, x: Tensor) -> Tensor:
         return self.log_scale.sum().expand(x.shape[: x.dim() - self.event_dim])
