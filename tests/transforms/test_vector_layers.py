@@ -174,3 +174,16 @@ def test_an_affine_layer_inverts_a_batch_in_one_solve(kind, solver, monkeypatch)
     size = 6 if kind == "full" else 2
     assert shapes == [((size, size), (size, 15))]
     torch.testing.assert_close(layer.loc + x @ layer.matrix().T, y)
+
+
+@pytest.mark.parametrize("kind", ["full", "low_rank", "diagonal"])
+def test_a_diagonal_gaussian_is_exact_for_every_kind(kind):
+    layer = Affine(torch.zeros(3), kind=kind, rank=None if kind != "low_rank" else 2)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    layer.set_gaussian(torch.ones(3), torch.tensor([1.0, 4.0, 9.0]))
+    matrix = layer.matrix()
+    torch.testing.assert_close((matrix @ matrix.mT).detach(), torch.diag(torch.tensor([1.0, 4.0, 9.0])))
+    if kind == "low_rank":  # and it can leave it again
+        (gradient,) = torch.autograd.grad(layer.matrix().square().sum(), layer.factor)
+        assert (gradient.abs().sum(0) > 0).all()

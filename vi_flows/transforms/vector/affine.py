@@ -107,6 +107,13 @@ class Affine(Bijection):
         if covariance.dim() == 1:
             if self.kind == "full":
                 self.lower.zero_()
+            elif self.kind == "low_rank":
+                # M is diagonal, and its entries taken into the scale; U = 0 would be a stationary point.
+                gain = torch.full_like(covariance, 0.1)
+                gain[self.factor.shape[1] :] = 0.0
+                self.factor.copy_(torch.diag(gain)[:, : self.factor.shape[1]])
+                self.log_scale.copy_(0.5 * covariance.log() - torch.log1p(gain.square()))
+                return
             self.log_scale.copy_(0.5 * covariance.log())
             return
         if self.kind == "full":
