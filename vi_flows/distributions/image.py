@@ -178,10 +178,11 @@ class ImageDensity(nn.Module):
         Args:
             images: a batch of training images, some hundred of them.
         """
-        training = self.training
+        modes = {module: module.training for module in self.modules()}
         self.train()
         self.forward(images)
-        self.train(training)
+        for module, mode in modes.items():  # parts that were frozen stay so
+            module.training = mode
 
     @torch.no_grad()
     def sample(self, num_samples: int, temperature: float = 1.0) -> Tensor:

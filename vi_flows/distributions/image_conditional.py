@@ -75,7 +75,11 @@ class ConditionalImageDensity(nn.Module):
             self.dequantizer, context.shape[:-1],
         )  # fmt: skip
         density.origin = self.origin
-        return density.train(self.training)
+        shared = set(self.modules())  # which keep their own modes: a part may be frozen
+        for module in density.modules():
+            if module not in shared:
+                module.training = self.training
+        return density
 
     def __getattr__(self, name: str) -> Any:
         """Submodules and the like; what only the density given a context has is refused in a sentence."""

@@ -92,10 +92,16 @@ class ChannelGroups(Partition):
         if num_groups > 2 and channels % num_groups:
             name = "quad-coupling" if num_groups == 4 else f"a coupling of {num_groups} groups"
             raise ValueError(f"{name} needs a number of channels divisible by {num_groups}, got {channels}")
-        self.num_groups, self.swap = num_groups, swap
+        self.channels, self.num_groups, self.swap = channels, num_groups, swap
         small, extra = divmod(channels, num_groups)
         sizes = [small] * (num_groups - extra) + [small + 1] * extra
         self.sizes = sizes[::-1] if swap else sizes
+
+    def check(self, shape: torch.Size) -> None:
+        """Raise ``ValueError`` if tensors of ``shape`` are no such events, or have another number of channels."""
+        super().check(shape)
+        if shape[-self.event_dim] != self.channels:
+            raise ValueError(f"Coupling acts on images of {self.channels} channels, got a tensor of {tuple(shape)}")
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Slices of the channels."""
@@ -343,4 +349,6 @@ class ConditionalCoupling(ConditionalBijection):
         dim = self.coupling.event_dim
         if context.dim() < dim or context.shape[-dim] != self.context_channels:
             raise ValueError(f"expected a context of {self.context_channels} channels, got {tuple(context.shape)}")
-        return _ConditionedCoupling(self.coupling, context).train(self.training)
+        found = _ConditionedCoupling(self.coupling, context)
+        found.training = self.training  # not `train()`: the networks are shared and keep their own modes
+        return found

@@ -126,4 +126,6 @@ class ConditionalAutoregressive(ConditionalBijection):
             )
         with autocast_to(self.network_dtype, context.device.type):
             shifts = self.network.shifts(context)
-        return _ConditionedAutoregressive(self.change, self.network, self.network_dtype, shifts).train(self.training)
+        found = _ConditionedAutoregressive(self.change, self.network, self.network_dtype, shifts)
+        found.training = self.training  # not `train()`: the network is shared and keeps its own mode
+        return found
