@@ -70,7 +70,7 @@ def conv_flow(
     negative_slope: float,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The map or its inverse, with the log-determinant, of operands as :func:`~.operands.normalise` leaves them."""
+    """The map or its inverse, with the log-determinant, of operands as :func:`~.operands.normalize` leaves them."""
     spec, engine = _arguments(x, weight, dilations, reverts, activation, negative_slope)
     return engine.evaluate(Operands(x, theta, weight, bias), spec, inverse)
 

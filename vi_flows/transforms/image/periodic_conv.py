@@ -69,6 +69,8 @@ class PeriodicConv2d(ImageBijection):
         """Undo the 1×1 convolution, then solve by frequency."""
         self._check_size(y)
         mixed = torch.einsum("oi,...ihw->...ohw", self.weight.inverse(), y)
+        if y.numel() == 0:  # some FFTs refuse an empty batch
+            return mixed, -self._ladj(y)
         signal = torch.fft.rfft2(mixed).movedim(-3, -1).unsqueeze(-1)
         solved = torch.linalg.solve(self.spectrum(*y.shape[-2:]), signal).squeeze(-1).movedim(-1, -3)
         return torch.fft.irfft2(solved, s=y.shape[-2:]), -self._ladj(y)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vi_flows.kernels import ConvFlowSpec, conv_flow_forward, conv_flow_inverse
 from vi_flows.kernels.reference import effective_gain
+from vi_flows.settings import check_counts
 from vi_flows.transforms.base import Bijection, ConditionalBijection
 
 __all__ = ["ConditionalConvFlow", "ConvBlock", "ConvFlow", "ConvFlowStack", "Revert", "default_dilations"]
@@ -249,8 +250,9 @@ class ConditionalConvFlow(ConditionalBijection):
         Raises:
             ValueError: the context's last dimension is not ``context_dim``.
         """
-        if context.shape[-1] != self.context_dim:
-            raise ValueError(f"context has {context.shape[-1]} entries a row, expected {self.context_dim}")
+        if context.dim() < 1 or context.shape[-1] != self.context_dim:
+            size = context.shape[-1] if context.dim() else "no"
+            raise ValueError(f"context has {size} entries a row, expected {self.context_dim}")
         spec = self.base.spec
         change = self.decode(self.encode(context)).unflatten(-1, (spec.num_layers, sum(self._sizes)))
         d_theta, d_bias, d_weight = change.split(self._sizes, -1)
@@ -272,6 +274,7 @@ def make_spec(
     Raises:
         ValueError: there is no block or no layer in it, or see :class:`~vi_flows.kernels.ConvFlowSpec`.
     """
+    check_counts(1, input_dim=input_dim, kernel_size=kernel_size)
     block = tuple(default_dilations(max(input_dim, 1)) if dilations is None else dilations)
     if num_blocks < 1 or not block:
         raise ValueError(f"a stack needs at least one block with one layer, got {num_blocks} blocks of {len(block)}")

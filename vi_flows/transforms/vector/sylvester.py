@@ -44,7 +44,7 @@ class SylvesterFamily(Family):
     Args:
         input_dim: ``d``.
         num_layers: layers.
-        rank: ``M``; more than ``d`` is ``d``.
+        rank: ``M``; of more than ``d``, the ``d`` that there can be are taken.
         num_reflections: Householder reflections of ``Q``.
 
     Raises:

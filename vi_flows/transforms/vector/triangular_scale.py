@@ -54,6 +54,10 @@ class TriangularScale(Bijection):
         """Forward substitution, by sweeps over all dimensions where they settle; its derivatives go from the end."""
         self._check_last_dim(y, self.input_dim)
         matrix = self._matrix()
+        if is_transformed():  # forward-mode derivatives need each operation for itself
+            scaled = matrix.T / self.bound
+            found = _from_the_beginning(y, scaled, self.bound)
+            return found, -self.bound * torch.tanh(found @ scaled).sum(-1)
         return _Substitution.apply(y, matrix, self.bound)
 
     def extra_repr(self) -> str:

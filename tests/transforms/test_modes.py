@@ -1,0 +1,110 @@
+"""Layers that are shared, recomputed or stood in for: their modes, averages and first batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from tests.transforms.case import randomise
+from vi_flows import flows
+from vi_flows.flows import IAF, NICE
+from vi_flows.flows.image_maf import ImageMAF
+from vi_flows.transforms import (
+    ActNorm,
+    AffineMap,
+    ChannelGroups,
+    Coupling,
+    ImageBatchNorm,
+    PeriodicConv2d,
+    Scaling,
+    TriangularScale,
+)  # fmt: skip
+
+
+def test_a_pass_that_is_computed_again_does_not_move_running_averages():
+    averages = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        flow = ImageMAF(num_layers=1, hidden_dims=(8,)).build((1, 3, 3), recompute)
+        x = 3 * torch.randn(64, 1, 3, 3)
+        y, ladj = flow.inverse_and_ladj(x)
+        (y.square().sum() - ladj.sum()).backward()
+        norms = [m for m in flow.modules() if isinstance(m, ImageBatchNorm)]
+        averages.append([torch.cat([m.running_mean, m.running_var]) for m in norms])
+    assert averages[0]
+    for plain, again in zip(*averages, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
+@pytest.mark.parametrize("flow", [NICE(2, (4,)), IAF(2, (4,))], ids=["coupling", "autoregressive"])
+def test_conditioning_leaves_the_modes_of_what_is_shared(flow):
+    family = flow.build(4, 3).train()
+    frozen = next(m for m in family.modules() if isinstance(m, nn.Linear))
+    frozen.eval()
+    assert family.condition(torch.zeros(3)).training
+    assert not frozen.training
+    assert not family.eval().condition(torch.zeros(3)).parts[0].training
+
+
+def test_actnorm_does_not_initialize_what_stands_in_for_its_parameters():
+    layer = ActNorm(2).train()
+    x = 3 * torch.randn(8, 2, 4, 4) + 1
+    given = {name: value.detach().clone() for name, value in layer.named_parameters()}
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer.forward_and_ladj(x)[0]
+
+    with pytest.raises(RuntimeError, match="one batch through the module itself"):
+        functional_call(Whole(), {f"layer.{name}": value for name, value in given.items()}, (x,))
+    assert all(not value.any() for value in given.values())
+    assert not layer.initialized
+    y, _ = layer.forward_and_ladj(x)
+    torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    assert functional_call(Whole(), {f"layer.{n}": v for n, v in given.items()}, (x,)).equal(x)
+
+
+@pytest.mark.parametrize("method", ["forward_and_ladj", "inverse_and_ladj"])
+@pytest.mark.parametrize("shape", [(5, 1), (5, 3), (), (1,)])
+def test_scaling_refuses_events_of_another_shape(method, shape):
+    with pytest.raises(ValueError, match=r"events of shape \(4,\)"):
+        getattr(Scaling((4,)), method)(torch.zeros(shape))
+
+
+def test_an_empty_batch_of_a_periodic_convolution():
+    x, ladj = PeriodicConv2d(2).inverse_and_ladj(torch.zeros(0, 2, 4, 4))
+    assert x.shape == (0, 2, 4, 4)
+    assert ladj.shape == (0,)
+
+
+def test_all_derivatives_of_a_triangular_scales_inverse():
+    torch.manual_seed(0)
+    flow, y = randomise(TriangularScale(4), 0.7).double(), torch.randn(4, dtype=torch.float64)
+
+    def score(y):
+        z, ladj = flow.inverse_and_ladj(y)
+        return z.square().sum() + ladj
+
+    expected = torch.autograd.functional.hessian(score, y)
+    torch.testing.assert_close(torch.func.hessian(score)(y).detach(), expected)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.jacrev(score))(y).detach(), expected)
+    torch.testing.assert_close(torch.func.jacfwd(score)(y), torch.func.grad(score)(y))
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: flows.conv_flow(2.0), "input_dim must be a whole number, got 2.0"),
+    (lambda: flows.conv_flow(2, kernel_size=2.5), "kernel_size must be a whole number, got 2.5"),
+    (lambda: flows.conditional_conv_flow(2, 3).condition(torch.tensor(1.0)), "no entries a row, expected 3"),
+    (lambda: Coupling(ChannelGroups(4), [nn.Identity()], AffineMap()).inverse_and_ladj(
+        torch.zeros(2, 6, 2, 2)
+    ), "images of 4 channels"),
+])  # fmt: skip
+def test_refusals_name_the_thing(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
