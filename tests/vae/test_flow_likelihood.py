@@ -7,12 +7,14 @@ import math
 import pyro
 import pytest
 import torch
+from pyro.distributions.transforms import planar
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 
 from tests.image.test_density import images, small_flow
 from vi_flows import conditional_conv_flow, conv_flow
 from vi_flows.data import load
 from vi_flows.distributions.image import ImageDensity
+from vi_flows.transforms import Chain, FromPyro
 from vi_flows.vae.flow_likelihood import FlowLikelihoodVAE
 
 
@@ -26,7 +28,7 @@ def test_training_through_pyro_lowers_the_bound_on_digits():
     pyro.clear_param_store()
     data = load("digits")
     x = data.images("train")
-    vae = make(prior_flow=conv_flow(4, 1), posterior_flow=conditional_conv_flow(4, 32, 1))
+    vae = with_flows()
     vae.initialize(x[:256])
     before = vae.bits_per_dim(x[:200]).mean()
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO())
@@ -35,15 +37,15 @@ def test_training_through_pyro_lowers_the_bound_on_digits():
     after = vae.bits_per_dim(x[:200]).mean()
     assert after < before
     assert all(p.grad is None or p.grad.isfinite().all() for p in vae.parameters())
-    changed = [not torch.equal(a, b) for a, b in zip(vae.parameters(), make_again(vae).parameters(), strict=True)]
+    changed = [not torch.equal(a, b) for a, b in zip(vae.parameters(), with_flows().parameters(), strict=True)]
     assert sum(changed) > len(changed) // 2
     drawn = vae.sample(7, temperature=0.8)
     assert drawn.shape == (7, 1, 8, 8)
     assert ((drawn >= 0) & (drawn <= 16) & (drawn == drawn.round())).all()
 
 
-def make_again(vae):
-    return make(prior_flow=conv_flow(4, 1), posterior_flow=conditional_conv_flow(4, 32, 1)).train(vae.training)
+def with_flows():
+    return make(prior_flow=conv_flow(4, 1, activation="tanh"), posterior_flow=conditional_conv_flow(4, 32, 1))
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, RenyiELBO])
@@ -70,3 +72,23 @@ def test_generates_without_data():
     pyro.clear_param_store()
     vae = make()
     assert vae.model(size=3).shape == (3, 1, 8, 8)
+
+
+def test_a_second_one_is_trained_in_full_beside_the_first():
+    pyro.clear_param_store()
+    x = images(6, 1, 8, 8, levels=17)
+    for _ in range(2):
+        vae = make()
+        before = [p.detach().clone() for p in vae.parameters()]
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO())
+        for _ in range(2):  # in the first step the zeros of last layers hide what is before them
+            svi.step(x)
+        moved = {n: not torch.equal(a, b) for a, (n, b) in zip(before, vae.named_parameters(), strict=True)}
+        for part in ("density", "decoder", "head", "encoder"):
+            assert any(moved[name] for name in moved if name.startswith(part)), part
+
+
+def test_a_prior_whose_density_jumps_or_has_no_inverse_is_refused():
+    for flow in (conv_flow(4), Chain([FromPyro(planar(4))])):
+        with pytest.raises(ValueError, match="a prior's flow needs an inverse and a continuous log-determinant"):
+            make(prior_flow=flow)

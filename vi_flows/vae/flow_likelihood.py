@@ -13,9 +13,10 @@ from vi_flows.distributions import FlowNormal
 from vi_flows.distributions.dequantization import Dequantized
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.nn import MLP, GaussianHead
+from vi_flows.parameters import register_module
 from vi_flows.transforms import Bijection, ConditionalBijection
 from vi_flows.vae.guide import AmortizedGuide
-from vi_flows.vae.model import data_plate
+from vi_flows.vae.model import check_prior_flow, data_plate
 
 __all__ = ["FlowLikelihoodVAE"]
 
@@ -34,6 +35,10 @@ class FlowLikelihoodVAE(nn.Module):
         prior_flow: bijection of ``z`` vectors that makes the prior ``p(z)`` of a standard normal; ``None`` for none.
         posterior_flow: see :class:`~vi_flows.vae.AmortizedGuide`.
         activation: of the hidden layers.
+
+    Raises:
+        ValueError: the prior's density can't be followed by gradients
+            (:func:`~vi_flows.vae.model.check_prior_flow`).
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class FlowLikelihoodVAE(nn.Module):
         activation: str = "tanh",
     ) -> None:
         super().__init__()
+        check_prior_flow(prior_flow)
         self.density, self.latent_dim, self.prior_flow = density, latent_dim, prior_flow
         self.decoder = MLP(latent_dim, hidden_dims, activation)
         self.head = GaussianHead(self.decoder.output_dim, density.num_dims)
@@ -76,7 +82,7 @@ class FlowLikelihoodVAE(nn.Module):
             The images, observed or drawn.
         """
         rows = size if x is None else len(x)
-        pyro.module("flow_likelihood_vae", self)
+        register_module("flow_likelihood_vae", self)
         with data_plate(rows, dataset_size):
             z = pyro.sample("z", self.prior(rows))
             return pyro.sample("x", self.likelihood(z), obs=x)

@@ -18,7 +18,7 @@ from vi_flows.nn.typed import ModuleListOf
 from vi_flows.parameters import register_module
 from vi_flows.transforms import Bijection
 
-__all__ = ["GenerativeModel", "LatentChain", "data_plate", "latent_names"]
+__all__ = ["GenerativeModel", "LatentChain", "check_prior_flow", "data_plate", "latent_names"]
 
 
 def latent_names(num_layers: int) -> list[str]:
@@ -40,6 +40,22 @@ def data_plate(size: int, dataset_size: int | None) -> IndepMessenger:
     if dataset_size < size:
         raise ValueError(f"dataset_size={dataset_size} is less than the minibatch of {size}")
     return pyro.plate("data", dataset_size, subsample=torch.arange(size))
+
+
+def check_prior_flow(flow: Bijection | None) -> None:
+    """Refuse a prior whose density can't be followed by gradients.
+
+    Args:
+        flow: from a standard normal to the prior; ``None`` for none.
+
+    Raises:
+        ValueError: it has no inverse, or a log-determinant that jumps.
+    """
+    if flow is not None and not (flow.has_inverse and flow.continuous_log_det):
+        raise ValueError(
+            "a prior's flow needs an inverse and a continuous log-determinant: a ConvFlow one with a smooth "
+            "activation such as tanh, or take maf or real_nvp"
+        )
 
 
 class LatentChain(nn.Module, ABC):
@@ -76,11 +92,7 @@ class LatentChain(nn.Module, ABC):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if prior_flow is not None and not (prior_flow.has_inverse and prior_flow.continuous_log_det):
-            raise ValueError(
-                "a prior's flow needs an inverse and a continuous log-determinant: a ConvFlow one with a smooth "
-                "activation such as tanh, or take maf or real_nvp"
-            )
+        check_prior_flow(prior_flow)
         if not latent_dims or len(latent_dims) != len(hidden_dims):
             raise ValueError(f"{len(latent_dims)} latents need as many lists of widths, got {len(hidden_dims)}")
         self.data_dim = data_dim
