@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["is_recomputed", "is_recorded", "is_transformed", "recomputation"]
+__all__ = ["is_recomputed", "is_recorded", "is_transformed", "may_be_looked_at", "recomputation"]
 
 _RECOMPUTED: ContextVar[bool] = ContextVar("recomputed", default=False)
 
@@ -44,3 +45,18 @@ def is_recorded() -> bool:
 def is_transformed() -> bool:
     """Whether ``torch.func`` or forward-mode differentiation needs each operation for itself."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def may_be_looked_at(x: Tensor) -> bool:
+    """Whether a check of a tensor's numbers is in place: it becomes no part of a program, and nothing waits for it.
+
+    Each look at a GPU's numbers holds up what is queued after it: there evaluations alone, without gradients, may.
+
+    Args:
+        x: to be checked.
+    """
+    if is_recorded() or is_transformed():
+        return False
+    if x.device.type == "cpu":
+        return True
+    return not (torch.is_grad_enabled() or (x.is_cuda and torch.cuda.is_current_stream_capturing()))

@@ -13,7 +13,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from vi_flows.autoregressive.config import Gated, Made, Residual, Row
 from vi_flows.evaluation import estimate_nll
 from vi_flows.flows import FLOWS
-from vi_flows.vae import VAEConfig, build_pixel_vae, latent_use
+from vi_flows.vae import VAEConfig, build_pixel_vae, evaluate_vae, latent_use
 
 SHAPE = (1, 3, 3)
 ALL = torch.tensor(list(itertools.product([0.0, 1.0], repeat=9)))
@@ -65,6 +65,15 @@ def test_a_value_that_is_not_binary_is_refused():
     vae = small()
     with pytest.raises(ValueError, match="support"):
         vae.model.likelihood(torch.zeros(1, 2, dtype=torch.float64), True).log_prob(torch.full((1, 9), 0.5))
+
+
+def test_rows_that_are_not_binary_have_no_weights():
+    vae = small()
+    evaluated = (lambda x: latent_use(vae, x), lambda x: evaluate_vae(vae, x, 5))
+    for call in (vae.log_weight_terms, vae.reconstruct, *evaluated):
+        with pytest.raises(ValueError, match="rows must be zeros and ones, the pixels of the decoder"):
+            call(ALL[:3] / 2 + 0.25)
+    assert latent_use(vae, ALL[:3].bool()).kl.isfinite().all()
 
 
 @pytest.mark.parametrize("architecture", ["g1", "g2"])

@@ -196,6 +196,7 @@ def test_what_diverged_is_named_and_annealing_stays_what_it_was() -> None:
     ais = AISSettings(chains=2, temperatures=5, leapfrog=1, model_images=0)
     plain, refined = (evaluate_vae(vae, x, 10, ais=ais, refinement=r) for r in (None, RefinementSettings(2)))
     assert torch.equal(plain.annealed.log_evidence, refined.annealed.log_evidence)
+    vae, x, _ = linear_gaussian([[1.0, 0.5], [1.0, -0.5], [0.5, 0.0]])  # whose rows may be any numbers
     x[5] = math.nan
     with pytest.raises(FloatingPointError, match="the refined guide of row 5 is not finite"):
         refine(vae, x, RefinementSettings(2), 4)

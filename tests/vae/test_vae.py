@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch._subclasses import FakeTensorMode
 
 from tests.transforms.cases import randomise
 from vi_flows import conv_flow, flows
@@ -16,7 +17,20 @@ from vi_flows.distributions import BernoulliLogits, FlowNormal
 from vi_flows.evaluation import estimate_nll
 from vi_flows.flows import ConvFlow
 from vi_flows.objectives import ELBO, IWAE, elbo_bound, iwae_bound
-from vi_flows.vae import VAE, AmortizedGuide, GenerativeModel, VAEConfig, build_vae
+from vi_flows.vae import (
+    VAE,
+    AISSettings,
+    AmortizedGuide,
+    GenerativeModel,
+    RefinementSettings,
+    VAEConfig,
+    annealed_vae,
+    build_vae,
+    evaluate_vae,
+    latent_use,
+    refine,
+    simulated_bounds,
+)
 
 DIM = 12
 SMALL = {
@@ -197,10 +211,74 @@ def test_flow_normal_integrates_and_has_a_closed_form_divergence():
     assert not torch.allclose(flowed.log_prob(sample), own)
 
 
+TYPES = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("architecture", "flow"), [("g1", "amortized"), ("g2", "none")])
+def test_rows_of_any_type_are_those_of_the_parameters(dtype, architecture, flow, rows):
+    vae = small(architecture, flow)
+    others = rows.to(dtype)
+    for number in (lambda x: vae.log_weight_terms(x, 3).log_weights(), lambda x: vae.reconstruct(x),
+                   lambda x: evaluate_vae(vae.eval(), x, 20).importance.nll, lambda x: vae.model(x),
+                   lambda x: vae.guide(x)[vae.model.latent_names[0]],
+                   lambda x: vae.model.log_joint(x, torch.ones(7, vae.model.latent_size)),
+                   lambda x: vae.guide.log_prob(x, [torch.ones(2, 7, d) for d in vae.model.latent_dims])):  # fmt: skip
+        pyro.set_rng_seed(1)
+        expected = number(rows)
+        pyro.set_rng_seed(1)
+        assert torch.equal(number(others), expected)
+    assert vae.double().log_weight_terms(others).log_weights().dtype == torch.float64
+    logits = torch.randn(7, DIM)
+    assert torch.equal(BernoulliLogits(logits).log_prob(others), BernoulliLogits(logits).log_prob(rows))
+
+
+OUTSIDE = {"grey": lambda x: 200 * x, "negative": lambda x: x - 1.5, "nan": lambda x: torch.where(x == 1, math.nan, x)}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_rows_that_no_data_are_have_no_weights(kind, rows):
+    """A pmf has no NLL of −130 nats."""
+    vae = small().eval()
+    rows[0, 0] = 1
+    wrong = OUTSIDE[kind](rows)
+    for call in (
+        lambda: evaluate_vae(vae, wrong, 20),
+        lambda: annealed_vae(vae, wrong, AISSettings()),
+        lambda: refine(vae, wrong, RefinementSettings(1), 5),
+        lambda: estimate_nll(lambda x, p: vae.log_weight_terms(x, p).log_weights(), wrong, 20),
+        lambda: vae.log_weight_terms(wrong),
+        lambda: vae.path_log_weight_terms(wrong),
+        lambda: vae.reconstruct(wrong),
+        lambda: vae.model.log_joint(wrong, torch.zeros(7, 4)),
+        lambda: latent_use(vae, wrong),
+        lambda: vae.log_weight_terms((3 * rows).byte()),
+    ):
+        with pytest.raises(ValueError, match=r"rows must be numbers in \[0, 1\], got some from .* divide grey values"):
+            call()
+    assert vae.log_weight_terms(rows / 2).log_weights().isfinite().all()
+
+
+def test_a_recorded_or_transformed_step_does_not_look_at_values(rows):
+    vae = small().eval()
+    torch.func.vmap(lambda x: vae.log_weight_terms(x).log_weights(), randomness="different")(rows.expand(2, 7, DIM))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        vae.log_weight_terms(torch.zeros(7, DIM))
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: small().model(torch.zeros(3, 5)), "12 pixels"),
+        (lambda: small().log_weight_terms(torch.zeros(3, 5)), "12 pixels"),
+        (lambda: small().model(torch.zeros(0, DIM)), "the number of rows must be at least 1, got 0"),
+        (lambda: small().guide(torch.zeros(0, DIM), dataset_size=9), "the number of rows must be at least 1, got 0"),
+        (lambda: small().model(size=0), "the number of rows must be at least 1, got 0"),
+        (
+            lambda: annealed_vae(small().eval(), torch.zeros(0, DIM), AISSettings()),
+            "the number of images must be at least 1, got 0",
+        ),
+        (lambda: simulated_bounds(small().eval(), 0, AISSettings()), "the number of images must be at least 1, got 0"),
         (lambda: small().guide(torch.zeros(5)), "12 pixels"),
         (lambda: small().guide(), "nothing"),
         (lambda: build_vae(VAEConfig("g2", latent_dims=(5,)), 8), "2 latents"),

@@ -239,7 +239,7 @@ def _kl_flow_normal_standard(q: FlowNormal, p: StandardNormal) -> Tensor:
 class BernoulliLogits(TorchDistribution):
     r"""Independent Bernoulli pixels, summed: ``log p(x) = Σᵢ xᵢ lᵢ − log(1 + exp lᵢ)``.
 
-    Values in ``[0, 1]`` are accepted (grey values as Bernoulli means).
+    Values in ``[0, 1]`` of any type are accepted (grey values as Bernoulli means).
 
     Args:
         logits: ``batch_shape + (D,)``.
@@ -273,7 +273,7 @@ class BernoulliLogits(TorchDistribution):
         """``log p(value)``, summed over pixels, shape ``batch_shape``."""
         if self._validate_args:
             self._validate_sample(value)
-        return torch.linalg.vecdot(value, self.logits) - F.softplus(self.logits).sum(-1)
+        return torch.linalg.vecdot(value.to(self.logits.dtype), self.logits) - F.softplus(self.logits).sum(-1)
 
     def surrogate_log_prob(self, value: Tensor) -> Tensor:
         """Zeros of shape ``batch_shape`` with the gradient of :meth:`log_prob` in the logits, ``value − σ(logits)``.

@@ -27,7 +27,7 @@ from vi_flows.evaluation import (
 )
 from vi_flows.evaluation.nll import bootstrap_interval, devices_of
 from vi_flows.progress import progress_bar
-from vi_flows.settings import Bounds, NonNegative, Positive, check_settings
+from vi_flows.settings import Bounds, NonNegative, Positive, check_counts, check_settings
 from vi_flows.vae.annealing import AnnealingSpace, ForcePrecision, StartName
 from vi_flows.vae.refinement import RefinedGuide, RefinementSettings, refine
 from vi_flows.vae.vae import VAE
@@ -174,6 +174,7 @@ def _in_chunks(
     work: Callable[[VAE, slice], tuple[AISResult, ...]], parts: Parts, name: str,
 ) -> tuple[AISResult, ...]:  # fmt: skip
     """``work`` on slices of ``size`` images that fit the memory, each from its own seed; the results joined."""
+    check_counts(1, **{"the number of images": size})
     frozen = _frozen(vae)
     # A point for each chain, and what an image's covariance takes, which is more than a point where latents are many.
     per_image = settings.chains + 24 * vae.model.latent_size**2 // vae.model.numbers_a_point
@@ -211,10 +212,12 @@ def annealed_vae(
         parts: where batches of images that were annealed before are taken from.
 
     Raises:
-        ValueError: the start is not possible for this guide, or the VAE is in training mode.
+        ValueError: the start is not possible for this guide, there are no images, the VAE is in training mode, or see
+            :meth:`LatentChain.rows`.
         FloatingPointError: a weight is NaN.
     """
     _check_mode(vae)
+    x = vae.model.rows(x)
 
     def work(frozen: VAE, chunk: slice) -> tuple[AISResult]:
         return (_below(_space(frozen, x[chunk], settings), settings)[0],)
@@ -239,7 +242,7 @@ def simulated_bounds(
         The result from below and the one from above; their difference bounds the error of either in expectation.
 
     Raises:
-        ValueError: as for :func:`annealed_vae`.
+        ValueError: ``size`` is less than 1, or as for :func:`annealed_vae`.
         FloatingPointError: a weight is NaN.
     """
     _check_mode(vae)
@@ -312,10 +315,12 @@ def evaluate_vae(
         parts: where what was evaluated before is taken from.
 
     Raises:
-        ValueError: a count is less than 1, the VAE is in training mode, or the start is not possible.
+        ValueError: a count is less than 1, the VAE is in training mode, the start is not possible, or see
+            :meth:`LatentChain.rows`.
         FloatingPointError: a weight is NaN, or a refined guide not finite.
     """
     _check_mode(vae)
+    x = vae.model.rows(x)
     if x.device.type == "cpu":
         rows, samples = 20, 100
     else:

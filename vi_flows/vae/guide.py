@@ -81,6 +81,10 @@ class AmortizedGuide(nn.Module):
         loc, log_scale = self.heads[index](features)
         return loc, log_scale, features
 
+    def rows(self, x: Tensor) -> Tensor:
+        """Rows of data of any type in the parameters' one; what their values may be, the model knows."""
+        return x.to(self.heads[-1].linear.weight.dtype)
+
     def forward(
         self, x: Tensor | None = None, *, size: int | None = None, dataset_size: int | None = None
     ) -> dict[str, Tensor]:
@@ -102,7 +106,7 @@ class AmortizedGuide(nn.Module):
             raise ValueError(f"the guide needs rows of {self.data_dim} pixels, got {found}")
         register_module("amortized_guide", self)
         samples: dict[str, Tensor] = {}
-        below = x
+        below = self.rows(x)
         with data_plate(x.shape[0], dataset_size):
             for index in reversed(range(len(self.latent_names))):
                 name = self.latent_names[index]
@@ -121,7 +125,7 @@ class AmortizedGuide(nn.Module):
         """
         latents: list[Tensor] = []
         log_q: Tensor | None = None
-        below, sample_shape = x, torch.Size([num_particles])
+        below, sample_shape = self.rows(x), torch.Size([num_particles])
         for index in reversed(range(len(self.latent_names))):
             below, term = self.posterior(index, below, validate_args=False).rsample_and_log_prob(sample_shape)
             latents.insert(0, below)
@@ -140,7 +144,8 @@ class AmortizedGuide(nn.Module):
         Raises:
             NotImplementedError: a flow has no inverse.
         """
-        below, total = x, x.new_zeros(())
+        below = self.rows(x)
+        total = below.new_zeros(())
         for index in reversed(range(len(self.latent_names))):
             total = total + self.posterior(index, below, validate_args=False).log_prob(latents[index])
             below = latents[index]

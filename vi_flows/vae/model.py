@@ -16,6 +16,8 @@ from vi_flows.distributions import BernoulliLogits, FlowNormal, StandardNormal
 from vi_flows.nn import MLP, GaussianHead
 from vi_flows.nn.typed import ModuleListOf
 from vi_flows.parameters import register_module
+from vi_flows.recording import may_be_looked_at
+from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection
 
 __all__ = ["GenerativeModel", "LatentChain", "check_prior_flow", "data_plate", "latent_names"]
@@ -33,8 +35,9 @@ def data_plate(size: int, dataset_size: int | None) -> IndepMessenger:
     which would cost every step two traced samples.
 
     Raises:
-        ValueError: the data set is smaller than the minibatch.
+        ValueError: there are no rows, or the data set is smaller than the minibatch.
     """
+    check_counts(1, **{"the number of rows": size})
     if dataset_size is None:
         return IndepMessenger("data", size)
     if dataset_size < size:
@@ -167,13 +170,46 @@ class LatentChain(nn.Module, ABC):
             total = total + self.prior(index, above, validate_args=False).log_prob(z)
         return total
 
+    def rows(self, x: Tensor, look: bool = True) -> Tensor:
+        """Rows of data as the networks take them: of the parameters' type, and none that no data can be.
+
+        What runs without the argument checks of Pyro's distributions passes its rows through this.
+
+        Args:
+            x: rows ``(…, D)`` of any type.
+            look: whether their values are looked at.
+
+        Raises:
+            ValueError: the last size is not ``D``, or see :meth:`check_values`.
+        """
+        if x.shape[-1:] != (self.data_dim,):
+            raise ValueError(f"expected rows of {self.data_dim} pixels, got a tensor of shape {tuple(x.shape)}")
+        x = x.to(self.origin.dtype)
+        if look and x.numel():
+            self.check_values(x)
+        return x
+
+    def check_values(self, x: Tensor) -> None:
+        """Refuse rows outside of the likelihood's support; here it may be anything.
+
+        Args:
+            x: rows of the parameters' type, at least one.
+
+        Raises:
+            ValueError: a value is none that data can have.
+        """
+
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """``log p(x, z)`` in nats, ``(…, B)``, differentiable in ``z``.
 
         Args:
             x: rows ``(B, D)``.
             z: all latents of a row side by side, from the top down, ``(…, B, latent_size)``.
+
+        Raises:
+            ValueError: see :meth:`rows`.
         """
+        x = self.rows(x, may_be_looked_at(x))
         latents = z.split(self.latent_dims, -1)
         return self.log_prior(latents) + self.likelihood(latents[-1], validate_args=False).log_prob(x)
 
@@ -185,7 +221,7 @@ class LatentChain(nn.Module, ABC):
         """The Pyro model, rows in a plate called ``data``; sites ``z`` (or ``z1``, ``z2``, …) and ``x``.
 
         Args:
-            x: observed rows ``(B, D)``, any ``B``; ``None`` to generate.
+            x: observed rows ``(B, D)`` of any type, at least one; ``None`` to generate.
             size: rows to generate when ``x`` is ``None`` (default 1).
             dataset_size: rows that the minibatch stands for: its terms are scaled by ``dataset_size / B``.
 
@@ -193,7 +229,7 @@ class LatentChain(nn.Module, ABC):
             What :meth:`returned` makes of the likelihood and the rows.
 
         Raises:
-            ValueError: ``x`` is not ``(B, D)``.
+            ValueError: ``x`` is not ``(B, D)``, or there are no rows.
         """
         if x is not None and (x.dim() != 2 or x.shape[-1] != self.data_dim):
             raise ValueError(f"expected rows of {self.data_dim} pixels, got a tensor of shape {tuple(x.shape)}")
@@ -264,6 +300,14 @@ class GenerativeModel(LatentChain):
     def decode(self, z: Tensor) -> Tensor:
         """The pixels' means."""
         return self.likelihood(z, validate_args=False).mean  # a check would read the device in recorded steps
+
+    def check_values(self, x: Tensor) -> None:
+        """See :class:`LatentChain`; pixels, or their means, lie in the unit interval."""
+        low, high = (end.item() for end in x.aminmax())  # in one pass; a NaN is both ends
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"rows must be numbers in [0, 1], got some from {low:g} to {high:g}: divide grey values by their range"
+            )
 
     def log_joint_surrogate(self, x: Tensor, z: Tensor) -> Tensor:
         """Of another value than :meth:`log_joint`, but of the same gradient in ``z``, for less work."""

@@ -64,6 +64,11 @@ class PixelDecoderModel(LatentChain):
         """Start at the data's mean image, where the decoder has a bias for each pixel."""
         self.decoder.set_output_bias(mean)
 
+    def check_values(self, x: Tensor) -> None:
+        """See :class:`LatentChain`; the decoder's pixels are zeros and ones."""
+        if not self.decoder.output.support.check(x).all():
+            raise ValueError("rows must be zeros and ones, the pixels of the decoder: draw_binary draws them of greys")
+
     def likelihood(self, z: Tensor, validate_args: bool | None = None) -> TorchDistribution:
         """``p(x | z_L)`` over flat images."""
         images = AutoregressiveDistribution(self.decoder, self.networks[-1](z), validate_args)
@@ -123,10 +128,11 @@ def latent_use(vae: VAE, x: Tensor) -> LatentUse:
         x: rows ``(B, D)``; each is decoded from the latents of the one before it too.
 
     Raises:
-        ValueError: there is no other image.
+        ValueError: there is no other image, or see :meth:`LatentChain.rows`.
     """
     if len(x) < 2:
         raise ValueError(f"the latents of another image are needed, and there are {len(x)} images")
+    x = vae.model.rows(x)
     latents, log_q = vae.guide.sample_and_log_prob(x, 1)
     log_prior = vae.model.log_prior(latents)
     own, others = latents[-1], latents[-1].roll(1, 1)

@@ -98,8 +98,10 @@ def refine(
         ``(N, size)``, for :class:`RefinedGuide`.
 
     Raises:
+        ValueError: see :meth:`LatentChain.rows`.
         FloatingPointError: an image's offsets are not finite.
     """
+    x = vae.model.rows(x)
     found = []
     bar = progress_bar(total=len(x), unit="image", shown=progress)
     with torch.random.fork_rng(devices_of(x.device)), bar:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vi_flows.objectives.path_gradient import GradientGate, with_detached_parameters
+from vi_flows.recording import may_be_looked_at
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import LatentChain
 
@@ -53,7 +54,12 @@ class VAE(nn.Module):
         Args:
             x: rows ``(B, D)``.
             num_particles: draws a row.
+
+        Raises:
+            ValueError: see :meth:`LatentChain.rows`; on a GPU values are looked at only where no gradients are
+                recorded, for a look would hold up a training step.
         """
+        x = self._rows(x)
         return self._terms(x, *self.guide.sample_and_log_prob(x, num_particles))
 
     def check_gated_gradient(self) -> None:
@@ -84,7 +90,9 @@ class VAE(nn.Module):
 
         Raises:
             NotImplementedError: a flow of the guide has no inverse.
+            ValueError: see :meth:`log_weight_terms`.
         """
+        x = self._rows(x)
         latents, log_q = self.guide.sample_and_log_prob(x, num_particles)
         if gate is not None:
             # In training, batch normalization lets every row into every other one's weights.
@@ -99,6 +107,9 @@ class VAE(nn.Module):
             terms.log_likelihood[:num_particles], terms.log_prior[:num_particles], terms.log_posterior
         )
 
+    def _rows(self, x: Tensor) -> Tensor:
+        return self.model.rows(x, may_be_looked_at(x))
+
     def _terms(self, x: Tensor, latents: list[Tensor], log_q: Tensor) -> LogWeightTerms:
         likelihood = self.model.likelihood(latents[-1], validate_args=False)
         return LogWeightTerms(likelihood.log_prob(x), self.model.log_prior(latents), log_q)
@@ -110,6 +121,10 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Pixel means decoded from one posterior draw a row, ``(B, D)``; see :meth:`LatentChain.decode`."""
-        latents, _ = self.guide.sample_and_log_prob(x, 1)
+        """Pixel means decoded from one posterior draw a row, ``(B, D)``; see :meth:`LatentChain.decode`.
+
+        Raises:
+            ValueError: see :meth:`LatentChain.rows`.
+        """
+        latents, _ = self.guide.sample_and_log_prob(self._rows(x), 1)
         return self.model.decode(latents[-1][0])
