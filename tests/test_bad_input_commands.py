@@ -36,6 +36,10 @@ COMMANDS = [
     ("train vae --out run --no-amortized", 2, "amortized"),
     ("train vae --out run --no-amortized conv_flow --rank 3", 2, "rank"),
     ("train vae --out run plannar", 2, "planar"),
+    # Digits has 1297 training images; batch normalisation can't take a last minibatch of one.
+    ("train vae --out run --batch-norm --batch-size 16", 2, "1297 .* of 16 leave a single one: .*--batch-size"),
+    ("train vae --out run --batch-norm --batch-size 1", 2, "of 1 leave a single one"),
+    ("train pixel_vae --out run --batch-norm --batch-size 648", 2, "of 648 leave a single one"),
     # A run that goes on takes no settings, a default neither.
     ("train --resume started --batch-size 100", 2, "Unrecognized.*--batch-size"),
     ("train --resume started --batch-size 50", 2, "Unrecognized.*--batch-size"),

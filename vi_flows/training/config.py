@@ -156,6 +156,16 @@ class TrainConfig(ABC):
         """
         return load(self.dataset, self.data_root)
 
+    def check_batches(self, rows: int) -> None:  # noqa: B027
+        """Refuse minibatches that the model can't be trained on; here none, as most models take any number of rows.
+
+        Args:
+            rows: of the training data, which minibatches of ``batch_size`` are made of, and a last one of the rest.
+
+        Raises:
+            SettingsError: there is one, and what to set instead.
+        """
+
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``total_steps``."""
         rate = self.learning_rate

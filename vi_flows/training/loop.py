@@ -55,6 +55,9 @@ class Trainer:
         progress: show a bar with bound, speed and time left.
         tensorboard: write TensorBoard events too (needs the extra ``tensorboard``).
         ranks: the processes that train the run.
+
+    Raises:
+        ValueError: a setting can't be had here, or the model can't be trained on one of the data's minibatches.
     """
 
     def __init__(self, run: Run, progress: bool = True, tensorboard: bool = False, ranks: Ranks = ALONE) -> None:
@@ -69,6 +72,7 @@ class Trainer:
         self.step = self.make_step(self.make_optimizer(self.parameters))
         self.average: WeightAverage | None = None
         self.rows = len(self.task.train_rows)
+        self.config.check_batches(self.rows)
         self.steps_per_epoch = math.ceil(self.rows / self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
         # All that a resumed run needs besides tensors; sums are over the images of the unfinished epoch.
