@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +99,27 @@ def test_data_that_changed_are_neither_evaluated_nor_trained_on(tmp_path: Path) 
     Trainer(Run.open(tmp_path / "run"), progress=False).resume()
     evaluate_run(Run.open(tmp_path / "run"), VAEEvaluationSettings(limit=2), progress=False)
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2
+
+
+def test_weights_of_other_data_by_the_same_name_are_neither_started_from_nor_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, test = tmp_path / "mine.npz", BINARY[50:]
+    np.savez(path, train=BINARY[:40], valid=BINARY[40:50], test=test)
+    words = ["train", "vae", "--dataset", path, *SMALL]
+    assert run(*words, "--out", tmp_path / "first") == 0
+    assert run(*words, "--out", tmp_path / "second", "--from", tmp_path / "first") == 0
+    second = Run.open(tmp_path / "second")
+    assert second.started_from is not None
+    assert second.started_from["data_sha256"] == second.data.sha256
+    begun = Run.create(tmp_path / "begun", replace(second.config, start_from=tmp_path / "first", seed=1))
+    capsys.readouterr()
+    np.savez(path, train=BINARY[10:50], valid=BINARY[:10], test=test)  # the images of before are among the new ones
+    assert run(*words, "--out", tmp_path / "third", "--from", tmp_path / "first") == 2
+    assert "may have seen its validation images; put the old data back, or train from" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+    with pytest.raises(ValueError, match=r"other data by the name of .*mine\.npz"):
+        Trainer(Run.open(begun.folder), progress=False).start()
+    assert run("sample", tmp_path / "first", "--out", tmp_path / "shown") == 1
+    assert "are not those that the run in" in capsys.readouterr().err
+    assert not (tmp_path / "shown").exists()

@@ -352,9 +352,12 @@ def draw_samples(run: Run, folder: Path, settings: DrawingSettings, weights: str
         settings: of the run's kind.
         weights: see :meth:`~vi_flows.training.Run.load_weights`.
         seed: of the draws.
+
+    Raises:
+        RunUnusableError: there are no such weights, or the data are not those that they were trained on.
     """
     task = run.build_task()
-    run.load_weights(task, weights)
+    run.check_data(run.load_weights(task, weights))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return KINDS[run.config.kind].draw(task, folder, settings)

@@ -19,7 +19,7 @@ from vi_flows.training.checkpoint import CheckpointError, Checkpoints, load_tens
 from vi_flows.training.config import TrainConfig, check_device, config_from_dict, config_to_dict, first_difference
 from vi_flows.training.errors import RunError, RunUnusableError
 from vi_flows.training.kinds import KINDS
-from vi_flows.training.start import describe_start
+from vi_flows.training.start import check_same_data, describe_start
 from vi_flows.training.tasks.base import Task
 from vi_flows.training.weights import Weights
 
@@ -101,14 +101,14 @@ class Run:
         """
         check_types(TrainConfig, "; VAETrainConfig() makes one", config=config)
         folder = Path(folder)
-        source = cls._described_source(config)
+        run = cls(folder, config)
+        source = run._described_source()
         if (folder / "config.json").exists():
             raise RunError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --out")
         # Killed while it wrote its settings, a process leaves a part of them, which is no run yet.
         if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {"config.json.tmp"}):
             raise RunError(f"{folder} exists and is not an empty folder; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder, config)
         settings = {
             "kind": config.kind,
             "revision": git_revision(),
@@ -118,12 +118,11 @@ class Run:
         write_atomic(folder / "config.json", to_json(settings, 2) + "\n")
         return run
 
-    @classmethod
-    def _described_source(cls, config: TrainConfig) -> dict[str, Any] | None:
+    def _described_source(self) -> dict[str, Any] | None:
         """See :func:`~vi_flows.training.start.describe_start`; ``None`` for fresh weights."""
-        if config.start_from is None:
+        if self.config.start_from is None:
             return None
-        return describe_start(cls.open(config.start_from, config.data_root), config)
+        return describe_start(Run.open(self.config.start_from, self.config.data_root), self)
 
     @classmethod
     def open(cls, folder: Path, data_root: Path | None = None) -> Run:
@@ -175,7 +174,7 @@ class Run:
         if found is not None:
             name, begun, asked = found
             raise RunError(f"{folder} was begun with {name}={begun!r}, not {asked!r}: move it away")
-        source = cls._described_source(config)
+        source = cls(folder, config)._described_source()
         weights = [None if start is None else start["sha256"] for start in (run.started_from, source)]
         if weights[0] != weights[1]:
             raise RunError(f"{folder} was begun from other weights than those of {config.start_from}: move it away")
@@ -263,6 +262,7 @@ class Run:
 
         Raises:
             RunUnusableError: they are gone, or others than when this run was created.
+            ValueError: they are of other data than this run's.
         """
         if self.config.start_from is None:
             return
@@ -273,7 +273,7 @@ class Run:
                 "put it back, or train anew in another folder"
             )
         mode = task.module.training
-        source.load_weights(task)
+        check_same_data(source, source.load_weights(task), self)
         task.module.train(mode)
 
     @contextmanager

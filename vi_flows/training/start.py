@@ -12,23 +12,24 @@ from vi_flows.training.packed import is_there
 if TYPE_CHECKING:
     from vi_flows.training.run import Run
 
-__all__ = ["describe_start"]
+__all__ = ["check_same_data", "describe_start"]
 
 
-def describe_start(source: Run, config: TrainConfig) -> dict[str, Any]:
+def describe_start(source: Run, run: Run) -> dict[str, Any]:
     """Where the weights of a run come from that starts from another run's: for its record, and its own source.
 
     Args:
         source: the other run.
-        config: of the run that starts from it.
+        run: the one that starts from it.
 
     Raises:
         RunUnusableError: the source has no weights, or they are damaged.
-        ValueError: it is of another model, data set or split, so that its weights don't fit or have seen this run's
-            validation images.
+        ValueError: it is of another model, data set or split, or its data were others under the same name, so that its
+            weights don't fit or may have seen this run's validation images.
     """
-    _check_fit(source, config)
+    _check_fit(source, run.config)
     _, state = _read(source)
+    check_same_data(source, state, run)
     return {
         "run": source.folder.name,
         "model": source.config.name,
@@ -41,8 +42,30 @@ def describe_start(source: Run, config: TrainConfig) -> dict[str, Any]:
         "seconds": round(state["seconds"], 1),
         "sha256": source.weights.sha256(),
         "revision": source.trained_at,
+        "data_sha256": state.get("data_sha256"),
         "started_from": source.started_from,
     }
+
+
+def check_same_data(source: Run, state: dict[str, Any], run: Run) -> None:
+    """Refuse weights of other data than those of the run: they may have seen its validation images.
+
+    Args:
+        source: the run whose weights they are.
+        state: that was saved with them; older ones don't say which data they saw.
+        run: that starts from them.
+
+    Raises:
+        ValueError: they are of other data.
+    """
+    mine = run.data.sha256
+    theirs = str(state.get("data_sha256", mine))
+    if theirs != mine:
+        raise ValueError(
+            f"start_from: {source.folder} was trained on other data by the name of {source.config.dataset}, of sha256 "
+            f"{theirs[:16]}…, where this one has {mine[:16]}…, and may have seen its validation images; put the old "
+            "data back, or train from fresh weights"
+        )
 
 
 def _check_fit(source: Run, config: TrainConfig) -> None:
