@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vi_flows.cli import main, runs
 from vi_flows.records import Record
+from vi_flows.training.judged import judged
+from vi_flows.training.kinds import KINDS
 
 BASE = Record(
     kind="vae",
@@ -61,7 +64,26 @@ def test_a_run_and_a_record_are_compared_image_by_image(plain, tmp_path, capsys)
         (replace(BETTER, scores={"nll": np.zeros(39, np.float32)}), (), 2, "number of images is 40 in .* and 39 in"),
         (replace(BETTER, provenance={"data_sha256": "y"}), (), 2, "hash of the data"),
         (replace(BETTER, settings={"dataset": "digits", "evaluation": {"split": "valid"}}), (), 2, "split is test"),
-        (replace(BETTER, settings={"dataset": "mnist", "evaluation": {"split": "test"}}), (), 2, "data set is digits"),
+        (
+            replace(
+                BETTER, settings={"dataset": "mnist", "evaluation": {"split": "test"}}, provenance={"data_sha256": "y"}
+            ),
+            (),
+            2,
+            "data set is digits",
+        ),
+        (
+            replace(BETTER, kind="pixel", settings={**BASE.settings, "pixel": {"output": "categorical"}}),
+            (),
+            2,
+            "nll is that of binary pixels in .* and of pixels as they are in .*; compare runs that score the same",
+        ),
+        (
+            replace(BETTER, kind="pixel", settings={**BASE.settings, "labels": True}),
+            (),
+            2,
+            "of binary pixels in .* and of binary pixels given the class in",
+        ),
         (BETTER, ("--resamples", "0"), 2, "resamples must be at least 1"),
     ],
 )
@@ -71,6 +93,50 @@ def test_what_can_not_be_compared_is_refused(other, words, code, error, plain, t
     found = " ".join(capsys.readouterr().err.split())
     assert found.startswith("vi-flows: ")
     assert re.search(error, found)
+
+
+def test_the_same_data_may_lie_in_several_places(plain, tmp_path, capsys):
+    replace(BETTER, settings={**BASE.settings, "dataset": "./digits"}).write(tmp_path / "other.json")
+    assert run("compare", plain, tmp_path / "other.json") == 0
+    replace(BASE, provenance={}).write(tmp_path / "old.json")
+    replace(BETTER, settings={**BASE.settings, "dataset": "./digits"}, provenance={}).write(tmp_path / "other_old.json")
+    assert run("compare", tmp_path / "old.json", tmp_path / "other_old.json") == 2
+    assert "the data set is digits in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("score", "first", "second", "said"),
+    [
+        (
+            "nll",
+            {"num_samples": 1},
+            {"num_samples": 2000},
+            "nll is a bound, and --num-samples is 1 for A and 2000 for B",
+        ),
+        ("nll", {}, {"num_samples": 2000}, "--num-samples is 5000 for A and 2000 for B: with fewer it is looser"),
+        ("nll", {"num_samples": 9}, {"num_samples": 9, "seed": 2}, None),
+        ("elbo", {"num_samples": 1}, {"num_samples": 2000}, None),
+        ("ais_nll", {"ais": {"chains": 4}}, {"ais": {"chains": 16}}, "--ais-chains is 4 for A and 16 for B"),
+        ("refined_nll", {"refine": {"steps": 3}}, {"refine": {"steps": 9}}, "--refine is 3 for A and 9 for B"),
+    ],
+)
+def test_bounds_of_unequal_effort_are_said_to_be(score, first, second, said, tmp_path, capsys):
+    for name, evaluation in (("first", first), ("second", second)):
+        settings = {"dataset": "digits", "evaluation": {"split": "test", "weights": "best", **evaluation}}
+        replace(BASE, settings=settings, scores={score: BASE.scores["nll"]}).write(tmp_path / f"{name}.json")
+    assert run("compare", tmp_path / "first.json", tmp_path / "second.json") == 0
+    found = " ".join(capsys.readouterr().out.split())
+    assert said in found if said else "looser" not in found
+
+
+def test_committed_records_of_runs_say_what_they_score():
+    """Those of every version so far are read."""
+    folder = Path(__file__).parents[1] / "experiments" / "results"
+    records = [Record.read(path) for path in folder.rglob("*.json") if '"evaluation"' in path.read_text()]
+    found = {(record.kind, of.scored) for record in records if (of := judged(record)) is not None}
+    unread = [record.key for record in records if record.kind in KINDS and judged(record) is None]
+    assert not unread
+    assert {("vae", "binary pixels"), ("image", "pixels as they are"), ("wave", "sound given the digit")} <= found
 
 
 def test_a_folder_with_no_record_or_several_is_refused(plain, tmp_path, capsys):

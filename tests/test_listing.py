@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,21 @@ def test_results_as_table_and_picture(tmp_path, capsys):
     ):
         assert run("results", *words) in (1, 2)
         assert message in capsys.readouterr().err
+
+
+def test_likelihoods_of_different_things_are_not_ranked_together(tmp_path, capsys):
+    for name, value, settings in (
+        ("binary", 20.0, {}), ("grey", 90.0, {"pixel": {"output": "categorical"}}), ("other", 30.0, {}),
+        ("told", 10.0, {"labels": True}),
+    ):  # fmt: skip
+        made = record("pixel", {"nll": value, "interval": [value - 1, value + 1]}, label=name)
+        replace(made, settings={**made.settings, **settings}).write(tmp_path / f"{name}.json")
+    assert run("results", tmp_path, "--format", "csv", "--picture", tmp_path / "all.svg") == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert [(row[1], row[3]) for row in rows[1:]] == [
+        ("binary", "NLL, nats of binary pixels"), ("other", "NLL, nats of binary pixels"),
+        ("told", "NLL, nats of binary pixels given the class"), ("grey", "NLL, nats of pixels as they are"),
+    ]  # fmt: skip
 
 
 def test_info_names_the_data_and_the_cache(tmp_path, monkeypatch, capsys):

@@ -13,9 +13,11 @@ from tabulate import tabulate
 from vi_flows.evaluation import paired_bootstrap
 from vi_flows.records import Record, RecordError
 from vi_flows.settings import Positive, Seed, check_settings
+from vi_flows.training.judged import judged
 
 __all__ = ["Compare", "find_record"]
 
+HASH = "the hash of the data"
 RunOrRecord = Annotated[Path, tyro.conf.arg(metavar="RUN_OR_RECORD")]
 
 
@@ -58,6 +60,11 @@ class Compare:
             f"\nA − B: {found.difference:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}] over {found.num_rows} images: "
             f"{verdict}"
         )
+        for option, theirs in unequal_bounds(records, name).items():
+            print(
+                f"{name} is a bound, and {option} is {theirs[0]} for A and {theirs[1]} for B: with fewer it is looser, "
+                f"so that the difference is not the models' alone; evaluate both with the same {option}"
+            )
         return 0
 
 
@@ -88,7 +95,7 @@ def common_score(paths: tuple[Path, Path], records: tuple[Record, Record], asked
 
     Raises:
         RecordError: a record has no scores of single images.
-        ValueError: there is no such score, or the records are not of the same images.
+        ValueError: there is no such score, or the records are not of the same images, or not of the same of them.
     """
     for path, record in zip(paths, records, strict=True):
         if not record.scores:
@@ -99,22 +106,44 @@ def common_score(paths: tuple[Path, Path], records: tuple[Record, Record], asked
         wanted = "a score" if asked is None else asked
         raise ValueError(f"the records don't both have {wanted}; both have: {', '.join(both) or 'none'}")
     name = both[0] if asked is None else asked
+    of = [judged(record) for record in records]
+    if of[0] is not None and of[1] is not None and of[0].scored != of[1].scored:
+        raise ValueError(
+            f"{name} is that of {of[0].scored} in {paths[0]} and of {of[1].scored} in {paths[1]}: "
+            "likelihoods of different things have no difference; compare runs that score the same"
+        )
     images = [_images(record, name) for record in records]
     for what, mine in images[0].items():
+        # The same data may lie in several places.
+        if what == "the data set" and images[0][HASH] == images[1][HASH] is not None:
+            continue
         if mine != images[1][what]:
             raise ValueError(
                 f"not the same images: {what} is {mine} in {paths[0]} and {images[1][what]} in {paths[1]}; evaluate "
-                "both "
-                "runs alike"
+                "both runs alike"
             )
     return name
+
+
+def unequal_bounds(records: tuple[Record, Record], score: str) -> dict[str, tuple[object, object]]:
+    """The options of the evaluations in which two bounds differ in how close they come, with both values.
+
+    Args:
+        records: both.
+        score: what is compared.
+    """
+    of = [judged(record) for record in records]
+    if of[0] is None or of[1] is None:
+        return {}
+    first, second = of[0].evaluation.tightness(score), of[1].evaluation.tightness(score)
+    return {option: (first[option], second[option]) for option in first if first[option] != second.get(option)}
 
 
 def _images(record: Record, score: str) -> dict[str, object]:
     """What says which images were scored."""
     return {
         "the data set": record.settings.get("dataset"),
-        "the hash of the data": record.provenance.get("data_sha256"),
+        HASH: record.provenance.get("data_sha256"),
         "the split": record.settings.get("evaluation", {}).get("split"),
         "the number of images": len(record.scores[score]),
     }

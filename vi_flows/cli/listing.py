@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from vi_flows.plotting import save_intervals
 from vi_flows.records import Record, RecordError, to_json
+from vi_flows.training.judged import judged
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.status import RunStatus, find_runs, status_of_run
 
@@ -82,6 +83,7 @@ class Result:
     split: str
     seed: int
     figure: str
+    scored: str
     value: float
     low: float
     high: float
@@ -111,24 +113,25 @@ class Results:
         if self.picture is not None and self.picture.suffix not in endings:
             raise ValueError(f"--picture must end in {', '.join(endings)}, got {self.picture}")
         once = {result.path.resolve(): result for path in self.paths for result in _results(path)}
-        found = sorted(once.values(), key=lambda r: (r.dataset, r.figure, r.split, r.value))
+        found = sorted(once.values(), key=lambda r: (r.dataset, r.figure, r.scored, r.split, r.value))
         if not found:
             raise ValueError(
                 f"no record of an evaluated run in {', '.join(map(str, self.paths))}: vi-flows evaluate RUN makes one"
             )
-        print(self._table(found))
+        names = _names(found)
+        print(self._table(found, names))
         if self.picture is not None:
             groups: dict[str, list[tuple[str, float, float, float]]] = {}
             for r in found:
-                group = f"{r.dataset} ({r.split}), {_words(r.figure)}"
+                group = f"{r.dataset} ({r.split}), {names[r.figure, r.scored]}"
                 groups.setdefault(group, []).append((f"{r.label}, seed {r.seed}", r.value, r.low, r.high))
             print(save_intervals(groups, self.picture), file=sys.stderr)
         return 0
 
-    def _table(self, found: Sequence[Result]) -> str:
+    def _table(self, found: Sequence[Result], names: Mapping[tuple[str, str], str]) -> str:
         head = ("data", "model", "seed", "figure", "value", "95 % interval", "rows", "record")
         rows = [
-            (r.dataset if r.split == "test" else f"{r.dataset} ({r.split})", r.label, r.seed, _words(r.figure),
+            (r.dataset if r.split == "test" else f"{r.dataset} ({r.split})", r.label, r.seed, names[r.figure, r.scored],
              f"{r.value:.4f}", f"{r.low:.4f} – {r.high:.4f}", r.rows, r.path)
             for r in found
         ]  # fmt: skip
@@ -140,8 +143,15 @@ class Results:
         return tabulate(rows, head, tablefmt=styles[self.format], disable_numparse=True)
 
 
-def _words(figure: str) -> str:
-    return {"nll": "NLL, nats", "bits_per_dim": "bits/dim", "bits_per_sample": "bits/sample"}[figure]
+def _names(found: Sequence[Result]) -> dict[tuple[str, str], str]:
+    """Figures in words, and where the same one is of different things, of what: by both."""
+    words = {"nll": "NLL, nats", "bits_per_dim": "bits/dim", "bits_per_sample": "bits/sample"}
+    pairs = {(r.figure, r.scored) for r in found}
+    figures = [figure for figure, _ in pairs]
+    return {
+        (figure, scored): words[figure] + (f" of {scored or 'unknown things'}" if figures.count(figure) > 1 else "")
+        for figure, scored in pairs
+    }
 
 
 def _results(path: Path) -> Iterator[Result]:
@@ -175,9 +185,10 @@ def _result(record: Record, path: Path) -> Result:
             f"{path} is no record of an evaluated run (it is of kind {record.kind!r}); vi-flows evaluate RUN writes one"
         )
     low, high = record.figures["interval"]
+    of = judged(record)
     evaluation = record.settings.get("evaluation", {})
     return Result(
         record.label, str(record.settings.get("dataset")), evaluation.get("split", "test"),
-        int(record.settings.get("seed", 0)), figure, record.figures[figure], low, high,
-        int(record.figures.get("num_rows", 0)), path,
+        int(record.settings.get("seed", 0)), figure, "" if of is None else of.scored, record.figures[figure],
+        low, high, int(record.figures.get("num_rows", 0)), path,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
@@ -128,6 +128,15 @@ class TrainConfig(ABC):
     def label(self) -> str:
         """The model's name in a table for people."""
         return self.name
+
+    @classmethod
+    def scored(cls, settings: Mapping[str, Any]) -> str:
+        """What a model is a density of, in words: scores of different things can't be compared.
+
+        Args:
+            settings: as a record has them, of whatever version.
+        """
+        return "the data as they are"
 
     @property
     def slug(self) -> str:

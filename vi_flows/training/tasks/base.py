@@ -37,6 +37,14 @@ class EvaluationSettings:
         words = [] if self.split == "test" else [self.split]
         return words + ([] if self.limit is None else [f"first{self.limit}"])
 
+    def tightness(self, score: str) -> dict[str, Any]:
+        """The options, with their values, on which it depends how close a bound comes to the likelihood; here none.
+
+        Args:
+            score: its name in the record.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class DrawingSettings:

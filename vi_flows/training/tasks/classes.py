@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "ModelSettings",
     "by_bayes",
     "class_shares",
+    "given",
     "in_short",
     "in_words",
     "lines_of_classes",
@@ -60,6 +62,11 @@ class LabelledTrainConfig(TrainConfig):
     def told(self) -> str:
         """The end of a name: ``-labels`` where the model is told the class."""
         return "-labels" * self.labels
+
+
+def given(settings: Mapping[str, Any]) -> str:
+    """The end of what is scored, where a record's settings say that the model is told the class."""
+    return " given the class" if settings.get("labels") else ""
 
 
 def class_shares(data: ImageData, rows: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -43,6 +44,11 @@ class ImageTrainConfig(LabelledTrainConfig):
     def name(self) -> str:
         """Such as ``inv_conv3x3-quad-l2-d4-w64``."""
         return self.image.name + self.told
+
+    @classmethod
+    def scored(cls, settings: Mapping[str, Any]) -> str:
+        """See :meth:`TrainConfig.scored`."""
+        return "pixels as they are" + classes.given(settings)
 
     @property
     def model_settings(self) -> ModelSettings:

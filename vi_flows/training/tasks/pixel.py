@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -47,6 +48,12 @@ class PixelTrainConfig(LabelledTrainConfig):
     def name(self) -> str:
         """Such as ``pixel_cnn-w128-b12``."""
         return self.pixel.name + self.told
+
+    @classmethod
+    def scored(cls, settings: Mapping[str, Any]) -> str:
+        """See :meth:`TrainConfig.scored`."""
+        binary = settings.get("pixel", {}).get("output", PixelConfig.output) == "bernoulli"
+        return ("binary pixels" if binary else "pixels as they are") + classes.given(settings)
 
     @property
     def model_settings(self) -> ModelSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -37,6 +38,15 @@ class VAEEvaluationSettings(EvaluationSettings):
     def words(self) -> list[str]:
         """See :class:`EvaluationSettings`."""
         return super().words + ([] if self.refine is None else [f"refined{self.refine.steps}"])
+
+    def tightness(self, score: str) -> dict[str, Any]:
+        """See :meth:`EvaluationSettings.tightness`: more draws, or a longer annealing, come closer."""
+        if score == "ais_nll" and self.ais is not None:
+            return {"--ais-chains": self.ais.chains, "--ais-temperatures": self.ais.temperatures}
+        found: dict[str, Any] = {"--num-samples": self.num_samples} if score in ("nll", "refined_nll") else {}
+        if score.startswith("refined_") and self.refine is not None:
+            found["--refine"] = self.refine.steps
+        return found
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,11 @@ class VAETrainConfig(TrainConfig):
         """Such as ``VAE + ConvFlow (K = 4), amortized, IW = 50``."""
         words = {"elbo": "draws = ", "iwae": "IW = "}.get(self.objective, f"{self.objective}, draws = ")
         return self.vae.label + ("" if self._is_plain else f", {words}{self.final_particles}")
+
+    @classmethod
+    def scored(cls, settings: Mapping[str, Any]) -> str:
+        """See :meth:`TrainConfig.scored`."""
+        return "binary pixels"
 
     @property
     def final_particles(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -78,6 +79,11 @@ class WaveTrainConfig(TrainConfig):
         parts += [] if wave.output == "categorical" else [wave.output]
         parts += [] if wave.digit else ["nodigit"]
         return "-".join(parts)
+
+    @classmethod
+    def scored(cls, settings: Mapping[str, Any]) -> str:
+        """See :meth:`TrainConfig.scored`."""
+        return "sound" + (" given the digit" if settings.get("wave", {}).get("digit", WaveConfig.digit) else "")
 
     @property
     def model_settings(self) -> WaveConfig:
