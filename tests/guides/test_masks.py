@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from torch.distributions.transforms import AffineTransform, ExpTransform
 
 from vi_flows.diagnostics import diagnose
 from vi_flows.guides import AutoConvFlow, LogJoint, fit
@@ -134,3 +135,102 @@ def test_what_has_no_density_is_refused():
         for call in (fit, diagnose):
             with pytest.raises(ValueError, match=r"'z'.*masked"):
                 call(model, guide)
+
+
+GAPS = torch.tensor([1.0, math.nan, 2.0, 3.0])
+
+
+def log_normal(x, sd=1.0):
+    return -0.5 * (x / sd) ** 2 - math.log(sd) - 0.5 * math.log(2 * math.pi)
+
+
+def residuals():
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with pyro.plate("n", 4), poutine.mask(mask=~GAPS.isnan()):
+        pyro.sample("r", dist.Normal(0.0, 1.0), obs=GAPS - mu)
+
+
+def residuals_of_a_masked_vector():
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    pyro.sample("r", dist.Normal(torch.zeros(4), 1.0).mask(~GAPS.isnan()).to_event(1), obs=GAPS - mu)
+
+
+def residuals_by_obs_mask():
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with pyro.plate("n", 4):
+        pyro.sample("r", dist.Normal(0.0, 1.0), obs=GAPS - mu, obs_mask=~GAPS.isnan())
+
+
+def residuals_of_classes():
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with pyro.plate("n", 4):
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        with poutine.mask(mask=~GAPS.isnan()):
+            pyro.sample("r", dist.Normal(0.0, 1.0), obs=GAPS - k * mu)
+
+
+@pytest.mark.parametrize(
+    "model", [residuals, residuals_of_a_masked_vector, residuals_by_obs_mask, residuals_of_classes]
+)
+def test_gaps_in_what_is_computed_from_latents(model):
+    """Missing values of an observation that moves with the latents, which counts at each value as it is there."""
+    mu = torch.tensor([0.5, 1.0, 2.5])
+    want = log_normal(mu, 3.0)
+    spare = torch.tensor([0.2, -0.4, 1.0])  # the row of obs_mask that is not seen
+    for seen in GAPS[~GAPS.isnan()]:
+        there = log_normal(seen - mu)
+        mixed = torch.logaddexp(math.log(0.3) + there, math.log(0.7) + log_normal(seen))
+        want = want + (mixed if model is residuals_of_classes else there)
+    values = {"mu": mu}
+    if model is residuals_by_obs_mask:
+        values["r_unobserved"] = spare[:, None].expand(3, 4)
+        want = want + 4 * log_normal(spare)
+    joint = LogJoint(model)
+    torch.testing.assert_close(joint(values), want)
+    leaf = mu.clone().requires_grad_()
+    assert torch.autograd.grad(joint({**values, "mu": leaf}).sum(), leaf)[0].isfinite().all()
+
+
+def test_gaps_whose_support_moves():
+    """The value that stands in keeps to the bounds of each run: y − a ~ LogNormal beyond a."""
+
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        shifted = dist.TransformedDistribution(dist.Normal(0.0, 1.0), [ExpTransform(), AffineTransform(a, 1.0)])
+        with pyro.plate("n", 2), poutine.mask(mask=torch.tensor([True, False])):
+            pyro.sample("y", shifted, obs=torch.tensor([8.0, math.nan]))
+
+    leaf = torch.tensor([-6.0, 0.0, 6.0], requires_grad=True)
+    value = LogJoint(model)({"a": leaf})
+    rest = 8.0 - leaf.detach()
+    torch.testing.assert_close(value.detach(), log_normal(leaf.detach()) + log_normal(rest.log()) - rest.log())
+    assert torch.autograd.grad(value.sum(), leaf)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("gap", [0, 5])
+def test_gaps_of_every_minibatch(gap):
+    """The mean over all minibatches is the density of the whole, be the gap in the first of them or in the last."""
+    x = torch.arange(1.0, 7.0)
+    y = torch.where(torch.arange(6) == gap, math.nan, 2 * x + 1)
+    place = iter(range(1000))
+
+    def model(size):
+        b = pyro.sample("b", dist.Normal(0.0, 3.0))
+        i = torch.arange(size) + size * (next(place) % (6 // size))
+        with pyro.plate("d", 6, subsample=i), poutine.mask(mask=~y[i].isnan()):
+            pyro.sample("y", dist.Normal(b * x[i], 2.0), obs=y[i])
+
+    values = {"b": torch.tensor([1.0, 2.0, 2.5])}
+    want = log_normal(values["b"], 3.0) + sum(log_normal(y[i] - values["b"] * x[i], 2.0) for i in range(6) if i != gap)
+    minibatch = LogJoint(model, (2,))
+    minibatch(values)
+    torch.testing.assert_close(sum(minibatch(values) for _ in range(3)) / 3, want)
+    torch.testing.assert_close(LogJoint(model, (6,))(values), want)
+
+
+def test_gaps_draw_no_random_numbers():
+    pyro.set_rng_seed(3)
+    want = torch.randn(3)
+    pyro.set_rng_seed(3)
+    LogJoint(residuals)({"mu": torch.zeros(2)})
+    assert torch.equal(torch.randn(3), want)

@@ -88,7 +88,7 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
         trace = poutine.trace(poutine.replay(model, trace=replayed)).get_trace(*args, **kwargs)
         _check_latents(prototype, trace, guide.dependent_sites)
         check_observations(trace)
-        possible = PossibleWhereMasked(trace).values
+        possible = PossibleWhereMasked(trace)
         _compute_log_prob(trace, possible)
         # Once more with the same values of all that can be seen: subsampled indices and discrete sites, too.
         again = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
@@ -163,7 +163,7 @@ def check_program(model: Callable, guide: Callable, args: tuple[Any, ...], kwarg
                     f"latent site {name!r} has shape {tuple(shape)} in the model, and {tuple(value.shape)} in the guide"
                 )
         check_observations(trace)
-        possible = PossibleWhereMasked(trace).values
+        possible = PossibleWhereMasked(trace)
         _compute_log_prob(trace, possible)
 
 
@@ -212,9 +212,8 @@ def _sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
     return ((name, site) for name, site in nodes(trace).items() if site["type"] == "sample")
 
 
-def _compute_log_prob(trace: Trace, possible: Mapping[str, Tensor]) -> None:
-    for name, value in possible.items():
-        trace.nodes[name]["value"] = value
+def _compute_log_prob(trace: Trace, possible: PossibleWhereMasked) -> None:
+    possible.amend(trace)
     try:
         trace.compute_log_prob()
     except (RuntimeError, TypeError, IndexError) as error:

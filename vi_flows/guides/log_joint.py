@@ -93,8 +93,8 @@ class LogJoint:
         """Run the model once, to find the discrete and the masked sites among its latents."""
         with torch.no_grad():
             trace = self._run({name: value[0] for name, value in values.items()})
-            possible = PossibleWhereMasked(trace)
-            if possible.values:
+            possible = PossibleWhereMasked(trace, values)
+            if possible.stand_ins:
                 self._given = possible(self._given)
                 trace = self._run({name: value[0] for name, value in values.items()})
             if any(is_discrete(site["fn"]) for _, site in latent_sites(trace)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,8 +11,9 @@ import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import biject_to
 
-from vi_flows.guides.sites import unmasked
+from vi_flows.guides.sites import WRAPPERS, innermost, is_composed, is_discrete, is_fixed, unmasked
 from vi_flows.settings import check_tensors
 from vi_flows.traces import Site, is_subsample, nodes
 
@@ -105,23 +107,72 @@ def _judged(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 class PossibleWhereMasked(Messenger):
     """Puts possible values where impossible ones (NaN for what is missing) are masked out.
 
-    They count for nothing, but the gradient of a density at NaN is NaN, behind a mask, too.
+    They count for nothing, but the gradient of a density at NaN is NaN, behind a mask, too. What is impossible is asked
+    of each run: values may follow from latents, and a minibatch has other gaps than the one before.
 
     Args:
-        trace: a run of the model, which is looked through for such values.
+        trace: a run of the model, from whose masked distributions the values that stand in are drawn; the generator is
+            left as it was.
+        latents: names of sites that are given a value in the run, and no data.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, latents: Collection[str] = ()) -> None:
         super().__init__()
-        self.values: dict[str, Tensor] = {}
+        self.stand_ins: dict[str, Tensor] = {}
         for name, site in nodes(trace).items():
-            if site["type"] == "sample" and site["is_observed"] and not is_subsample(site):
-                kept, good = _judged(site)
-                if not bool((kept | good).all()):
-                    drawn = site["fn"].sample()
-                    good = good.reshape(good.shape + (1,) * unmasked(site)[0].event_dim)
-                    self.values[name] = torch.where(good, site["value"], drawn)
+            # A point has one value, and none is needed for a density without a gradient.
+            if site["type"] != "sample" or name in latents or not _may_be_masked(site) or is_fixed(site["fn"]):
+                continue
+            with suppress(NotImplementedError), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self.stand_ins[name] = _off_its_bounds(site["fn"], site["fn"].sample())
+
+    def amend(self, trace: Trace) -> None:
+        """Change the values of a trace.
+
+        Args:
+            trace: a run of the model.
+        """
+        for site in nodes(trace).values():
+            if site["type"] == "sample":
+                self._pyro_sample(site)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
+        if msg["name"] not in self.stand_ins or not _may_be_masked(msg):
+            return
+        kept, good = _judged(msg)
+        event = (1,) * unmasked(msg)[0].event_dim
+        counts = (good | kept).reshape(torch.broadcast_shapes(good.shape, kept.shape) + event)
+        stand_in = _within_its_bounds(msg["fn"], self.stand_ins[msg["name"]])
+        msg["value"] = torch.where(counts, msg["value"], stand_in.to(msg["value"]))
+
+
+def _may_be_masked(site: Mapping[str, Any]) -> bool:
+    """Whether there is a mask around an observation; what it leaves out may change from run to run."""
+    if not site["is_observed"] or is_subsample(site):
+        return False
+    fn, mask = site["fn"], site["mask"]
+    while isinstance(fn, WRAPPERS):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return mask is not None and mask is not True
+
+
+def _off_its_bounds(fn: Any, value: Tensor) -> Tensor:
+    """The value without the bounds of this run, which may move: on the real line, where a map leads there."""
+    fn = innermost(fn)
+    if is_composed(fn):
+        for transform in reversed(fn.transforms):
+            value = transform.inv(value)
+        return _off_its_bounds(fn.base_dist, value)
+    return value if is_discrete(fn) else biject_to(fn.support).inv(value)
+
+
+def _within_its_bounds(fn: Any, value: Tensor) -> Tensor:
+    fn = innermost(fn)
+    if is_composed(fn):
+        value = _within_its_bounds(fn.base_dist, value)
+        for transform in fn.transforms:
+            value = transform(value)
+        return value
+    return value if is_discrete(fn) else biject_to(fn.support)(value)

@@ -16,6 +16,7 @@ __all__ = [
     "WRAPPERS",
     "can_be_enumerated",
     "innermost",
+    "is_composed",
     "is_discrete",
     "is_fixed",
     "latent_sites",
@@ -32,6 +33,14 @@ def innermost(fn: Any) -> Any:
     while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn
+
+
+def is_composed(fn: Any) -> bool:
+    """Whether it is a base distribution with transforms and no more: it declares the codomain of its last transform.
+
+    The subclasses of PyTorch and Pyro declare their supports by hand.
+    """
+    return type(fn) in (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
 
 
 def is_fixed(fn: Any) -> bool:

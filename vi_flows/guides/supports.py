@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
-from vi_flows.guides.sites import innermost
+from vi_flows.guides.sites import innermost, is_composed
 from vi_flows.traces import nodes, stochastic_nodes
 
 __all__ = ["DependentSupportError", "check_support", "same_support", "sites_with_dependent_support"]
@@ -106,8 +106,7 @@ def check_support(name: str, fn: Any) -> None:
             f"standard normals, take its angle {name} = torch.atan2(v[..., 1], v[..., 0]), which is uniform, and bring "
             f"the density in by pyro.factor('{name}_prior', fn.log_prob({name}) + math.log(2 * math.pi))"
         )
-    # The library's own subclasses declare theirs by hand; a composed one declares its last transform's codomain.
-    if type(fn) not in (dist.TransformedDistribution, torch.distributions.TransformedDistribution):
+    if not is_composed(fn):
         return
     to_support = biject_to(fn.support)
     # Far out on the line, and not so far where a support's edge would be met by rounding.
