@@ -10,11 +10,11 @@ import torch
 from pyro.distributions import transforms
 from pyro.infer.reparam import ConjugateReparam
 from torch.distributions import constraints
-from torch.distributions.transforms import AffineTransform, ExpTransform, StackTransform
+from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform, StackTransform
 
 from vi_flows.diagnostics import diagnose
-from vi_flows.guides import AutoConvFlow, fit
-from vi_flows.guides.faults import check_distribution_parameters
+from vi_flows.guides import AutoConvFlow, LogJoint, fit
+from vi_flows.guides.faults import check_distribution_parameters, check_observed_supports
 
 ONE = torch.tensor(1.0)
 FLAGS = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])
@@ -82,6 +82,111 @@ def test_rounding_to_a_bound_at_a_few_draws_is_no_fault(values, refused):
     draws["s"][7 : 7 + len(values)] = torch.tensor(values)
     with pytest.raises(ValueError, match="'x' has a parameter scale") if refused else nullcontext():
         check_distribution_parameters(model, draws, (), {})
+
+
+WAITING = torch.tensor([1.2, 1.5, 2.0, 2.7])
+
+
+def sooner(law):
+    def model():
+        t = pyro.sample("t", dist.Normal(0.8, 0.5))
+        with pyro.plate("n", 4):
+            law(t)
+
+    return model
+
+
+def by_its_value(fn):
+    return sooner(lambda t: pyro.sample("y", fn, obs=WAITING - t))
+
+
+def by_transforms(base, *before):
+    return sooner(
+        lambda t: pyro.sample("y", dist.TransformedDistribution(base, [*before, AffineTransform(t, 1.0)]), obs=WAITING)
+    )
+
+
+def by_a_scale():
+    t = pyro.sample("t", dist.LogNormal(-0.5, 0.5))
+    with pyro.plate("n", 4):
+        pyro.sample("y", dist.Pareto(t, 0.5), obs=WAITING)
+
+
+def by_a_vector():
+    t = pyro.sample("t", dist.Normal(0.8, 0.5))
+    pyro.sample("y", dist.Exponential(torch.ones(4)).to_event(1), obs=WAITING - t)
+
+
+LEAVING = {
+    "Exponential of a difference": by_its_value(dist.Exponential(1.0)),
+    "Gamma of a difference": by_its_value(dist.Gamma(2.0, 1.0)),
+    "Weibull of a difference": by_its_value(dist.Weibull(2.0, 1.0)),
+    "shifted Exponential": by_transforms(dist.Exponential(1.0)),
+    "shifted LogNormal": by_transforms(dist.Normal(0.0, 1.0), ExpTransform()),
+    "shifted logistic": by_transforms(dist.Normal(0.0, 1.0), SigmoidTransform(), AffineTransform(0.0, 2.0)),
+    "Pareto": by_a_scale,
+    "vector": by_a_vector,
+}
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_observations_that_leave_their_support_at_some_latents_are_refused(name):
+    """Exponential and Pareto have a formula beyond their bounds, too, where PyTorch takes it for a density."""
+    pyro.set_rng_seed(0)
+    guide = AutoConvFlow(LEAVING[name], num_blocks=1, warm_start=False, init_scale=0.5)
+    for call in (fit, diagnose):
+        with pytest.raises(ValueError, match=r"observed site 'y' (depends|has a value).*y.max\(\) \+"):
+            call(LEAVING[name], guide)
+
+
+def kept_by_the_latent():
+    gap = pyro.sample("gap", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("n", 4):
+        pyro.sample("y", dist.Exponential(1.0), obs=WAITING - (WAITING.min() - gap))
+
+
+def kept_by_a_map():
+    a = pyro.sample("a", dist.Normal(0.0, 10.0))
+    pyro.sample("y", dist.Beta(2.0, 2.0), obs=torch.sigmoid(a))
+
+
+def masked_where_it_leaves():
+    t = pyro.sample("t", dist.Normal(0.8, 0.5))
+    with pyro.plate("n", 4), pyro.poutine.mask(mask=t < WAITING):
+        pyro.sample("y", dist.Exponential(1.0), obs=WAITING - t)
+
+
+def what_a_count_leaves():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    k = pyro.sample("k", dist.Categorical(torch.ones(4)))
+    pyro.sample("y", dist.Poisson(a.exp()), obs=2.0 - k)
+
+
+@pytest.mark.parametrize("model", [kept_by_the_latent, kept_by_a_map, masked_where_it_leaves, what_a_count_leaves])
+def test_observations_that_keep_to_their_support_are_not_refused(model):
+    pyro.set_rng_seed(0)
+    check_observed_supports(model, lambda: {k: v[0] for k, v in PRIORS[model](1).items()}, (), {})
+
+
+PRIORS = {
+    kept_by_the_latent: lambda n: {"gap": dist.LogNormal(0.0, 1.0).sample((n,))},
+    kept_by_a_map: lambda n: {"a": dist.Normal(0.0, 10.0).sample((n,))},
+    masked_where_it_leaves: lambda n: {"t": dist.Normal(0.8, 0.5).sample((n,))},
+    what_a_count_leaves: lambda n: {"a": torch.randn(n)},
+}
+
+
+def test_values_beyond_the_base_of_a_composed_distribution_are_refused():
+    late = dist.TransformedDistribution(dist.Exponential(1.0), [AffineTransform(2.0, 1.0)])
+
+    def model(y):
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", late, obs=torch.tensor(y))
+
+    with pytest.raises(ValueError, match=r"observed site 'y' has a value that the transforms .* nowhere .*: 1\.0"):
+        fit(model, AutoConvFlow(model, num_blocks=1), 1.0)
+    joint = LogJoint(model, (2.5,))({"a": torch.zeros(1)})
+    torch.testing.assert_close(joint, dist.Normal(0.0, 1.0).log_prob(torch.zeros(1)) - 0.5)
 
 
 class Forgetful(dist.TorchDistribution):

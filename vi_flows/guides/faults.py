@@ -15,11 +15,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, biject_to, constraints
 
-from vi_flows.guides.observations import check_observations
+from vi_flows.guides.observations import check_observations, is_possible
 from vi_flows.guides.over_draws import OverDraws
-from vi_flows.guides.sites import innermost, left_to_the_model
-from vi_flows.guides.supports import same_support
-from vi_flows.traces import is_subsample, nodes
+from vi_flows.guides.sites import innermost, is_discrete, latent_sites, left_to_the_model
+from vi_flows.guides.supports import beyond, demands, is_real, same_support
+from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = [
     "check_distribution_parameters",
@@ -88,7 +88,7 @@ def _check_map(name: str, fn: Any) -> None:
 
 
 def check_observed_supports(model: Callable, draw: Draw, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Refuse observations whose supports move with the latents and leave them: ``y ~ Uniform(0, theta)``.
+    """Refuse observations that leave their supports at some latents: ``Uniform(0, theta)`` or ``y - theta``.
 
     The posterior then ends within the supports of the latents, where a smooth density on them can't end.
 
@@ -102,16 +102,21 @@ def check_observed_supports(model: Callable, draw: Draw, args: tuple[Any, ...], 
         ValueError: some of 32 draws leave an observation outside of its support; names the site.
     """
     first, second = (_run(model, draw(), args, kwargs) for _ in range(2))
-    moving = [name for name, fn in _observed(first).items() if _moved(fn, _observed(second).get(name))]
-    for _ in range(32 if moving else 0):
-        trace = _run(model, draw(), args, kwargs)
-        for name in moving:
-            site = nodes(trace)[name]
-            if bool((site["fn"].log_prob(site["value"]) == -torch.inf).any()):
+    others = _observed(second)
+    moving = [name for name, site in _observed(first).items() if _moved(site, others.get(name))]
+    # Counts that a discrete latent rules out have probability 0, and leave the sum over it.
+    counts = not any(is_discrete(site["fn"]) for _, site in latent_sites(first))
+    leaving = [name for name, site in _observed(first).items() if _demands_moved(site, others.get(name), counts)]
+    for _ in range(32 if moving or leaving else 0):
+        sites = _observed(_run(model, draw(), args, kwargs))
+        for name in (name for name in sites if name in moving or name in leaving):
+            site = sites[name]
+            none = name in moving and bool((site["fn"].log_prob(site["value"]) == -torch.inf).any())
+            if none or (name in leaving and not is_possible(site)):
                 raise ValueError(
-                    f"the support of observed site {name!r} depends on the latents, and at some of the guide's draws "
-                    "the observation lies outside, so that the posterior ends where no guide's density does: give the "
-                    "latent a support that keeps to the data, for instance "
+                    f"the support of observed site {name!r} depends on the latents, or its value does, and at some of "
+                    "the guide's draws the observation lies outside, so that the posterior ends where no guide's "
+                    "density does: give the latent a support that keeps to the data, for instance "
                     "theta = y.max() + pyro.sample('excess', …) for y ~ Uniform(0, theta)"
                 )
 
@@ -161,7 +166,7 @@ def check_distribution_parameters(
 
     def possible(draw: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
         found = _parameters(_run(model, draw, args, kwargs))
-        return {key: torch.stack([c.check(v).all(), ~_beyond(c, v).any()]) for key, (v, c) in found.items()}
+        return {key: torch.stack([c.check(v).all(), ~beyond(c, v).any()]) for key, (v, c) in found.items()}
 
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -234,26 +239,28 @@ def _parameters(trace: Trace) -> dict[tuple[str, str], tuple[Tensor, Any]]:
     return found
 
 
-def _beyond(constraint: Any, value: Tensor) -> Tensor:
-    """Where a value is on the wrong side of a bound, by more than rounding."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    bounds = vars(constraint)
-    beyond = torch.zeros_like(value, dtype=torch.bool)
-    for bound, sign in ((bounds.get("lower_bound"), 1.0), (bounds.get("upper_bound"), -1.0)):
-        if bound is not None:
-            size = torch.as_tensor(bound).abs().clamp(min=1.0)
-            beyond = beyond | (sign * (bound - value) > 1e-6 * size)
-    return beyond
-
-
-def _observed(trace: Trace) -> dict[str, Any]:
+def _observed(trace: Trace) -> dict[str, Site]:
     sites = nodes(trace).items()
-    return {n: s["fn"] for n, s in sites if s["type"] == "sample" and s["is_observed"] and not is_subsample(s)}
+    return {n: s for n, s in sites if s["type"] == "sample" and s["is_observed"] and not is_subsample(s)}
 
 
-def _moved(fn: Any, other: Any) -> bool:
-    try:
-        return other is not None and not same_support(fn.support, other.support)
-    except NotImplementedError:
+def _moved(site: Site, other: Site | None) -> bool:
+    """Whether the site has another support in another run."""
+    with suppress(NotImplementedError):
+        return other is not None and not same_support(site["fn"].support, other["fn"].support)
+    return False
+
+
+def _demands_moved(site: Site, other: Site | None, counts: bool) -> bool:
+    """Whether the value, or what it is mapped back to, has other bounds in another run, or is another one."""
+    if other is None:
         return False
+    with suppress(NotImplementedError, KeyError):
+        pairs = zip(demands(site["fn"], site["value"]), demands(other["fn"], other["value"]), strict=True)
+        for (constraint, value, _), (constraint_there, there, _) in pairs:
+            if is_real(constraint) or (constraint.is_discrete and not counts):
+                continue
+            same = value.shape == there.shape and bool(((value == there) | (value.isnan() & there.isnan())).all())
+            if not same or not same_support(constraint, constraint_there):
+                return True
+    return False

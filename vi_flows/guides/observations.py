@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,11 +13,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from vi_flows.guides.sites import WRAPPERS, innermost, is_composed, is_discrete, is_fixed, unmasked
+from vi_flows.guides.sites import has_mask, innermost, is_composed, is_discrete, is_fixed, unmasked
+from vi_flows.guides.supports import demands, kept_to
 from vi_flows.settings import check_tensors
 from vi_flows.traces import Site, is_subsample, nodes
 
-__all__ = ["PossibleWhereMasked", "check_observations"]
+__all__ = ["PossibleWhereMasked", "check_observations", "is_possible"]
 
 COUNTS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
 """Their declared support has counts that sum to less than ``total_count``, too, where they have no density."""
@@ -78,22 +79,40 @@ def _check(name: str, site: Site) -> None:
             "such as dist.Normal around the point"
         )
     bad = value.expand(good.shape + value.shape[value.dim() - fn.event_dim :])[~good][0]
+    if is_composed(fn):
+        raise ValueError(
+            f"observed site {name!r} has a value that the transforms of {fn} take from nowhere in the support of its "
+            f"base distribution: {bad.tolist()}; correct it, or mask it out{FROM_A_LATENT}"
+        )
     raise ValueError(
         f"observed site {name!r} has a value outside the support {fn.support} of {fn}: {bad.tolist()}; correct it, or "
         f"mask it out{FROM_A_LATENT if torch.distributions.constraints.is_dependent(type(fn).support) else ''}"
     )
 
 
-def _judged(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def is_possible(site: Mapping[str, Any]) -> bool:
+    """Whether the value of an observed site, which was computed in the run, is within its support where it counts."""
+    kept, good = _judged(site, kept_to)
+    return bool((good | ~kept).all())
+
+
+def _check_strictly(constraint: Any, value: Tensor) -> Tensor:
+    found: Tensor = constraint.check(value)
+    return found
+
+
+def _judged(site: Mapping[str, Any], check: Callable[[Any, Tensor], Tensor] = _check_strictly) -> tuple[Tensor, Tensor]:
     """Which entries count, and which are possible; of the innermost distribution, so that parts can be masked."""
     fn, kept = unmasked(site)
     value = site["value"]
-    try:
-        good = fn.support.check(value)
-    except NotImplementedError:
-        good = torch.ones((), dtype=torch.bool)
-    # A support of numbers for a distribution of vectors, as that of pyro.factor.
-    good = good.flatten(value.dim() - fn.event_dim).all(-1) if good.dim() > value.dim() - fn.event_dim else good
+    good = torch.ones((), dtype=torch.bool)
+    # Some distributions declare no support, some transforms have no inverse.
+    with suppress(NotImplementedError, KeyError):
+        for constraint, entries, event in demands(fn, value):
+            there = (check if entries is value else kept_to)(constraint, entries)
+            # A support of numbers for a distribution of vectors, as that of pyro.factor.
+            batch = entries.dim() - event
+            good = good & (there.flatten(batch).all(-1) if there.dim() > batch else there)
     if isinstance(fn, dist.Delta):
         good = good & fn.log_prob(value).isfinite()
     if isinstance(fn, COUNTS):
@@ -148,14 +167,7 @@ class PossibleWhereMasked(Messenger):
 
 def _may_be_masked(site: Mapping[str, Any]) -> bool:
     """Whether there is a mask around an observation; what it leaves out may change from run to run."""
-    if not site["is_observed"] or is_subsample(site):
-        return False
-    fn, mask = site["fn"], site["mask"]
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, dist.MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return mask is not None and mask is not True
+    return site["is_observed"] and not is_subsample(site) and has_mask(site)
 
 
 def _off_its_bounds(fn: Any, value: Tensor) -> Tensor:

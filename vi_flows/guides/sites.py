@@ -15,6 +15,7 @@ from vi_flows.traces import Site, is_subsample, nodes
 __all__ = [
     "WRAPPERS",
     "can_be_enumerated",
+    "has_mask",
     "innermost",
     "is_composed",
     "is_discrete",
@@ -94,3 +95,13 @@ def unmasked(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
             kept = kept.reshape(kept.shape + (1,) * fn.reinterpreted_batch_ndims)
         fn = fn.base_dist
     return fn, kept
+
+
+def has_mask(site: Mapping[str, Any]) -> bool:
+    """Whether there is a mask around the site or its distribution, be it one that takes nothing out."""
+    fn, mask = site["fn"], site["mask"]
+    while isinstance(fn, WRAPPERS):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return mask is not None and mask is not True

@@ -17,7 +17,16 @@ from torch.distributions.constraints import Constraint
 from vi_flows.guides.sites import innermost, is_composed
 from vi_flows.traces import nodes, stochastic_nodes
 
-__all__ = ["DependentSupportError", "check_support", "same_support", "sites_with_dependent_support"]
+__all__ = [
+    "DependentSupportError",
+    "beyond",
+    "check_support",
+    "demands",
+    "is_real",
+    "kept_to",
+    "same_support",
+    "sites_with_dependent_support",
+]
 
 SHIFT = 0.7
 """How far the other latents are moved, in unconstrained space: far enough that a bound which follows them shows it."""
@@ -93,6 +102,56 @@ def _of_mixtures(constraint: Any) -> Any:
     return biject_to(constraint.base_constraint)
 
 
+def demands(fn: Any, value: Tensor) -> Iterator[tuple[Constraint, Tensor, int]]:
+    """What must hold for a value to have a density, all the way back to the base of a composed distribution.
+
+    A composed one declares its last transform's codomain, and maps values that come from none of its base's
+    distribution to where that may have a density by its formula, but none in truth.
+
+    Args:
+        fn: a distribution.
+        value: which may be in its support.
+
+    Yields:
+        Constraints, the values that have to keep to them, and how many dimensions of these are of the event.
+    """
+    fn = innermost(fn)
+    event = fn.event_dim
+    while is_composed(fn):
+        for transform in reversed(fn.transforms):
+            yield transform.codomain, value, event
+            value = transform.inv(value)
+            event += transform.domain.event_dim - transform.codomain.event_dim
+        fn = innermost(fn.base_dist)
+    yield fn.support, value, event
+
+
+def beyond(constraint: Any, value: Tensor) -> Tensor:
+    """Where a value is on the wrong side of a bound, by more than rounding."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    bounds = vars(constraint)
+    found = torch.zeros_like(value, dtype=torch.bool)
+    for bound, sign in ((bounds.get("lower_bound"), 1.0), (bounds.get("upper_bound"), -1.0)):
+        if bound is not None:
+            size = torch.as_tensor(bound).abs().clamp(min=1.0)
+            found = found | (sign * (bound - value) > 1e-6 * size)
+    return found
+
+
+def kept_to(constraint: Any, value: Tensor) -> Tensor:
+    """Whether a value that was computed keeps to a constraint, but for the rounding at its bounds."""
+    base = constraint
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    good: Tensor = constraint.check(value)
+    if base.is_discrete or base.event_dim or not {"lower_bound", "upper_bound"} & set(vars(base)):
+        return good
+    near = ~beyond(base, value) & ~value.isnan()
+    own = near.dim() - good.dim()
+    return good | (near.flatten(-own).all(-1) if own else near)
+
+
 def check_support(name: str, fn: Any) -> None:
     """Refuse what no map from the real line covers once, and densities that end within the declared support.
 
@@ -110,7 +169,7 @@ def check_support(name: str, fn: Any) -> None:
         return
     to_support = biject_to(fn.support)
     # Far out on the line, and not so far where a support's edge would be met by rounding.
-    sizes = (1.0, 30.0, 1000.0) if _is_real(fn.support) else (0.3, 1.0, 3.0)
+    sizes = (1.0, 30.0, 1000.0) if is_real(fn.support) else (0.3, 1.0, 3.0)
     shape = to_support.inverse_shape(fn.shape())
     directions = torch.randn((32, *shape), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     points = to_support(torch.cat([size * directions for size in sizes]).to(fn.sample().dtype))
@@ -127,7 +186,8 @@ def check_support(name: str, fn: Any) -> None:
         )
 
 
-def _is_real(support: constraints.Constraint) -> bool:
+def is_real(support: constraints.Constraint) -> bool:
+    """Whether all numbers will do."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real
