@@ -10,6 +10,7 @@ from torch.func import functional_call
 from tests.transforms.case import randomise
 from vi_flows import flows
 from vi_flows.flows import IAF, NICE
+from vi_flows.flows.image import ImageRealNVP
 from vi_flows.flows.image_maf import ImageMAF
 from vi_flows.transforms import (
     ActNorm,
@@ -23,15 +24,23 @@ from vi_flows.transforms import (
 )  # fmt: skip
 
 
-def test_a_pass_that_is_computed_again_does_not_move_running_averages():
+@pytest.mark.parametrize(
+    ("made", "norm"),
+    [
+        (ImageMAF(num_layers=1, hidden_dims=(8,)), ImageBatchNorm),
+        (ImageRealNVP(num_levels=1, num_couplings=1, num_final=1, width=4, num_blocks=1, norm="batch"), nn.BatchNorm2d),
+    ],
+    ids=["layer", "conditioner"],
+)
+def test_a_pass_that_is_computed_again_does_not_move_running_averages(made, norm):
     averages = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        flow = ImageMAF(num_layers=1, hidden_dims=(8,)).build((1, 3, 3), recompute)
-        x = 3 * torch.randn(64, 1, 3, 3)
+        flow = made.build((1, 4, 4), recompute)
+        x = 3 * torch.randn(64, 1, 4, 4)
         y, ladj = flow.inverse_and_ladj(x)
         (y.square().sum() - ladj.sum()).backward()
-        norms = [m for m in flow.modules() if isinstance(m, ImageBatchNorm)]
+        norms = [m for m in flow.modules() if isinstance(m, norm)]
         averages.append([torch.cat([m.running_mean, m.running_var]) for m in norms])
     assert averages[0]
     for plain, again in zip(*averages, strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vi_flows.nn.mlp import MLP
 from vi_flows.nn.squash import squash
+from vi_flows.recording import is_recomputed
 
 __all__ = [
     "ConvConditioner",
@@ -89,6 +90,15 @@ class ConvConditioner(PixelNetwork):
         )
 
 
+class _BatchNorm2d(nn.BatchNorm2d):
+    """PyTorch's, whose running averages a pass that is only computed again does not move a second time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and is_recomputed():
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(x)
+
+
 class ResidualBlock(nn.Module):
     """``h + conv(relu(norm(conv(relu(norm(h))))))`` with 3×3 convolutions.
 
@@ -105,7 +115,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         norms: dict[str, Callable[[], nn.Module]] = {
             "none": nn.Identity,
-            "batch": lambda: nn.BatchNorm2d(width),
+            "batch": lambda: _BatchNorm2d(width),
             "group": lambda: nn.GroupNorm(math.gcd(8, width), width),
         }
         if norm not in norms:
