@@ -10,12 +10,13 @@ from torch.func import functional_call
 from tests.transforms.case import randomise
 from vi_flows import flows
 from vi_flows.flows import IAF, NICE
-from vi_flows.flows.image import ImageRealNVP
 from vi_flows.flows.image_maf import ImageMAF
+from vi_flows.nn import ResNetConditioner
 from vi_flows.transforms import (
     ActNorm,
     AffineMap,
     ChannelGroups,
+    Checkpointed,
     Coupling,
     ImageBatchNorm,
     PeriodicConv2d,
@@ -24,20 +25,25 @@ from vi_flows.transforms import (
 )  # fmt: skip
 
 
+def coupling(recompute):
+    layer = Coupling(ChannelGroups(2), [ResNetConditioner(1, 2, 4, 1, norm="batch")], AffineMap())
+    return Checkpointed(layer) if recompute else layer
+
+
 @pytest.mark.parametrize(
-    ("made", "norm"),
+    ("made", "norm", "channels"),
     [
-        (ImageMAF(num_layers=1, hidden_dims=(8,)), ImageBatchNorm),
-        (ImageRealNVP(num_levels=1, num_couplings=1, num_final=1, width=4, num_blocks=1, norm="batch"), nn.BatchNorm2d),
+        (lambda recompute: ImageMAF(num_layers=1, hidden_dims=(8,)).build((1, 4, 4), recompute), ImageBatchNorm, 1),
+        (coupling, nn.BatchNorm2d, 2),
     ],
     ids=["layer", "conditioner"],
 )
-def test_a_pass_that_is_computed_again_does_not_move_running_averages(made, norm):
+def test_a_pass_that_is_computed_again_does_not_move_running_averages(made, norm, channels):
     averages = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        flow = made.build((1, 4, 4), recompute)
-        x = 3 * torch.randn(64, 1, 4, 4)
+        flow = made(recompute)
+        x = 3 * torch.randn(64, channels, 4, 4)
         y, ladj = flow.inverse_and_ladj(x)
         (y.square().sum() - ladj.sum()).backward()
         norms = [m for m in flow.modules() if isinstance(m, norm)]
