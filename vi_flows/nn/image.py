@@ -94,8 +94,10 @@ class _BatchNorm2d(nn.BatchNorm2d):
     """PyTorch's, whose running averages a pass that is only computed again does not move a second time."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and is_recomputed():
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        if self.training and is_recomputed():  # copies, because as many tensors as before must be kept for gradients
+            mean, var = self.running_mean, self.running_var
+            copies = (None if mean is None else mean.clone(), None if var is None else var.clone())
+            return F.batch_norm(x, *copies, self.weight, self.bias, training=True, eps=self.eps)
         return super().forward(x)
 
 
