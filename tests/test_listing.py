@@ -131,6 +131,14 @@ def test_results_as_table_and_picture(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("low", [math.nan, 12.5])
+def test_a_single_image_has_no_interval(low, tmp_path, capsys):
+    record("vae", {"nll": 12.5, "interval": [low, low], "num_rows": 1}).write(tmp_path / "one.json")
+    assert run("results", tmp_path, "--format", "csv", "--picture", tmp_path / "one.png") == 0
+    (_, row) = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert row[5] == "–"
+
+
 def test_likelihoods_of_different_things_are_not_ranked_together(tmp_path, capsys):
     for name, value, settings in (
         ("binary", 20.0, {}), ("grey", 90.0, {"pixel": {"output": "categorical"}}), ("other", 30.0, {}),

@@ -12,7 +12,7 @@ from torch import nn
 
 from vi_flows.data import load
 from vi_flows.diagnostics import active_units
-from vi_flows.evaluation.nll import NLLResult, bootstrap_interval, bootstrap_intervals
+from vi_flows.evaluation.nll import NLLResult, bootstrap_interval, bootstrap_intervals, half_width, interval_in_words
 from vi_flows.evaluation.psis import psis
 from vi_flows.training import ImageTrainConfig
 from vi_flows.training.tasks.image import ImageEvaluationSettings, ImageFlowTask
@@ -58,6 +58,14 @@ def test_intervals_of_several_quantities_are_those_of_each():
         assert found == pytest.approx(np.quantile(counts @ row.numpy() / 50, [0.1, 0.9]), abs=1e-12)
     with pytest.raises(ValueError, match="got 0 and 5"):
         bootstrap_intervals(torch.zeros(3, 0), resamples=5)
+
+
+def test_a_single_row_has_no_interval():
+    assert all(math.isnan(end) for end in bootstrap_interval(torch.tensor([3.0])))
+    assert all(math.isnan(end) for pair in bootstrap_intervals(torch.zeros(2, 1)) for end in pair)
+    assert math.isnan(half_width(torch.tensor([3.0])))
+    assert interval_in_words((math.nan, math.nan), 3) == "no interval of a single row"
+    assert interval_in_words((1.0, 2.5), 2) == "95 % interval [1.00, 2.50]"
 
 
 class FixedBits(nn.Module):

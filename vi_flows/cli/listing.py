@@ -132,7 +132,7 @@ class Results:
         head = ("data", "model", "seed", "figure", "value", "95 % interval", "rows", "record")
         rows = [
             (r.dataset if r.split == "test" else f"{r.dataset} ({r.split})", r.label, r.seed, names[r.figure, r.scored],
-             f"{r.value:.4f}", f"{r.low:.4f} – {r.high:.4f}", r.rows, r.path)
+             f"{r.value:.4f}", "–" if math.isnan(r.low) else f"{r.low:.4f} – {r.high:.4f}", r.rows, r.path)
             for r in found
         ]  # fmt: skip
         if self.format == "csv":
@@ -184,11 +184,13 @@ def _result(record: Record, path: Path) -> Result:
         raise RecordError(
             f"{path} is no record of an evaluated run (it is of kind {record.kind!r}); vi-flows evaluate RUN writes one"
         )
-    low, high = record.figures["interval"]
+    rows = int(record.figures.get("num_rows", 0))
+    # Older versions gave one row an interval of width 0.
+    low, high = record.figures["interval"] if rows != 1 else (math.nan, math.nan)
     of = judged(record)
     evaluation = record.settings.get("evaluation", {})
     return Result(
         record.label, str(record.settings.get("dataset")), evaluation.get("split", "test"),
         int(record.settings.get("seed", 0)), figure, "" if of is None else of.scored, record.figures[figure],
-        low, high, int(record.figures.get("num_rows", 0)), path,
+        low, high, rows, path,
     )  # fmt: skip

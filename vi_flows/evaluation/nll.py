@@ -21,8 +21,8 @@ from vi_flows.progress import progress_bar
 from vi_flows.settings import check_counts, check_tensors
 
 __all__ = [
-    "NLLResult", "bootstrap_interval", "bootstrap_intervals", "estimate_nll", "half_width", "pyro_log_weights",
-    "student_half_width",
+    "NLLResult", "bootstrap_interval", "bootstrap_intervals", "estimate_nll", "half_width", "interval_in_words",
+    "pyro_log_weights", "student_half_width",
 ]  # fmt: skip
 
 RESAMPLES_AT_ONCE = 200  # of 10 000 rows, 16 MB
@@ -86,7 +86,7 @@ class NLLResult:
 def bootstrap_interval(
     values: Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over rows.
+    """Percentile bootstrap interval of the mean over rows; NaN for a single one.
 
     Args:
         values: one a row.
@@ -105,6 +105,8 @@ def bootstrap_intervals(
 ) -> list[tuple[float, float]]:
     """:func:`bootstrap_interval` of several quantities of the same rows, all from one set of resamples.
 
+    Both ends are NaN for a single row, as :func:`half_width` is: one row says nothing of how rows differ.
+
     Args:
         values: ``(quantities, rows)``.
         level: coverage.
@@ -119,6 +121,8 @@ def bootstrap_intervals(
     generator = np.random.default_rng(seed)
     data = values.double().cpu().numpy()
     size = data.shape[1]
+    if size == 1:
+        return [(math.nan, math.nan)] * len(data)
     means = np.empty((resamples, len(data)))  # a number of resamples that no memory holds fails here, and at once
     for first in range(0, resamples, RESAMPLES_AT_ONCE):
         # Resampling rows with replacement is a multinomial draw of their counts.
@@ -136,6 +140,19 @@ def half_width(values: Tensor) -> float:
         values: one a row.
     """
     return 1.96 * (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
+
+
+def interval_in_words(ends: Sequence[float], digits: int) -> str:
+    """The 95 % interval of a mean over rows, for people.
+
+    Args:
+        ends: both; NaN where there is no interval.
+        digits: behind the point.
+    """
+    low, high = ends
+    if math.isnan(low) or math.isnan(high):
+        return "no interval of a single row"
+    return f"95 % interval [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def student_half_width(values: Sequence[float], level: float = 0.95) -> float:

@@ -15,7 +15,7 @@ from vi_flows.data import ImageData
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.distributions.image_config import ImageFlowConfig, build_conditional_density, build_image_density
 from vi_flows.evaluation import NOT_KEPT, Parts
-from vi_flows.evaluation.nll import half_width
+from vi_flows.evaluation.nll import half_width, interval_in_words
 from vi_flows.progress import progress_bar
 from vi_flows.settings import Positive, PositiveFloat
 from vi_flows.training.tasks import classes
@@ -205,9 +205,8 @@ class ImageFlowTask:
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """Bits/dim and nats."""
-        low, high = record["interval"]
         return [
-            f"{record['bits_per_dim']:.4f} bits/dim, 95 % interval [{low:.4f}, {high:.4f}]",
+            f"{record['bits_per_dim']:.4f} bits/dim, {interval_in_words(record['interval'], 4)}",
             f"{record['nll']:.2f} nats; {record['num_draws']} draws of the noise an image",
             f"{100 * record['round_trip_exact']:.0f} % of {min(record['num_rows'], ROUND_TRIP_IMAGES)} images come "
             "back from their latents unchanged",

@@ -14,7 +14,7 @@ from torch import Tensor
 from vi_flows.autoregressive.config import PixelConfig, build_pixel_model
 from vi_flows.data import ImageData, draw_binary
 from vi_flows.evaluation import NOT_KEPT, Parts
-from vi_flows.evaluation.nll import half_width
+from vi_flows.evaluation.nll import half_width, interval_in_words
 from vi_flows.settings import SettingsError
 from vi_flows.training.tasks import classes
 from vi_flows.training.tasks.base import BinaryDrawingSettings, Evaluation, EvaluationSettings, StepResult
@@ -183,9 +183,8 @@ class PixelTask(ExactTask):
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """Nats and bits/dim; with classes, what they tell of the image and the image of them."""
-        low, high = record["interval"]
         return [
-            f"NLL  {record['nll']:.3f} nats (exact), 95 % interval [{low:.3f}, {high:.3f}]",
+            f"NLL  {record['nll']:.3f} nats (exact), {interval_in_words(record['interval'], 3)}",
             f"{record['bits_per_dim']:.4f} bits/dim; {record['parameters']} parameters",
             *classes.in_words(record),
         ]

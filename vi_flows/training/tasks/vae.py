@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vi_flows.data import ImageData, draw_binary
 from vi_flows.evaluation import NOT_KEPT, Parts
+from vi_flows.evaluation.nll import interval_in_words
 from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.settings import LATER, Bounds, NonNegativeFloat, Positive, SettingsError
 from vi_flows.training.config import TrainConfig
@@ -289,10 +290,10 @@ class VAETask:
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """NLL, ELBO and the reliability of the importance weights."""
-        low, high = record["interval"]
+        interval = interval_in_words(record["interval"], 3)
         shape, untrusted = record["median_k_hat"], 100 * record["share_k_hat_above_0.7"]
         lines = [
-            f"NLL  {record['nll']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}], {record['num_samples']} samples",
+            f"NLL  {record['nll']:.3f} nats, {interval}, {record['num_samples']} samples",
             f"ELBO {record['elbo']:.3f} nats; mean ESS {record['mean_ess']:.0f}",
             f"Pareto k-hat: {record['num_samples']} samples are too few to estimate it"
             if math.isnan(untrusted)

@@ -18,7 +18,7 @@ from vi_flows.autoregressive.config import OUTPUTS
 from vi_flows.data.speech import NUM_DIGITS, SpeechData, load_speech
 from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.evaluation.ngram import NGram
-from vi_flows.evaluation.nll import half_width
+from vi_flows.evaluation.nll import half_width, interval_in_words
 from vi_flows.settings import Positive, PositiveFloat, check_settings
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.base import DrawingSettings, Evaluation, EvaluationSettings, StepResult
@@ -208,9 +208,8 @@ class WaveTask(ExactTask):
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """Bits a sample, and the baseline's."""
-        low, high = record["interval"]
         return [
-            f"{record['bits_per_sample']:.4f} bits/sample (exact), 95 % interval [{low:.4f}, {high:.4f}]",
+            f"{record['bits_per_sample']:.4f} bits/sample (exact), {interval_in_words(record['interval'], 4)}",
             f"trigram model: {record['trigram_bits_per_sample']:.4f} bits/sample; uniform: {math.log2(NUM_LEVELS):.0f}",
             f"{record['num_audio_samples']} samples; {record['parameters']} parameters; "
             f"{record['receptive_field']} samples seen",
