@@ -226,6 +226,7 @@ def test_channels_last_is_told_by_the_sizes(tmp_path: Path, stored: tuple[int, .
         ({"train": np.zeros((12, 3, 8, 3), np.uint8), "test": COLOR}, r"train of shape .* may be \(N, C, H, W\) or"),
         ({"train": np.full((3, 4, 5), 0.3), "test": np.zeros((3, 4, 5))}, "train .* has the value 0.3"),
         ({"train": np.zeros((3, 4, 5)), "test": COLOR}, "differ in their types: train is float64, test is uint8"),
+        ({"train": COLOR > 99, "test": COLOR}, "differ in their types: train is bool, test is uint8; store them alike"),
         ({"train": COLOR.reshape(12, -1), "test": COLOR}, r"must have the layout .* not \(12, 60\)"),
         ({"train": COLOR[:, :, 1:], "test": COLOR}, "differ in the shape"),
         ({"train": np.array([{}], dtype=object), "test": COLOR}, "holds Python objects, which are not loaded"),

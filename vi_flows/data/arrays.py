@@ -84,16 +84,24 @@ def _named(stored: Splits, patterns: tuple[str, ...], path: str) -> tuple[Splits
 
 def _as_images(arrays: Splits, path: str, names: dict[str, str]) -> Splits:
     """uint8 ``(N, C, H, W)`` of grey levels, or of zeros and ones if there are no other values."""
+    bools = [array for array in arrays.values() if array.dtype.kind == "b"]
+    # Where all are zeros and ones they are of one scale; beside grey levels, True would be black.
+    if 0 < len(bools) < len(arrays) and any(array.size and array.max() > 1 for array in arrays.values()):
+        raise _differing_types(arrays, path, names)
     floats = [array for array in arrays.values() if array.dtype.kind == "f"]
     if floats and len(floats) < len(arrays):
-        kinds = ", ".join(f"{names[split]} is {array.dtype}" for split, array in arrays.items())
-        raise DataCorruptError(f"the splits of {path} differ in their types: {kinds}")
+        raise _differing_types(arrays, path, names)
     # Whether floating-point numbers are zeros and ones, shares or levels can only be told from all of them.
     scale = 255 if floats and _are_shares(floats) else 1
     return {
         split: _layout(_bytes(array, scale, f"{path}: {names[split]}"), f"{path}: {names[split]}")
         for split, array in arrays.items()
     }
+
+
+def _differing_types(arrays: Splits, path: str, names: dict[str, str]) -> DataCorruptError:
+    kinds = ", ".join(f"{names[split]} is {array.dtype}" for split, array in arrays.items())
+    return DataCorruptError(f"the splits of {path} differ in their types: {kinds}; store them alike")
 
 
 def _are_shares(arrays: list[np.ndarray]) -> bool:
