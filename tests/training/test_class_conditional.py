@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -83,12 +84,39 @@ def test_another_labelling_is_other_data():
     assert labelled(other).sha256 != labelled(plain).sha256
 
 
-@pytest.mark.parametrize(("labels", "words"), [(None, "digits has no labels"), (-1, "-1 … 9"), (10_000, "0 … 10000")])
+@pytest.mark.parametrize(("labels", "words"), [(None, "digits has no labels"), (-1, "-1 … 9")])
 def test_labels_that_are_none_are_refused(labels, words):
     plain = load("digits")
     found = None if labels is None else {**plain.labels, "valid": torch.full_like(plain.labels["valid"], labels)}
     with pytest.raises(ValueError, match=words):
         labelled(replace(plain, labels=found))
+
+
+def test_labels_with_gaps_are_numbered_in_their_order_over_all_splits():
+    plain = load("digits")
+    assert plain.labels is not None
+    gaps = labelled(replace(plain, labels={name: 1990 + 7 * found for name, found in plain.labels.items()}))
+    told = labelled(plain)
+    assert gaps.num_classes == told.num_classes == 10
+    assert all(map(torch.equal, gaps.split("clean"), told.split("clean")))
+    assert torch.equal(told.labels["test"], plain.labels["test"])
+    assert told.sha256.startswith("7affbb93409328d2f0645c6e")  # of the version before, so that its runs go on
+    only = {
+        **plain.labels,
+        "train": torch.full_like(plain.labels["train"], 30_000),
+    }  # the others are in no training row
+    apart = labelled(replace(plain, labels=only))
+    assert apart.num_classes == 11
+    assert set(apart.split("clean").train[:, -1].tolist()) == {10}
+    assert torch.equal(apart.split("clean").test[:, -1].long(), plain.labels["test"])
+    many = {name: torch.arange(len(found)) + 9000 * (name == "train") for name, found in plain.labels.items()}
+    assert labelled(replace(plain, labels=many)).num_classes == 1297 + max(len(plain.valid), len(plain.test))
+
+
+def test_more_labels_than_classes_can_be_are_refused(monkeypatch):
+    monkeypatch.setattr(sys.modules["vi_flows.data.labelled"], "MOST_CLASSES", 10)
+    with pytest.raises(ValueError, match=r"digits has 10 different labels.*or group them: there may be 9"):
+        labelled(load("digits"))
 
 
 def test_a_data_set_without_labels_is_refused_before_a_folder_is_made(tmp_path, capsys):
