@@ -181,6 +181,25 @@ def test_ablations_change_one_thing_and_see_the_validation_images_alone():
     assert rows["digits-g1-plain-clean"].split == "test"
 
 
+def test_other_epochs_scale_the_schedule_and_are_refused_where_they_are_the_change():
+    place = Workplace()
+    plain = "ablation-binarized_mnist-g1-plain"
+    for epochs, ends in ((None, (880, 970)), (1000, (880, 970)), (500, (440, 485))):
+        (job,) = Selection(rows=(f"{plain}-iwae-1-5-50",), epochs=epochs).jobs()
+        assert job.settings(place).particles_epochs == ends
+    with pytest.raises(ValueError, match="3 parts, and there are 2 epochs"):
+        Selection(rows=(f"{plain}-iwae-1-5-50",), epochs=2).jobs()[0].settings(place)
+    for row, words in (("epochs-500", {"epochs": 30}), ("finish-30", {"finish_epochs": 5})):
+        option = next(iter(words)).replace("_", "-")
+        with pytest.raises(
+            ValueError, match=f"--{option} .* would make {plain}-{row} .*leave out --{option} or that row"
+        ):
+            Selection(rows=(f"{plain}-*-*",), **words).jobs()
+        assert Selection(rows=(f"{plain}-{row}",)).jobs()
+    asked = Selection(rows=(f"{plain}-[!ef]*",), epochs=500).jobs()
+    assert len({job.settings(place).key for job in asked}) == len(asked)
+
+
 def test_patterns_choose_rows_in_the_order_of_the_tables():
     found = [row.name for row in matching_rows(("omniglot28-g2-pl*-paper", "binarized_mnist-g1-iaf-clean"))]
     assert found == [

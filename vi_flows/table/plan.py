@@ -36,7 +36,12 @@ class Selection:
             raise SettingsError(f"{'seeds' if self.rows else 'rows'} must name at least one")
 
     def _job(self, row: Row, seed: int) -> VAEJob:
-        asked = self.epochs if row.source is None else self.finish_epochs
+        option, asked = ("epochs", self.epochs) if row.source is None else ("finish-epochs", self.finish_epochs)
+        if row.is_of_epochs and asked not in (None, row.config.epochs):
+            raise SettingsError(
+                f"--{option} {asked} would make {row.name} what another row is, as its number of epochs is all that "
+                f"it changes: leave out --{option} or that row"
+            )
         source = None if row.source is None else self._job(row.source, seed)
         return VAEJob(row, seed, row.config.epochs if asked is None else asked, source)
 
@@ -46,7 +51,8 @@ class Selection:
         A run and the one it starts from fall into the same shard.
 
         Raises:
-            ValueError: a pattern matches no row, or the shard is none.
+            ValueError: a pattern matches no row, the shard is none, or other epochs are asked for than those that a
+                row is there for.
         """
         number, count = part_of(self.shard)
         rows = matching_rows(self.rows)

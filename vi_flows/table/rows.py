@@ -58,6 +58,7 @@ class Row:
         source: the row whose weights it starts from, of the same seed.
         change: what an ablation changes in the recipe; empty for the rows of the tables. Ablations see the validation
             images alone.
+        is_of_epochs: whether the change is the number of epochs, so that no other can be asked for.
     """
 
     model: str
@@ -66,12 +67,25 @@ class Row:
     paper_row: str | None = None
     source: Row | None = None
     change: str = ""
+    is_of_epochs: bool = False
 
     @property
     def name(self) -> str:
         """``binarized_mnist-g1-amortized-k8-tanh-clean``; of an ablation, ``ablation-binarized_mnist-g1-plain-ema``."""
         place = f"{self.config.dataset}-{self.config.vae.architecture}-{self.model}"
         return f"ablation-{place}-{self.change}" if self.change else f"{place}-{self.config.protocol}"
+
+    def with_epochs(self, epochs: int) -> VAETrainConfig:
+        """Its settings for another number of epochs, at which the schedule of draws has the same shares.
+
+        Args:
+            epochs: of the whole run.
+
+        Raises:
+            SettingsError: they are too few for the schedule.
+        """
+        ends = tuple(round(end * epochs / self.config.epochs) for end in self.config.particles_epochs)
+        return replace(self.config, epochs=epochs, particles_epochs=ends)
 
     @property
     def split(self) -> Literal["test", "valid"]:
@@ -209,14 +223,16 @@ def ablations_of(row: Row) -> Iterator[Row]:
     standard = replace(row, paper_row=None, change="standard")
     yield standard
     for change, settings in CHANGES.items():
-        yield replace(standard, config=replace(row.config, **settings), change=change)
+        config = replace(row.config, **settings)
+        yield replace(standard, config=config, change=change, is_of_epochs="epochs" in settings)
     no_norm = replace(row.config, vae=replace(row.config.vae, batch_norm=False), learning_rate=1e-3)
     yield replace(standard, config=no_norm, change="no-batch-norm")
     dropout = replace(row.config, vae=replace(row.config.vae, dropout=0.1))
     yield replace(standard, config=dropout, change="dropout-0.1")
     finish = _config("finish", row.config.dataset, row.config.protocol, row.config.vae)
     for change, settings in FINISH_CHANGES.items():
-        yield Row(row.model, "finish", replace(finish, **settings), source=standard, change=change)
+        config = replace(finish, **settings)
+        yield Row(row.model, "finish", config, source=standard, change=change, is_of_epochs="epochs" in settings)
 
 
 def matching_rows(patterns: tuple[str, ...]) -> list[Row]:

@@ -98,7 +98,7 @@ class VAEJob(Job[Machine]):
         """The run's settings, with one thread on a CPU."""
         start = None if self.source is None else self.source.folder(workplace)
         return replace(
-            self.row.config, seed=self.seed, epochs=self.epochs, start_from=start, device=device, threads=1,
+            self.row.with_epochs(self.epochs), seed=self.seed, start_from=start, device=device, threads=1,
             cuda_graph=cuda_graph, data_root=workplace.data_root,
         )  # fmt: skip
 
