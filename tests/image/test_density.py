@@ -270,6 +270,23 @@ def test_pyro_likelihood_and_prior():
     assert density.distribution().expand((2, 3)).log_prob(drawn).shape == (2, 3)
 
 
+def test_a_larger_batch_looks_at_its_values_as_the_smaller_one_does():
+    density = ImageDensity(small_flow("nice", (1, 4, 4)), (1, 4, 4))
+    grey = torch.rand(3, 1, 4, 4)
+
+    def model():
+        with pyro.plate("images", 3):
+            pyro.sample("x", density.distribution(), obs=grey)
+
+    with pytest.raises(ValueError, match="support"):
+        pyro.poutine.trace(model).get_trace().log_prob_sum()
+    larger = density.distribution().expand((2, 3))
+    with pytest.raises(ValueError, match="support"):
+        larger.expand((4, 2, 3)).log_prob(grey)
+    unchecked = Dequantized(density.distribution().base_dist, 256, validate_args=False)
+    assert unchecked.expand((3,)).log_prob(grey).isfinite().all()
+
+
 def test_temperature_scales_the_latents():
     density = ImageDensity(Inverse(Chain([ActNorm(1, data_init=False)], event_dim=3)), (1, 8, 8))
     torch.manual_seed(0)

@@ -266,6 +266,14 @@ def test_a_recorded_or_transformed_step_does_not_look_at_values(rows):
         vae.log_weight_terms(torch.zeros(7, DIM))
 
 
+def test_a_larger_batch_of_pixels_looks_at_its_values_as_the_smaller_one_does():
+    logits, grey = torch.randn(DIM), torch.full((3, DIM), 200.0)
+    with pytest.raises(ValueError, match="support"):
+        BernoulliLogits(logits).expand((3,)).log_prob(grey)
+    unchecked = BernoulliLogits(logits, validate_args=False).expand((3,))
+    assert unchecked.log_prob(grey).shape == (3,)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -131,7 +131,10 @@ class Dequantized(TorchDistribution):
 
     def expand(self, batch_shape: _size, _instance: Any = None) -> Dequantized:
         """The same distribution over a larger batch."""
-        return Dequantized(self.base_dist.expand(batch_shape), self.num_levels, self.dequantizer, validate_args=False)
+        base = self.base_dist.expand(batch_shape)
+        new = Dequantized(base, self.num_levels, self.dequantizer, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = SCALAR) -> Tensor:

@@ -257,7 +257,10 @@ class BernoulliLogits(TorchDistribution):
         """The same distribution over a larger batch."""
         if torch.Size(batch_shape) == self.batch_shape:
             return self
-        return BernoulliLogits(self.logits.expand(torch.Size(batch_shape) + self.event_shape), validate_args=False)
+        # The logits were checked, or were not to be; values are still to be.
+        new = BernoulliLogits(self.logits.expand(torch.Size(batch_shape) + self.event_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     @property
     def mean(self) -> Tensor:
