@@ -1,5 +1,7 @@
 """Factors in plates, programs whose shapes change, and supports that nothing can be drawn from."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch.distributions import constraints
 
 from vi_flows.diagnostics import diagnose
-from vi_flows.guides import AutoConvFlow, fit
+from vi_flows.guides import AutoConvFlow, LogJoint, fit
 
 ONE = torch.tensor(1.0)
 
@@ -103,3 +105,49 @@ def test_pyros_own_way_out_of_spheres_is_kept():
 
     with pytest.raises(ValueError, match=r"'v'.*ProjectedNormalReparam"):
         evidence_of(model)
+
+
+X, COLUMN = torch.arange(1.0, 5.0)[:, None], torch.tensor([2.0, 3.0, 7.0, 8.0])[:, None]
+
+
+def of_rows(fn):
+    def model(y):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+        pyro.sample("y", fn(b), obs=y)
+
+    return model
+
+
+CROSSED = {
+    "a column for rows": (of_rows(lambda b: dist.Normal(X @ b, 1.0)), COLUMN),
+    "a column for a vector": (of_rows(lambda b: dist.Normal(X @ b, 1.0).to_event(1)), COLUMN),
+    "rows for a column": (of_rows(lambda b: dist.Normal(X * b, 1.0)), COLUMN[:, 0]),
+    "rows for a column of vectors": (of_rows(lambda b: dist.Normal(X * b, 1.0).to_event(1)), COLUMN[:, 0]),
+    "counts in a column": (of_rows(lambda b: dist.Poisson((X @ b).exp())), COLUMN),
+}
+
+
+@pytest.mark.parametrize("name", CROSSED)
+def test_rows_that_would_count_against_each_other_are_refused(name):
+    model, y = CROSSED[name]
+    for start in (True, False):
+        with pytest.raises(ValueError, match=r"observed site 'y' has values of shape .*every row.*squeeze"):
+            fit(model, AutoConvFlow(model, num_blocks=1, warm_start=start), y, num_steps=10)
+
+
+STRETCHED = {
+    "one distribution for all values": (of_rows(lambda b: dist.Normal(b[0], 1.0)), COLUMN, 4),
+    "one value for all rows": (of_rows(lambda b: dist.Normal(X @ b, 1.0)), torch.tensor(2.0), 4),
+    "one of a vector for all": (of_rows(lambda b: dist.Normal(b[0] * torch.ones(1), 1.0)), COLUMN, 4),
+    "both the same": (of_rows(lambda b: dist.Normal(X * b, 1.0)), COLUMN, 4),
+}
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_one_for_all_stays_legal(name):
+    model, y, count = STRETCHED[name]
+    result = fit(model, AutoConvFlow(model, num_blocks=1), y, num_steps=20)
+    zero = {"b": torch.zeros(1, 1)}
+    want = dist.Normal(0.0, 1.0).log_prob(torch.zeros(1)) + dist.Normal(0.0, 1.0).log_prob(y).sum() * count / y.numel()
+    torch.testing.assert_close(LogJoint(model, (y,))(zero), want)
+    assert math.isfinite(result.elbo)

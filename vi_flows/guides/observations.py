@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.hmm import HiddenMarkovModel  # without a duration, each has one step for all of time
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -47,10 +48,18 @@ def check_observations(trace: Trace) -> None:
 
 
 def _check_rows(name: str, site: Site) -> None:
-    """Within plates, values of more dimensions than the distribution has would count each row against every other."""
+    """Rows of values that are not those of the distribution, or of its plates, would each count against every other."""
     fn, value = site["fn"], site["value"]
+    if is_subsample(site):
+        return
+    if _are_crossed(fn.batch_shape + fn.event_shape, value.shape) and not isinstance(innermost(fn), HiddenMarkovModel):
+        raise ValueError(
+            f"observed site {name!r} has values of shape {tuple(value.shape)} for a distribution of shape "
+            f"{tuple(fn.shape())}, so that every row of one would count against every row of the other: give both the "
+            "same shape (y.squeeze(-1) for a column)"
+        )
     plates = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
-    if is_subsample(site) or not plates:
+    if not plates:
         return
     batch = value.shape[: value.dim() - fn.event_dim]
     # A single number may stand for all rows; a row of its own may not.
@@ -60,6 +69,15 @@ def _check_rows(name: str, site: Site) -> None:
             f"observed site {name!r} has values of shape {tuple(value.shape)}, where the model's plates make "
             f"{tuple(fn.shape())}: give it values of that shape, or build the plates for as many rows"
         )
+
+
+def _are_crossed(one: torch.Size, other: torch.Size) -> bool:
+    """Whether each of two shapes must be stretched to meet the other; one alone may stand for all rows."""
+    try:
+        both = torch.broadcast_shapes(one, other)
+    except RuntimeError:
+        return False  # they don't meet at all, which the density says
+    return both.numel() > max(one.numel(), other.numel())
 
 
 def _check(name: str, site: Site) -> None:
