@@ -234,3 +234,41 @@ def test_gaps_draw_no_random_numbers():
     pyro.set_rng_seed(3)
     LogJoint(residuals)({"mu": torch.zeros(2)})
     assert torch.equal(torch.randn(3), want)
+
+
+SCALE = torch.tensor([[2.0, 0.6], [0.6, 1.0]])
+PAIRS = torch.tensor([[1.0, 2.0], [math.nan, 0.5], [3.0, math.nan], [math.nan, math.nan]])
+
+
+def pyros_own_gaps():
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with pyro.plate("n", 4):
+        pyro.sample("y", dist.NanMaskedNormal(mu, 1.0), obs=GAPS)
+
+
+def pyros_own_gaps_of_a_vector():
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    pyro.sample("y", dist.NanMaskedNormal(mu * torch.ones(4), 1.0).to_event(1), obs=GAPS)
+
+
+def pyros_own_gaps_of_pairs():
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with pyro.plate("n", 4):
+        pyro.sample("y", dist.NanMaskedMultivariateNormal(mu * torch.ones(2), SCALE), obs=PAIRS)
+
+
+@pytest.mark.parametrize("model", [pyros_own_gaps, pyros_own_gaps_of_a_vector, pyros_own_gaps_of_pairs])
+def test_pyros_own_normals_with_gaps(model):
+    """The conjugate posterior of what is there, by matrices A and covariances C: y ~ N(A mu, C)."""
+    parts = [(y.reshape(1), torch.eye(1)) for y in GAPS[~GAPS.isnan()]]
+    if model is pyros_own_gaps_of_pairs:
+        parts = [(row[~row.isnan()], SCALE[~row.isnan()][:, ~row.isnan()]) for row in PAIRS[:3]]
+    y, cov = torch.cat([part for part, _ in parts]).double(), torch.block_diag(*[part for _, part in parts]).double()
+    precision = 1 / 9 + float(cov.inverse().sum())
+    mean = float((cov.inverse() @ y).sum()) / precision
+    evidence = torch.distributions.MultivariateNormal(torch.zeros_like(y), cov + 9).log_prob(y)
+    guide = AutoConvFlow(model, num_blocks=1)
+    fit(model, guide, num_steps=100)
+    report = diagnose(model, guide, num_samples=1000)
+    assert report.log_evidence == pytest.approx(float(evidence), abs=0.02)
+    assert float(guide.sample_posterior(8000)["mu"].mean()) == pytest.approx(mean, abs=0.1 * precision**-0.5)

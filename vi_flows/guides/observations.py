@@ -24,6 +24,9 @@ __all__ = ["PossibleWhereMasked", "check_observations", "is_possible"]
 COUNTS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
 """Their declared support has counts that sum to less than ``total_count``, too, where they have no density."""
 
+LEAVE_GAPS_OUT = (dist.NanMaskedNormal, dist.NanMaskedMultivariateNormal)
+"""Their densities are those of the entries that are finite."""
+
 FROM_A_LATENT = (
     "; if the support's bounds come from a latent, keep that to the data, for instance theta = y.max() + "
     "pyro.sample('excess', …) for y ~ Uniform(0, theta)"
@@ -124,6 +127,8 @@ def _judged(site: Mapping[str, Any], check: Callable[[Any, Tensor], Tensor] = _c
     fn, kept = unmasked(site)
     value = site["value"]
     good = torch.ones((), dtype=torch.bool)
+    if isinstance(fn, LEAVE_GAPS_OUT):
+        return kept, good
     # Some distributions declare no support, some transforms have no inverse.
     with suppress(NotImplementedError, KeyError):
         for constraint, entries, event in demands(fn, value):
