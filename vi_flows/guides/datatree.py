@@ -20,6 +20,7 @@ from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model, preserved_generators
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.resampling import resampled_indices
+from vi_flows.guides.sites import check_nothing_subsampled
 from vi_flows.settings import check_counts
 from vi_flows.traces import Site, is_subsample, nodes
 
@@ -88,8 +89,7 @@ def datatree(
     with preserved_generators(seed), torch.no_grad(), poutine.block():
         check_model(model, guide, args, kwargs)
         prototype = poutine.trace(poutine.condition(model, data=guide.median())).get_trace(*args, **kwargs)
-        if _subsampled(prototype):
-            raise ValueError("the model subsamples its data: give to_datatree the whole data (no subsample_size)")
+        check_nothing_subsampled(prototype, "give to_datatree the whole data (no subsample_size)")
         total = num_chains * num_draws
         log_density = guide.exact_log_density_of(model, *args, **kwargs)
         noise = guide.get_base_dist().sample((total,))
@@ -197,15 +197,6 @@ def _latents(trace: Trace) -> set[str]:
         for name, site in nodes(trace).items()
         if site["type"] == "sample" and not is_subsample(site) and not site["is_observed"]
     }
-
-
-def _subsampled(trace: Trace) -> bool:
-    return any(
-        frame.full_size is not None and frame.full_size != frame.size
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-    )
 
 
 class _Layout:

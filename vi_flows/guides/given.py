@@ -17,7 +17,7 @@ from torch import Tensor
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.faults import check_distribution_parameters, check_observed_supports, check_shape_of_density
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
-from vi_flows.guides.sites import innermost, is_discrete, is_fixed, latent_sites
+from vi_flows.guides.sites import check_nothing_subsampled, innermost, is_discrete, is_fixed, latent_sites
 from vi_flows.guides.supports import check_support, same_support
 from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes, stochastic_nodes
@@ -120,13 +120,7 @@ def check_whole_data(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kw
     """
     with poutine.block(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         trace = poutine.trace(poutine.condition(model, data=draw_of(guide))).get_trace(*args, **kwargs)
-    for _, site in _sample_sites(trace):
-        for frame in site["cond_indep_stack"]:
-            if frame.full_size is not None and frame.full_size != frame.size:
-                raise ValueError(
-                    f"the model subsamples its data in plate {frame.name!r}, {frame.size} of {frame.full_size}: "
-                    "diagnose it on the whole data (no subsample_size)"
-                )
+    check_nothing_subsampled(trace, "diagnose it on the whole data (no subsample_size)")
 
 
 def check_program(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine import Trace
 from torch import Tensor
@@ -15,6 +16,7 @@ from vi_flows.guides.base import Base
 from vi_flows.guides.log_joint import LogJoint, in_double
 from vi_flows.guides.resampling import resampled_indices
 from vi_flows.guides.site_maps import FixedMaps, MapsOfTheProgram, SiteMaps
+from vi_flows.guides.sites import check_nothing_subsampled
 from vi_flows.guides.stick_breaking import to_support
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.traces import Site, nodes, stochastic_nodes
@@ -196,11 +198,15 @@ class FlowPosterior:
             By site, each of shape ``(num_samples,) + site shape``.
 
         Raises:
-            ValueError: ``num_samples`` is not positive.
+            ValueError: ``num_samples`` is not positive, or the model subsamples its data.
             RuntimeError: the guide was loaded from a file and holds no model.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        at_median = poutine.condition(self._program(), data=self.median(*args, **kwargs))
+        with poutine.block(), torch.random.fork_rng(devices=[]):
+            trace = poutine.trace(at_median).get_trace(*args, **kwargs)
+        check_nothing_subsampled(trace, "resample on the whole data (no subsample_size)")
         log_density = self.exact_log_density_of(self._program(), *args, **kwargs)
         log_weights, latents = [], []
         for _ in range(max(4, -(-4 * num_samples // 1000))):

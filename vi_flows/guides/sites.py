@@ -15,6 +15,7 @@ from vi_flows.traces import Site, is_subsample, nodes
 __all__ = [
     "WRAPPERS",
     "can_be_enumerated",
+    "check_nothing_subsampled",
     "has_mask",
     "innermost",
     "is_composed",
@@ -82,6 +83,25 @@ def latent_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
         for name, site in nodes(trace).items()
         if site["type"] == "sample" and not site["is_observed"] and not is_subsample(site)
     )
+
+
+def check_nothing_subsampled(trace: Trace, way_out: str) -> None:
+    """Refuse a part of the data where draws are to be weighed: weights that change at every run are none.
+
+    Args:
+        trace: of a run of the model.
+        way_out: what to do instead, for the error's message.
+
+    Raises:
+        ValueError: the model subsamples a plate; names it.
+    """
+    for site in nodes(trace).values():
+        for frame in site["cond_indep_stack"] if site["type"] == "sample" else ():
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"the model subsamples its data in plate {frame.name!r}, {frame.size} of {frame.full_size}: "
+                    f"{way_out}"
+                )
 
 
 def unmasked(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
