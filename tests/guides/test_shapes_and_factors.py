@@ -151,3 +151,18 @@ def test_one_for_all_stays_legal(name):
     want = dist.Normal(0.0, 1.0).log_prob(torch.zeros(1)) + dist.Normal(0.0, 1.0).log_prob(y).sum() * count / y.numel()
     torch.testing.assert_close(LogJoint(model, (y,))(zero), want)
     assert math.isfinite(result.elbo)
+
+
+def test_a_mixture_of_simplexes_as_a_prior():
+    """Three counts of the first kind: each component's evidence is a ratio of Beta functions."""
+    first, second = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 1.0, 2.0])
+
+    def model():
+        parts = dist.Dirichlet(torch.stack([first, second]))
+        p = pyro.sample("p", dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7])), parts))
+        pyro.sample("n", dist.Categorical(p), obs=torch.tensor(0))
+
+    guide = AutoConvFlow(model, num_blocks=1)
+    fit(model, guide, num_steps=200)
+    evidence = 0.3 * 1 / 6 + 0.7 * 4 / 7
+    assert diagnose(model, guide).log_evidence == pytest.approx(math.log(evidence), abs=0.03)

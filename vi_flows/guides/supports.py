@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.constraints import Constraint
 
 from vi_flows.guides.sites import innermost, is_composed
@@ -92,6 +92,12 @@ def _bounds(constraint: Constraint) -> Iterator[Tensor]:
                     yield from _bounds(item)
         elif isinstance(value, Tensor | float | int) and not isinstance(value, bool):
             yield torch.as_tensor(value, dtype=torch.float64)
+
+
+@transform_to.register(constraints.MixtureSameFamilyConstraint)
+def _onto_that_of_mixtures(constraint: Any) -> Any:
+    """By which Pyro starts; it need not be one to one, as that to a simplex is not."""
+    return transform_to(constraint.base_constraint)
 
 
 @biject_to.register(constraints.MixtureSameFamilyConstraint)
