@@ -37,6 +37,15 @@ def run(recordings, tmp_path_factory):
     return trainer.run
 
 
+def test_where_no_test_take_is_of_a_digit_shown_others_are(run, tmp_path):
+    task = run.build_task()
+    only = task.splits.test[task.splits.test[:, -1] > 0]
+    task.splits = task.splits._replace(test=only)
+    files = task.draw(tmp_path, DrawingSettings(rows=1, columns=1))  # one sample, of digit 0
+    assert [path.name for path in files] == ["samples.wav", "data.wav", "continuations.wav"]
+    assert all(path.is_file() for path in files)
+
+
 def test_training_lowers_bits_and_evaluation_scores_every_sample_of_the_recordings_alone(run):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["valid_loss"] < lines[0]["valid_loss"] < 8.5

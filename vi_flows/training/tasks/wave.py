@@ -234,7 +234,7 @@ class WaveTask(ExactTask):
         # As the samples: digit after digit, each time another take.
         takes = [test[test[:, -1] == digit] for digit in range(NUM_DIGITS)]
         kept = [takes[d][(i // NUM_DIGITS) % len(takes[d])] for i, d in enumerate(digits.tolist()) if len(takes[d])]
-        recordings = torch.stack(kept)
+        recordings = torch.stack(kept) if kept else test[:count]  # there are takes of other digits alone
         starts = torch.nn.functional.pad(recordings[:, :-2], (0, max(0, steps - self.data.max_steps)))[:, :steps]
         ends = model.extend(starts.float().to(self.device), steps // 4, self._context(recordings[:, -1]), progress=True)
         sounds = {
