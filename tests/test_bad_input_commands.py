@@ -36,6 +36,20 @@ COMMANDS = [
     ("train vae --out run --no-amortized", 2, "amortized"),
     ("train vae --out run --no-amortized conv_flow --rank 3", 2, "rank"),
     ("train vae --out run plannar", 2, "planar"),
+    ("train vae --out run --dataset full", 2, "no data set 'full': choose .*; a path begins with ./, as ./full"),
+    (
+        "train vae --out run --dataset ./list.json",
+        1,
+        "list.json is no .zip, .npz or .npy: name one of them, or a folder",
+    ),
+    (
+        "train vae --out run --dataset ./x.NPZ",
+        1,
+        "no file or folder ./x.NPZ; looked for .*bad.*/x.NPZ and .*x.NPZ. Work in",
+    ),
+    ("train vae --out run --dataset X.NPZ --data-root .", 1, "no file or folder X.NPZ; looked for .*--data-root"),
+    ("sample trained --out file --rows 1", 1, "file: File exists; a folder was expected there; name another place"),
+    ("results one.json --picture file/x.png", 1, "file: File exists; a folder was expected there; name another place"),
     # Digits has 1297 training images; batch normalisation can't take a last minibatch of one.
     ("train vae --out run --batch-norm --batch-size 16", 2, "1297 .* of 16 leave a single one: .*--batch-size"),
     ("train vae --out run --batch-norm --batch-size 1", 2, "of 1 leave a single one"),

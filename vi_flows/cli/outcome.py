@@ -42,6 +42,7 @@ FAILURES = (
 WAYS_OUT = {
     errno.ENOENT: "what it lies in is not there; name another place",
     errno.ENOTDIR: "a part of its path is a file; name another place",
+    errno.EEXIST: "a folder was expected there; name another place",
     errno.EISDIR: "a file was expected there; name another place",
     errno.EACCES: "name a place that you may read and write",
     errno.EPERM: "name a place that you may read and write",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -57,12 +58,14 @@ def load_path(path: Path) -> ImageData:
         DataNotFoundError: if there is nothing at this path, or no training or no test images in it.
         DataCorruptError: if an image cannot be read, differs from the others in size, or lies outside of the splits.
     """
-    is_array = path.suffix in _ARRAYS and path.is_file()
+    is_array = path.suffix.lower() in _ARRAYS and path.is_file()
     if is_array:
-        arrays, labels = _ARRAYS[path.suffix](path)
+        arrays, labels = _ARRAYS[path.suffix.lower()](path)
     elif path.is_dir():
         arrays, labels = _from_files(path, _in_folder(path))
     elif path.is_file():
+        if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+            raise DataCorruptError(f"{path} is no .zip, .npz or .npy: name one of them, or a folder of images")
         arrays, labels = _from_zip(path)
     else:
         raise DataNotFoundError(f"there is no file or folder {path}: name a folder of images, a .zip, .npz or .npy")

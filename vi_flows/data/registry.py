@@ -34,11 +34,12 @@ def find(name: str) -> Dataset:
     try:
         return REGISTRY[name]
     except KeyError:
-        raise ValueError(f"no data set {name!r}: choose one of {', '.join(names())}") from None
+        there = f"; a path begins with ./, as ./{name}, which is here" if name and Path(name).exists() else ""
+        raise ValueError(f"no data set {name!r}: choose one of {', '.join(names())}{there}") from None
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or os.sep in name or name.endswith((".zip", ".npz", ".npy"))
+    return "/" in name or os.sep in name or name.lower().endswith((".zip", ".npz", ".npy"))
 
 
 def load(
@@ -73,7 +74,15 @@ def load(
     name, is_path = os.fspath(name), isinstance(name, os.PathLike)
     if is_path or (name not in REGISTRY and _is_path(name)):
         here = Path(name).expanduser()
-        return load_path(here if here.exists() else location.path / here)
+        places = list(dict.fromkeys([here, location.path / here]))
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            looked = " and ".join(str(place.absolute()) for place in places)
+            raise DataNotFoundError(
+                f"there is no file or folder {name}; looked for {looked}. Work in the folder that it is relative to, "
+                "or name that by --data-root"
+            )
+        return load_path(found)
     dataset = find(name)
     missing = dataset.missing(location)
     if missing and (location.origin == "cache" if download is None else download):
