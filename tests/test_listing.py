@@ -79,6 +79,13 @@ def test_the_age_is_that_of_the_last_file_written(runs):
     assert status_of_run(runs / "new").age == pytest.approx(100, abs=30)
 
 
+def test_a_file_that_vanishes_meanwhile_is_no_obstacle(runs):
+    (runs / "new" / "checkpoint.safetensors.tmp").symlink_to(runs / "nowhere")
+    assert status_of_run(runs / "new").state == "new"
+    (runs / "new" / "checkpoint.safetensors.tmp").unlink()
+    assert math.isnan(status_of_run(runs / "gone").age)
+
+
 def test_a_damaged_checkpoint_is_said(runs, tmp_path):
     Run.create(tmp_path / "run", SMALL)
     (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"nothing")

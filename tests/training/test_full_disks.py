@@ -21,6 +21,27 @@ from vi_flows.training import Run, Trainer, VAETrainConfig
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.vae import VAEConfig
 
+
+def no_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_is_full_from_the_start_offers_a_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as full:
+        full.setattr("vi_flows.training.checkpoint.Checkpoints.write", no_room)
+        with pytest.raises(SystemExit) as ended:
+            main(["train", "vae", "--out", str(folder), *SETTINGS])
+    assert ended.value.code == 1
+    said = f"it has no checkpoint yet: make room, then go on with vi-flows train --resume {folder}"
+    assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--resume", str(folder), "--quiet"])
+    assert ended.value.code == 0
+
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["vi_flows.cli", "vi_flows.table.work", "sklearn.datasets"])
 SETTINGS = [

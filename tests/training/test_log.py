@@ -9,13 +9,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.data.speech_files import write_recordings
 from vi_flows.cli import main
 from vi_flows.distributions.image import ImageOverflowError
 from vi_flows.training import Run, Trainer, VAETrainConfig, WaveTrainConfig
 from vi_flows.training.checkpoint import CheckpointError, load_tensors
+from vi_flows.training.drawing import draw_grids
 from vi_flows.training.kinds import KINDS
+from vi_flows.training.log import metrics_in
+from vi_flows.training.status import status_of_run
+from vi_flows.training.tasks.base import DrawingSettings
 from vi_flows.training.tasks.wave import WaveConfig
 from vi_flows.vae import VAEConfig
 
@@ -88,6 +93,42 @@ def test_samples_that_overflow_do_not_stop_the_training(tmp_path, monkeypatch):
     state = train(tmp_path / "run", replace(SMALL, epochs=1)).fit()
     assert state["finished"]
     assert "samples/text_summary" in events(tmp_path / "run").Tags()["tensors"]
+
+
+def test_no_failed_drawing_stops_the_training(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise ValueError("expected (N, 1 or 3, H, W)")
+
+    monkeypatch.setitem(KINDS, "vae", KINDS["vae"]._replace(draw=fail))
+    assert train(tmp_path / "run", replace(SMALL, epochs=1)).fit()["finished"]
+    assert "nothing was drawn at step 4: expected (N, 1 or 3, H, W); the training goes on" in caplog.text
+    assert "samples/text_summary" in events(tmp_path / "run").Tags()["tensors"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_any_channels_are_drawn(channels, tmp_path):
+    class Shown:
+        def pictures(self, settings):
+            return {"samples": torch.arange(2 * channels).reshape(2, channels, 1, 1).expand(-1, -1, 5, 4) / 10}
+
+    (path,) = draw_grids(Shown(), tmp_path, DrawingSettings(rows=1, columns=2))
+    with Image.open(path) as picture:
+        side_by_side = channels in (2, 4)
+        assert picture.mode == ("RGB" if channels == 3 else "L")
+        assert picture.width == (1 + 2 * (1 + 4 * (channels if side_by_side else 1))) * 11
+        if side_by_side:  # the channels of the second image
+            levels = [picture.getpixel(((1 + 4 * channels + 1 + 4 * c + 2) * 11, 20)) for c in range(channels)]
+            assert levels == [round(255 * (channels + c) / 10) for c in range(channels)]
+
+
+def test_damaged_bytes_in_the_metrics_are_left_out(tmp_path):
+    trainer = train(tmp_path / "run", tensorboard=False)
+    trainer.log.path.write_bytes(b'{"step": 4}\n\xff\xfe\x00garbage\n{"step": 8}\n' + b"[" * 100_000)
+    assert metrics_in(trainer.log.path) == [{"step": 4}, {"step": 8}]
+    assert status_of_run(trainer.run.folder).state == "interrupted"
+    trainer.log.truncate(8)
+    assert trainer.log.path.read_bytes() == b'{"step": 4}\n{"step": 8}\n'
+    assert metrics_in(tmp_path / "nowhere") == []
 
 
 def test_drawing_takes_little_of_the_time(tmp_path, monkeypatch):

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from vi_flows.locks import is_locked
-from vi_flows.records import Record, from_json
+from vi_flows.records import Record
 from vi_flows.table.claim import is_held, last_note
 from vi_flows.table.job import Job, Workplace
+from vi_flows.training.log import metrics_in
 
 __all__ = ["JobStatus", "duration", "status_of", "status_table"]
 
@@ -46,17 +46,6 @@ class JobStatus:
     error: str = ""
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics; one that is being written is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(from_json(line))
-        except ValueError:
-            break
-    return found
-
-
 def _seconds_left(lines: list[dict[str, Any]], name: str, total: float, part: int = 20) -> float:
     """What the last ``part`` lines took, for all that is left."""
     points = [{name: 0, "seconds": 0.0}, *lines][-1 - part :]
@@ -73,7 +62,7 @@ def status_of(job: Job[Any], workplace: Workplace) -> JobStatus:
         job: which.
         workplace: where its run and its record are.
     """
-    lines, name = _lines(job.folder(workplace) / "metrics.jsonl"), job.progress_name[0]
+    lines, name = metrics_in(job.folder(workplace) / "metrics.jsonl"), job.progress_name[0]
     progress = lines[-1][name] if lines else 0
     best = min((line["valid_loss"] for line in lines if "valid_loss" in line), default=math.nan)
     if job.has_record(workplace):

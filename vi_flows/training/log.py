@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,9 @@ from vi_flows.training.kinds import KINDS
 from vi_flows.training.run import Run
 from vi_flows.training.tasks.base import Task
 
-__all__ = ["RunLog"]
+__all__ = ["RunLog", "metrics_in"]
+
+_log = logging.getLogger(__name__)
 
 GRID = {"rows": 4, "columns": 8}
 
@@ -71,7 +76,9 @@ class RunLog:
         kind = KINDS[self.run.config.kind]
         try:
             files = kind.draw(task, self.run.folder / "tensorboard" / "drawn", kind.drawing_settings(GRID))
-        except ImageOverflowError as error:  # of a flow that has hardly learned; the training goes on
+        except Exception as error:  # of a flow that has hardly learned, or of the picture; the training goes on
+            if not isinstance(error, ImageOverflowError):
+                _log.warning("nothing was drawn at step %d: %s; the training goes on", step, error)
             events.add_text("samples", str(error), step)
             files = []
         for file in files:
@@ -98,16 +105,33 @@ class RunLog:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = from_json(line)
-            except ValueError:  # the kill came in mid-line
-                continue
+        for line, entry in _lines(self.path):
             if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-                raise CheckpointError(f"{self.path} holds a line that is no epoch's metrics: {line[:60]}; remove it")
+                shown = line.decode()[:60]
+                raise CheckpointError(f"{self.path} holds a line that is no epoch's metrics: {shown}; remove it")
             if entry["step"] <= step:
                 kept.append(line)
-        write_atomic(self.path, "".join(line + "\n" for line in kept))
+        with self.run.writing():
+            write_atomic(self.path, b"".join(line + b"\n" for line in kept))
+
+
+def metrics_in(path: Path) -> list[dict[str, Any]]:
+    """The epochs that a run has written down; none where there is no such file.
+
+    Args:
+        path: of its ``metrics.jsonl``.
+    """
+    return [entry for _, entry in _lines(path) if isinstance(entry, dict)] if path.exists() else []
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, Any]]:
+    """Lines and what they say; one that is being written, or was when the process was killed, is left out."""
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = from_json(line.decode())
+        except (ValueError, RecursionError):  # no JSON, or not even text
+            continue
+        yield line, entry
 
 
 def _writer_class() -> Any:

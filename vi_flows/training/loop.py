@@ -107,7 +107,8 @@ class Trainer:
         self.run.load_start(self.task)
         if self.config.ema_decay is not None:
             self.average = WeightAverage(self.module, self.config.ema_decay)
-        self.save()
+        with self.run.writing():
+            self.save()
 
     def resume(self) -> None:
         """Go back to the last checkpoint; a run that was stopped before its first one starts again.

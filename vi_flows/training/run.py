@@ -85,9 +85,10 @@ class Run:
         try:
             yield
         except OSError as error:
+            kept = "its last checkpoint is whole" if self.checkpoints.newest.exists() else "it has no checkpoint yet"
             raise OSError(
-                f"the training in {self.folder} stopped: {error}; its last checkpoint is whole: make room, then go on "
-                f"with vi-flows train --resume {self.folder}"
+                f"the training in {self.folder} stopped: {error}; {kept}: make room, then go on with "
+                f"vi-flows train --resume {self.folder}"
             ) from error
 
     @classmethod

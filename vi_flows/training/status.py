@@ -6,12 +6,13 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from vi_flows.records import from_json
 from vi_flows.training.checkpoint import CheckpointError, load_state
+from vi_flows.training.log import metrics_in
 from vi_flows.training.run import Run, RunUnusableError
 
 __all__ = ["RunStatus", "find_runs", "status_of_run"]
@@ -67,12 +68,12 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 def status_of_run(folder: Path) -> RunStatus:
     """Where the run in a folder stands now."""
-    age = time.time() - max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+    age = time.time() - _last_written(folder)
     try:
         run = Run.open(folder)
     except RunUnusableError as error:
         return RunStatus(folder, age=age, problem=str(error))
-    config, lines = run.config, _lines(folder / "metrics.jsonl")
+    config, lines = run.config, metrics_in(folder / "metrics.jsonl")
     checkpoint = run.checkpoints.newest
     state: Literal["running", "finished", "interrupted", "new", "damaged"] = "interrupted" if lines else "new"
     problem = ""
@@ -92,14 +93,11 @@ def status_of_run(folder: Path) -> RunStatus:
     )  # fmt: skip
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The epochs of a run; a line that is being written is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            entry = from_json(line)
-        except ValueError:
-            break
-        if isinstance(entry, dict):
-            found.append(entry)
-    return found
+def _last_written(folder: Path) -> float:
+    """When something in a folder was written, in seconds since the epoch; NaN where nothing is there any more."""
+    times = []
+    with suppress(FileNotFoundError):
+        for path in [folder, *folder.iterdir()]:
+            with suppress(FileNotFoundError):  # a part of a file that was finished meanwhile, or a link to nothing
+                times.append(path.stat().st_mtime)
+    return max(times, default=math.nan)
