@@ -172,6 +172,15 @@ def test_what_only_a_density_given_a_context_has_is_refused_by_name():
         density.nonsense
 
 
+def test_integer_images_are_scored_in_the_densitys_own_type():
+    x, contexts = images_and_contexts()
+    given = made(MAF).condition(contexts)
+    torch.manual_seed(1)
+    expected = given.log_prob(x)
+    torch.manual_seed(1)
+    assert torch.equal(given.distribution().log_prob(x), expected)
+
+
 def test_a_density_of_all_contexts_is_itself():
     density = ImageDensity(Chain([Scaling((1, 2, 2))]), (1, 2, 2))
     assert density.condition(torch.zeros(7, 0)) is density

@@ -15,6 +15,7 @@ from tests.transforms.cases import build, randomise
 from tests.transforms.image_cases import SmoothConv, coupling
 from vi_flows.distributions.dequantization import Dequantized, VariationalDequantizer
 from vi_flows.distributions.image import ImageDensity, ImageOverflowError, bits_per_dim
+from vi_flows.distributions.image_checks import round_trip_error
 from vi_flows.flows.image import IMAGE_FLOWS
 from vi_flows.transforms import ActNorm, AffineMap, Chain, Checkerboard, Coupling, Inverse, Logit, SplitPrior
 
@@ -285,6 +286,68 @@ def test_a_larger_batch_looks_at_its_values_as_the_smaller_one_does():
         larger.expand((4, 2, 3)).log_prob(grey)
     unchecked = Dequantized(density.distribution().base_dist, 256, validate_args=False)
     assert unchecked.expand((3,)).log_prob(grey).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.float64])
+def test_images_of_any_type_are_scored_in_the_densitys_own(dtype):
+    density = randomise(ImageDensity(small_flow("nice", (1, 4, 4)), (1, 4, 4)), 0.1).double()
+    x = images(3, 1, 4, 4)
+    torch.manual_seed(2)
+    expected = density.log_prob(x)
+    torch.manual_seed(2)
+    assert torch.equal(density.distribution().log_prob(x.to(dtype)), expected)
+    torch.manual_seed(2)
+    assert torch.equal(density.distribution().expand((3,)).log_prob(x.to(dtype)), expected)
+    assert torch.equal(density.encode(x.to(dtype)), density.encode(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_types_that_round_the_noise_away_are_refused(dtype):
+    """The noise of 128 … 255 in bfloat16 is 0 or 1: 8.82 bits where float32 has 8.95."""
+    density = ImageDensity(small_flow("glow"), (1, 8, 8)).to(dtype)
+    x, z = images(2, 1, 8, 8), torch.randn(2, 1, 8, 8).to(dtype)
+    plain = Dequantized(dist.Uniform(torch.zeros(1, 8, 8), 1.0).to_event(3))
+    for call in (
+        lambda: density(x), lambda: density.log_prob(x), lambda: density.distribution(), lambda: density.sample(2),
+        lambda: density.encode(x), lambda: density.decode(z), lambda: density.interpolate(x, x),
+        lambda: density.logit_distribution(), lambda: plain.log_prob(x.to(dtype)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"need float32 or float64, got torch\.b?float16, .*conditioner_dtype"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["glow", "nice", "inv_conv3x3", "maf"])
+def test_an_autocast_around_leaves_decoding_exact(name):
+    density = randomise(ImageDensity(small_flow(name), (1, 8, 8)), 0.1).eval()
+    x = images(6, 1, 8, 8)
+    latents, rounding = density.encode(x), round_trip_error(density, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(density.encode(x), latents)
+        assert torch.equal(density.decode(latents), x)
+        assert torch.equal(density.interpolate(x, x.flip(0), 2)[1], x.flip(0))
+        assert round_trip_error(density, x) == rounding
+
+
+@pytest.mark.parametrize("value", [-1.0, 256.0, 0.5, 5000.0, math.nan])
+def test_what_is_no_image_has_no_latents(value):
+    density = ImageDensity(small_flow("nice"), (1, 8, 8))
+    x = images(2, 1, 8, 8).float()
+    x[1, 0, 3, 3] = value
+    for call in (density.encode, lambda x: density.interpolate(x, x), lambda x: round_trip_error(density, x)):
+        with pytest.raises(
+            ValueError, match=f"images must be whole numbers from 0 to 255, and 1 of 128.* as {value:g}:"
+        ):
+            call(x)
+    assert ImageDensity(small_flow("nice"), (1, 8, 8), num_levels=2).encode(x > 100).isfinite().all()
+
+
+def test_a_drawn_image_that_is_none_is_reported_by_pyro_too():
+    density = ImageDensity(Inverse(Chain([ActNorm(1, data_init=False)], event_dim=3)), (1, 8, 8))
+    assert density.distribution().sample((3,)).isfinite().all()
+    with torch.no_grad():
+        next(density.flow.parameters()).fill_(torch.nan)
+    with pytest.raises(ImageOverflowError, match="6 of 6 images are NaN"):
+        pyro.sample("x", density.distribution().expand((2, 3)))
 
 
 def test_temperature_scales_the_latents():

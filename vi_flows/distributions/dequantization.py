@@ -19,11 +19,35 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from vi_flows.nn.image import ConvConditioner
+from vi_flows.recording import may_be_looked_at
 from vi_flows.transforms import AffineMap, Checkerboard, ConditionalChain, ConditionalCoupling, Inverse, Logit
 
-__all__ = ["Dequantized", "Dequantizer", "Logistic", "UniformDequantizer", "VariationalDequantizer"]
+__all__ = [
+    "Dequantized", "Dequantizer", "ImageOverflowError", "Logistic", "UniformDequantizer", "VariationalDequantizer",
+    "check_grey_type",
+]  # fmt: skip
 
 SCALAR = torch.Size()
+
+
+class ImageOverflowError(FloatingPointError):
+    """An image that a flow drew or decoded, or the density of one, is NaN or infinite."""
+
+
+def check_grey_type(dtype: torch.dtype) -> None:
+    """Refuse types in which a grey value and its noise are not told apart: of bfloat16, 200 + u is 200 or 201.
+
+    Args:
+        dtype: a floating-point type.
+
+    Raises:
+        ValueError: it has 16 bits.
+    """
+    if torch.finfo(dtype).bits < 32:
+        raise ValueError(
+            f"densities of images need float32 or float64, got {dtype}, which rounds the noise away: leave the density "
+            "in float32 and let its networks run in bfloat16 (mixed_precision, or conditioner_dtype of a flow's build)"
+        )
 
 
 class Logistic(dist.Logistic):
@@ -102,9 +126,12 @@ class Dequantized(TorchDistribution):
         num_levels: ``n``.
         dequantizer: where ``u`` comes from; default: uniform.
         validate_args: as for every PyTorch distribution.
+        dtype: in which the continuum is computed, the one of ``base_dist``; default: the values' own where that is
+            floating, else PyTorch's default type.
 
     Raises:
-        ValueError: ``base_dist`` has not three event dimensions, or there are fewer than two levels.
+        ValueError: ``base_dist`` has not three event dimensions, there are fewer than two levels, or see
+            :func:`check_grey_type`.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -115,12 +142,15 @@ class Dequantized(TorchDistribution):
         num_levels: int = 256,
         dequantizer: Dequantizer | None = None,
         validate_args: bool | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if len(base_dist.event_shape) != 3:
             raise ValueError(f"base_dist must have (C, H, W) events, got {tuple(base_dist.event_shape)}")
         if num_levels < 2:
             raise ValueError(f"num_levels must be at least 2, got {num_levels}")
-        self.base_dist, self.num_levels = base_dist, num_levels
+        if dtype is not None:
+            check_grey_type(dtype)
+        self.base_dist, self.num_levels, self.dtype = base_dist, num_levels, dtype
         self.dequantizer = UniformDequantizer() if dequantizer is None else dequantizer
         super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=validate_args)
 
@@ -132,14 +162,24 @@ class Dequantized(TorchDistribution):
     def expand(self, batch_shape: _size, _instance: Any = None) -> Dequantized:
         """The same distribution over a larger batch."""
         base = self.base_dist.expand(batch_shape)
-        new = Dequantized(base, self.num_levels, self.dequantizer, validate_args=False)
+        new = Dequantized(base, self.num_levels, self.dequantizer, validate_args=False, dtype=self.dtype)
         new._validate_args = self._validate_args
         return new
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = SCALAR) -> Tensor:
-        """Integer images as floats, shape ``sample_shape + batch_shape + (C, H, W)``."""
+        """Integer images as floats, shape ``sample_shape + batch_shape + (C, H, W)``.
+
+        Raises:
+            ImageOverflowError: an image is NaN.
+        """
         continuous = self.base_dist.sample(torch.Size(sample_shape))
+        broken = int(continuous.isnan().flatten(-3).any(-1).sum()) if may_be_looked_at(continuous) else 0
+        if broken:
+            raise ImageOverflowError(
+                f"{broken} of {continuous[..., 0, 0, 0].numel()} images are NaN: the base's draws overflow. Draw at a "
+                "temperature below 1, train longer, or bound the couplings (scale='tanh')"
+            )
         return (continuous * self.num_levels).floor().clamp(0, self.num_levels - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -149,11 +189,15 @@ class Dequantized(TorchDistribution):
             value: integer images of any dtype, ``(…, C, H, W)``.
 
         Raises:
-            ValueError: with validation on, a value is not an integer of the range.
+            ValueError: with validation on, a value is not an integer of the range; or see :func:`check_grey_type`.
         """
         if self._validate_args:
             self._validate_sample(value)
-        x = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+        dtype = self.dtype
+        if dtype is None:
+            dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
+            check_grey_type(dtype)
+        x = value.to(dtype)
         u, log_q = self.dequantizer(x)
         size = self.event_shape.numel()
         return self.base_dist.log_prob((x + u) / self.num_levels) - log_q - size * math.log(self.num_levels)

@@ -8,8 +8,17 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-from vi_flows.distributions.dequantization import Dequantized, Dequantizer, Logistic
+from vi_flows.distributions.dequantization import (
+    Dequantized,
+    Dequantizer,
+    ImageOverflowError,
+    Logistic,
+    check_grey_type,
+)
+from vi_flows.nn.precision import own_precision
+from vi_flows.recording import may_be_looked_at
 from vi_flows.settings import check_counts, check_tensors
 from vi_flows.transforms import Bijection, Inverse, Logit
 
@@ -17,10 +26,6 @@ __all__ = ["ImageDensity", "ImageOverflowError", "bits_per_dim"]
 
 BASES = {"normal": dist.Normal, "logistic": Logistic}
 SCALAR = torch.Size()
-
-
-class ImageOverflowError(FloatingPointError):
-    """An image that a flow drew or decoded, or the density of one, is NaN or infinite."""
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:
@@ -102,8 +107,10 @@ class ImageDensity(nn.Module):
             log_scale: broadcastable to ``loc``; default: 0.
 
         Raises:
-            ValueError: the temperature is not positive.
+            ValueError: the temperature is not positive, or see
+                :func:`~vi_flows.distributions.dequantization.check_grey_type`.
         """
+        check_grey_type(self.origin.dtype)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         loc = self.origin.expand(self.batch_shape + self.image_shape) if loc is None else loc
@@ -129,7 +136,7 @@ class ImageDensity(nn.Module):
         """
         base = self.base_dist(temperature, loc, log_scale)
         continuous = dist.TransformedDistribution(base, [self.flow, self.pixels])
-        return Dequantized(continuous, self.num_levels, self.dequantizer)
+        return Dequantized(continuous, self.num_levels, self.dequantizer, dtype=self.origin.dtype)
 
     def log_prob(self, images: Tensor, num_draws: int = 1) -> Tensor:
         """Mean over ``num_draws`` draws of the noise of the bound of ``log P(image)`` in nats, shape ``(…)``.
@@ -205,20 +212,47 @@ class ImageDensity(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents of images without noise (``u = ½``), ``(…, C, H, W)``."""
+        """Latents of images without noise (``u = ½``), ``(…, C, H, W)``; autocast around has no effect.
+
+        Args:
+            images: integers ``0 … num_levels − 1``, ``(…, C, H, W)``.
+
+        Raises:
+            ValueError: the images have another shape or other values, or see
+                :func:`~vi_flows.distributions.dequantization.check_grey_type`.
+        """
+        logits = self.middle_logits(images)
+        with own_precision(logits.device.type):
+            return self.flow.inverse_and_ladj(logits)[0]
+
+    @torch.no_grad()
+    def middle_logits(self, images: Tensor) -> Tensor:
+        """Logits of images without noise (``u = ½``), ``(…, C, H, W)``; see :meth:`encode`."""
         self._check(images)
-        logits = self.pixels.inverse_and_ladj((images.to(self.origin) + 0.5) / self.num_levels)[0]
-        return self.flow.inverse_and_ladj(logits)[0]
+        check_grey_type(self.origin.dtype)
+        images = images.to(self.origin)
+        if may_be_looked_at(images):
+            greys = constraints.integer_interval(0, self.num_levels - 1).check(images)
+            if not greys.all():
+                raise ValueError(
+                    f"images must be whole numbers from 0 to {self.num_levels - 1}, and {int((~greys).sum())} of "
+                    f"{greys.numel()} values are not, such as {images[~greys][0].item():g}: scale them to grey values "
+                    "and round"
+                )
+        return self.pixels.inverse_and_ladj((images + 0.5) / self.num_levels)[0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Integer images of latents; undoes :meth:`encode` exactly.
+        """Integer images of latents; undoes :meth:`encode` exactly, for which autocast around has no effect.
 
         Raises:
+            ValueError: see :meth:`encode`.
             ImageOverflowError: an image is not finite.
         """
         self._check(latents)
-        return self._integers(self.flow.forward_and_ladj(latents)[0])
+        check_grey_type(self.origin.dtype)
+        with own_precision(latents.device.type):
+            return self._integers(self.flow.forward_and_ladj(latents)[0])
 
     @property
     def logit_range(self) -> tuple[float, float]:
@@ -231,7 +265,7 @@ class ImageDensity(nn.Module):
         """Images along the straight line between two images' latents, ``(num_steps, …, C, H, W)``, ends included.
 
         Raises:
-            ValueError: fewer than two steps.
+            ValueError: fewer than two steps, or see :meth:`encode`.
         """
         if num_steps < 2:
             raise ValueError(f"num_steps must be at least 2, got {num_steps}")

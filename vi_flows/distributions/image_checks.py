@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.distributions.image import ImageDensity
+from vi_flows.nn.precision import own_precision
 
 __all__ = ["SampleCheck", "check_samples", "extreme_share", "round_trip_error"]
 
@@ -93,7 +94,11 @@ def round_trip_error(density: ImageDensity, images: Tensor) -> float:
     Args:
         density: in evaluation mode.
         images: integers, ``(N, C, H, W)``.
+
+    Raises:
+        ValueError: see :meth:`~vi_flows.distributions.image.ImageDensity.encode`.
     """
-    logits = density.pixels.inverse_and_ladj((images.to(density.origin) + 0.5) / density.num_levels)[0]
-    latents = density.flow.inverse_and_ladj(logits)[0]
-    return (density.flow.forward_and_ladj(latents)[0] - logits).abs().max().item()
+    logits = density.middle_logits(images)
+    latents = density.encode(images)
+    with own_precision(latents.device.type):
+        return (density.flow.forward_and_ladj(latents)[0] - logits).abs().max().item()

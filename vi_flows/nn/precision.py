@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-__all__ = ["autocast_to"]
+__all__ = ["autocast_to", "own_precision"]
 
 
 def autocast_to(dtype: torch.dtype | None, device_type: str) -> AbstractContextManager[object]:
@@ -17,3 +17,14 @@ def autocast_to(dtype: torch.dtype | None, device_type: str) -> AbstractContextM
         device_type: of the network's input.
     """
     return nullcontext() if dtype is None else torch.autocast(device_type, dtype)
+
+
+def own_precision(device_type: str) -> AbstractContextManager[object]:
+    """Within, an autocast around rounds nothing; what a layer chose for its own networks (:func:`autocast_to`) stays.
+
+    For what must be undone exactly.
+
+    Args:
+        device_type: of what is computed.
+    """
+    return torch.autocast(device_type, enabled=False)
