@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
+from vi_flows.autoregressive import Bernoulli, DiagonalPixelRNN
 from vi_flows.nn.diagonal_lstm import diagonal_lstm, diagonals, plain_diagonal_lstm
 
 SIZES = [(4, 4), (3, 6), (6, 3), (1, 4), (4, 1), (1, 1)]
@@ -106,6 +108,22 @@ def test_no_rows_and_no_gradients():
     assert all((g == 0).all() for g in torch.autograd.grad(out.sum(), inputs))
     with torch.no_grad():
         assert not diagonal_lstm(*operands((2, 2)), (2, 2)).requires_grad
+
+
+@pytest.mark.parametrize(("around", "size"), [(torch.inference_mode, (5, 7)), (FakeTensorMode, (7, 5))])
+def test_training_goes_on_after_the_first_pass_was_in_another_mode(around, size):
+    """Places in an image are kept by its size: what is made within a mode must not stay."""
+    torch.manual_seed(0)
+    model = DiagonalPixelRNN((1, *size), Bernoulli(), width=4, num_layers=1, first_kernel=3)
+    x = torch.bernoulli(torch.rand(2, 1, *size))
+    with around():
+        diagonals(size[0], size[1] + 1, torch.device("cpu"))  # the model adds a column
+        diagonals(*size, torch.device("cpu"))
+    if around is torch.inference_mode:
+        with around():
+            model.log_prob(x)
+    model.log_prob(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_mirrored_places():

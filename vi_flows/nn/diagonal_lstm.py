@@ -40,10 +40,15 @@ class Diagonals(NamedTuple):
     ranges: list[tuple[int, int]]
 
 
-@functools.lru_cache(maxsize=64)
 def diagonals(height: int, width: int, device: torch.device) -> Diagonals:
     """The diagonals of an ``H × W`` image, with their indices on a device."""
-    # Kept, so that a step that is being recorded on a GPU finds them there and copies nothing.
+    # Kept, so that a step that is being recorded on a GPU finds them there and copies nothing; but not what a tracer or
+    # a transform makes of them, which is good for nobody else.
+    make = _made_diagonals if is_recorded() or is_transformed() else _kept_diagonals
+    return make(height, width, device)
+
+
+def _made_diagonals(height: int, width: int, device: torch.device) -> Diagonals:
     ranges = [(max(0, t - width + 1), min(height, t + 1)) for t in range(height + width - 1)]
     order = torch.tensor([r * width + t - r for t, (low, high) in enumerate(ranges) for r in range(low, high)])
     places = order.argsort()
@@ -51,6 +56,12 @@ def diagonals(height: int, width: int, device: torch.device) -> Diagonals:
     above = F.pad(mirrored[:-1] + 1, (0, 0, 1, 0))
     mirrored, above = mirrored.flatten()[order], above.flatten()[order]
     return Diagonals(order.to(device), places.to(device), mirrored.to(device), above.to(device), ranges)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_diagonals(height: int, width: int, device: torch.device) -> Diagonals:
+    with torch.inference_mode(False):  # what is made in it can't be saved for a later backward pass
+        return _made_diagonals(height, width, device)
 
 
 def lstm_update(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
