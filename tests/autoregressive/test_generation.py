@@ -113,6 +113,21 @@ def test_completions_keep_the_beginning_and_ignore_the_rest(name):
         p.complete(x, 28)
 
 
+@pytest.mark.parametrize("missing", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", [name for name in MODELS if not build(name).is_mixture])
+def test_what_is_to_be_drawn_may_be_anything(name, missing):
+    model = build(name, scale=0.5)
+    p, order = model.distribution(), model.generation_order()
+    torch.manual_seed(0)
+    x = model.output.sample(torch.randn(2, *model.event_shape, model.output.num_params, dtype=torch.float64))
+    known = min(3, len(order) - 1)
+    torch.manual_seed(1)
+    expected = p.complete(x, known)
+    x.flatten(1)[:, order[known:]] = missing
+    torch.manual_seed(1)
+    assert torch.equal(p.complete(x, known), expected)
+
+
 def test_completions_follow_the_conditional_distribution():
     """Over the last three of nine pixels, against the enumerated conditional."""
     model = GatedPixelCNN((1, 3, 3), Bernoulli(), 6, 1, first_kernel=3).double()

@@ -202,11 +202,22 @@ class Autoregressive(nn.Module, ABC):
         """Draws ``(N, *event_shape)``, one for each row of ``context``."""
         return self.extend(context.new_zeros(len(context), *self.event_shape), 0, context, progress)
 
+    def beginning(self, x: Tensor, num_known: int) -> Tensor:
+        """A copy of events with zeros for what is to be drawn: of a NaN there, a masked weight of zero would make NaN.
+
+        Args:
+            x: ``(N, *event_shape)``.
+            num_known: entries to keep, in :meth:`generation_order`.
+        """
+        flat = x.flatten(1).clone()
+        flat[:, self.generation_order()[num_known:]] = 0
+        return flat.reshape(x.shape)
+
     def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
         """Draws the entries after the first ``num_known`` given those, with a pass of the network for each entry.
 
         Args:
-            x: ``(N, *event_shape)``; what is to be drawn is not looked at.
+            x: ``(N, *event_shape)``; what is to be drawn may be anything.
             num_known: entries to keep, in :meth:`generation_order`.
             context: ``(N, context_dim)``.
             progress: show a bar.
@@ -215,8 +226,7 @@ class Autoregressive(nn.Module, ABC):
             ``(N, *event_shape)``.
         """
         order = self.generation_order()
-        flat = x.flatten(1).clone()
-        flat[:, order[num_known:]] = 0
+        flat = self.beginning(x, num_known).flatten(1)
         for index in progress_bar(order[num_known:].tolist(), unit="entry", shown=progress):
             params = self.params(flat.reshape(-1, *self.event_shape), context)
             flat[:, index] = self.output.sample(params.flatten(1, -2)[:, index])

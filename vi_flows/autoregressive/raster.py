@@ -90,7 +90,7 @@ class RasterModel(Autoregressive):
 
     def extend(self, x: Tensor, num_known: int, context: Tensor, progress: bool = False) -> Tensor:
         """See :meth:`Autoregressive.extend`; with features remembered, so that a pixel costs one pixel's products."""
-        x = x.clone()
+        x = self.beginning(x, num_known)
         channels, height, width = self.event_shape
         stepper, head = self.stepper(context), head_linears(self.head)
         shifts = [context_map(context) for context_map in self.context_maps]
