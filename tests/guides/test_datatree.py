@@ -7,6 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
 from scipy import stats
 
 from vi_flows.guides import AutoConvFlow, datatree, fit
@@ -204,3 +206,21 @@ def test_log_likelihoods_are_computed_in_double_precision():
     assert tree["log_likelihood"]["y"].values == pytest.approx(wanted, abs=1e-6)
     ladj = np.log(p * (1 - p)).sum(-1)  # of the maps from log-odds
     assert tree["sample_stats"]["lp"].values == pytest.approx(wanted.sum(-1) + ladj, abs=1e-3)  # p is rounded
+
+
+def test_reparametrised_sites_are_in_the_posterior_and_are_no_data():
+    def model():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("n", 4):
+            theta = pyro.sample("theta", dist.Normal(mu, 0.5))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=Y)
+
+    program = poutine.reparam(model, {"theta": LocScaleReparam(0.0)})
+    guide = AutoConvFlow(program, num_blocks=1)
+    tree = datatree(program, guide, num_draws=20, num_chains=1)
+    assert set(tree["observed_data"].data_vars) == set(tree["log_likelihood"].data_vars) == {"y"}
+    assert set(tree["posterior_predictive"].data_vars) == {"y"}
+    posterior = tree["posterior"]
+    assert posterior["theta"].dims == ("chain", "draw", "n")
+    exact = posterior["mu"].values[..., None] + 0.5 * posterior["theta_decentered"].values
+    np.testing.assert_allclose(posterior["theta"].values, exact, rtol=1e-5, atol=1e-6)

@@ -20,7 +20,7 @@ from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model, preserved_generators
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.resampling import resampled_indices
-from vi_flows.guides.sites import check_nothing_subsampled
+from vi_flows.guides.sites import check_nothing_subsampled, is_fixed
 from vi_flows.settings import check_counts
 from vi_flows.traces import Site, is_subsample, nodes
 
@@ -149,7 +149,7 @@ def _scored(
     return found | {
         ("deterministic", name): site["value"]
         for name, site in nodes(trace).items()
-        if site["type"] == "sample" and site["infer"].get("_deterministic")
+        if site["type"] == "sample" and _is_computed(site)
     }
 
 
@@ -186,9 +186,14 @@ def _observed(trace: Trace, latents: Iterable[str]) -> dict[str, Site]:
         if site["type"] == "sample"
         and site["is_observed"]
         and name not in latents
-        and not site["infer"].get("_deterministic")
+        and not _is_computed(site)
         and not isinstance(site["fn"], Unit)
     }
+
+
+def _is_computed(site: Site) -> bool:
+    """Whether the model computes the value: ``pyro.deterministic``, or a reparametrisation's observed ``Delta``."""
+    return bool(site["infer"].get("_deterministic")) or (site["is_observed"] and is_fixed(site["fn"]))
 
 
 def _latents(trace: Trace) -> set[str]:
