@@ -277,6 +277,24 @@ def test_the_way_out_of_a_circle():
     assert float(cosine) == pytest.approx(0.863523, abs=0.03)  # I₁(4) / I₀(4)
 
 
+@pytest.mark.parametrize(
+    "fn", [dist.VonMises(0.0, 1.0), dist.SineSkewed(dist.VonMises(0.0, 1.0).expand((1,)).to_event(1), torch.zeros(1))]
+)
+def test_a_guide_of_a_circle_is_refused_by_itself(fn):
+    """Trained by Pyro's own objectives, it drew angles of a standard deviation of 227."""
+
+    def model(rows):
+        pyro.sample("phi", fn)
+
+    with pytest.raises(ValueError, match="'phi' is circular"):
+        AutoConvFlow(lambda: model(0), num_blocks=1)
+    guide = AutoConvFlow(model, num_blocks=1)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+    for call in (guide, svi.step, guide.set_up):
+        with pytest.raises(ValueError, match="'phi' is circular"):
+            call(1)
+
+
 def test_other_rows_of_data_for_the_same_latents():
     def regression(x, y):
         b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))

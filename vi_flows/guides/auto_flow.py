@@ -37,7 +37,7 @@ from vi_flows.guides.pushed import PushedSites
 from vi_flows.guides.sequential import WithoutSequentialPlates
 from vi_flows.guides.sites import latent_sites, left_to_the_model
 from vi_flows.guides.start.from_model import start_of_model
-from vi_flows.guides.supports import sites_with_dependent_support
+from vi_flows.guides.supports import check_support, sites_with_dependent_support
 from vi_flows.guides.tensors import map_tensors
 from vi_flows.guides.whitened_affine import WhitenedAffine
 from vi_flows.parameters import OwnName, check_stored
@@ -191,6 +191,9 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
             check_precision(self.prototype_trace)
             check_maps(self.prototype_trace, self._unconstrained_shapes)
             check_densities(self.prototype_trace)
+            with torch.random.fork_rng(devices=[]):  # a composed distribution is asked for a draw
+                for name, site in latent_sites(self.prototype_trace):
+                    check_support(name, site["fn"])
             self._check_supports(self.prototype_trace, args, kwargs)
             assert self._set_up  # emptied with the first set-up
             factory, affine, rank, init_scale = self._set_up

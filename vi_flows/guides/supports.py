@@ -165,7 +165,8 @@ def check_support(name: str, fn: Any) -> None:
         ValueError: names the site and the way out.
     """
     fn = innermost(fn)
-    if isinstance(fn, torch.distributions.VonMises | dist.VonMises3D | dist.SineBivariateVonMises):
+    around = innermost(fn.base_dist) if isinstance(fn, dist.SineSkewed) else fn
+    if isinstance(around, torch.distributions.VonMises | dist.VonMises3D | dist.SineBivariateVonMises):
         raise ValueError(
             f"latent site {name!r} is circular, which no map from the real line covers once: sample a vector v of two "
             f"standard normals, take its angle {name} = torch.atan2(v[..., 1], v[..., 0]), which is uniform, and bring "
