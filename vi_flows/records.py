@@ -263,7 +263,7 @@ class Record:
         if not above.is_dir():
             raise NotADirectoryError(f"{path} can't be written: {above} is a file, not a folder")
         if path.exists() and not overwrite:
-            raise RecordExistsError(f"{path} exists; give --overwrite to replace it, or another --record")
+            raise RecordExistsError(f"{path} exists; give --overwrite to replace it, or name another place")
 
     @classmethod
     def read(cls, path: Path) -> Record:

@@ -11,6 +11,7 @@ from vi_flows.distributions.energies import TARGETS_2D, target_2d
 from vi_flows.fit2d import Fit2D, fit_flow_2d, flow_log_density, make_flow_2d, train_flow_2d
 from vi_flows.flows import conv_flow
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
+from vi_flows.records import RecordExistsError
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,11 @@ def test_command_writes_record_and_picture(tmp_path, capsys):
     assert record["figures"]["result"]["num_steps"] == 5
     assert {"revision", "device", "torch"} <= set(record["provenance"])
     assert (tmp_path / "u2-conv_flow-1.png").stat().st_size > 1000
+    with pytest.raises(RecordExistsError, match="give --overwrite"):
+        replace(job, seed=3).run()
+    assert json.loads((tmp_path / "u2-conv_flow-1.json").read_text()) == record
+    assert replace(job, seed=3, overwrite=True).run() == 0
+    assert json.loads((tmp_path / "u2-conv_flow-1.json").read_text())["settings"]["seed"] == 3
 
 
 def test_bad_requests():

@@ -276,12 +276,14 @@ class Fit2D:
     """Of the parameters and the draws: the first one to try."""
     out: Path | None = None
     """Folder for the picture (TARGET-FLOW-K.png) and the record (the same, .json)."""
+    overwrite: bool = False
+    """Replace an existing record."""
 
     def run(self) -> int:
         """Fit, print, write; exit code 0."""
         stem = f"{self.target}-{self.flow}-{self.num_blocks}"
         if self.out is not None:
-            Record.refuse_to_replace(self.out / f"{stem}.json", overwrite=True)  # nor a file where the folder goes
+            Record.refuse_to_replace(self.out / f"{stem}.json", self.overwrite)  # nor a file where the folder goes
         flow, result, trials = self.fit()
         extra = "" if result.kl_quadrature is None else f" (quadrature {result.kl_quadrature:.4f})"
         print(
@@ -291,7 +293,7 @@ class Fit2D:
         if self.out is not None:
             from vi_flows.fit2d.plotting import plot_fits_2d
 
-            self.record(result, trials).write(self.out / f"{stem}.json", overwrite=True)
+            self.record(result, trials).write(self.out / f"{stem}.json", self.overwrite)
             title = f"{self.flow}, KL {result.kl:.3f}"
             plot_fits_2d(TARGETS_2D[self.target], [(title, flow)], self.out / f"{stem}.png")
             print(f"{self.out / stem}.png, .json")
