@@ -16,6 +16,7 @@ from vi_flows.cli import main
 from vi_flows.records import Record
 from vi_flows.table import Machine, Row, Runner, VAEJob, Workplace, status_of, status_table
 from vi_flows.table.claim import Claim, HeldError, is_held, last_note
+from vi_flows.table.runner import work_through
 from vi_flows.table.work import work
 from vi_flows.training import ImageTrainConfig, Run, RunError, TrainingInterrupted, VAETrainConfig
 from vi_flows.training.captured import trainer_for
@@ -55,6 +56,15 @@ def epochs_of(job, place):
 
 def record_of(job, place):
     return Record.read(job.record(place))
+
+
+def test_records_that_are_there_are_said_to_stay(place, capsys):
+    (job,) = jobs_of(0)
+    assert work_through([job], place, FAST) == 0
+    assert "already" not in capsys.readouterr().out
+    assert work_through([job], place, replace(FAST, num_samples=7)) == 0
+    assert "1 of 1 runs have a record already, which stays as it is" in capsys.readouterr().out
+    assert record_of(job, place).figures["num_samples"] == 5
 
 
 # One run ------------------------------------------------------------------------------------------------------------

@@ -232,6 +232,12 @@ def work_through(
     Returns:
         An exit code: 0; 1 where something failed or is left; 128 plus the signal's number where one stopped it.
     """
+    there = sum(job.has_record(workplace) for job in jobs)
+    if there:
+        print(
+            f"{there} of {len(jobs)} runs have a record already, which stays as it is, whatever samples or annealing "
+            "are asked for now; move it away to evaluate anew"
+        )
     try:
         outcome = Runner(jobs, workplace, machine, processes, wall_seconds).run()
     except TrainingInterrupted as stopped:
