@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -58,6 +58,10 @@ def evaluate_run(
         raise ValueError(
             f"a run of kind {run.config.kind} is evaluated by {kind.evaluation.__name__}, got {settings!r}"
         )
+    splits = run.data.split(run.config.protocol)
+    rows = {"test": splits.test, "valid": splits.valid}[settings.split]
+    if settings.limit is not None and settings.limit >= len(rows):
+        settings = replace(settings, limit=None)  # all of them: the same evaluation, and the same record
     folder = run.folder / "results" if record is None else record
     path = folder if folder.suffix == ".json" else folder / ("-".join([run.key, *settings.words]) + ".json")
     Record.refuse_to_replace(path, overwrite)  # before the minutes of work, not after
@@ -65,8 +69,6 @@ def evaluate_run(
     task, device = here.build_task(), here.config.device
     trained = run.load_weights(task, weights)
     run.check_data(trained)
-    splits = run.data.split(run.config.protocol)
-    rows = {"test": splits.test, "valid": splits.valid}[settings.split]
     if len(rows) == 0:
         raise RunError(
             f"there are no {settings.split} images under the {run.config.protocol} protocol: --split test scores the "
