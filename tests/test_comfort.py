@@ -13,6 +13,7 @@ from vi_flows import progress
 from vi_flows.cli import main
 from vi_flows.cli.examples import EXAMPLES, examples_for
 from vi_flows.cli.main import COMMANDS, _parse
+from vi_flows.records import Record
 from vi_flows.training import Run, Trainer, VAETrainConfig
 from vi_flows.training.kinds import KINDS
 from vi_flows.vae import VAEConfig
@@ -33,6 +34,20 @@ def test_bars_are_for_terminals(monkeypatch, stream, shown, written):
     monkeypatch.setattr(sys, "stderr", stream())
     assert list(progress.progress_bar(range(3), shown=shown)) == [0, 1, 2]
     assert bool(sys.stderr.getvalue()) is written
+
+
+@pytest.mark.parametrize("words", [("results",), ("fit2d", "--help")])
+def test_a_terminal_without_dashes_is_no_failure(words, monkeypatch, tmp_path):
+    record = Record("vae", "key", "VAE, K = 2 – wide", {"dataset": "digits"}, {"nll": 1.0, "interval": [0.5, 1.5]}, {})
+    record.write(tmp_path / "runs" / "one.json")
+    monkeypatch.chdir(tmp_path)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    sys.stdout.flush()
+    assert ended.value.code == 0
+    assert b"\\u" in written.getvalue()
 
 
 def test_what_is_quick_has_no_bar(monkeypatch):

@@ -86,6 +86,32 @@ def test_a_file_that_vanishes_meanwhile_is_no_obstacle(runs):
     assert math.isnan(status_of_run(runs / "gone").age)
 
 
+def test_offered_commands_can_be_copied_and_a_run_that_is_not_finished_says_so(tmp_path, capsys):
+    folder = tmp_path / "my run"
+    words = ["--epochs", 1, "--latent-dims", 3, "--hidden-dims", 8, "--batch-size", 400, "--quiet"]
+    assert run("train", "vae", "--out", folder, *words) == 0
+    assert f"next: vi-flows evaluate '{folder}'" in capsys.readouterr().out
+    assert run("evaluate", folder, "--limit", 2, "--num-samples", 2, "--quiet") == 0
+    assert "not finished" not in capsys.readouterr().out
+    trainer = Trainer(Run.create(tmp_path / "cut off", SMALL), progress=False)
+    trainer.start()
+    trainer.fit(until=5)
+    assert run("evaluate", tmp_path / "cut off", "--limit", 2, "--num-samples", 2, "--quiet") == 0
+    said = f"weights of epoch 1 of 2; vi-flows train --resume '{tmp_path / 'cut off'}' goes on"
+    assert said in capsys.readouterr().out
+    assert run("runs", tmp_path) == 0
+    assert f"to go on: vi-flows train --resume '{tmp_path / 'cut off'}'" in capsys.readouterr().out
+
+
+def test_a_limit_of_all_images_is_none(runs, capsys):
+    folder = runs / "deep" / "finished"
+    assert run("evaluate", folder, "--num-samples", 2, "--quiet", "--limit", 100_000) == 0
+    assert run("evaluate", folder, "--num-samples", 2, "--quiet") == 2
+    assert "exists; give --overwrite" in capsys.readouterr().err
+    (found,) = (folder / "results").glob("*.json")
+    assert Record.read(found).settings["evaluation"]["limit"] is None
+
+
 def test_a_damaged_checkpoint_is_said(runs, tmp_path):
     Run.create(tmp_path / "run", SMALL)
     (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"nothing")

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from vi_flows.evaluation import paired_bootstrap
 from vi_flows.records import Record, RecordError
 from vi_flows.settings import Positive, Seed, check_settings
+from vi_flows.training.errors import in_shell
 from vi_flows.training.judged import judged
 
 __all__ = ["Compare", "find_record"]
@@ -79,7 +80,7 @@ def find_record(path: Path) -> Path:
         return path
     found = sorted((path / "results").glob("*.json"))
     if not found:
-        raise RecordError(f"{path} has no record in its results: make one by vi-flows evaluate {path}")
+        raise RecordError(f"{path} has no record in its results: make one by vi-flows evaluate {in_shell(path)}")
     if len(found) > 1:
         raise ValueError(f"{path} has {len(found)} records, name one: {', '.join(map(str, found))}")
     return found[0]

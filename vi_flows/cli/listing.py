@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from vi_flows.plotting import save_intervals
 from vi_flows.records import Record, RecordError, to_json
+from vi_flows.training.errors import in_shell
 from vi_flows.training.judged import judged
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.status import RunStatus, find_runs, status_of_run
@@ -55,7 +56,7 @@ class Runs:
         print("\n" + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))))
         stopped = next((status for status in found if status.state == "interrupted"), None)
         if stopped is not None:
-            print(f"to go on: vi-flows train --resume {stopped.folder}")
+            print(f"to go on: vi-flows train --resume {in_shell(stopped.folder)}")
         return 0
 
 

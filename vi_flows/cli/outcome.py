@@ -7,6 +7,7 @@ line; 130 and 143 after SIGINT and SIGTERM.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
@@ -74,6 +75,8 @@ def exit_with(name: str, run: Callable[[list[str]], int | None], args: Sequence[
     say = partial(_say, name)
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a dash or a name that the terminal can't show is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = run([word for word in words if word != "--debug"])

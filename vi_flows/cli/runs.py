@@ -16,6 +16,7 @@ from vi_flows.settings import Positive, Seed, Threads, check_settings
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.config import TrainConfig, check_device
 from vi_flows.training.distributed import joined
+from vi_flows.training.errors import in_shell
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.loop import Trainer
@@ -136,7 +137,7 @@ def _train(run: Run, tensorboard: bool, quiet: bool, ranks: Ranks, begin: Callab
     best = state["best"]
     chosen = f"; best validation {best['valid_loss']:.3f} {trainer.task.unit} at epoch {best['epoch']}" if best else ""
     print(f"{run.folder}: {state['step']} steps in {state['seconds']:.0f} s{chosen}")
-    print(f"next: vi-flows evaluate {run.folder}")
+    print(f"next: vi-flows evaluate {in_shell(run.folder)}")
     return 0
 
 
@@ -217,6 +218,11 @@ class Evaluate:
         print(f"{record.label} on {config.dataset} ({config.protocol}), {figures['num_rows']} images:")
         for line in run.on(self.device).build_task().report(figures):
             print(f"  {line}")
+        if run.is_unfinished:
+            print(
+                f"  the training is not finished: these are weights of epoch {figures['epoch_of_weights']} of "
+                f"{config.epochs}; vi-flows train --resume {in_shell(run.folder)} goes on"
+            )
         print(f"record: {path}")
         return 0
 

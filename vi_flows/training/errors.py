@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["RunError", "RunUnusableError"]
+import shlex
+from pathlib import Path
+
+__all__ = [
+    "RunError",
+    "RunUnusableError",
+    "in_shell",
+]
 
 
 class RunError(ValueError):
@@ -11,3 +18,8 @@ class RunError(ValueError):
 
 class RunUnusableError(RunError):
     """A run's folder is missing, damaged, or in the hands of another process."""
+
+
+def in_shell(path: Path) -> str:
+    """A path as a word of a command line that is offered."""
+    return shlex.quote(str(path))

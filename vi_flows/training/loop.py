@@ -24,6 +24,7 @@ from vi_flows.training.checkpoint import (
     save_tensors,
 )
 from vi_flows.training.config import check_device
+from vi_flows.training.errors import in_shell
 from vi_flows.training.log import RunLog
 from vi_flows.training.run import Run
 from vi_flows.training.signals import TrainingInterrupted, deferred_signals
@@ -234,7 +235,7 @@ class Trainer:
             TrainingInterrupted: always.
         """
         self.ranks.gather(None)
-        raise TrainingInterrupted(number, f"vi-flows train --resume {self.run.folder} goes on")
+        raise TrainingInterrupted(number, f"vi-flows train --resume {in_shell(self.run.folder)} goes on")
 
     def _check_weights(self) -> None:
         """The last update may have overflowed though its loss and gradient were finite: nothing is saved then."""

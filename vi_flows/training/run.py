@@ -15,9 +15,9 @@ from vi_flows.data import RunData
 from vi_flows.locks import LockedError, is_locked, locked
 from vi_flows.records import from_json, git_revision, row_key, to_json, write_atomic
 from vi_flows.settings import check_types
-from vi_flows.training.checkpoint import CheckpointError, Checkpoints, load_tensors
+from vi_flows.training.checkpoint import CheckpointError, Checkpoints, load_state, load_tensors
 from vi_flows.training.config import TrainConfig, check_device, config_from_dict, config_to_dict, first_difference
-from vi_flows.training.errors import RunError, RunUnusableError
+from vi_flows.training.errors import RunError, RunUnusableError, in_shell
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.start import check_same_data, describe_start
 from vi_flows.training.tasks.base import Task
@@ -88,7 +88,7 @@ class Run:
             kept = "its last checkpoint is whole" if self.checkpoints.newest.exists() else "it has no checkpoint yet"
             raise OSError(
                 f"the training in {self.folder} stopped: {error}; {kept}: make room, then go on with "
-                f"vi-flows train --resume {self.folder}"
+                f"vi-flows train --resume {in_shell(self.folder)}"
             ) from error
 
     @classmethod
@@ -105,7 +105,9 @@ class Run:
         run = cls(folder, config)
         source = run._described_source()
         if (folder / "config.json").exists():
-            raise RunError(f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --out")
+            raise RunError(
+                f"{folder} holds a run already; go on with it by --resume {in_shell(folder)}, or choose another --out"
+            )
         # Killed while it wrote its settings, a process leaves a part of them, which is no run yet.
         if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {"config.json.tmp"}):
             raise RunError(f"{folder} exists and is not an empty folder; choose another --out")
@@ -194,6 +196,13 @@ class Run:
         path = self.checkpoints.newest
         with self.offering_a_way():
             return load_tensors(path)[1] if path.exists() else {"step": 0, "finished": False}
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its last checkpoint is one that training goes on from; a run without one is as good as finished."""
+        with suppress(CheckpointError):
+            return self.checkpoints.newest.exists() and not load_state(self.checkpoints.newest).get("finished")
+        return False
 
     @cached_property
     def data(self) -> RunData:
@@ -294,13 +303,13 @@ class Run:
         with suppress(CheckpointError):
             return (
                 f"the one before it, of step {self.checkpoints.previous_step()}, is whole: "
-                f"vi-flows train --resume {self.folder} --previous goes on from there"
+                f"vi-flows train --resume {in_shell(self.folder)} --previous goes on from there"
             )
         with suppress(CheckpointError):
             self.weights.read()
             return (
                 f"no whole one before it is there, but its {self.weights.path().name} is whole: "
-                f"vi-flows train {self.config.kind} --from {self.folder} --out NEW "
+                f"vi-flows train {self.config.kind} --from {in_shell(self.folder)} --out NEW "
                 "with the same model and data starts from those weights"
             )
         return "start it again in another folder"

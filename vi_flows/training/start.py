@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vi_flows.training.checkpoint import CheckpointError
 from vi_flows.training.config import TrainConfig, first_difference
-from vi_flows.training.errors import RunUnusableError
+from vi_flows.training.errors import RunUnusableError, in_shell
 from vi_flows.training.packed import is_there
 
 if TYPE_CHECKING:
@@ -95,5 +95,5 @@ def _read(source: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         return source.weights.read()
     except CheckpointError as error:
         there = is_there(source.weights.path())
-        way = "start from another run" if there else f"vi-flows train --resume {source.folder} makes them"
+        way = "start from another run" if there else f"vi-flows train --resume {in_shell(source.folder)} makes them"
         raise RunUnusableError(f"no usable weights in {source.folder}: {error}; {way}") from error

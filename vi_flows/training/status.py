@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from vi_flows.training.checkpoint import CheckpointError, load_state
+from vi_flows.training.errors import in_shell
 from vi_flows.training.log import metrics_in
 from vi_flows.training.run import Run, RunUnusableError
 
@@ -82,7 +83,7 @@ def status_of_run(folder: Path) -> RunStatus:
             found = load_state(checkpoint)
             state = "finished" if found.get("finished") else "interrupted" if found.get("step") else state
     except CheckpointError as error:
-        state, problem = "damaged", f"{error}; vi-flows train --resume {folder} says how to go on"
+        state, problem = "damaged", f"{error}; vi-flows train --resume {in_shell(folder)} says how to go on"
     if run.held:
         state, problem = "running", ""  # it may be writing what was looked at
     losses = [line["valid_loss"] for line in lines if math.isfinite(line.get("valid_loss", math.nan))]

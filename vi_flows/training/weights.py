@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors
-from vi_flows.training.errors import RunError, RunUnusableError
+from vi_flows.training.errors import RunError, RunUnusableError, in_shell
 from vi_flows.training.packed import PackedError, content, is_there
 
 __all__ = ["Weights"]
@@ -89,7 +89,7 @@ class Weights:
     def _way_to(self, path: Path) -> str:
         """What to do where a file can't be used, in words."""
         if not is_there(path):
-            return f"vi-flows train --resume {self.folder} makes them"
+            return f"vi-flows train --resume {in_shell(self.folder)} makes them"
         other = "last" if path.stem == "best" else "best"
         with contextlib.suppress(CheckpointError):
             self.read(other)
