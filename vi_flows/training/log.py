@@ -76,9 +76,11 @@ class RunLog:
         kind = KINDS[self.run.config.kind]
         try:
             files = kind.draw(task, self.run.folder / "tensorboard" / "drawn", kind.drawing_settings(GRID))
-        except Exception as error:  # of a flow that has hardly learned, or of the picture; the training goes on
-            if not isinstance(error, ImageOverflowError):
-                _log.warning("nothing was drawn at step %d: %s; the training goes on", step, error)
+        except ImageOverflowError as error:  # of a flow that has hardly learned
+            events.add_text("samples", str(error), step)
+            files = []
+        except Exception as error:  # a picture is not worth a training
+            _log.warning("nothing was drawn at step %d: %s; the training goes on", step, error)
             events.add_text("samples", str(error), step)
             files = []
         for file in files:
