@@ -217,7 +217,8 @@ CALLS = [
     ],
     *calls("event_shape", lambda: MADE_4.distribution().log_prob(torch.zeros(2, 5))),
     *[("num_bins", lambda value=value: Categorical(value)) for value in (0, 1, -3, 2.5)],
-    *calls("num_bins", lambda: LogisticMixture(1), lambda: LogisticMixture(256, 0)),
+    *calls("num_bins", lambda: LogisticMixture(1)),
+    *calls("num_components", lambda: LogisticMixture(256, 0)),
     *[("width", lambda kind=kind: kind((1, 8, 8), Bernoulli(), width=0)) for kind in (PixelCNN, GatedPixelCNN)],
     *[
         ("positive multiple of twice the 2 channels, got 6", lambda kind=kind: kind((2, 4, 4), Bernoulli(), width=6))

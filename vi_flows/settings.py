@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import operator
 import types
 import typing
@@ -98,14 +99,18 @@ def check_settings(settings: Any) -> None:
     """Check every field of a dataclass against its annotation.
 
     Understood are ``bool``, ``int``, ``float`` (finite, of float32's range; an ``int`` will do), ``str``, ``Path``,
-    ``Literal``, tuples, unions, dataclasses, and ``Annotated`` with :class:`Bounds` or :class:`OneOf`.
+    ``Literal``, tuples, unions, dataclasses, and ``Annotated`` with :class:`Bounds` or :class:`OneOf`. Numbers of
+    NumPy become Python's, which records and hashes take.
 
     Raises:
         SettingsError: a field is of another type, out of its bounds, or an unknown name.
     """
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for item in dataclasses.fields(settings):
-        name, value = item.name, getattr(settings, item.name)
+        name, given = item.name, getattr(settings, item.name)
+        value = _plain(given)
+        if value is not given:
+            object.__setattr__(settings, name, value)  # of a frozen class too, while it is made
         wrong = _problem(value, hints[name])
         if wrong is not None:
             raise SettingsError(f"{name} {wrong}, got {value!r}")
@@ -119,7 +124,8 @@ def check_at_least(least: float, **values: float) -> None:
         TypeError: one is no number.
     """
     for name, value in values.items():
-        check_types((int, float), "", **{name: value})
+        if not isinstance(value, numbers.Real):
+            check_types((int, float), "", **{name: value})
         if not least <= value < math.inf:
             raise ValueError(f"{name} must be at least {least:g} and finite, got {value!r}")
 
@@ -199,8 +205,8 @@ def settings_from(kind: type[S], given: Mapping[str, Any], what: str) -> S:
 
 
 _SCALARS: dict[type, tuple[type | tuple[type, ...], str]] = {
-    int: (int, "must be a whole number"),
-    float: ((int, float), "must be a number"),
+    int: (numbers.Integral, "must be a whole number"),
+    float: (numbers.Real, "must be a number"),
     str: (str, "must be a string"),
     Path: (Path, "must be a path"),
 }
@@ -209,6 +215,16 @@ _SCALARS: dict[type, tuple[type | tuple[type, ...], str]] = {
 def _bare(hint: Any) -> Any:
     """A hint without its annotations."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def _plain(value: Any) -> Any:
+    """``value`` itself, or where it has numbers that are not Python's, those of the same value."""
+    if isinstance(value, tuple | list):
+        parts = [_plain(part) for part in value]
+        return type(value)(parts) if any(a is not b for a, b in zip(parts, value, strict=True)) else value
+    if type(value) in (bool, int, float) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _problem(value: Any, hint: Any) -> str | None:

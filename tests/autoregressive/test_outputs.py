@@ -52,7 +52,7 @@ def test_samples_follow_the_bins():
     assert (counts - expected).abs().max() < 0.015
 
 
-@pytest.mark.parametrize("sizes", [(1, 3), (256, 0)])
-def test_refusals(sizes):
-    with pytest.raises(ValueError, match="num_bins"):
+@pytest.mark.parametrize(("sizes", "name"), [((1, 3), "num_bins"), ((256, 0), "num_components")])
+def test_refusals(sizes, name):
+    with pytest.raises(ValueError, match=name):
         LogisticMixture(*sizes)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
+
+from vi_flows.settings import check_counts
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "LogisticMixture", "Output"]
 
@@ -72,9 +75,8 @@ class Categorical:
     """
 
     def __init__(self, num_bins: int = 256) -> None:
-        if not isinstance(num_bins, int) or num_bins < 2:
-            raise ValueError(f"num_bins must be a whole number and at least 2, got {num_bins}")
-        self.num_params = num_bins
+        check_counts(2, num_bins=num_bins)
+        self.num_params = operator.index(num_bins)
         self.support: constraints.Constraint = constraints.integer_interval(0, num_bins - 1)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -137,10 +139,8 @@ class LogisticMixture:
     """
 
     def __init__(self, num_bins: int = 256, num_components: int = 5) -> None:
-        if num_bins < 2 or num_components < 1:
-            raise ValueError(
-                f"num_bins must be at least 2 and num_components at least 1, got {num_bins} and {num_components}"
-            )
+        check_counts(2, num_bins=num_bins)
+        check_counts(1, num_components=num_components)
         self.num_bins, self.num_components = num_bins, num_components
         self.num_params = 3 * num_components
         self.support: constraints.Constraint = constraints.integer_interval(0, num_bins - 1)

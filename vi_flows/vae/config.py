@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
@@ -9,7 +10,17 @@ import tyro
 
 from vi_flows.flows import FLOWS, VectorFlow, flow_from_words, flow_in_words
 from vi_flows.nn.mlp import ACTIVATIONS
-from vi_flows.settings import LATER, Bounds, NonNegative, OneOf, Positive, SettingsError, check_settings, check_types
+from vi_flows.settings import (
+    LATER,
+    Bounds,
+    NonNegative,
+    OneOf,
+    Positive,
+    SettingsError,
+    check_counts,
+    check_settings,
+    check_types,
+)
 from vi_flows.transforms import Bijection
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel
@@ -178,8 +189,7 @@ def vae_parts(config: VAEConfig, data_dim: int) -> VAEParts:
     Raises:
         ValueError: another number of latents (or encoders) than the architecture's, or ``data_dim`` is no size.
     """
-    if not isinstance(data_dim, int) or data_dim < 1:
-        raise ValueError(f"data_dim must be a whole number of at least 1, got {data_dim!r}")
+    check_counts(1, data_dim=data_dim)
     check_types(VAEConfig, config=config)
     default_latents, default_hidden = ARCHITECTURES[config.architecture]
     latents = default_latents if config.latent_dims is None else config.latent_dims
@@ -189,7 +199,7 @@ def vae_parts(config: VAEConfig, data_dim: int) -> VAEParts:
     encoder = hidden if config.encoder_dims is None else config.encoder_dims
     if len(encoder) != len(latents):
         raise ValueError(f"{config.architecture} has {len(latents)} latents, got encoder_dims={encoder}")
-    return VAEParts(config, data_dim, latents, hidden, encoder)
+    return VAEParts(config, operator.index(data_dim), latents, hidden, encoder)
 
 
 def build_vae(config: VAEConfig, data_dim: int) -> VAE:
@@ -204,7 +214,7 @@ def build_vae(config: VAEConfig, data_dim: int) -> VAE:
     """
     parts = vae_parts(config, data_dim)
     model = GenerativeModel(
-        data_dim, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm, parts.prior(),
+        parts.data_dim, parts.latent_dims, parts.hidden_dims, config.activation, config.batch_norm, parts.prior(),
         config.dropout,
     )  # fmt: skip
     return VAE(model, parts.guide())
