@@ -70,7 +70,7 @@ class AnnealingSpace:
 
     Args:
         vae: model and guide; their parameters should need no gradients.
-        x: images ``(B, D)``.
+        x: images ``(B, D)`` that :meth:`LatentChain.rows` has let pass.
         name: where the path begins, see :data:`StartName`.
         draws_at_once: of an image, to bound the memory.
         forces: see :data:`ForcePrecision`.
@@ -109,7 +109,7 @@ class AnnealingSpace:
 
     def log_joint(self, u: Tensor) -> Tensor:
         """``log p(x, z(u))``."""
-        return self.model.log_joint(self.x, self.to_latents(u))
+        return self.model.log_joint(self.x, self.to_latents(u), look=False)
 
     def surrogate(self, u: Tensor) -> Tensor:
         """Of another value than :meth:`log_joint`, but of the same gradient to ``forces``' precision, for less work."""

@@ -199,23 +199,24 @@ class LatentChain(nn.Module, ABC):
             ValueError: a value is none that data can have.
         """
 
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+    def log_joint(self, x: Tensor, z: Tensor, look: bool = True) -> Tensor:
         """``log p(x, z)`` in nats, ``(…, B)``, differentiable in ``z``.
 
         Args:
             x: rows ``(B, D)``.
             z: all latents of a row side by side, from the top down, ``(…, B, latent_size)``.
+            look: whether the rows' values are looked at; not where a sampler asks again and again for the same rows.
 
         Raises:
             ValueError: see :meth:`rows`.
         """
-        x = self.rows(x, may_be_looked_at(x))
+        x = self.rows(x, look and may_be_looked_at(x))
         latents = z.split(self.latent_dims, -1)
         return self.log_prior(latents) + self.likelihood(latents[-1], validate_args=False).log_prob(x)
 
     def log_joint_surrogate(self, x: Tensor, z: Tensor) -> Tensor:
         """Of another value than :meth:`log_joint`, maybe, but of the same gradient in ``z``, for less work."""
-        return self.log_joint(x, z)
+        return self.log_joint(x, z, look=False)
 
     def forward(self, x: Tensor | None = None, *, size: int | None = None, dataset_size: int | None = None) -> Tensor:
         """The Pyro model, rows in a plate called ``data``; sites ``z`` (or ``z1``, ``z2``, …) and ``x``.
