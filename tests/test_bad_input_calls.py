@@ -267,7 +267,7 @@ CALLS = [
     *calls("run must be of type Run, got str; Run.open", lambda: Trainer("nowhere")),
     *calls("device 'foo' can't be used", lambda: Trainer(Run("nowhere", VAETrainConfig(device="foo")))),
     *[("name must be of type str or PathLike", lambda value=value: load(value)) for value in (3, None, ["digits"])],
-    *calls("no file or folder .*nowhere.*: name a folder of images", lambda: load(Path("nowhere"))),
+    *calls("no file or folder nowhere; looked for .*--data-root", lambda: load(Path("nowhere"))),
     *calls("no record nowhere", lambda: Record.read("nowhere")),
     *calls("means must be of type Tensor, got list", lambda: binarize([0.5])),
     *calls("images must be of type Tensor", lambda: save_image_grid([1, 2], Path("x.png"))),
