@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 
 import torch
 from torch import Tensor
@@ -15,14 +13,20 @@ __all__ = ["is_recomputed", "is_recorded", "is_transformed", "may_be_looked_at",
 _RECOMPUTED: ContextVar[bool] = ContextVar("recomputed", default=False)
 
 
-@contextmanager
-def recomputation() -> Iterator[None]:
-    """Marks a pass that happened before and is only made again for its intermediate values."""
-    token = _RECOMPUTED.set(True)
-    try:
-        yield
-    finally:
-        _RECOMPUTED.reset(token)
+class recomputation:  # a context, used as a function would be
+    """Marks a pass that happened before and is only made again for its intermediate values.
+
+    It can be entered again and again: second derivatives compute a pass a second time.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_RECOMPUTED.set(True))
+
+    def __exit__(self, *error: object) -> None:
+        _RECOMPUTED.reset(self._tokens.pop())
 
 
 def is_recomputed() -> bool:
