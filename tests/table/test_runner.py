@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import forkserver
 
 import pytest
 
@@ -34,6 +35,14 @@ FAST = Machine(num_samples=5)
 @pytest.fixture
 def place(tmp_path):
     return Workplace(tmp_path / "runs", tmp_path / "results")
+
+
+@pytest.fixture
+def own_server():
+    """Its processes write where this test reads: a server that another test began has that one's standard output."""
+    forkserver._forkserver._stop()
+    yield
+    forkserver._forkserver._stop()
 
 
 def jobs_of(*seeds, epochs=2):
@@ -205,7 +214,7 @@ def test_a_folder_with_a_run_of_another_kind_is_refused_in_a_sentence(place):
 # Many runs ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_is_worked_through_once(place, capfd):
+def test_the_list_is_worked_through_once(own_server, place, capfd):
     """A source, the run that starts from it, and one that can't be: begun with other settings, and its follower."""
     good, bad = jobs_of(0, 1)
     jobs = [bad, finish_of(bad), good, finish_of(good)]
