@@ -156,6 +156,7 @@ def test_what_else_fitting_asks():
 
     own = Scaled()
     assert pair_of(own, guide, (), {}).check() == [own.scale]
+    pyro.clear_param_store()  # of what other tests left under the names of this guide
     traced = pair_of(model, AutoNormal(model), (), {})
     assert (traced.num_latents, traced.at_once(), traced.check()) == (1, True, [])
     assert len(traced.parameters(traced.loss_terms(2, "elbo"), [])) == 2  # location and scale
