@@ -162,3 +162,67 @@ def test_bounds_that_depend_on_what_is_summed_out_are_refused():
 
     with pytest.raises(DependentSupportError, match=r"'b' depends on a site that is summed out.*b_fraction"):
         AutoConvFlow(model)
+
+
+def beyond_a_threshold():
+    """a ~ N(0, 1), b ~ U(0, 2 if a > 1.5 else 1), y ~ N(a, 0.5), y = 1.5: a ~ N(1.2, √0.2) after y."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("b", dist.Uniform(0.0, torch.where(a > 1.5, 2.0, 1.0)))
+    pyro.sample("y", dist.Normal(a, 0.5), obs=torch.tensor(1.5))
+
+
+def between_two_bounds():
+    """The upper end is flat where the latents start, and 3 prior sds away from there it is not."""
+    a = pyro.sample("a", dist.Normal(300.0, 100.0))
+    pyro.sample("b", dist.Uniform(0.0, (a / 100).clamp(0.1, 2.0)))
+
+
+def of_another_law():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("c", dist.Pareto(torch.where(a > 1.5, 2.0, 1.0), 3.0))
+
+
+@pytest.mark.parametrize(("model", "sites"), [
+    (beyond_a_threshold, ("b",)), (between_two_bounds, ("b",)), (of_another_law, ("c",))])  # fmt: skip
+def test_bounds_that_move_beyond_a_threshold_alone_are_found(model, sites):
+    assert AutoConvFlow(model, num_blocks=1, warm_start=False).dependent_sites == sites
+
+
+def test_a_bound_beyond_a_threshold_is_kept_to():
+    pyro.set_rng_seed(0)
+    guide = AutoConvFlow(beyond_a_threshold, num_blocks=2)
+    fit(beyond_a_threshold, guide, num_steps=600)
+    draws = guide.sample_posterior(20000)
+    # P(a > 1.5) = 1 − Φ(0.3 / √0.2) = 0.2512, and b is uniform on (0, 2) there.
+    assert float(draws["b"].mean()) == pytest.approx(0.5 + 0.5 * 0.2512, abs=0.02)
+    assert bool((draws["b"] <= torch.where(draws["a"] > 1.5, 2.0, 1.0)).all())
+    assert float((draws["b"] > 1).float().mean()) == pytest.approx(0.1256, abs=0.015)
+
+
+def test_bounds_that_move_only_where_the_data_lead_are_refused():
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 10.0))
+        pyro.sample("b", dist.Uniform(0.0, torch.where(a > 43.5, 2.0, 1.0)))
+        pyro.sample("y", dist.Normal(a, 0.5), obs=torch.tensor(43.0))
+
+    pyro.set_rng_seed(0)
+    guide = AutoConvFlow(model, num_blocks=1)
+    assert guide.dependent_sites == ()
+    words = r"support of latent site 'b' depends on other latents.*takes it for fixed.*'b_fraction'"
+    with pytest.raises(DependentSupportError, match=words):
+        fit(model, guide, num_steps=50)
+    with pytest.raises(DependentSupportError, match=words):
+        diagnose(model, guide, num_samples=100)
+
+
+def test_bounds_that_have_moved_at_the_centre_are_refused():
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 10.0))
+        pyro.sample("b", dist.Uniform(0.0, torch.where(a > 43.5, 2.0, 1.0)))
+        pyro.sample("y", dist.Normal(a, 0.5), obs=y)
+
+    guide = AutoConvFlow(model, num_blocks=1, prototype_args=(torch.tensor(45.0),))
+    with pytest.raises(
+        ValueError, match=r"'b' is not the one .* build a new guide with these arguments, or, .* other latents"
+    ):
+        fit(model, guide, torch.tensor(45.0), num_steps=50)

@@ -112,6 +112,11 @@ def by_a_scale():
         pyro.sample("y", dist.Pareto(t, 0.5), obs=WAITING)
 
 
+def beyond_a_threshold():
+    t = pyro.sample("t", dist.Normal(0.8, 0.5))
+    pyro.sample("y", dist.Uniform(0.0, torch.where(t > 1.0, 2.5, 3.0)), obs=torch.tensor(2.7))
+
+
 def by_a_vector():
     t = pyro.sample("t", dist.Normal(0.8, 0.5))
     pyro.sample("y", dist.Exponential(torch.ones(4)).to_event(1), obs=WAITING - t)
@@ -125,6 +130,7 @@ LEAVING = {
     "shifted LogNormal": by_transforms(dist.Normal(0.0, 1.0), ExpTransform()),
     "shifted logistic": by_transforms(dist.Normal(0.0, 1.0), SigmoidTransform(), AffineTransform(0.0, 2.0)),
     "Pareto": by_a_scale,
+    "threshold": beyond_a_threshold,
     "vector": by_a_vector,
 }
 

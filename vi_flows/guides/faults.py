@@ -18,7 +18,7 @@ from torch.distributions import MixtureSameFamily, biject_to, constraints
 from vi_flows.guides.observations import check_observations, is_possible
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.sites import innermost, is_discrete, latent_sites, left_to_the_model
-from vi_flows.guides.supports import beyond, demands, is_real, same_support
+from vi_flows.guides.supports import beyond, computes_its_support, demands, is_real, same_support
 from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "check_observed_supports",
     "check_shape_of_density",
     "faults_named",
+    "run_at",
     "sites_without_density",
 ]
 
@@ -101,24 +102,33 @@ def check_observed_supports(model: Callable, draw: Draw, args: tuple[Any, ...], 
     Raises:
         ValueError: some of 32 draws leave an observation outside of its support; names the site.
     """
-    first, second = (_run(model, draw(), args, kwargs) for _ in range(2))
-    others = _observed(second)
-    moving = [name for name, site in _observed(first).items() if _moved(site, others.get(name))]
+    first, second = (run_at(model, draw(), args, kwargs) for _ in range(2))
+    start, others = _observed(first), _observed(second)
+    # A bound may follow the latents beyond a threshold alone, which two draws need not show.
+    computed = [name for name, site in start.items() if computes_its_support(site["fn"])]
     # Counts that a discrete latent rules out have probability 0, and leave the sum over it.
     counts = not any(is_discrete(site["fn"]) for _, site in latent_sites(first))
-    leaving = [name for name, site in _observed(first).items() if _demands_moved(site, others.get(name), counts)]
-    for _ in range(32 if moving or leaving else 0):
-        sites = _observed(_run(model, draw(), args, kwargs))
-        for name in (name for name in sites if name in moving or name in leaving):
+    leaving = [name for name, site in start.items() if _demands_moved(site, others.get(name), counts)]
+    seen: dict[str, list[tuple[bool, bool]]] = {name: [] for name in start if name in computed or name in leaving}
+    for _ in range(32 if seen else 0):
+        sites = _observed(run_at(model, draw(), args, kwargs))
+        for name in seen.keys() & sites.keys():
             site = sites[name]
-            none = name in moving and bool((site["fn"].log_prob(site["value"]) == -torch.inf).any())
-            if none or (name in leaving and not is_possible(site)):
-                raise ValueError(
-                    f"the support of observed site {name!r} depends on the latents, or its value does, and at some of "
-                    "the guide's draws the observation lies outside, so that the posterior ends where no guide's "
-                    "density does: give the latent a support that keeps to the data, for instance "
-                    "theta = y.max() + pyro.sample('excess', …) for y ~ Uniform(0, theta)"
-                )
+            if name in leaving and not is_possible(site):
+                raise _ends_within(name)
+            seen[name].append((_moved(site, start[name]), name in computed and _is_impossible(site)))
+    for name, flags in seen.items():
+        if any(moved for moved, _ in flags) and any(none for _, none in flags):
+            raise _ends_within(name)
+
+
+def _ends_within(name: str) -> ValueError:
+    return ValueError(
+        f"the support of observed site {name!r} depends on the latents, or its value does, and at some of the guide's "
+        "draws the observation lies outside, so that the posterior ends where no guide's density does: give the latent "
+        "a support that keeps to the data, for instance theta = y.max() + pyro.sample('excess', …) for y ~ Uniform(0, "
+        "theta)"
+    )
 
 
 def check_shape_of_density(trace: Trace) -> None:
@@ -165,7 +175,7 @@ def check_distribution_parameters(
     """
 
     def possible(draw: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-        found = _parameters(_run(model, draw, args, kwargs))
+        found = _parameters(run_at(model, draw, args, kwargs))
         return {key: torch.stack([c.check(v).all(), ~beyond(c, v).any()]) for key, (v, c) in found.items()}
 
     try:
@@ -185,7 +195,7 @@ def check_distribution_parameters(
             with poutine.block(), torch.no_grad(), pyro.validation_enabled(True):
                 poutine.trace(poutine.condition(model, data=draw)).get_trace(*args, **kwargs)
         except ValueError as error:
-            value, constraint = _parameters(_run(model, draw, args, kwargs))[name, parameter]
+            value, constraint = _parameters(run_at(model, draw, args, kwargs))[name, parameter]
             bad = constraint.check(value)
             first = value.expand(bad.shape + value.shape[bad.dim() :])[~bad][0]
             raise ValueError(
@@ -210,14 +220,15 @@ def sites_without_density(
     size = min(32, len(next(iter(values.values()))))
     for index in range(size):
         draw = {name: value[index] for name, value in values.items()}
-        for name, site in nodes(_run(model, draw, args, kwargs)).items():
+        for name, site in nodes(run_at(model, draw, args, kwargs)).items():
             if site["type"] == "sample" and not is_subsample(site):
                 finite = torch.isfinite(torch.as_tensor(site["fn"].log_prob(site["value"]))).all()
                 counts[name] = counts.get(name, 0) + int(not bool(finite))
     return ", ".join(f"{name!r} ({count} of {size} draws)" for name, count in counts.items() if count)
 
 
-def _run(model: Callable, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+def run_at(model: Callable, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+    """A run of a model, without validation, at values of its latents."""
     known = poutine.condition(model, data=dict(values))
     with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
         return poutine.trace(known).get_trace(*args, **kwargs)
@@ -249,6 +260,11 @@ def _moved(site: Site, other: Site | None) -> bool:
     with suppress(NotImplementedError):
         return other is not None and not same_support(site["fn"].support, other["fn"].support)
     return False
+
+
+def _is_impossible(site: Site) -> bool:
+    with pyro.validation_enabled(False):  # which would raise PyTorch's own error
+        return bool((site["fn"].log_prob(site["value"]) == -torch.inf).any())
 
 
 def _demands_moved(site: Site, other: Site | None, counts: bool) -> bool:

@@ -15,10 +15,15 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from vi_flows.guides.auto_flow import AutoFlow
-from vi_flows.guides.faults import check_distribution_parameters, check_observed_supports, check_shape_of_density
+from vi_flows.guides.faults import (
+    check_distribution_parameters,
+    check_observed_supports,
+    check_shape_of_density,
+    run_at,
+)
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
 from vi_flows.guides.sites import check_nothing_subsampled, innermost, is_discrete, is_fixed, latent_sites
-from vi_flows.guides.supports import check_support, same_support
+from vi_flows.guides.supports import check_latent_supports, check_support, same_support
 from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes, stochastic_nodes
 
@@ -73,7 +78,8 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
 
     Raises:
         ValueError: the latent sites are not the guide's in name, shape or support; a latent is circular or
-            declares too wide a support; an observation lies outside its support, or leaves it at draws of the guide.
+            declares too wide a support; an observation lies outside its support, or leaves it at draws of the guide,
+            where the support of a latent site may be another one, too.
     """
     with poutine.block(), torch.no_grad(), pyro.validation_enabled(True):
         guide.set_up_for(model, *args, **kwargs)
@@ -97,7 +103,9 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
         _check_same(trace, again)
         with torch.random.fork_rng(devices=[]):
             check_observed_supports(model, lambda: draw_of(guide), args, kwargs)
-            check_distribution_parameters(model, guide.sample_posterior(NUM_DRAWS), args, kwargs)
+            draws = guide.sample_posterior(NUM_DRAWS)
+            check_latent_supports(prototype, guide.dependent_sites, lambda v: run_at(model, v, args, kwargs), draws)
+            check_distribution_parameters(model, draws, args, kwargs)
     return parameters_of(model, trace)
 
 
@@ -286,6 +294,7 @@ def _check_latents(prototype: Trace, trace: Trace, dependent: Collection[str]) -
         if name not in dependent and not same_support(site["fn"].support, mine[name]["fn"].support):
             raise ValueError(
                 f"the support of latent site {name!r} is not the one that the guide was built for: build a new guide "
-                "with these arguments"
+                "with these arguments, or, if it was built with them, so that the support depends on other latents, "
+                "sample the site within fixed bounds and compute the rest"
             )
         check_support(name, site["fn"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain, repeat
 from typing import Any
 
 import pyro
@@ -20,7 +23,9 @@ from vi_flows.traces import nodes, stochastic_nodes
 __all__ = [
     "DependentSupportError",
     "beyond",
+    "check_latent_supports",
     "check_support",
+    "computes_its_support",
     "demands",
     "is_real",
     "kept_to",
@@ -28,8 +33,11 @@ __all__ = [
     "sites_with_dependent_support",
 ]
 
-SHIFT = 0.7
-"""How far the other latents are moved, in unconstrained space: far enough that a bound which follows them shows it."""
+SHIFTS = (0.7, -0.7, 2.0, -2.0, 6.0, -6.0)
+"""How far all latents are moved together, in unconstrained space: so far that a bound which follows them shows it."""
+
+NUM_DRAWS = 64
+"""Runs at values of the prior and at draws of a guide, which meet what happens beyond a threshold."""
 
 
 class DependentSupportError(ValueError):
@@ -41,8 +49,9 @@ def sites_with_dependent_support(
 ) -> list[str]:
     """Names of the latent sites whose bounds move when the latents do, such as ``Uniform(0, 1 − alpha)``.
 
-    The model runs once more with every latent of the prototype moved by the same step in unconstrained space, and the
-    supports of the two runs are compared.
+    The model runs again with every latent of the prototype moved by the same step in unconstrained space, and the
+    supports of the two runs are compared. Where some distribution computes its bounds, there are further steps and 64
+    runs at values that the model itself draws: a bound may follow a latent beyond a threshold alone.
 
     Args:
         prototype: a trace of the model.
@@ -51,24 +60,69 @@ def sites_with_dependent_support(
         kwargs: the model's keyword arguments.
 
     Returns:
-        The names; none where the model can't be run at the moved values.
+        The names; none of those in runs that fail at the moved values.
     """
+    sites = list(stochastic_nodes(prototype))
+    found: set[str] = set()
+    computed = any(computes_its_support(site["fn"]) for _, site in sites)
+    # Without the latents, which the model draws then; what it subsamples stays.
+    drawn = prototype.copy()
+    for name, _ in sites:
+        drawn.remove_node(name)
+    starts = (_moved(prototype, shift) for shift in (SHIFTS if computed else SHIFTS[:1]))
+    # Validation would refuse what is to be found out.
+    with poutine.block(), pyro.validation_enabled(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for start in chain(starts, repeat(drawn, NUM_DRAWS if computed else 0)):
+            with suppress(ArithmeticError, RuntimeError, ValueError):
+                run = nodes(poutine.trace(poutine.replay(model, trace=start)).get_trace(*args, **kwargs))
+                found.update(
+                    n for n, site in sites if n in run and not same_support(site["fn"].support, run[n]["fn"].support)
+                )
+    return [name for name, _ in sites if name in found]
+
+
+def check_latent_supports(
+    prototype: Trace,
+    dependent: Collection[str],
+    run: Callable[[Mapping[str, Tensor]], Trace],
+    values: Mapping[str, Tensor],
+) -> None:
+    """Refuse latent sites taken for ones of fixed support that have another one at draws of the guide.
+
+    Args:
+        prototype: the trace that the guide was built for.
+        dependent: the sites whose supports are known to depend on others.
+        run: runs the model at values of its latents.
+        values: draws of them, along the first dimension; up to 64 are looked at.
+
+    Raises:
+        DependentSupportError: one of them has another support; names the site and the way out.
+    """
+    sites = [(n, s) for n, s in stochastic_nodes(prototype) if n not in dependent and computes_its_support(s["fn"])]
+    size = min(NUM_DRAWS, len(next(iter(values.values()))))
+    for index in range(size if sites else 0):
+        there = nodes(run({name: value[index] for name, value in values.items()}))
+        for name, site in sites:
+            if name in there and not same_support(site["fn"].support, there[name]["fn"].support):
+                raise DependentSupportError(
+                    f"the support of latent site {name!r} depends on other latents, and the guide, which was built "
+                    "where it did not show, takes it for fixed. Sample the site within fixed bounds and compute the "
+                    f"rest, for instance {name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))"
+                )
+
+
+def computes_its_support(fn: Any) -> bool:
+    """Whether the support is of the object: a class that states one has the same for all of its parameters."""
+    stated = inspect.getattr_static(type(innermost(fn)), "support", None)
+    return not isinstance(stated, Constraint) or constraints.is_dependent(stated)
+
+
+def _moved(prototype: Trace, shift: float) -> Trace:
     moved = prototype.copy()
     for name, site in stochastic_nodes(prototype):
         transform = biject_to(site["fn"].support)
-        value = transform(transform.inv(site["value"]) + SHIFT)
-        nodes(moved)[name] = {**site, "value": value}
-    # Validation would refuse what is to be found out.
-    with poutine.block(), pyro.validation_enabled(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            second = poutine.trace(poutine.replay(model, trace=moved)).get_trace(*args, **kwargs)
-        except (ArithmeticError, RuntimeError, ValueError):
-            return []
-    return [
-        name
-        for name, site in stochastic_nodes(prototype)
-        if name in second.nodes and not same_support(site["fn"].support, nodes(second)[name]["fn"].support)
-    ]
+        nodes(moved)[name] = {**site, "value": transform(transform.inv(site["value"]) + shift)}
+    return moved
 
 
 def same_support(a: Constraint, b: Constraint) -> bool:
