@@ -10,7 +10,8 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from vi_flows.diagnostics import diagnose
-from vi_flows.guides import AutoConvFlow, fit
+from vi_flows.guides import AutoConvFlow, LogJoint, fit
+from vi_flows.guides.amortize import Simulator
 
 Y = torch.tensor([1.0, 2.0, -0.5, 0.3, 4.0])
 
@@ -59,6 +60,57 @@ def test_threads_wait_for_each_other():
         run(shift)
         assert found[shift] == elbo
     assert len(found) == 3
+
+
+def in_threads(work, count=4):
+    """What each of them ended in, and whether Pyro's stack of handlers is as it was."""
+    ends = []
+
+    def run():
+        try:
+            ends.append(work())
+        except Exception as error:
+            ends.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pyro.poutine.runtime._PYRO_STACK == []
+    return ends
+
+
+@pytest.mark.parametrize("work", ["construct", "start", "evaluate", "map", "resample", "simulate"])
+def test_threads_wait_for_each_other_wherever_a_program_runs(work):
+    pyro.set_rng_seed(0)
+    guide = AutoConvFlow(chain, num_blocks=1, warm_start=False, init_scale=0.8)
+    values = guide.sample_posterior(50)
+    latent, _ = guide.unconstrain(values)
+    simulator = Simulator(chain, data="b")
+
+    def several():
+        for _ in range(8):
+            match work:
+                case "construct":
+                    result = AutoConvFlow(chain, num_blocks=1, warm_start=False)
+                case "start":
+                    result = AutoConvFlow(chain, num_blocks=1)
+                case "evaluate":
+                    result = LogJoint(chain)(values)
+                case "map":
+                    result = guide.constrain(latent)[1]
+                case "resample":
+                    result = guide.resample(10)
+                case _:
+                    result = len(simulator.draw(20, at_once=False))
+        return result
+
+    expected = several()
+    for end in in_threads(several):
+        assert type(end) is type(expected), end
+        if isinstance(end, torch.Tensor):
+            torch.testing.assert_close(end, expected)
 
 
 def priors():

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vi_flows.diagnostics.uniformity import ecdf_band
+from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.amortize import AmortizedFit, Simulator
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.fit import fit
-from vi_flows.guides.given import preserved_generators
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.sites import is_fixed
 

@@ -16,7 +16,7 @@ from vi_flows.diagnostics.report import Diagnosis
 from vi_flows.diagnostics.rounding import rounded_density, too_coarse
 from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, LONG, judge, longer_chains_decide, still
 from vi_flows.evaluation.psis import psis
-from vi_flows.guides.given import preserved_generators
+from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.pairs import Draws, pair_of
 from vi_flows.parameters import module_of
 from vi_flows.settings import check_types

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from vi_flows.guides.given import preserved_generators
+from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.promoting import Within, double_precision
 from vi_flows.guides.sites import latent_sites
 from vi_flows.objectives import ELBO

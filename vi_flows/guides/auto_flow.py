@@ -19,6 +19,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from vi_flows.guides.alone import alone
 from vi_flows.guides.base import Base, MixtureBase, NormalBase, base_like
 from vi_flows.guides.faults import faults_named
 from vi_flows.guides.initial import init_to_median_or_origin
@@ -145,6 +146,7 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
     def _prototype_hide_fn(site: dict[str, Any]) -> bool:
         return prototype_hide_fn(site) or left_to_the_model(site["fn"])
 
+    @alone()
     def set_up(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Build the parameters for the model's arguments, unless they exist; return the guide itself."""
         if self.prototype_trace is None:
@@ -154,6 +156,7 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
                 self._create_plates(*args, **kwargs)
         return self
 
+    @alone()
     def set_up_for(self, model: Callable, /, *args: Any, **kwargs: Any) -> AutoFlow:
         """Like :meth:`set_up`; parameters that don't exist yet are built for ``model`` where it observes more sites.
 
@@ -174,6 +177,7 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
                 self.warm_start(*args, **kwargs)
         return self.set_up(*args, **kwargs)
 
+    @alone()
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         # Without gradients, so that the prototype holds no graph and can be copied.
         self.latent_dim = -1
@@ -227,6 +231,7 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
                 prototype, self._dependent, self._unconstrained_shapes, self._program(), args, kwargs
             )
 
+    @alone()
     def warm_start(self, *args: Any, **kwargs: Any) -> bool:
         """Move the affine part to the best Gaussian along quasi-Newton paths of the model's log density.
 

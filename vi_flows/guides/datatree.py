@@ -16,8 +16,9 @@ from torch import Tensor
 
 import vi_flows
 from vi_flows.evaluation.psis import psis
+from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.auto_flow import AutoFlow
-from vi_flows.guides.given import check_model, preserved_generators
+from vi_flows.guides.given import check_model
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.resampling import resampled_indices
 from vi_flows.guides.sites import check_nothing_subsampled, is_fixed

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.auto_flow import FULL_AFFINE_DIM
 from vi_flows.guides.datatree import datatree
-from vi_flows.guides.given import preserved_generators
 from vi_flows.guides.pairs import pair_of
 from vi_flows.guides.progress import Progress
 from vi_flows.guides.remaining import Remaining

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from vi_flows.guides.auto_flow import AutoFlow
@@ -34,32 +31,10 @@ __all__ = [
     "check_whole_data",
     "draw_of",
     "parameters_of",
-    "preserved_generators",
 ]
 
 NUM_DRAWS = 500
 """Draws at which the parameters of the model's distributions are looked at."""
-
-_ALONE = threading.RLock()
-
-
-@contextmanager
-def preserved_generators(seed: int | None) -> Iterator[None]:
-    """Seed the generators of Python, NumPy and PyTorch and put them back afterwards; ``None`` leaves all alone.
-
-    One thread at a time: the generators, as Pyro's handlers, are those of the process. Gradients are on within,
-    whatever is around.
-    """
-    with _ALONE, torch.inference_mode(False), torch.enable_grad():
-        if seed is None:
-            yield
-            return
-        state = get_rng_state()
-        try:
-            pyro.set_rng_seed(seed)
-            yield
-        finally:
-            set_rng_state(state)
 
 
 def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
+from vi_flows.guides.alone import alone
 from vi_flows.guides.enumeration import SummedOut
 from vi_flows.guides.masks import MaskedLatents, has_masked_latents
 from vi_flows.guides.observations import PossibleWhereMasked
@@ -71,6 +72,7 @@ class LogJoint:
         """Whether one pass has been enough for all values, so far."""
         return self._over_draws.at_once
 
+    @alone()
     def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
         """The log joint density of each value.
 

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.at_once import run_at_once, run_in_double
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.faults import check_observed_supports, sites_without_density
@@ -22,7 +23,6 @@ from vi_flows.guides.given import (
     check_whole_data,
     draw_of,
     parameters_of,
-    preserved_generators,
 )
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.remaining import Remaining, remaining_kl

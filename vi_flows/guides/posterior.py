@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 
+from vi_flows.guides.alone import alone
 from vi_flows.guides.base import Base
 from vi_flows.guides.log_joint import LogJoint, in_double
 from vi_flows.guides.resampling import resampled_indices
@@ -183,6 +184,7 @@ class FlowPosterior:
         return pieces
 
     @torch.no_grad()
+    @alone()
     def resample(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws of the posterior of the guide's own model: those of the guide, importance-resampled.
 

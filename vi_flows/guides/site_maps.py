@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions.constraints import Constraint, independent
 
+from vi_flows.guides.alone import alone
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.promoting import precision
 from vi_flows.guides.stick_breaking import to_support
@@ -93,6 +94,7 @@ class MapsOfTheProgram:
         """See :class:`SiteMaps`."""
         return self._along(_inverse, values, self.event_shapes)
 
+    @alone()
     def _along(
         self,
         change: Callable[[Constraint, Tensor], tuple[Tensor, Tensor]],

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vi_flows.flows import VectorFlow
+from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.amortize.posterior import AmortizedPosterior, SitesDistribution
-from vi_flows.guides.given import preserved_generators
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.settings import check_counts
 

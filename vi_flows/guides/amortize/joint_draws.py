@@ -18,6 +18,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from tqdm import tqdm
 
+from vi_flows.guides.alone import alone
 from vi_flows.guides.amortize.right_draws import with_right_draws
 from vi_flows.guides.sites import innermost, is_discrete, is_fixed, unmasked
 from vi_flows.guides.stick_breaking import to_support
@@ -144,6 +145,7 @@ class Simulator:
         batch = [len(site["fn"].batch_shape) for site in sites.values()]
         self._dim = -1 - max([0, *nesting, *batch])
 
+    @alone()
     def draw(self, num_draws: int, at_once: bool = True, progress: bool = False) -> JointDraws:
         """Run the program.
 
