@@ -187,7 +187,7 @@ CONSTANTS = {
     "diagnostics.calibration": {"LEVEL": 0.99},
     "diagnostics.uniformity": {"NUM_NULL": 2000},
     "diagnostics.verdict": {
-        "K_FINITE_VARIANCE": 0.5, "K_USABLE": 0.7, "K_FINITE_MEAN": 1.0, "ROW_SHARE": 0.05, "SMALL_SHIFT": 0.1,
+        "K_FINITE_VARIANCE": 0.5, "K_FINITE_MEAN": 1.0, "ROW_SHARE": 0.05, "SMALL_SHIFT": 0.1,
         "SMALL_STRETCH": math.log(1.1),
     },
     "diagnostics.chains": {"NOISE": 3.0},

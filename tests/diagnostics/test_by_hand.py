@@ -15,14 +15,14 @@ from vi_flows.diagnostics.diagnose import _moments, _short
 from vi_flows.diagnostics.elsewhere import missed_mass
 from vi_flows.diagnostics.report import Diagnosis, _share
 from vi_flows.diagnostics.verdict import judge
-from vi_flows.evaluation.psis import PSIS
+from vi_flows.evaluation.psis import PSIS, psis, usable_k_hat
+from vi_flows.guides.resampling import resampled_indices
 from vi_flows.guides.start.ascent import FAR, ascend, between, overdispersed
 
 
-def weights(k_hat, share):
-    """Of 1000 draws."""
-    k, ess = torch.as_tensor(k_hat, dtype=torch.float64), torch.as_tensor(share, dtype=torch.float64) * 1000
-    return PSIS(torch.zeros(1000), k, ess, torch.zeros(()))
+def weights(k_hat, share, num_samples=4000):
+    k, ess = torch.as_tensor(k_hat, dtype=torch.float64), torch.as_tensor(share, dtype=torch.float64) * num_samples
+    return PSIS(torch.zeros(num_samples), k, ess, torch.zeros(()))
 
 
 MOVED = {"a": torch.tensor([0.02, -0.11]), "b": torch.tensor(0.0)}
@@ -58,9 +58,30 @@ NARROWER = {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor(0.90)}
     ],
 )
 def test_the_verdict_at_its_thresholds(k_hat, share, shift, ratio, verdict):
-    found, reason = judge(weights(k_hat, share), None, shift, ratio, None, 1000)
+    found, reason = judge(weights(k_hat, share), None, shift, ratio, None, 4000)
     assert found == verdict
     assert f"k-hat {k_hat:.2f}, ESS {share:.0%}" in reason
+
+
+@pytest.mark.parametrize(("num_samples", "usable"), [
+    (100, 0.5), (500, 0.6294882), (1000, 2 / 3), (2154, 0.69999), (2155, 0.7), (100_000, 0.7)])  # fmt: skip
+def test_fewer_draws_need_lighter_tails(num_samples, usable):
+    """min(1 − 1 / log10 S, 0.7), by hand: log10 500 = 2.69897."""
+    assert usable_k_hat(num_samples) == pytest.approx(usable, abs=1e-5)
+    inside, beyond = (weights(usable + by, 0.6, num_samples) for by in (-0.01, 0.01))
+    moments = {"x": torch.tensor(0.3)}, {"x": torch.tensor(1.2)}
+    assert judge(inside, None, *moments, None, num_samples)[0] == "use importance weights"
+    assert judge(beyond, None, *moments, None, num_samples)[0] == "don't trust"
+    of_rows = [weights(torch.full((40,), usable + by), torch.full((40,), 0.6), num_samples) for by in (-0.01, 0.01)]
+    verdicts = [judge(inside, rows, None, None, None, num_samples)[0] for rows in of_rows]
+    assert verdicts == ["ok" if usable == 0.5 else "use importance weights", "don't trust"]
+
+
+def test_resampling_warns_from_the_same_shape_on():
+    log_weights = torch.distributions.Pareto(1.0, 1 / 0.7).icdf((torch.arange(500.0) + 0.5) / 500).log()
+    assert 0.63 < float(psis(log_weights).k_hat) < 0.7
+    with pytest.warns(UserWarning, match=r"above 0\.63"):
+        resampled_indices(log_weights, 10)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +91,11 @@ def test_the_verdict_of_data_points_lets_one_in_twenty_be_bad(bad, verdict):
     k = torch.full((101,), 0.4)
     k[:bad] = 0.9
     rows = weights(k, torch.full((101,), 0.7))
-    found, reason = judge(weights(3.0, 0.0), rows, None, None, None, 1000)
+    found, reason = judge(weights(3.0, 0.0), rows, None, None, None, 4000)
     assert found == verdict
     assert "mean ESS 70%" in reason
     unknown = weights(torch.full((101,), math.nan), torch.full((101,), 0.7))
-    assert judge(weights(3.0, 0.0), unknown, None, None, None, 1000)[0] == "don't trust"
+    assert judge(weights(3.0, 0.0), unknown, None, None, None, 4000)[0] == "don't trust"
 
 
 def report(**changes):
@@ -93,7 +114,7 @@ def test_the_report_in_words():
         "verdict       ok: good",
         "ELBO          -3.250 ± 0.013 nats (400 draws)",
         "log evidence  -3.000   gap 0.250 nats",
-        "k-hat         0.13 joint (below 0.5 good, above 0.7 useless)",
+        "k-hat         0.13 joint (below 0.5 good, above 0.62 useless)",
         "ESS           312 of 400",
         "elsewhere     a mode that no draw reached can't be seen from here",
     ]
@@ -109,7 +130,7 @@ def test_the_report_in_words():
     rows = {"k_hat_rows": torch.tensor([0.2, 0.6, 0.8, math.nan]), "ess_rows": torch.tensor([1.0, 2.0, 3.0, 6.0])}
     lines = str(report(**rows, active_units={"z": (3, 5), "w": (1, 1)}, elsewhere="far away")).splitlines()
     assert lines[5:] == [
-        "data points   4: k-hat median 0.60, above 0.5 50.0%, above 0.7 25.0%; mean ESS 3",
+        "data points   4: k-hat median 0.60, above 0.5 50.0%, above 0.62 25.0%; mean ESS 3",
         "active units  z 3 of 5, w 1 of 1",
         "elsewhere     far away",
     ]
@@ -128,7 +149,7 @@ def test_the_report_in_pictures(tmp_path):
     assert sum(bar.get_height() for bar in left.patches) == 3  # what is not finite has no place
     assert left.patches[0].get_x() == pytest.approx(-1.0)
     assert [line.get_ydata().tolist() if hasattr(line.get_ydata(), "tolist") else line.get_ydata()
-            for line in right.lines] == [[pytest.approx(0.2), pytest.approx(0.8)], [0.5, 0.5], [0.7, 0.7]]  # fmt: skip
+            for line in right.lines] == [[pytest.approx(0.2), pytest.approx(0.8)], [0.5, 0.5], [pytest.approx(0.61569, abs=1e-5)] * 2]  # fmt: skip
     shift = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor(-0.3)}
     empty = report().plot().axes[1]
     assert not empty.axison

@@ -14,8 +14,8 @@ from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
 from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, tail_shape
 from vi_flows.diagnostics.report import Diagnosis
 from vi_flows.diagnostics.rounding import rounded_density, too_coarse
-from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE, LONG, judge, longer_chains_decide, still
-from vi_flows.evaluation.psis import psis
+from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, LONG, judge, longer_chains_decide, still
+from vi_flows.evaluation.psis import psis, usable_k_hat
 from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.pairs import Draws, pair_of
 from vi_flows.parameters import module_of
@@ -106,7 +106,7 @@ def diagnose(
         verdict = "don't trust"
     heavy_tails = {} if values is None else _heavy_tails(values)
     if heavy_tails and verdict != "don't trust":
-        reason += _of_heavy_tails(heavy_tails)
+        reason += _of_heavy_tails(heavy_tails, num_samples)
     if values is not None:  # reported as they are, however little they can say of a heavy tail
         shift, sd_ratio = _moments(values, weights)
     # Where rows factorise, their evidences add, each from its own weights.
@@ -184,10 +184,10 @@ def _heavy_tails(draws: dict[str, Tensor]) -> dict[str, float]:
     return {name: shape for name, shape in shapes.items() if shape >= K_FINITE_VARIANCE}
 
 
-def _of_heavy_tails(shapes: dict[str, float]) -> str:
+def _of_heavy_tails(shapes: dict[str, float], num_samples: int) -> str:
     """What a user should know who takes means and sds of the draws, however right the draws are."""
     name = max(shapes, key=lambda site: shapes[site])
-    what = "mean and no sd" if shapes[name] >= K_USABLE else "sd"
+    what = "mean and no sd" if shapes[name] >= usable_k_hat(num_samples) else "sd"
     return f"; but {name!r} has a heavy tail (shape {shapes[name]:.2f}), of which draws give no {what}: take quantiles"
 
 

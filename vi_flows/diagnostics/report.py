@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from vi_flows.diagnostics.chains import Moved
-from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, K_USABLE
+from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE
+from vi_flows.evaluation.psis import usable_k_hat
 
 __all__ = ["Diagnosis"]
 
@@ -33,7 +34,7 @@ class Diagnosis:
         ess: effective sample size of the smoothed weights.
         k_hat_rows: one a data point, where every site lies in one plate over data points; else ``None``.
         ess_rows: likewise.
-        shift: by site, how far importance weighting moves the mean, in posterior standard deviations (guides of
+        shift: by site, how far importance weighting moves the mean, in standard deviations of the draws (guides of
             global latents; ``None`` for others).
         sd_ratio: by site, the guide's standard deviation over the weighted one, likewise.
         invertibility_margin: see :func:`~vi_flows.diagnostics.invertibility_margin`.
@@ -70,18 +71,19 @@ class Diagnosis:
     heavy_tails: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        usable = usable_k_hat(self.num_samples)
         lines = [
             f"verdict       {self.verdict}: {self.reason}",
             f"ELBO          {self.elbo:.3f} ± {self.elbo_se:.3f} nats ({self.num_samples} draws)",
             f"log evidence  {self.log_evidence:.3f}   gap {self.gap:.3f} nats",
-            f"k-hat         {self.k_hat:.2f} joint (below 0.5 good, above 0.7 useless)",
+            f"k-hat         {self.k_hat:.2f} joint (below 0.5 good, above {usable:.2g} useless)",
             f"ESS           {self.ess:.0f} of {self.num_samples}",
         ]
         if self.k_hat_rows is not None and self.ess_rows is not None:
             k = self.k_hat_rows
             lines.append(
                 f"data points   {k.numel()}: k-hat median {k.nanmedian():.2f}, above 0.5 {_share(k, 0.5):.1%}, "
-                f"above 0.7 {_share(k, 0.7):.1%}; mean ESS {self.ess_rows.mean():.0f}"
+                f"above {usable:.2g} {_share(k, usable):.1%}; mean ESS {self.ess_rows.mean():.0f}"
             )
         if self.active_units is not None:
             units = ", ".join(f"{name} {n} of {d}" for name, (n, d) in self.active_units.items())
@@ -139,7 +141,7 @@ class Diagnosis:
         )
         if self.k_hat_rows is not None and self.ess_rows is not None:
             right.plot(self.k_hat_rows.flatten().sort().values.numpy(), ".", color="C0", ms=3)
-            for level in (K_FINITE_VARIANCE, K_USABLE):
+            for level in (K_FINITE_VARIANCE, usable_k_hat(self.num_samples)):
                 right.axhline(level, color="k", lw=0.8, ls="--")
             right.set(xlabel="data points, sorted", ylabel="k-hat")
         elif self.shift:

@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from vi_flows.diagnostics.chains import Moved
-from vi_flows.evaluation.psis import PSIS
+from vi_flows.evaluation.psis import PSIS, usable_k_hat
 
-__all__ = ["K_FINITE_VARIANCE", "K_USABLE", "LONG", "judge", "longer_chains_decide", "still"]
+__all__ = ["K_FINITE_VARIANCE", "LONG", "judge", "longer_chains_decide", "still"]
 
 K_FINITE_VARIANCE = 0.5
 """Above, the variance of the weights is infinite."""
-
-K_USABLE = 0.7
-"""Above, smoothed weights are no use either."""
 
 K_FINITE_MEAN = 1.0
 """From here on, the mean of the weights is infinite: what their tail holds has no bound."""
@@ -74,28 +71,28 @@ def judge(
     """
     if rows is not None:
         return _judge_rows(rows, num_samples)
-    k, share = float(joint.k_hat), float(joint.ess) / num_samples
+    k, share, usable = float(joint.k_hat), float(joint.ess) / num_samples, usable_k_hat(num_samples)
     where = f"k-hat {k:.2f}, ESS {share:.0%}"
     good = shift is None or sd_ratio is None or _moments_in_place(shift, sd_ratio)
     is_still = still(chains)
     proven = is_still and good and chains is not None and chains.num_transitions >= LONG and chains.memory < FORGOTTEN
-    if chains is not None and not is_still and (good or not k <= K_USABLE):
+    if chains is not None and not is_still and (good or not k <= usable):
         return "don't trust", (
             f"{where}: short chains of the posterior leave the guide's draws, and move {chains.where!r} by "
             f"{chains.shift:.2f} sd or more, a spread by {math.expm1(chains.stretch):.0%} or more"
         )
     if is_still and k < K_FINITE_MEAN and (share >= 0.5 and good if k <= K_FINITE_VARIANCE else share >= 0.8):
-        if k <= K_USABLE:
+        if k <= usable:
             return "ok", f"{where}: the draws can be used as they are"
         return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
-    equal = k > K_USABLE and share >= NEARLY_EQUAL and (is_still or (chains is None and good and shift is not None))
+    equal = k > usable and share >= NEARLY_EQUAL and (is_still or (chains is None and good and shift is not None))
     if proven or equal:
         return "ok", f"{where}: means and spreads can be used, probabilities far in the tails can not"
-    if k > K_USABLE and share >= 0.9 and good and shift is not None and (is_still or k < K_FINITE_MEAN):
+    if k > usable and share >= 0.9 and good and shift is not None and (is_still or k < K_FINITE_MEAN):
         # Nearly equal weights: what the tail hides carries too little to move a mean. Of weights without a mean nobody
         # knows what it is, where no chain was run.
         return "use importance weights", f"{where}: means and spreads are right, probabilities far in the tails are not"
-    if not k <= K_USABLE:
+    if not k <= usable:
         return "don't trust", f"{where}: the guide misses mass that no weighting of its draws brings back"
     if chains is None and good and (share >= 0.5 if k <= K_FINITE_VARIANCE else share >= 0.9):
         return "ok", f"{where}: the draws can be used as they are"
@@ -115,7 +112,11 @@ def longer_chains_decide(
     """
     if shift is None or sd_ratio is None:
         return False
-    return float(joint.k_hat) > K_USABLE and still(chains) and _moments_in_place(shift, sd_ratio)
+    return (
+        float(joint.k_hat) > usable_k_hat(len(joint.log_weights))
+        and still(chains)
+        and _moments_in_place(shift, sd_ratio)
+    )
 
 
 def still(chains: Moved | None) -> bool:
@@ -133,7 +134,7 @@ def _judge_rows(rows: PSIS, num_samples: int) -> tuple[str, str]:
     k = float(rows.k_hat.flatten().nan_to_num(nan=math.inf).quantile(1 - ROW_SHARE))
     share = float(rows.ess.mean()) / num_samples
     where = f"95 % of the data points have a k-hat below {k:.2f}, mean ESS {share:.0%}"
-    if not k <= K_USABLE:
+    if not k <= usable_k_hat(num_samples):
         return "don't trust", f"{where}: the guide misses mass that no weighting of its draws brings back"
     if share >= (0.5 if k <= K_FINITE_VARIANCE else 0.9):
         return "ok", f"{where}: the draws can be used as they are"

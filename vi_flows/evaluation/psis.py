@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vi_flows.settings import check_tensors
 
-__all__ = ["PSIS", "effective_sample_size", "fit_generalised_pareto", "psis", "tail_size"]
+__all__ = ["PSIS", "effective_sample_size", "fit_generalised_pareto", "psis", "tail_size", "usable_k_hat"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class PSIS:
     Attributes:
         log_weights: smoothed and normalised over the first dimension (``logsumexp`` is 0), in the order of the input.
         k_hat: Pareto shape of the raw weights' tail, one a column; NaN where there are too few weights. Below 0.5 the
-            weights have finite variance; up to 0.7 smoothed weights still work; above, no importance weight helps.
+            weights have finite variance; up to :func:`usable_k_hat` (0.7 of many) smoothed weights still work; above,
+            no importance weight helps.
         ess: effective sample size of the smoothed weights.
         log_mean_weight: log of the mean smoothed weight: the evidence, if the input was ``log p(x, z) − log q(z)``.
     """
@@ -49,6 +50,17 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 def tail_size(size: int) -> int:
     """How many of ``size`` draws count as their tail: ``min(size/5, 3 √size)``, rounded up."""
     return math.ceil(min(size / 5, 3 * math.sqrt(size)))
+
+
+def usable_k_hat(num_samples: int) -> float:
+    """Up to which Pareto shape smoothed weights of that many draws can be used: ``min(1 − 1 / log₁₀ S, 0.7)``.
+
+    From Vehtari et al. (2024), section 3.2.4; 0.5 of 100 draws, 0.63 of 500, 0.7 from 2155 on.
+
+    Args:
+        num_samples: draws ``S``, at least 2.
+    """
+    return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
 def psis(log_weights: Tensor) -> PSIS:

@@ -7,11 +7,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from vi_flows.evaluation.psis import psis
+from vi_flows.evaluation.psis import psis, usable_k_hat
 
 __all__ = ["resampled_indices"]
-
-K_USABLE = 0.7
 
 
 def resampled_indices(log_weights: Tensor, num_samples: int) -> Tensor:
@@ -28,14 +26,16 @@ def resampled_indices(log_weights: Tensor, num_samples: int) -> Tensor:
         Indices of the pool, shape ``(num_samples,)``.
 
     Warns:
-        UserWarning: the Pareto shape is above 0.7, where no weighting makes the draws those of the posterior.
+        UserWarning: the Pareto shape is above :func:`~vi_flows.evaluation.psis.usable_k_hat`, where no weighting makes
+            the draws those of the posterior.
     """
     smoothed = psis(log_weights)
     k_hat = float(smoothed.k_hat)
-    if k_hat > K_USABLE:
+    usable = usable_k_hat(len(log_weights))
+    if k_hat > usable:
         warnings.warn(
-            f"importance resampling with k-hat {k_hat:.2f} (above 0.7): the guide misses mass that its draws can't "
-            "bring back; improve the guide",
+            f"importance resampling with k-hat {k_hat:.2f} (above {usable:.2g}): the guide misses mass that its draws "
+            "can't bring back; improve the guide",
             stacklevel=3,
         )
     edges = smoothed.log_weights.exp().cumsum(0)
