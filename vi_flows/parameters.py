@@ -18,8 +18,17 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.trace_messenger import TraceHandler
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["OwnName", "check_stored", "module_of", "quiet_unless_observed", "register_module", "unused_name"]
+__all__ = [
+    "OwnName",
+    "check_stored",
+    "left_as_found",
+    "module_of",
+    "quiet_unless_observed",
+    "register_module",
+    "unused_name",
+]
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
@@ -150,3 +159,27 @@ def module_of(program: Callable) -> nn.Module:
             handled = len(found.args) > 1 and isinstance(found.args[0], Messenger)
             found = found.args[1] if handled else found.func
     return found if isinstance(found, nn.Module) else nn.Module()
+
+
+@contextmanager
+def left_as_found(program: Callable) -> Iterator[None]:
+    """Afterwards, a program's modules have the attributes of before in place of tensors that were set on them within.
+
+    A model may keep what it computes (``self.last = mean``). In a pass for many draws that is a tensor of
+    :func:`torch.func.vmap`, which nobody can use, copy or save once the pass is over.
+
+    Args:
+        program: a model, as of :func:`module_of`.
+    """
+    kept = [(vars(module), dict(vars(module))) for module in module_of(program).modules()]
+    try:
+        yield
+    finally:
+        for attributes, before in kept:
+            for key, value in list(attributes.items()):
+                if value is before.get(key, kept) or not any(isinstance(x, Tensor) for x in tree_leaves(value)):
+                    continue
+                if key in before:
+                    attributes[key] = before[key]
+                else:
+                    del attributes[key]

@@ -149,7 +149,8 @@ def test_the_report_in_pictures(tmp_path):
     assert sum(bar.get_height() for bar in left.patches) == 3  # what is not finite has no place
     assert left.patches[0].get_x() == pytest.approx(-1.0)
     assert [line.get_ydata().tolist() if hasattr(line.get_ydata(), "tolist") else line.get_ydata()
-            for line in right.lines] == [[pytest.approx(0.2), pytest.approx(0.8)], [0.5, 0.5], [pytest.approx(0.61569, abs=1e-5)] * 2]  # fmt: skip
+            for line in right.lines] == [
+        [pytest.approx(0.2), pytest.approx(0.8)], [0.5, 0.5], [pytest.approx(0.61569, abs=1e-5)] * 2]  # fmt: skip
     shift = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor(-0.3)}
     empty = report().plot().axes[1]
     assert not empty.axison

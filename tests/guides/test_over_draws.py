@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor
 
 from vi_flows.diagnostics import diagnose
@@ -16,6 +18,12 @@ from vi_flows.guides import AutoConvFlow, LogJoint, fit, over_draws
 from vi_flows.guides.over_draws import OverDraws
 
 NAN = float("nan")
+
+
+def nothing() -> None:
+    """A program without a module."""
+
+
 Draw = dict[str, Tensor]
 
 
@@ -75,7 +83,7 @@ def no_validation():
 def test_values_and_gradients_are_those_of_single_runs(program: Callable[[Draw], Tensor]) -> None:
     z = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     results = []
-    for way in (OverDraws(), OverDraws(at_once=False)):
+    for way in (OverDraws(nothing), OverDraws(nothing, at_once=False)):
         x = z.clone().requires_grad_()
         for _ in range(2):
             value = way(program, {"z": x})
@@ -92,7 +100,7 @@ def test_dictionaries_and_tuples() -> None:
     def program(draw: Draw) -> Any:
         return {"a": written(draw), "b": draw["z"] > 0}, (draw["z"],)
 
-    way = OverDraws()
+    way = OverDraws(nothing)
     found, (same,) = way(program, {"z": z})
     assert way.at_once
     torch.testing.assert_close(found["a"], torch.stack([written({"z": row}) for row in z]))
@@ -109,7 +117,7 @@ def test_a_pass_that_differs_from_single_runs_is_not_taken() -> None:
             raise RuntimeError("can't be mapped")
         return draw["z"] * (1.0 + (draw["z"] > 1) if len(calls) == 2 else 1.0)  # the first draws agree
 
-    way, z = OverDraws(), torch.arange(3.0)
+    way, z = OverDraws(nothing), torch.arange(3.0)
     assert torch.equal(way(program, {"z": z}), z)
     assert not way.at_once
 
@@ -121,7 +129,7 @@ def test_only_the_first_pass_with_own_tensors_is_compared() -> None:
         runs.append(1)
         return written(draw)
 
-    way, z = OverDraws(), torch.randn(6, 3, dtype=torch.float64)
+    way, z = OverDraws(nothing), torch.randn(6, 3, dtype=torch.float64)
     way(program, {"z": z})
     assert len(runs) == 4  # plain, own tensors, the first draw, the last
     way(program, {"z": z})
@@ -130,11 +138,11 @@ def test_only_the_first_pass_with_own_tensors_is_compared() -> None:
 
 def test_large_tensors_are_not_made_for_every_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(over_draws, "MAX_ELEMENTS", 4 * 6)
-    way, z = OverDraws(), torch.randn(6, 3, dtype=torch.float64)
+    way, z = OverDraws(nothing), torch.randn(6, 3, dtype=torch.float64)
     way(written, {"z": z})
     assert way.at_once
     monkeypatch.setattr(over_draws, "MAX_ELEMENTS", 4 * 6 - 1)
-    way = OverDraws()
+    way = OverDraws(nothing)
     torch.testing.assert_close(way(written, {"z": z}), torch.stack([written({"z": row}) for row in z]))
     assert not way.at_once
 
@@ -144,7 +152,7 @@ def test_a_broken_program_raises_its_own_error() -> None:
         raise ValueError("no such thing")
 
     with pytest.raises(ValueError, match="no such thing"):
-        OverDraws()(program, {"z": torch.zeros(2)})
+        OverDraws(nothing)(program, {"z": torch.zeros(2)})
 
 
 def test_different_numbers_for_all_draws() -> None:
@@ -154,7 +162,7 @@ def test_different_numbers_for_all_draws() -> None:
         x[1] = torch.randn((), dtype=torch.float64)
         return x
 
-    way, z = OverDraws(randomness="different"), torch.randn(50, 3, dtype=torch.float64)
+    way, z = OverDraws(nothing, randomness="different"), torch.randn(50, 3, dtype=torch.float64)
     found = way(program, {"z": z})
     assert way.at_once
     assert torch.equal(found[:, 0], z[:, 0])
@@ -205,3 +213,51 @@ def test_the_evidence_of_counts_is_exact() -> None:
     guide = AutoConvFlow(counted)
     fit(counted, guide, progress=False)
     assert diagnose(counted, guide).log_evidence == pytest.approx(-2 * torch.tensor(91.0).log().item(), abs=0.02)
+
+
+class Part(PyroModule):
+    def forward(self, mean: Tensor) -> Tensor:
+        self.seen = [mean]
+        return mean
+
+
+class Keeping(PyroModule):
+    """Keeps what it computes on itself and on its part, and counts its runs."""
+
+    def __init__(self, bounded: bool) -> None:
+        super().__init__()
+        self.part, self.bounded, self.count = Part(), bounded, 0
+
+    def forward(self) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        if self.bounded:
+            pyro.sample("b", dist.Uniform(0.0, 1 + a.exp()))
+        self.count += 1
+        self.last = self.part(2 * a)
+        pyro.sample("y", dist.Normal(self.last, 1.0), obs=torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("use", ["set_up", "fit", "diagnose", "draw", "resample", "log_joint"])
+def test_what_a_model_keeps_on_itself_can_be_used_afterwards(bounded: bool, use: str) -> None:
+    pyro.set_rng_seed(0)
+    model = Keeping(bounded)
+    guide = AutoConvFlow(model, num_blocks=1, warm_start=use == "set_up")
+    before = model.count
+    match use:
+        case "fit":
+            fit(model, guide, num_steps=10, progress=False)
+        case "diagnose":
+            diagnose(model, guide, num_samples=100, num_paths=4)
+        case "draw":
+            guide.sample_posterior(5)
+        case "resample":
+            guide.resample(5)
+        case "log_joint":
+            LogJoint(model)(guide.sample_posterior(5))
+    assert model.count > before or use == "set_up" or (use == "draw" and not bounded)
+    again = copy.deepcopy(model)
+    assert torch.isfinite(again.last + model.last)
+    assert torch.isfinite(model.part.seen[0])
+    assert model.last.shape == ()
+    assert float(model.last) == float(model.part.seen[0])

@@ -61,7 +61,7 @@ def test_functions_are_those_of_double_precision(name: str, monkeypatch: pytest.
     with Promoting(DOUBLE):
         found = function(z)
         (slope,) = torch.autograd.grad(found.sum(), z)
-        many = OverDraws()(lambda draw: function(draw["z"]), {"z": torch.stack([z, z])})
+        many = OverDraws(function)(lambda draw: function(draw["z"]), {"z": torch.stack([z, z])})
     monkeypatch.setitem(globals(), "X", X.double())
     for each in (NETWORK, GRU):
         each.double()

@@ -110,12 +110,14 @@ def datatree(
             joint, dtype = guide.exact_joint_of(model, *args, **kwargs)
             with joint.within():
                 runs = _by_draw(
-                    partial(_scored, model, args, kwargs), {name: value.to(dtype) for name, value in values.items()}
+                    model,
+                    partial(_scored, model, args, kwargs),
+                    {name: value.to(dtype) for name, value in values.items()},
                 )
             groups["posterior"] = {**values, **{k[1]: v for k, v in runs.items() if k[0] == "deterministic"}}
             groups["log_likelihood"] = {k[1]: v for k, v in runs.items() if k[0] == "log_likelihood"}
             groups["posterior_predictive"] = _by_draw(
-                partial(_predicted, model, args, kwargs, list(_observed(prototype, values))), values
+                model, partial(_predicted, model, args, kwargs, list(_observed(prototype, values))), values
             )
         log_weights = log_p - log_q
         smoothed = psis(log_weights)
@@ -168,12 +170,12 @@ def _predicted(
 
 
 def _by_draw(
-    run: Callable[[Mapping[str, Tensor]], dict[Any, Tensor]], values: Mapping[str, Tensor]
+    model: Callable, run: Callable[[Mapping[str, Tensor]], dict[Any, Tensor]], values: Mapping[str, Tensor]
 ) -> dict[Any, Tensor]:
     """The results of ``run`` for every draw, many at once where the model allows."""
     size = len(next(iter(values.values())))
     parts: list[dict[Any, Tensor]] = []
-    over_draws = OverDraws(randomness="different")
+    over_draws = OverDraws(model, randomness="different")
     for start in range(0, size, AT_ONCE):
         parts.append(over_draws(run, {name: value[start : start + AT_ONCE] for name, value in values.items()}))
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

@@ -181,7 +181,7 @@ def check_distribution_parameters(
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what vmap says of checks that it does one by one
-            found = OverDraws()(possible, values)
+            found = OverDraws(model)(possible, values)
     except (RuntimeError, ValueError, NotImplementedError):
         return  # some draw has no run at all, which its own error says where it matters
     for (name, parameter), (good, near) in ((key, flags.unbind(-1)) for key, flags in found.items()):

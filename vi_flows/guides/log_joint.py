@@ -60,7 +60,7 @@ class LogJoint:
     ) -> None:
         self.model = model
         self.args, self.kwargs, self.within = args, dict(kwargs or {}), within
-        self._over_draws = OverDraws(vectorize)
+        self._over_draws = OverDraws(model, vectorize)
         self._values: dict[str, Tensor] = {}
         self._given = poutine.condition(model, data=self._values)
         self._summed_out: SummedOut | None = None

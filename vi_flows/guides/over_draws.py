@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vi_flows.parameters import left_as_found
+
 __all__ = ["OverDraws"]
 
 Function = Callable[[dict[Any, Tensor]], Any]
@@ -38,12 +40,14 @@ class OverDraws:
     and masks that fill; it is compared with single runs once. The last one is a loop.
 
     Args:
+        program: which the functions run; tensors that it keeps on itself do not outlive a pass.
         at_once: whether to try one pass.
         randomness: as of ``vmap``: ``same`` or ``different`` numbers for all draws. Passes with different numbers
             can't be compared with single runs, and are not.
     """
 
-    def __init__(self, at_once: bool = True, randomness: str = "same") -> None:
+    def __init__(self, program: Callable, at_once: bool = True, randomness: str = "same") -> None:
+        self._program = program
         self._ways: list[Way] = [_mapped, _mapped_with_own_tensors] if at_once else []
         self._randomness, self._sure = randomness, randomness != "same"
 
@@ -66,7 +70,8 @@ class OverDraws:
         while self._ways:
             way = self._ways[0]
             try:
-                results = way(fn, values, self._randomness)
+                with left_as_found(self._program):
+                    results = way(fn, values, self._randomness)
                 if way is _mapped:
                     return results
                 self._sure = self._sure or _agrees(fn, values, results)

@@ -84,7 +84,7 @@ class MapsOfTheProgram:
     ) -> None:
         self.program, self.args, self.kwargs = program, args, dict(kwargs)
         self.shapes, self.event_shapes = dict(shapes), dict(event_shapes)
-        self._over_draws = OverDraws()
+        self._over_draws = OverDraws(program)
 
     def constrain(self, latents: Mapping[str, Tensor]) -> Pairs:
         """See :class:`SiteMaps`."""
