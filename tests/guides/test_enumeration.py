@@ -214,3 +214,53 @@ def test_start_fit_and_diagnosis_use_the_sum(guide):
     report = diagnose(two_groups, guide, y)
     assert report.log_evidence == pytest.approx(evidence, abs=0.03)
     assert float(report.weighted_mean(lambda draws: draws["w"])) == pytest.approx(mean, abs=0.01)
+
+
+@pytest.mark.parametrize("how", ["poutine", "mask of the distribution", "plate"])
+def test_latents_masked_by_what_is_summed_out_are_refused(how):
+    """Unused where the mask takes them out, they are flat in that term of the sum, which has no integral."""
+
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(0.4))
+        if how == "poutine":
+            with poutine.mask(mask=k.bool()):
+                mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        else:
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0).mask(k.bool()))
+        pyro.sample("y", dist.Normal(mu * k, 1.0), obs=torch.tensor(1.0))
+
+    def in_a_plate():
+        with pyro.plate("n", 3):
+            model()
+
+    for seed in range(3):  # whatever the discrete site's value in the first run
+        pyro.set_rng_seed(seed)
+        with pytest.raises(EnumerationError, match=r"'mu' is masked at some values of the discrete.*without the mask"):
+            AutoConvFlow(in_a_plate if how == "plate" else model)
+
+
+@pytest.mark.parametrize("weighs_all", [True, False])
+def test_weights_of_rows_that_are_summed_over_are_refused_with_a_way_out(weighs_all):
+    weights, y = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0.0, 1.0, 2.0])
+    scale = poutine.scale(scale=weights)
+
+    def model():
+        m = pyro.sample("m", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        with pyro.plate("d", 3):
+            with scale if weighs_all else poutine.scale(scale=1.0):
+                k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
+            with scale:
+                pyro.sample("y", dist.Normal(m[k], 1.0), obs=y)
+
+    def summed():
+        m = pyro.sample("m", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        with pyro.plate("d", 3), scale:
+            parts = dist.Normal(m.expand(3, 2), 1.0)
+            pyro.sample("y", dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7])), parts), obs=y)
+
+    with pytest.raises(EnumerationError, match=r"'k'.*weights of their own.*MixtureSameFamily, and weigh that"):
+        AutoConvFlow(model)
+    m = torch.tensor([0.5, -1.0])
+    rows = logs(math.log(0.3) + normal(y, m[0]), math.log(0.7) + normal(y, m[1]))
+    by_hand = (weights * rows).sum() + normal(m, 0.0, 3.0).sum()
+    torch.testing.assert_close(LogJoint(summed)({"m": m[None]})[0], by_hand)

@@ -427,3 +427,34 @@ def test_draws_are_not_weighed_by_a_part_of_the_data():
 
     with pytest.raises(ValueError, match="'rows', 2 of 5"):
         diagnose(model, AutoConvFlow(model, num_blocks=1), Y)
+
+
+@pytest.mark.parametrize("fn", [dist.Bernoulli(logits=ONE), dist.Bernoulli(0.3)])
+@pytest.mark.parametrize("late", [True, False])
+def test_truth_values_are_refused_by_the_name_of_their_site(fn, late):
+    flags = torch.tensor([True, False, True])
+
+    def model(data=flags):
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("n", 3):
+            pyro.sample("x", fn, obs=data)
+
+    arguments = (flags,) if late else ()
+    words = r"site 'x' \(Bernoulli\) has no density at its value, torch.bool of shape \(3,\).*\.float\(\)"
+    with pytest.raises(ValueError, match=words):
+        AutoConvFlow(model, prototype_args=arguments)
+    with pytest.raises(ValueError, match=words):
+        fit(model, AutoConvFlow(model, warm_start=False, prototype_args=arguments), *arguments, num_steps=5)
+
+
+def test_parameters_from_a_file_need_parameters_to_go_to():
+    guide = AutoConvFlow(location, num_blocks=1, prototype_args=(Y,))
+    fresh = AutoConvFlow(location, num_blocks=1)
+    outer = torch.nn.ModuleDict({"guide": fresh})
+    with pytest.raises(RuntimeError, match=r"no parameters yet.*prototype_args"):
+        fresh.load_state_dict(guide.state_dict())
+    with pytest.raises(RuntimeError, match=r"no parameters yet.*prototype_args"):
+        outer.load_state_dict({f"guide.{key}": value for key, value in guide.state_dict().items()})
+    fresh.load_state_dict({})
+    fresh.set_up(Y).load_state_dict(guide.state_dict())
+    torch.testing.assert_close(fresh.quantiles([0.5]), guide.quantiles([0.5]))

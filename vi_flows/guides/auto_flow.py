@@ -21,9 +21,9 @@ from torch.distributions import Transform
 
 from vi_flows.guides.alone import alone
 from vi_flows.guides.base import Base, MixtureBase, NormalBase, base_like
-from vi_flows.guides.faults import faults_named
+from vi_flows.guides.faults import compute_log_prob, faults_named
 from vi_flows.guides.initial import init_to_median_or_origin
-from vi_flows.guides.observations import check_observations
+from vi_flows.guides.observations import PossibleWhereMasked, check_observations
 from vi_flows.guides.posterior import FlowPosterior
 from vi_flows.guides.prototype import (
     NoLatentError,
@@ -249,7 +249,9 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
         self.set_up(*args, **kwargs)
         with torch.no_grad(), pyro.poutine.block(), pyro.validation_enabled(False):
             known = pyro.poutine.replay(self._program(), trace=self.prototype_trace)
-            check_observations(pyro.poutine.trace(known).get_trace(*args, **kwargs))
+            trace = pyro.poutine.trace(known).get_trace(*args, **kwargs)
+            check_observations(trace)
+            compute_log_prob(trace, PossibleWhereMasked(trace))
         start = start_of_model(self._program(), args, kwargs, self._pull_back, self._init_loc(), self._has_init_loc_fn)
         if start is None:
             return False
@@ -366,6 +368,8 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
         return new
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if any(key.startswith(prefix) for key in state_dict):
+            self._built()
         # The file says what the base is; this guide's own start may have found another number of modes.
         if self.transform is not None:
             self.base = base_like(state_dict, f"{prefix}base.", self.latent_dim, self.location_scale.loc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -19,7 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from vi_flows.guides import log_einsum
-from vi_flows.guides.sites import can_be_enumerated, innermost, is_fixed, latent_sites
+from vi_flows.guides.sites import can_be_enumerated, innermost, is_fixed, latent_sites, unmasked
 from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = ["EnumerationError", "SummedOut"]
@@ -30,6 +30,11 @@ ADVICE = (
     "out in the model (for instance dist.MixtureSameFamily)"
 )
 
+
+WEIGHTED = (
+    "its rows have weights of their own (poutine.scale), which stand outside of the sum; sum it out in the model, as "
+    "dist.MixtureSameFamily, and weigh that"
+)
 
 INFINITE = (
     "its values are no finite list; sum it out in the model (a Poisson count with a gamma rate, for instance, by "
@@ -138,8 +143,9 @@ class SummedOut:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
             names = ", ".join(repr(name) for name in _discrete(concrete))
+            advice = WEIGHTED if "only supports scalar poutine.scale" in str(error) else ADVICE
             raise EnumerationError(
-                f"the discrete latent sites {names} can't be summed out ({_first_line(error)}): {ADVICE}"
+                f"the discrete latent sites {names} can't be summed out ({_first_line(error)}): {advice}"
             ) from error
         single = self._packed(prune_subsample_sites(concrete.copy()))
         chosen = {}
@@ -167,6 +173,27 @@ class SummedOut:
                 )
         if value.dim():
             raise EnumerationError(f"the model's log density has the shape {tuple(value.shape)}: {ADVICE}")
+
+    def check_masks(self, names: Iterable[str]) -> None:
+        """Refuse continuous latents that are masked at some values of the discrete ones.
+
+        Whether the model uses them there has another answer in each term of the sum.
+
+        Args:
+            names: of the continuous latents.
+
+        Raises:
+            EnumerationError: there is one; names it.
+        """
+        trace = self.trace()
+        for name in names:
+            kept = unmasked(nodes(trace)[name])[1]
+            if kept.shape[: kept.dim() - self.nesting].numel() > 1:
+                raise EnumerationError(
+                    f"latent site {name!r} is masked at some values of the discrete latents that are summed out, and "
+                    "has no density there: sample it without the mask, which changes nothing where the model doesn't "
+                    "use it"
+                )
 
 
 class _Ring(LogRing):

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, biject_to, constraints
 
-from vi_flows.guides.observations import check_observations, is_possible
+from vi_flows.guides.observations import PossibleWhereMasked, check_observations, is_possible
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.sites import innermost, is_discrete, latent_sites, left_to_the_model
 from vi_flows.guides.supports import beyond, computes_its_support, demands, is_real, same_support
@@ -25,6 +25,7 @@ __all__ = [
     "check_distribution_parameters",
     "check_observed_supports",
     "check_shape_of_density",
+    "compute_log_prob",
     "faults_named",
     "run_at",
     "sites_without_density",
@@ -129,6 +130,42 @@ def _ends_within(name: str) -> ValueError:
         "a support that keeps to the data, for instance theta = y.max() + pyro.sample('excess', …) for y ~ Uniform(0, "
         "theta)"
     )
+
+
+def compute_log_prob(trace: Trace, possible: PossibleWhereMasked) -> None:
+    """Compute the log densities of a trace's sites.
+
+    Args:
+        trace: a run of the model.
+        possible: what stands where a mask hides values without a density.
+
+    Raises:
+        ValueError: a site has none at its value; names it.
+    """
+    possible.amend(trace)
+    try:
+        trace.compute_log_prob()
+    except (RuntimeError, TypeError, IndexError) as error:
+        _name_its_site(trace, error)
+        raise
+
+
+def _name_its_site(trace: Trace, error: Exception) -> None:
+    """Raise PyTorch's error of a density (whole numbers where it needs others, for instance) with the site's name."""
+    for name, site in nodes(trace).items():
+        if site["type"] != "sample":
+            continue
+        fn, value = site["fn"], site["value"]
+        try:
+            fn.log_prob(value, *site["args"], **site["kwargs"])
+        except type(error) as fault:
+            kind = type(innermost(fn)).__name__
+            is_whole = isinstance(value, Tensor) and not value.is_floating_point()
+            what = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"site {name!r} ({kind}) has no density at its value, {what}: {error}"
+                + ("; give it floating-point numbers (.float())" if is_whole else "")
+            ) from fault
 
 
 def check_shape_of_density(trace: Trace) -> None:

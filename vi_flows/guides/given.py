@@ -16,10 +16,11 @@ from vi_flows.guides.faults import (
     check_distribution_parameters,
     check_observed_supports,
     check_shape_of_density,
+    compute_log_prob,
     run_at,
 )
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
-from vi_flows.guides.sites import check_nothing_subsampled, innermost, is_discrete, is_fixed, latent_sites
+from vi_flows.guides.sites import check_nothing_subsampled, is_discrete, is_fixed, latent_sites
 from vi_flows.guides.supports import check_latent_supports, check_support, same_support
 from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes, stochastic_nodes
@@ -70,10 +71,10 @@ def check_model(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs:
         _check_latents(prototype, trace, guide.dependent_sites)
         check_observations(trace)
         possible = PossibleWhereMasked(trace)
-        _compute_log_prob(trace, possible)
+        compute_log_prob(trace, possible)
         # Once more with the same values of all that can be seen: subsampled indices and discrete sites, too.
         again = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
-        _compute_log_prob(again, possible)
+        compute_log_prob(again, possible)
         check_shape_of_density(trace)
         _check_same(trace, again)
         with torch.random.fork_rng(devices=[]):
@@ -141,7 +142,7 @@ def check_program(model: Callable, guide: Callable, args: tuple[Any, ...], kwarg
                 )
         check_observations(trace)
         possible = PossibleWhereMasked(trace)
-        _compute_log_prob(trace, possible)
+        compute_log_prob(trace, possible)
 
 
 def check_density(guide: Callable, model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -187,31 +188,6 @@ def parameters_of(program: Callable, trace: Trace) -> list[Tensor]:
 
 def _sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
     return ((name, site) for name, site in nodes(trace).items() if site["type"] == "sample")
-
-
-def _compute_log_prob(trace: Trace, possible: PossibleWhereMasked) -> None:
-    possible.amend(trace)
-    try:
-        trace.compute_log_prob()
-    except (RuntimeError, TypeError, IndexError) as error:
-        _name_its_site(trace, error)
-        raise
-
-
-def _name_its_site(trace: Trace, error: Exception) -> None:
-    """Raise PyTorch's error of a density (whole numbers where it needs others, for instance) with the site's name."""
-    for name, site in _sample_sites(trace):
-        fn, value = site["fn"], site["value"]
-        try:
-            fn.log_prob(value, *site["args"], **site["kwargs"])
-        except type(error) as fault:
-            kind = type(innermost(fn)).__name__
-            is_whole = isinstance(value, Tensor) and not value.is_floating_point()
-            what = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"site {name!r} ({kind}) has no density at its value, {what}: {error}"
-                + ("; give it floating-point numbers (.float())" if is_whole else "")
-            ) from fault
 
 
 def _check_same(trace: Trace, again: Trace) -> None:
