@@ -32,9 +32,16 @@ WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution
 
 def innermost(fn: Any) -> Any:
     """The distribution within ``to_event``, ``mask`` and ``expand``."""
+    *_, last = _layers(fn)
+    return last
+
+
+def _layers(fn: Any) -> Iterator[Any]:
+    """A distribution, what it wraps, what that wraps, …."""
+    yield fn
     while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
-    return fn
+        yield fn
 
 
 def is_composed(fn: Any) -> bool:
@@ -108,20 +115,16 @@ def unmasked(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
     """The innermost distribution, and which entries of its batch have a density in the model."""
     fn, mask = site["fn"], site["mask"]
     kept = torch.as_tensor(True if mask is None else mask)
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, dist.MaskedDistribution):
-            kept = kept & torch.as_tensor(fn._mask)
-        elif isinstance(fn, dist.Independent):
-            kept = kept.reshape(kept.shape + (1,) * fn.reinterpreted_batch_ndims)
-        fn = fn.base_dist
-    return fn, kept
+    for layer in _layers(fn):
+        if isinstance(layer, dist.MaskedDistribution):
+            kept = kept & torch.as_tensor(layer._mask)
+        elif isinstance(layer, dist.Independent):
+            kept = kept.reshape(kept.shape + (1,) * layer.reinterpreted_batch_ndims)
+    return innermost(fn), kept
 
 
 def has_mask(site: Mapping[str, Any]) -> bool:
     """Whether there is a mask around the site or its distribution, be it one that takes nothing out."""
-    fn, mask = site["fn"], site["mask"]
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, dist.MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return mask is not None and mask is not True
+    mask = site["mask"]
+    within = any(isinstance(layer, dist.MaskedDistribution) for layer in _layers(site["fn"]))
+    return within or (mask is not None and mask is not True)
