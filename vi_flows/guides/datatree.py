@@ -20,6 +20,7 @@ from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model, preserved_generators
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.resampling import resampled_indices
+from vi_flows.guides.right_draws import DrawnAnew
 from vi_flows.guides.sites import check_nothing_subsampled, is_fixed
 from vi_flows.settings import check_counts
 from vi_flows.traces import Site, is_subsample, nodes
@@ -161,7 +162,7 @@ def _predicted(
     values: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The observed sites, drawn anew at one draw."""
-    drawn = poutine.condition(poutine.uncondition(model), data=dict(values))
+    drawn = poutine.condition(DrawnAnew()(model), data=dict(values))
     trace = poutine.trace(drawn).get_trace(*args, **kwargs)
     return {name: nodes(trace)[name]["value"] for name in names}
 

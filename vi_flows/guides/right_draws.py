@@ -1,15 +1,17 @@
-"""Draws that follow the density of a distribution, where PyTorch's own don't."""
+"""Draws that follow the density of a program: observed sites anew, and others where PyTorch's own don't."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+import pyro.distributions as dist
 import torch
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 
-from vi_flows.guides.sites import WRAPPERS
+from vi_flows.guides.sites import WRAPPERS, innermost, is_fixed
 
-__all__ = ["with_right_draws"]
+__all__ = ["DrawnAnew", "with_right_draws"]
 
 _AROUND = (*WRAPPERS, torch.distributions.TransformedDistribution)
 """What keeps another distribution as its ``base_dist``."""
@@ -38,3 +40,28 @@ def with_right_draws(fn: Any) -> Any:
             fn = copy.copy(fn)
             fn.base_dist = base
     return fn
+
+
+class DrawnAnew(UnconditionMessenger):
+    """Draws the observed sites anew, in the shape of their observations; what is computed stays as it is.
+
+    Without a plate a distribution may be narrower than its observations, each of which its density counts on its own:
+    ``pyro.sample("y", Normal(mu, 1), obs=y)`` has ``len(y)`` independent draws, and not one.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        # A pyro.factor has no value to draw.
+        if is_fixed(msg["fn"]) or isinstance(innermost(msg["fn"]), dist.Unit):
+            return
+        if msg["is_observed"]:
+            msg["fn"] = _as_wide_as(msg["fn"], torch.as_tensor(msg["value"]))
+        msg["fn"] = with_right_draws(msg["fn"])
+        super()._pyro_sample(msg)
+
+
+def _as_wide_as(fn: Any, value: torch.Tensor) -> Any:
+    try:
+        batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: max(value.dim() - fn.event_dim, 0)])
+    except RuntimeError:
+        return fn  # the two don't meet: the value has no density, and stands for no shape
+    return fn if batch == fn.batch_shape else fn.expand(batch)
