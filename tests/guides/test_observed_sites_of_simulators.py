@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
 
 from vi_flows.diagnostics import simulation_based_calibration
-from vi_flows.guides import AutoConvFlow
+from vi_flows.guides import AutoConvFlow, datatree
 from vi_flows.guides.amortize import Simulator, fit_amortized
 
 ZERO = torch.tensor(0.0)
@@ -137,3 +137,30 @@ def test_a_mean_of_ten_is_learnt_from_ten():
     draws = fit_amortized(vector, **options).sample(y, (4000,), seed=0)["mu"]
     assert float(draws.mean()) == pytest.approx(float(y.sum()) / 11, abs=0.1)
     assert float(draws.std()) == pytest.approx(11**-0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("kind", ["DiscreteHMM", "GaussianHMM"])
+def test_hidden_markov_models_are_drawn_for_their_duration(kind):
+    y = torch.linspace(-1.0, 1.0, 5)
+
+    def program(duration):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        if kind == "DiscreteHMM":
+            steps = dist.Normal(torch.stack([mu, -mu]), 1.0)
+            fn = dist.DiscreteHMM(torch.zeros(2), torch.zeros(2, 2), steps, duration=duration)
+        else:
+            one = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+            start = dist.Normal(mu[None], 1.0).to_event(1)
+            fn = dist.GaussianHMM(start, torch.eye(1), one, torch.eye(1), one, duration=duration)
+        pyro.sample("y", fn, obs=y if kind == "DiscreteHMM" else y[:, None])
+
+    shape = (5,) if kind == "DiscreteHMM" else (5, 1)
+    guide = AutoConvFlow(program, num_blocks=1, prototype_args=(5,))
+    pytest.importorskip("xarray")
+    assert datatree(program, guide, (5,), num_draws=3)["posterior_predictive"]["y"].shape == (4, 3, *shape)
+    assert Simulator(program, (5,)).draw(3).data["y"].shape == (3, *shape)
+    wanted = rf"site 'y' is a {kind} without a duration.*duration=len\(y\)"
+    with pytest.raises(ValueError, match=wanted):
+        datatree(program, AutoConvFlow(program, num_blocks=1, prototype_args=(None,)), (None,), num_draws=3)
+    with pytest.raises(ValueError, match=wanted):
+        Simulator(program, (None,))

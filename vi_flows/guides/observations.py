@@ -80,7 +80,8 @@ def check_not_crossed(name: str, fn: Any, value: Tensor) -> None:
     Raises:
         ValueError: every row of one would count against every row of the other; names the site and both shapes.
     """
-    if _are_crossed(fn.batch_shape + fn.event_shape, value.shape) and not isinstance(innermost(fn), HiddenMarkovModel):
+    # Pyro's hidden Markov models may have a plain tuple for their events.
+    if _are_crossed(torch.Size(fn.shape()), value.shape) and not isinstance(innermost(fn), HiddenMarkovModel):
         raise ValueError(
             f"observed site {name!r} has values of shape {tuple(value.shape)} for a distribution of shape "
             f"{tuple(fn.shape())}, so that every row of one would count against every row of the other: give both the "

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 
 from vi_flows.guides.sites import WRAPPERS, innermost, is_fixed
@@ -47,12 +48,20 @@ class DrawnAnew(UnconditionMessenger):
 
     Without a plate a distribution may be narrower than its observations, each of which its density counts on its own:
     ``pyro.sample("y", Normal(mu, 1), obs=y)`` has ``len(y)`` independent draws, and not one.
+
+    Raises:
+        ValueError: in the run, a hidden Markov model has no duration; names the site.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
         # A pyro.factor has no value to draw.
         if is_fixed(msg["fn"]) or isinstance(innermost(msg["fn"]), dist.Unit):
             return
+        if isinstance(innermost(msg["fn"]), HiddenMarkovModel) and innermost(msg["fn"]).duration is None:
+            raise ValueError(
+                f"site {msg['name']!r} is a {type(innermost(msg['fn'])).__name__} without a duration, so that it can't "
+                "be drawn: give it one, duration=len(y)"
+            )
         if msg["is_observed"]:
             msg["fn"] = _as_wide_as(msg["fn"], torch.as_tensor(msg["value"]))
         msg["fn"] = with_right_draws(msg["fn"])
