@@ -224,3 +224,19 @@ def test_reparametrised_sites_are_in_the_posterior_and_are_no_data():
     assert posterior["theta"].dims == ("chain", "draw", "n")
     exact = posterior["mu"].values[..., None] + 0.5 * posterior["theta_decentered"].values
     np.testing.assert_allclose(posterior["theta"].values, exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "event"), [((), 0), ((1, 2), 0), ((1, 2), 1)])
+def test_a_data_set_drawn_anew_has_the_shape_of_the_observed_one(batch, event):
+    y = torch.linspace(0.0, 2.0, 10).reshape(5, 2) if batch else torch.linspace(0.0, 2.0, 10)
+
+    def wide():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu.expand(batch), 1.0).to_event(event), obs=y)
+
+    tree = datatree(wide, AutoConvFlow(wide, num_blocks=1), num_draws=250)
+    predicted = tree["posterior_predictive"]["y"].values
+    assert predicted.shape == (4, 250, *y.shape)
+    noise = (predicted.reshape(4, 250, 10) - tree["posterior"]["mu"].values[..., None]).reshape(1000, 10)
+    assert noise.std() == pytest.approx(1.0, abs=0.03)
+    assert np.abs(np.corrcoef(noise.T) - np.eye(10)).max() < 0.2

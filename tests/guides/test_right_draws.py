@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vi_flows.guides.amortize import Simulator
-from vi_flows.guides.amortize.right_draws import with_right_draws
+from vi_flows.guides.right_draws import with_right_draws
 
 NUM_DRAWS = 40_000
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
@@ -19,8 +19,11 @@ from vi_flows.evaluation.psis import psis
 from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.given import check_model
+from vi_flows.guides.layout import SAMPLE_DIMS, Layout
+from vi_flows.guides.observations import PossibleWhereMasked, counted
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.resampling import resampled_indices
+from vi_flows.guides.right_draws import DrawnAnew
 from vi_flows.guides.sites import check_nothing_subsampled, is_fixed
 from vi_flows.settings import check_counts
 from vi_flows.traces import Site, is_subsample, nodes
@@ -33,7 +36,8 @@ __all__ = ["datatree"]
 AT_ONCE = 250
 """Draws that the model is run for in one pass."""
 
-Arrays = dict[str, np.ndarray]
+NAMELESS = ("unconstrained_posterior", "sample_stats")
+"""Groups whose arrays have not the dimensions of the model's sites."""
 
 
 def datatree(
@@ -55,9 +59,13 @@ def datatree(
     - ``unconstrained_posterior``: the same draws on the real line.
     - ``posterior_resampled``: importance resampling of them by Pareto-smoothed weights
       (:func:`~vi_flows.guides.resampling.resampled_indices`).
-    - ``log_likelihood``: of every element of the observed sites, without the model's scales and masks.
-    - ``posterior_predictive``: the observed sites drawn anew, one data set a draw.
-    - ``observed_data``.
+    - ``log_likelihood``: of every element of the observed sites, without the model's scales. Elements that are masked
+      out, or gaps of a ``NanMaskedNormal``, are left out, and rows of them with their labels, so that ``arviz.loo``
+      counts what the model counts (it can't leave out NaN); where the others are no block, they are one dimension
+      ``y_kept``. What a mask takes out at some draws only has a log-likelihood of zero there.
+    - ``posterior_predictive``: the observed sites drawn anew, one data set a draw, in the shape of the observed one,
+      with what is masked out; ``tree.sel(rows=tree["log_likelihood"]["rows"])`` has the rows that count in all groups.
+    - ``observed_data``, with what is masked out.
     - ``sample_stats``: ``lp``, ``log_q`` (the log joint density and the guide's, on the real line; nats),
       ``log_weight`` (smoothed, normalised), and the scalars ``k_hat`` and ``ess``.
 
@@ -77,7 +85,8 @@ def datatree(
     Raises:
         ImportError: xarray, of the extra ``arviz``, is not installed.
         TypeError: the guide is none whose joint draws can be weighed.
-        ValueError: the model subsamples its data, or is none that the guide can answer for.
+        ValueError: the model subsamples its data, or is none that the guide can answer for; ``dims`` or ``coords``
+            name what is not there, or as many as are not there; a site has a name that xarray can't hold.
     """
     try:
         import xarray
@@ -89,8 +98,12 @@ def datatree(
     kwargs = dict(kwargs or {})
     with preserved_generators(seed), torch.no_grad(), poutine.block():
         check_model(model, guide, args, kwargs)
-        prototype = poutine.trace(poutine.condition(model, data=guide.median())).get_trace(*args, **kwargs)
+        median = guide.median()
+        prototype = poutine.trace(poutine.condition(model, data=median)).get_trace(*args, **kwargs)
         check_nothing_subsampled(prototype, "give to_datatree the whole data (no subsample_size)")
+        layout = Layout(prototype, dims or {}, coords or {})
+        hidden = sorted(_latents(prototype) - set(median))
+        layout.check_names(n for n, s in layout.sites.items() if n not in hidden and not isinstance(s["fn"], Unit))
         total = num_chains * num_draws
         log_density = guide.exact_log_density_of(model, *args, **kwargs)
         noise = guide.get_base_dist().sample((total,))
@@ -98,7 +111,6 @@ def datatree(
         log_q = guide.get_base_dist().log_prob(noise) - ladj
         log_p = torch.cat([log_density(part) for part in x.split(AT_ONCE)])
         values, _ = guide.constrain(x)
-        hidden = sorted(_latents(prototype) - set(values))
         groups: dict[str, Mapping[str, Tensor]] = {"posterior": values, "unconstrained_posterior": guide.split(x)}
         if hidden:
             warnings.warn(
@@ -108,14 +120,18 @@ def datatree(
             )
         else:
             joint, dtype = guide.exact_joint_of(model, *args, **kwargs)
-            with joint.within():
+            # Validation refuses the gaps that a mask is there for.
+            with joint.within(), pyro.validation_enabled(False):
                 runs = _by_draw(
                     model,
-                    partial(_scored, model, args, kwargs),
+                    partial(_scored, PossibleWhereMasked(prototype, values)(model), args, kwargs),
                     {name: value.to(dtype) for name, value in values.items()},
                 )
+            counting = {k[1]: v.any(0).cpu().numpy() for k, v in runs.items() if k[0] == "counted"}
             groups["posterior"] = {**values, **{k[1]: v for k, v in runs.items() if k[0] == "deterministic"}}
-            groups["log_likelihood"] = {k[1]: v for k, v in runs.items() if k[0] == "log_likelihood"}
+            groups["log_likelihood"] = {
+                name: runs["log_likelihood", name] for name, some in counting.items() if some.any()
+            }
             groups["posterior_predictive"] = _by_draw(
                 model, partial(_predicted, model, args, kwargs, list(_observed(prototype, values))), values
             )
@@ -124,16 +140,18 @@ def datatree(
         chosen = resampled_indices(log_weights, total)
         groups["posterior_resampled"] = {name: value[chosen] for name, value in groups["posterior"].items()}
         groups["sample_stats"] = {"lp": log_p, "log_q": log_q, "log_weight": smoothed.log_weights}
-    layout = _Layout(prototype, dims or {}, coords or {})
     shape = (num_chains, num_draws)
     tree: dict[str, Dataset] = {}
     for group, arrays in groups.items():
         drawn = {name: value.detach().cpu().numpy().reshape(*shape, *value.shape[1:]) for name, value in arrays.items()}
-        if drawn:
-            tree[group] = layout.dataset(drawn, ("chain", "draw"), named=group != "unconstrained_posterior")
+        if group == "log_likelihood" and drawn:
+            tree[group] = layout.dataset(drawn, SAMPLE_DIMS, events=False, counted=counting)
+        elif drawn:
+            tree[group] = layout.dataset(drawn, SAMPLE_DIMS, named=group not in NAMELESS)
     observed = {name: site["value"].detach().cpu().numpy() for name, site in _observed(prototype, values).items()}
     if observed:
         tree["observed_data"] = layout.dataset(observed, ())
+    layout.check_coords()
     tree["sample_stats"]["k_hat"] = ((), float(smoothed.k_hat))
     tree["sample_stats"]["ess"] = ((), float(smoothed.ess))
     for dataset in tree.values():
@@ -144,11 +162,13 @@ def datatree(
 def _scored(
     model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any], values: Mapping[str, Tensor]
 ) -> dict[tuple[str, str], Tensor]:
-    """Log-likelihoods of the observed elements, and deterministic values, at one draw."""
+    """Log-likelihoods of the observed elements, which of them count, and deterministic values, at one draw."""
     trace = poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args, **kwargs)
-    found = {
-        ("log_likelihood", name): site["fn"].log_prob(site["value"]) for name, site in _observed(trace, values).items()
-    }
+    found: dict[tuple[str, str], Tensor] = {}
+    for name, site in _observed(trace, values).items():
+        log_prob = site["fn"].log_prob(site["value"])
+        found["counted", name] = counted(site).to(log_prob.device).expand(log_prob.shape)
+        found["log_likelihood", name] = torch.where(found["counted", name], log_prob, torch.zeros_like(log_prob))
     return found | {
         ("deterministic", name): site["value"]
         for name, site in nodes(trace).items()
@@ -164,7 +184,7 @@ def _predicted(
     values: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The observed sites, drawn anew at one draw."""
-    drawn = poutine.condition(poutine.uncondition(model), data=dict(values))
+    drawn = poutine.condition(DrawnAnew()(model), data=dict(values))
     trace = poutine.trace(drawn).get_trace(*args, **kwargs)
     return {name: nodes(trace)[name]["value"] for name in names}
 
@@ -205,47 +225,3 @@ def _latents(trace: Trace) -> set[str]:
         for name, site in nodes(trace).items()
         if site["type"] == "sample" and not is_subsample(site) and not site["is_observed"]
     }
-
-
-class _Layout:
-    """Names of dimensions: given ones, those of the model's plates, or ArviZ's."""
-
-    def __init__(self, trace: Trace, dims: Mapping[str, Sequence[str]], coords: Mapping[str, Sequence[Any]]) -> None:
-        self.sites = nodes(trace)
-        self.dims, self.coords = dims, coords
-
-    def dataset(self, arrays: Arrays, sample_dims: tuple[str, ...], named: bool = True) -> Dataset:
-        import xarray
-
-        variables: dict[str, Any] = {}
-        sizes: dict[str, int] = {}
-        for name, value in arrays.items():
-            shape = value.shape[len(sample_dims) :]
-            names = self._names(name, len(shape)) if named else [f"{name}_dim_{i}" for i in range(len(shape))]
-            for i, (dim, size) in enumerate(zip(names, shape, strict=True)):
-                # A dimension of another length, or of a variable's name, is not that dimension.
-                if sizes.setdefault(dim, size) != size or dim in arrays:
-                    names[i] = f"{name}_dim_{i}"
-            sizes |= dict(zip(names, shape, strict=True))
-            variables[name] = ((*sample_dims, *names), value)
-        used = {dim for names, _ in variables.values() for dim in names}
-        index = {dim: np.arange(n) for dim, n in zip(sample_dims, next(iter(arrays.values())).shape, strict=False)}
-        index |= {dim: np.arange(size) for dim, size in sizes.items() if dim in used}
-        index |= {dim: np.asarray(labels) for dim, labels in self.coords.items() if dim in used}
-        return xarray.Dataset(variables, coords=index)
-
-    def _names(self, name: str, count: int) -> list[str]:
-        if name in self.dims:
-            if len(self.dims[name]) != count:
-                raise ValueError(f"dims of {name!r}: {len(self.dims[name])} names for {count} dimensions")
-            return list(self.dims[name])
-        names = [f"{name}_dim_{i}" for i in range(count)]
-        site = self.sites.get(name)
-        if site is not None and site["type"] == "sample":
-            batch = count - site["fn"].event_dim
-            if site["infer"].get("_deterministic"):
-                batch = count
-            for frame in site["cond_indep_stack"]:
-                if frame.vectorized and 0 <= batch + frame.dim < count:
-                    names[batch + frame.dim] = frame.name
-        return names

@@ -19,7 +19,7 @@ from vi_flows.guides.supports import demands, kept_to
 from vi_flows.settings import check_tensors
 from vi_flows.traces import Site, is_subsample, nodes
 
-__all__ = ["PossibleWhereMasked", "check_observations", "is_possible"]
+__all__ = ["PossibleWhereMasked", "check_not_crossed", "check_observations", "counted", "is_possible"]
 
 COUNTS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
 """Their declared support has counts that sum to less than ``total_count``, too, where they have no density."""
@@ -55,12 +55,7 @@ def _check_rows(name: str, site: Site) -> None:
     fn, value = site["fn"], site["value"]
     if is_subsample(site):
         return
-    if _are_crossed(fn.batch_shape + fn.event_shape, value.shape) and not isinstance(innermost(fn), HiddenMarkovModel):
-        raise ValueError(
-            f"observed site {name!r} has values of shape {tuple(value.shape)} for a distribution of shape "
-            f"{tuple(fn.shape())}, so that every row of one would count against every row of the other: give both the "
-            "same shape (y.squeeze(-1) for a column)"
-        )
+    check_not_crossed(name, fn, value)
     plates = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
     if not plates:
         return
@@ -71,6 +66,26 @@ def _check_rows(name: str, site: Site) -> None:
         raise ValueError(
             f"observed site {name!r} has values of shape {tuple(value.shape)}, where the model's plates make "
             f"{tuple(fn.shape())}: give it values of that shape, or build the plates for as many rows"
+        )
+
+
+def check_not_crossed(name: str, fn: Any, value: Tensor) -> None:
+    """Refuse values and a distribution of which each must be stretched to meet the other: ``(N, 1)`` and ``(N,)``.
+
+    Args:
+        name: of an observed site.
+        fn: its distribution.
+        value: its observations.
+
+    Raises:
+        ValueError: every row of one would count against every row of the other; names the site and both shapes.
+    """
+    # Pyro's hidden Markov models may have a plain tuple for their events.
+    if _are_crossed(torch.Size(fn.shape()), value.shape) and not isinstance(innermost(fn), HiddenMarkovModel):
+        raise ValueError(
+            f"observed site {name!r} has values of shape {tuple(value.shape)} for a distribution of shape "
+            f"{tuple(fn.shape())}, so that every row of one would count against every row of the other: give both the "
+            "same shape (y.squeeze(-1) for a column)"
         )
 
 
@@ -115,6 +130,23 @@ def is_possible(site: Mapping[str, Any]) -> bool:
     """Whether the value of an observed site, which was computed in the run, is within its support where it counts."""
     kept, good = _judged(site, kept_to)
     return bool((good | ~kept).all())
+
+
+def counted(site: Mapping[str, Any]) -> Tensor:
+    """Which elements of an observed site's density count: neither masked out, nor gaps that the density leaves out.
+
+    Args:
+        site: of a trace.
+
+    Returns:
+        Booleans that broadcast to the batch shape of its distribution; of vectors, whether any of its entries counts.
+    """
+    fn, kept = unmasked(site)
+    if isinstance(fn, LEAVE_GAPS_OUT):
+        there = site["value"].isfinite()
+        kept = kept.to(there.device) & (there.any(-1) if fn.event_dim else there)
+    event = site["fn"].event_dim - fn.event_dim
+    return kept.flatten(-event).any(-1) if event else kept
 
 
 def _check_strictly(constraint: Any, value: Tensor) -> Tensor:

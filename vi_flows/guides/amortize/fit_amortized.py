@@ -123,7 +123,8 @@ def fit_amortized(
         prior_and_simulator: a Pyro program: latent sites are parameters, observed ones are data.
         args: its positional arguments.
         parameters: names of the sites to infer; default: all latent ones. Others are integrated out.
-        data: names of the data sites, which may be sampled, observed or deterministic; default: the observed ones.
+        data: names of the data sites, which may be sampled, observed or deterministic; default: the observed ones, all
+            of which must be among them, or be parameters.
         num_simulations: joint draws.
         flow: of :mod:`vi_flows.flows`; default: four spline couplings (an RQ spline in one dimension).
         hidden_dims: widths of the network that reads the data.

@@ -14,12 +14,12 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from tqdm import tqdm
 
 from vi_flows.guides.alone import alone
-from vi_flows.guides.amortize.right_draws import with_right_draws
+from vi_flows.guides.observations import check_not_crossed
+from vi_flows.guides.right_draws import DrawnAnew
 from vi_flows.guides.sites import innermost, is_discrete, is_fixed, unmasked
 from vi_flows.guides.stick_breaking import to_support
 from vi_flows.guides.supports import check_support
@@ -54,8 +54,16 @@ def as_names(names: str | Iterable[str] | None) -> tuple[str, ...] | None:
     return (names,) if isinstance(names, str) else None if names is None else tuple(names)
 
 
-class _Unobserve(UnconditionMessenger):
-    """Draws the observed sites, too; what is computed stays as it is, and what can't be drawn is refused."""
+class _Unobserve(DrawnAnew):
+    """Draws the observed sites, too, and refuses what can't be drawn.
+
+    Args:
+        alone: whether the run is of one draw, so that shapes can be compared.
+    """
+
+    def __init__(self, alone: bool = False) -> None:
+        super().__init__()
+        self.alone = alone
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = innermost(msg["fn"])
@@ -66,7 +74,7 @@ class _Unobserve(UnconditionMessenger):
             )
         whole = all(frame.full_size in (None, frame.size) for frame in msg["cond_indep_stack"])
         counted = bool(unmasked(msg)[1].all()) and (not whole or bool(torch.as_tensor(msg["scale"] == 1.0).all()))
-        if not counted and not msg["infer"].get("_deterministic"):
+        if not counted and not is_fixed(fn):
             raise ValueError(
                 f"site {msg['name']!r} has a mask or a scale, which draws of the program know nothing of: sample only "
                 "what is to count, and choose the spread instead of a power of the density"
@@ -75,9 +83,29 @@ class _Unobserve(UnconditionMessenger):
             raise ValueError(
                 f"site {msg['name']!r} has an improper prior, which can't be drawn from: give it a proper one"
             )
-        if not is_fixed(fn):
-            msg["fn"] = with_right_draws(msg["fn"])
-            super()._pyro_sample(msg)
+        if self.alone and msg["is_observed"]:
+            _check_observation(msg)
+        super()._pyro_sample(msg)
+
+
+def _check_observation(site: Any) -> None:
+    """Its values count for nothing; that they have a shape, and leave what is computed alone, does."""
+    name, fn, value = site["name"], innermost(site["fn"]), torch.as_tensor(site["value"])
+    if not is_fixed(fn):
+        check_not_crossed(name, site["fn"], value)
+    elif not _is_at(fn.v, value):
+        raise ValueError(
+            f"site {name!r} is computed, and is given another value than the computed one, which draws of the program "
+            "would follow in its place: leave it as it is, and condition the sites that it comes from"
+        )
+
+
+def _is_at(point: Tensor, value: Tensor) -> bool:
+    try:
+        one, other = torch.broadcast_tensors(point.double(), value.double())
+    except RuntimeError:
+        return False
+    return torch.allclose(one, other, equal_nan=True)
 
 
 class Simulator:
@@ -85,18 +113,20 @@ class Simulator:
 
     Data are the observed sites (which are drawn anew: their values count for nothing), or the sites named, be they
     observed, sampled without ``obs``, or ``pyro.deterministic`` (the output of a simulator without a density).
-    Parameters are the continuous latent sites, or the ones named; all others are nuisance, and so integrated out.
+    Parameters are the continuous latent sites, or the ones named; all other latent ones are nuisance, and so integrated
+    out. Data have the shape of their observations, where that is wider than their distribution's.
 
     Args:
         program: a Pyro program.
         args: its positional arguments.
         kwargs: its keyword arguments.
         parameters: names of sites; default: all latent ones that are not data.
-        data: names of sites; default: all observed ones.
+        data: names of sites, all observed ones (those conditioned, too) among them; default: these.
 
     Raises:
-        ValueError: a name is none of a site, there are no parameters or no data, or a parameter is discrete, fixed, in
-            a subsampled plate, circular, or without a prior that can be drawn from.
+        ValueError: a name is none of a site, there are no parameters or no data, an observed site (or one that is
+            conditioned) is neither, or a parameter is discrete, fixed, in a subsampled plate, circular, or without a
+            prior that can be drawn from.
     """
 
     def __init__(
@@ -109,7 +139,7 @@ class Simulator:
     ) -> None:
         self.program, self.args, self.kwargs = program, args, dict(kwargs or {})
         self._run_program = _Unobserve()(program)
-        self.trace = self._run()
+        self.trace = self._run(_Unobserve(alone=True)(program))
         sites = {
             name: site
             for name, site in nodes(self.trace).items()
@@ -125,6 +155,17 @@ class Simulator:
             raise ValueError(
                 "the program observes nothing: say which of its sites are data, data=('y',), or give them an obs"
             )
+        for name, site in sites.items():
+            if (
+                site["infer"].get("was_observed")
+                and not is_fixed(site["fn"])
+                and name not in (*named_data, *(named or ()))
+            ):
+                raise ValueError(
+                    f"site {name!r} is observed, and draws of the program don't hold it at its value: name it among "
+                    f"the data, data={(*named_data, name)!r}, or leave its observation out to integrate it out, or, "
+                    f"where its prior depends on no latent site, fix it by pyro.poutine.do(program, {{{name!r}: …}})"
+                )
         latent = [n for n, s in sites.items() if not s["infer"].get("was_observed") and not is_fixed(s["fn"])]
         if named is None:
             named = tuple(name for name in latent if name not in named_data)
@@ -164,7 +205,7 @@ class Simulator:
             drawn = self._draw_at_once(num_draws) if at_once and num_draws > 1 else None
             if drawn is None:
                 bar = tqdm(range(num_draws), desc="simulate", disable=None if progress else True, leave=False)
-                drawn = self._stack([self._rows(self._run(), 1) for _ in bar])
+                drawn = self._stack([self._rows(self._run(self._run_program), 1) for _ in bar])
         for name, value in (*drawn.data.items(), *drawn.latents.items()):
             finite = value.reshape(num_draws, -1).isfinite().all(-1)
             if not bool(finite.all()):
@@ -174,9 +215,9 @@ class Simulator:
                 )
         return drawn
 
-    def _run(self) -> Trace:
+    def _run(self, program: Callable) -> Trace:
         with torch.no_grad(), poutine.block():
-            return poutine.trace(self._run_program).get_trace(*self.args, **self.kwargs)
+            return poutine.trace(program).get_trace(*self.args, **self.kwargs)
 
     def _draw_at_once(self, num_draws: int) -> JointDraws | None:
         # What a program raises where it is not made for many draws is its own affair.
