@@ -18,6 +18,7 @@ from torch.types import _size
 from vi_flows.settings import check_tensors
 from vi_flows.transforms import Bijection, EvaluationState
 from vi_flows.transforms.base import sum_event_dims
+from vi_flows.transforms.regions import widened
 
 __all__ = ["BernoulliLogits", "FlowNormal", "StandardNormal"]
 
@@ -88,8 +89,7 @@ class FlowNormal(TorchDistribution):
         """Real vectors, or what the bijection makes of them."""
         if self.bijection is None:
             return constraints.real_vector
-        found = self.bijection.codomain
-        return constraints.independent(found, 1 - found.event_dim) if found.event_dim < 1 else found
+        return widened(self.bijection.codomain, 1)
 
     def expand(self, batch_shape: _size, _instance: Any = None) -> FlowNormal:
         """The same distribution over a larger batch; the bijection's own batch must broadcast against it."""

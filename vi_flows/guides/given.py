@@ -18,9 +18,10 @@ from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.faults import check_distribution_parameters, check_observed_supports, check_shape_of_density
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
 from vi_flows.guides.sites import check_nothing_subsampled, innermost, is_discrete, is_fixed, latent_sites
-from vi_flows.guides.supports import check_support, same_support
+from vi_flows.guides.supports import check_support
 from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes, stochastic_nodes
+from vi_flows.transforms.regions import same_support
 
 __all__ = [
     "check_density",

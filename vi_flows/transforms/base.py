@@ -15,8 +15,17 @@ from torch.types import _size
 
 from vi_flows.transforms.capabilities import Capabilities
 from vi_flows.transforms.memo import EvaluationState, Memo
+from vi_flows.transforms.regions import reals
 
 __all__ = ["Bijection", "ConditionalBijection", "sum_event_dims"]
+
+
+def no_sign(transform: object) -> NotImplementedError:
+    """What to raise where it is not known whether a map increases."""
+    return NotImplementedError(
+        f"{type(transform).__name__} has no sign, which says whether a map of one entry increases, and what it makes "
+        "of a distribution has no cdf or icdf: estimate them from samples"
+    )
 
 
 def sum_event_dims(value: Tensor, num_dims: int) -> Tensor:
@@ -101,17 +110,30 @@ class Bijection(Capabilities, TransformModule, ABC):
     @property  # PyTorch declares a writable attribute and itself overrides it with properties
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
         """Real arrays with ``event_dim`` event dimensions."""
-        return constraints.independent(constraints.real, self._event_dim)
+        return reals(self._event_dim)
 
     @property  # the same
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         """Real arrays with ``event_dim`` event dimensions."""
-        return constraints.independent(constraints.real, self._event_dim)
+        return reals(self._event_dim)
 
     @property
     def event_dim(self) -> int:
         """Number of rightmost dimensions of one event."""
         return self._event_dim
+
+    @property
+    def sign(self) -> int:
+        """+1 if the map of a single entry increases, −1 if it decreases; :class:`FromPyro` has its transform's.
+
+        Raises:
+            NotImplementedError: the map is one of several entries, or does not know.
+        """
+        raise no_sign(self)
+
+    def __dir__(self) -> list[str]:
+        # `torch.jit.trace` reads all that is listed, and would end in the refusal of a sign.
+        return [name for name in super().__dir__() if name != "sign"]
 
     def __call__(self, x: Tensor) -> Tensor:
         """``y = f(x)``; the log-determinant is kept for :meth:`log_abs_det_jacobian`."""
@@ -171,6 +193,11 @@ class Bijection(Capabilities, TransformModule, ABC):
         if memo is None or memo.y is not y or (x is not None and memo.x is not x):
             return None
         return memo if memo.state.same(self.evaluation_state(memo.x, memo.y)) else None
+
+    def _drew(self, y: Tensor) -> bool:
+        """Whether ``y`` is the last value that came out of a forward pass, and would come out of it still."""
+        memo = self._recall(y=y)
+        return memo is not None and memo.sampled
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
