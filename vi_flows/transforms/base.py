@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
+from vi_flows.settings import check_tensors
 from vi_flows.transforms.capabilities import Capabilities
 from vi_flows.transforms.memo import EvaluationState, Memo
 from vi_flows.transforms.regions import reals
@@ -238,3 +239,19 @@ class ConditionalBijection(Capabilities, ConditionalTransformModule, ABC):
         Args:
             context: ``batch_shape + (context_dim,)``; its batch shape broadcasts against that of the bijection's input.
         """
+
+    def _checked(self, context: Tensor, size: int, event_dim: int = 1) -> Tensor:
+        """The context, whole numbers (one-hot classes) in the parameters' type.
+
+        Raises:
+            TypeError: it is no tensor.
+            ValueError: a row of it has not ``size`` entries, or channels.
+        """
+        check_tensors(context=context)
+        if context.dim() < event_dim or context.shape[-event_dim] != size:
+            name = "entries" if event_dim == 1 else "channels"
+            found = context.shape[-event_dim] if context.dim() >= event_dim else "no"
+            raise ValueError(
+                f"context has {found} {name} a row, expected {size}: it is a tensor of {tuple(context.shape)}"
+            )
+        return context if context.is_floating_point() else context.to(next(self.parameters()).dtype)
