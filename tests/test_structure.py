@@ -14,6 +14,7 @@ import vi_flows
 PACKAGE = Path(vi_flows.__file__).parent
 LEAVES = {
     "data",
+    "expansion",
     "kernels",
     "locks",
     "nn",

@@ -142,7 +142,7 @@ def test_context_broadcasts_against_the_image():
     context.requires_grad_()
     family.condition(context).forward_and_ladj(x)[1].sum().backward()
     assert context.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="3 channels"):
+    with pytest.raises(ValueError, match="context has 2 channels a row, expected 3"):
         family.condition(torch.zeros(2, 4, 4))
 
 

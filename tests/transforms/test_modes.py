@@ -98,18 +98,50 @@ def test_an_empty_batch_of_a_periodic_convolution():
     assert ladj.shape == (0,)
 
 
-def test_all_derivatives_of_a_triangular_scales_inverse():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(4,), (1, 4)])
+def test_all_derivatives_of_a_triangular_scales_inverse(dtype, shape):
     torch.manual_seed(0)
-    flow, y = randomise(TriangularScale(4), 0.7).double(), torch.randn(4, dtype=torch.float64)
+    flow, y = randomise(TriangularScale(4), 0.7).to(dtype), torch.randn(shape, dtype=dtype)
 
     def score(y):
         z, ladj = flow.inverse_and_ladj(y)
-        return z.square().sum() + ladj
+        return z.square().sum() + ladj.sum()
 
     expected = torch.autograd.functional.hessian(score, y)
     torch.testing.assert_close(torch.func.hessian(score)(y).detach(), expected)
     torch.testing.assert_close(torch.func.jacrev(torch.func.jacrev(score))(y).detach(), expected)
     torch.testing.assert_close(torch.func.jacfwd(score)(y), torch.func.grad(score)(y))
+
+
+FAMILIES = {
+    "ConvFlow": lambda: flows.conditional_conv_flow(2, 3),
+    "autoregressive": lambda: flows.IAF(1).build(2, 3),
+    "parametric": lambda: flows.Planar(1).build(2, 3),
+    "coupling": lambda: flows.RealNVP(1).build(2, 3),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_context_is_refused_by_its_name(name):
+    family = FAMILIES[name]()
+    for context, found in ((torch.tensor(1.0), "no"), (torch.zeros(5, 2), "2"), (torch.zeros(3, 0), "0")):
+        with pytest.raises(ValueError, match=rf"^context has {found} entries a row, expected 3: it is a tensor of \("):
+            family.condition(context)
+    for context in ([1.0, 2.0, 3.0], None):
+        with pytest.raises(TypeError, match=r"context must be of type Tensor, got .*; torch\.as_tensor makes one"):
+            family.condition(context)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_hot_classes_are_a_context(name, dtype):
+    torch.manual_seed(0)
+    family, x = randomise(FAMILIES[name](), 0.5).to(dtype), torch.randn(2, 2, dtype=dtype)
+    classes = torch.tensor([[0, 1, 0], [1, 0, 0]])
+    for context in (classes, classes.bool()):
+        found = family.condition(context).forward_and_ladj(x)
+        torch.testing.assert_close(found, family.condition(classes.to(dtype)).forward_and_ladj(x))
 
 
 @pytest.mark.parametrize(("call", "words"), [

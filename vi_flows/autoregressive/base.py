@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from vi_flows.autoregressive.outputs import Output
+from vi_flows.expansion import Expandable
 from vi_flows.progress import progress_bar
 from vi_flows.settings import check_counts, check_types
 
@@ -233,7 +233,7 @@ class Autoregressive(nn.Module, ABC):
         return flat.reshape(-1, *self.event_shape)
 
 
-class AutoregressiveDistribution(TorchDistribution):
+class AutoregressiveDistribution(Expandable):
     """An autoregressive model, under a context, as a distribution for ``pyro.sample``: likelihood or prior.
 
     It has no reparametrised samples: a guide must not use it where gradients of samples are needed.
@@ -264,12 +264,9 @@ class AutoregressiveDistribution(TorchDistribution):
         """Of every entry, what the output's family allows."""
         return constraints.independent(self.model.output.support, len(self.event_shape))
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> AutoregressiveDistribution:
-        """The same distribution over a larger batch."""
+    def _expanded(self, batch_shape: torch.Size) -> AutoregressiveDistribution:
         context = self.context.expand(*batch_shape, self.model.context_dim)
-        new = AutoregressiveDistribution(self.model, context, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return AutoregressiveDistribution(self.model, context, validate_args=False)
 
     def _flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` in the model's type over the batch shape of ``x`` and context together, and the context's rows."""

@@ -9,15 +9,15 @@ noise; Ho et al. 2019, *Flow++*, eq. 12, for learned noise).
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
+from vi_flows.expansion import Expandable
 from vi_flows.nn.image import ConvConditioner
 from vi_flows.recording import may_be_looked_at
 from vi_flows.transforms import AffineMap, Checkerboard, ConditionalChain, ConditionalCoupling, Inverse, Logit
@@ -115,7 +115,7 @@ class VariationalDequantizer(nn.Module):
         return u.clamp(0.0, 1.0), q.log_prob(u)
 
 
-class Dequantized(TorchDistribution):
+class Dequantized(Expandable):
     r"""Integer images ``0 … n−1`` under a density over the unit cube.
 
     ``log_prob`` is the one-draw estimate of the bound above: random, with fresh noise at each call. A sample is
@@ -159,12 +159,9 @@ class Dequantized(TorchDistribution):
         """Integers from 0 to ``num_levels − 1``."""
         return constraints.independent(constraints.integer_interval(0, self.num_levels - 1), 3)
 
-    def expand(self, batch_shape: _size, _instance: Any = None) -> Dequantized:
-        """The same distribution over a larger batch."""
+    def _expanded(self, batch_shape: torch.Size) -> Dequantized:
         base = self.base_dist.expand(batch_shape)
-        new = Dequantized(base, self.num_levels, self.dequantizer, validate_args=False, dtype=self.dtype)
-        new._validate_args = self._validate_args
-        return new
+        return Dequantized(base, self.num_levels, self.dequantizer, validate_args=False, dtype=self.dtype)
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = SCALAR) -> Tensor:

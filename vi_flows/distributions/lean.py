@@ -15,9 +15,11 @@ from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 from torch.types import _size
 
+from vi_flows.expansion import Expandable
 from vi_flows.settings import check_tensors
 from vi_flows.transforms import Bijection, EvaluationState
 from vi_flows.transforms.base import sum_event_dims
+from vi_flows.transforms.regions import widened
 
 __all__ = ["BernoulliLogits", "FlowNormal", "StandardNormal"]
 
@@ -39,7 +41,7 @@ def _check_same_size(q: TorchDistribution, p: TorchDistribution) -> None:
         )
 
 
-class FlowNormal(TorchDistribution):
+class FlowNormal(Expandable):
     r"""A diagonal Gaussian, optionally pushed through a bijection.
 
     ``x = μ + σ ⊙ ε``, ``z = f(x)``, ``log q(z) = log N(x; μ, σ²) − log|det df/dx|``. A sample's own log-probability
@@ -88,17 +90,11 @@ class FlowNormal(TorchDistribution):
         """Real vectors, or what the bijection makes of them."""
         if self.bijection is None:
             return constraints.real_vector
-        found = self.bijection.codomain
-        return constraints.independent(found, 1 - found.event_dim) if found.event_dim < 1 else found
+        return widened(self.bijection.codomain, 1)
 
-    def expand(self, batch_shape: _size, _instance: Any = None) -> FlowNormal:
-        """The same distribution over a larger batch; the bijection's own batch must broadcast against it."""
-        if torch.Size(batch_shape) == self.batch_shape:  # Pyro's plates ask for it at every site
-            return self
-        shape = torch.Size(batch_shape) + self.loc.shape[-1:]
-        new = FlowNormal(self.loc.expand(shape), self.log_scale.expand(shape), self.bijection, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    def _expanded(self, batch_shape: torch.Size) -> FlowNormal:
+        loc, log_scale = (value.expand(batch_shape + self.loc.shape[-1:]) for value in (self.loc, self.log_scale))
+        return FlowNormal(loc, log_scale, self.bijection, validate_args=False)
 
     def rsample_and_log_prob(self, sample_shape: _size = SCALAR) -> tuple[Tensor, Tensor]:
         """A reparameterised sample ``sample_shape + batch_shape + (d,)`` and its log-probability, in one pass."""
@@ -177,7 +173,7 @@ def _over_batch(value: Tensor, batch_shape: torch.Size) -> Tensor:
     return value.expand(torch.broadcast_shapes(value.shape, batch_shape))
 
 
-class StandardNormal(TorchDistribution):
+class StandardNormal(Expandable):
     """``N(0, I)``: ``log p(z) = −½ Σ zᵢ² − ½ d log 2π``.
 
     Args:
@@ -197,13 +193,8 @@ class StandardNormal(TorchDistribution):
         self.like = torch.empty(0) if like is None else like
         super().__init__(torch.Size(batch_shape), torch.Size([dim]), validate_args=validate_args)
 
-    def expand(self, batch_shape: _size, _instance: Any = None) -> StandardNormal:
-        """The same distribution over a larger batch."""
-        if torch.Size(batch_shape) == self.batch_shape:
-            return self
-        new = StandardNormal(self.event_shape[0], batch_shape, self.like, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    def _expanded(self, batch_shape: torch.Size) -> StandardNormal:
+        return StandardNormal(self.event_shape[0], batch_shape, self.like, validate_args=False)
 
     def rsample(self, sample_shape: _size = SCALAR) -> Tensor:
         """``sample_shape + batch_shape + (d,)``."""
@@ -236,7 +227,7 @@ def _kl_flow_normal_standard(q: FlowNormal, p: StandardNormal) -> Tensor:
     return _over_batch(0.5 * (torch.expm1(2 * q.log_scale) - 2 * q.log_scale + q.loc.square()).sum(-1), p.batch_shape)
 
 
-class BernoulliLogits(TorchDistribution):
+class BernoulliLogits(Expandable):
     r"""Independent Bernoulli pixels, summed: ``log p(x) = Σᵢ xᵢ lᵢ − log(1 + exp lᵢ)``.
 
     Values in ``[0, 1]`` of any type are accepted (grey values as Bernoulli means).
@@ -253,14 +244,8 @@ class BernoulliLogits(TorchDistribution):
         self.logits = logits
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: _size, _instance: Any = None) -> BernoulliLogits:
-        """The same distribution over a larger batch."""
-        if torch.Size(batch_shape) == self.batch_shape:
-            return self
-        # The logits were checked, or were not to be; values are still to be.
-        new = BernoulliLogits(self.logits.expand(torch.Size(batch_shape) + self.event_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    def _expanded(self, batch_shape: torch.Size) -> BernoulliLogits:
+        return BernoulliLogits(self.logits.expand(batch_shape + self.event_shape), validate_args=False)
 
     @property
     def mean(self) -> Tensor:

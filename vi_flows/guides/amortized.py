@@ -12,6 +12,7 @@ from torch.distributions.transforms import ReshapeTransform
 
 from vi_flows.flows import conditional_conv_flow
 from vi_flows.guides.stick_breaking import to_support
+from vi_flows.nn.precision import with_32_bits
 from vi_flows.parameters import OwnName, check_stored
 from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection, Chain, ConditionalBijection
@@ -46,7 +47,9 @@ class _RowAffine(Bijection):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x = (y - self.loc) * (-self.log_scale).exp()
         if self.mixing is not None:
-            x = torch.linalg.solve_triangular(self.mixing, x.unsqueeze(-1), upper=False, unitriangular=True).squeeze(-1)
+            mixing, columns = with_32_bits(self.mixing, x.unsqueeze(-1))
+            solved = torch.linalg.solve_triangular(mixing, columns, upper=False, unitriangular=True)
+            x = solved.squeeze(-1).to(x.dtype)
         return x, -self.log_scale.sum(-1).expand(x.shape[:-1])
 
     def _state_tensors(self) -> tuple[Tensor, ...]:

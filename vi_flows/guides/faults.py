@@ -18,8 +18,9 @@ from torch.distributions import MixtureSameFamily, biject_to, constraints
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations, is_possible
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.sites import innermost, is_discrete, latent_sites, left_to_the_model
-from vi_flows.guides.supports import beyond, computes_its_support, demands, is_real, same_support
+from vi_flows.guides.supports import computes_its_support, demands
 from vi_flows.traces import Site, is_subsample, nodes
+from vi_flows.transforms.regions import beyond, is_real, same_support
 
 __all__ = [
     "check_distribution_parameters",

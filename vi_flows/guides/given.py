@@ -21,9 +21,10 @@ from vi_flows.guides.faults import (
 )
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
 from vi_flows.guides.sites import check_nothing_subsampled, is_discrete, is_fixed, latent_sites
-from vi_flows.guides.supports import check_latent_supports, check_support, same_support
+from vi_flows.guides.supports import check_latent_supports, check_support
 from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes, stochastic_nodes
+from vi_flows.transforms.regions import same_support
 
 __all__ = [
     "check_density",

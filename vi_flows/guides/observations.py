@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from vi_flows.guides.sites import has_mask, innermost, is_composed, is_discrete, is_fixed, unmasked
-from vi_flows.guides.supports import demands, kept_to
+from vi_flows.guides.supports import demands
 from vi_flows.settings import check_tensors
 from vi_flows.traces import Site, is_subsample, nodes
+from vi_flows.transforms.regions import kept_to
 
 __all__ = ["PossibleWhereMasked", "check_not_crossed", "check_observations", "counted", "is_possible"]
 

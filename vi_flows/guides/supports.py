@@ -19,17 +19,14 @@ from torch.distributions.constraints import Constraint
 
 from vi_flows.guides.sites import innermost, is_composed
 from vi_flows.traces import nodes, stochastic_nodes
+from vi_flows.transforms.regions import bounds_of, is_real, same_support
 
 __all__ = [
     "DependentSupportError",
-    "beyond",
     "check_latent_supports",
     "check_support",
     "computes_its_support",
     "demands",
-    "is_real",
-    "kept_to",
-    "same_support",
     "sites_with_dependent_support",
 ]
 
@@ -125,29 +122,6 @@ def _moved(prototype: Trace, shift: float) -> Trace:
     return moved
 
 
-def same_support(a: Constraint, b: Constraint) -> bool:
-    """Whether two constraints are of one kind with the same numbers in them."""
-    if type(a) is not type(b):
-        return False
-    first, second = list(_bounds(a)), list(_bounds(b))
-    return len(first) == len(second) and all(
-        x.shape == y.shape and torch.allclose(x, y) for x, y in zip(first, second, strict=True)
-    )
-
-
-def _bounds(constraint: Constraint) -> Iterator[Tensor]:
-    """The numbers in a constraint and in those it is made of."""
-    for value in vars(constraint).values():
-        if isinstance(value, Constraint):
-            yield from _bounds(value)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                if isinstance(item, Constraint):
-                    yield from _bounds(item)
-        elif isinstance(value, Tensor | float | int) and not isinstance(value, bool):
-            yield torch.as_tensor(value, dtype=torch.float64)
-
-
 @transform_to.register(constraints.MixtureSameFamilyConstraint)
 def _onto_that_of_mixtures(constraint: Any) -> Any:
     """By which Pyro starts; it need not be one to one, as that to a simplex is not."""
@@ -157,7 +131,7 @@ def _onto_that_of_mixtures(constraint: Any) -> Any:
 @biject_to.register(constraints.MixtureSameFamilyConstraint)
 def _of_mixtures(constraint: Any) -> Any:
     """The map to what the components of a ``MixtureSameFamily`` have in common, which PyTorch has none for."""
-    if any(bound.dim() for bound in _bounds(constraint)):
+    if any(bound.dim() for bound in bounds_of(constraint)):
         raise NotImplementedError("its components have supports of their own")
     return biject_to(constraint.base_constraint)
 
@@ -184,32 +158,6 @@ def demands(fn: Any, value: Tensor) -> Iterator[tuple[Constraint, Tensor, int]]:
             event += transform.domain.event_dim - transform.codomain.event_dim
         fn = innermost(fn.base_dist)
     yield fn.support, value, event
-
-
-def beyond(constraint: Any, value: Tensor) -> Tensor:
-    """Where a value is on the wrong side of a bound, by more than rounding."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    bounds = vars(constraint)
-    found = torch.zeros_like(value, dtype=torch.bool)
-    for bound, sign in ((bounds.get("lower_bound"), 1.0), (bounds.get("upper_bound"), -1.0)):
-        if bound is not None:
-            size = torch.as_tensor(bound).abs().clamp(min=1.0)
-            found = found | (sign * (bound - value) > 1e-6 * size)
-    return found
-
-
-def kept_to(constraint: Any, value: Tensor) -> Tensor:
-    """Whether a value that was computed keeps to a constraint, but for the rounding at its bounds."""
-    base = constraint
-    while isinstance(base, constraints.independent):
-        base = base.base_constraint
-    good: Tensor = constraint.check(value)
-    if base.is_discrete or base.event_dim or not {"lower_bound", "upper_bound"} & set(vars(base)):
-        return good
-    near = ~beyond(base, value) & ~value.isnan()
-    own = near.dim() - good.dim()
-    return good | (near.flatten(-own).all(-1) if own else near)
 
 
 def check_support(name: str, fn: Any) -> None:
@@ -245,10 +193,3 @@ def check_support(name: str, fn: Any) -> None:
             f"latent site {name!r} declares the support {fn.support}, but its density ends within it: sample the "
             f"untransformed site and compute {name} from it with pyro.deterministic"
         )
-
-
-def is_real(support: constraints.Constraint) -> bool:
-    """Whether all numbers will do."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real

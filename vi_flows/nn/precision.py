@@ -1,12 +1,13 @@
-"""Networks whose products are taken in another type."""
+"""What is computed in another type than that of its tensors."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
-__all__ = ["autocast_to", "own_precision"]
+__all__ = ["autocast_to", "own_precision", "with_32_bits"]
 
 
 def autocast_to(dtype: torch.dtype | None, device_type: str) -> AbstractContextManager[object]:
@@ -28,3 +29,11 @@ def own_precision(device_type: str) -> AbstractContextManager[object]:
         device_type: of what is computed.
     """
     return torch.autocast(device_type, enabled=False)
+
+
+def with_32_bits(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, those of 16 bits as float32: PyTorch solves no equations and transforms no signals in 16.
+
+    What is computed from them goes back by ``.to``.
+    """
+    return tuple(tensor.float() if torch.finfo(tensor.dtype).bits < 32 else tensor for tensor in tensors)

@@ -13,10 +13,20 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
+from vi_flows.settings import check_tensors
 from vi_flows.transforms.capabilities import Capabilities
 from vi_flows.transforms.memo import EvaluationState, Memo
+from vi_flows.transforms.regions import reals
 
 __all__ = ["Bijection", "ConditionalBijection", "sum_event_dims"]
+
+
+def no_sign(transform: object) -> NotImplementedError:
+    """What to raise where it is not known whether a map increases."""
+    return NotImplementedError(
+        f"{type(transform).__name__} has no sign, which says whether a map of one entry increases, and what it makes "
+        "of a distribution has no cdf or icdf: estimate them from samples"
+    )
 
 
 def sum_event_dims(value: Tensor, num_dims: int) -> Tensor:
@@ -101,17 +111,30 @@ class Bijection(Capabilities, TransformModule, ABC):
     @property  # PyTorch declares a writable attribute and itself overrides it with properties
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
         """Real arrays with ``event_dim`` event dimensions."""
-        return constraints.independent(constraints.real, self._event_dim)
+        return reals(self._event_dim)
 
     @property  # the same
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         """Real arrays with ``event_dim`` event dimensions."""
-        return constraints.independent(constraints.real, self._event_dim)
+        return reals(self._event_dim)
 
     @property
     def event_dim(self) -> int:
         """Number of rightmost dimensions of one event."""
         return self._event_dim
+
+    @property
+    def sign(self) -> int:
+        """+1 if the map of a single entry increases, −1 if it decreases; :class:`FromPyro` has its transform's.
+
+        Raises:
+            NotImplementedError: the map is one of several entries, or does not know.
+        """
+        raise no_sign(self)
+
+    def __dir__(self) -> list[str]:
+        # `torch.jit.trace` reads all that is listed, and would end in the refusal of a sign.
+        return [name for name in super().__dir__() if name != "sign"]
 
     def __call__(self, x: Tensor) -> Tensor:
         """``y = f(x)``; the log-determinant is kept for :meth:`log_abs_det_jacobian`."""
@@ -172,6 +195,11 @@ class Bijection(Capabilities, TransformModule, ABC):
             return None
         return memo if memo.state.same(self.evaluation_state(memo.x, memo.y)) else None
 
+    def _drew(self, y: Tensor) -> bool:
+        """Whether ``y`` is the last value that came out of a forward pass, and would come out of it still."""
+        memo = self._recall(y=y)
+        return memo is not None and memo.sampled
+
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         state["_memo"] = None
@@ -211,3 +239,19 @@ class ConditionalBijection(Capabilities, ConditionalTransformModule, ABC):
         Args:
             context: ``batch_shape + (context_dim,)``; its batch shape broadcasts against that of the bijection's input.
         """
+
+    def _checked(self, context: Tensor, size: int, event_dim: int = 1) -> Tensor:
+        """The context, whole numbers (one-hot classes) in the parameters' type.
+
+        Raises:
+            TypeError: it is no tensor.
+            ValueError: a row of it has not ``size`` entries, or channels.
+        """
+        check_tensors(context=context)
+        if context.dim() < event_dim or context.shape[-event_dim] != size:
+            name = "entries" if event_dim == 1 else "channels"
+            found = context.shape[-event_dim] if context.dim() >= event_dim else "no"
+            raise ValueError(
+                f"context has {found} {name} a row, expected {size}: it is a tensor of {tuple(context.shape)}"
+            )
+        return context if context.is_floating_point() else context.to(next(self.parameters()).dtype)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 from torch.types import _size
 
 from vi_flows.nn.typed import ModuleListOf
 from vi_flows.settings import check_types
 from vi_flows.transforms.base import Bijection, ConditionalBijection, sum_event_dims
+from vi_flows.transforms.regions import fits, reached, widened, with_draws
 
 __all__ = ["Chain", "ConditionalChain", "ConditionalInverse", "Inverse"]
 
@@ -20,6 +23,10 @@ class Chain(Bijection):
     r"""Composition ``y = f_n(… f_2(f_1(x)))``; the log-determinants add.
 
     Parts with fewer event dimensions than the widest one have their log-determinants summed over the rest.
+
+    Its codomain is what it reaches: the last part's where each part before reaches the whole domain of the next; else
+    (an affine layer after ``exp``) those values of it whose inverse images lie in the codomains of the parts before,
+    which takes a pass backwards to check. Its domain is likewise what can be taken through all parts.
 
     Args:
         bijections: the parts in forward order; an empty chain is the identity with ``event_dim``.
@@ -40,6 +47,9 @@ class Chain(Bijection):
             raise ValueError(f"event_dim={event_dim} is less than the {widest} event dimensions of a part")
         super().__init__(widest if event_dim is None else event_dim)
         self.parts: ModuleListOf[Bijection] = ModuleListOf(parts)
+        # Whether all arguments of the first part go through, and all values of the last are reached; `None`: not asked.
+        self._takes_all: bool | None = None
+        self._reaches_all: bool | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -54,6 +64,30 @@ class Chain(Bijection):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """One pass through every part's inverse, last to first."""
         return self._fold(y, ((part.inverse_and_ladj, part.event_dim) for part in reversed(self.parts)))
+
+    @property
+    def domain(self) -> Constraint:  # type: ignore[override]  # as in the base class
+        """Those of the first part's domain that every part after it can take, with ``event_dim`` event dimensions."""
+        if self._takes_all is None:
+            self._takes_all = fits((part.codomain, part.domain) for part in reversed(self.parts))
+        if self._takes_all:
+            return widened(self.parts[0].domain if len(self.parts) else super().domain, self.event_dim)
+        return reached([(part.codomain, part.domain, part._call) for part in reversed(self.parts)], self.event_dim)
+
+    @property
+    def codomain(self) -> Constraint:  # type: ignore[override]  # as in the base class
+        """Those of the last part's codomain that come from the parts before, with ``event_dim`` event dimensions."""
+        if self._reaches_all is None:
+            self._reaches_all = fits((part.domain, part.codomain) for part in self.parts)
+        if self._reaches_all:
+            return widened(self.parts[-1].codomain if len(self.parts) else super().codomain, self.event_dim)
+        steps = [(part.domain, part.codomain, part._inverse) for part in self.parts]
+        return with_draws(reached(steps, self.event_dim), self._drew)
+
+    @property
+    def sign(self) -> int:
+        """The product of the parts'."""
+        return math.prod(part.sign for part in self.parts)
 
     def _fold(self, value: Tensor, steps: Iterable[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
         total = value.new_zeros(value.shape[: value.dim() - self.event_dim])
@@ -104,6 +138,21 @@ class Inverse(Bijection):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The inner bijection's forward pass."""
         return self.bijection.forward_and_ladj(y)
+
+    @property
+    def domain(self) -> Constraint:  # type: ignore[override]  # as in the base class
+        """The inner bijection's codomain."""
+        return self.bijection.codomain
+
+    @property
+    def codomain(self) -> Constraint:  # type: ignore[override]  # as in the base class
+        """The inner bijection's domain."""
+        return with_draws(self.bijection.domain, self._drew)
+
+    @property
+    def sign(self) -> int:
+        """The inner bijection's."""
+        return self.bijection.sign
 
     def _state_tensors(self) -> Iterable[Tensor]:
         return self.bijection._state_tensors()

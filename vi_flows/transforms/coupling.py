@@ -346,9 +346,7 @@ class ConditionalCoupling(ConditionalBijection):
 
     def condition(self, context: Tensor) -> Bijection:
         """The coupling for each row of ``context``, ``(…, context_channels, H, W)`` or ``(…, context_channels)``."""
-        dim = self.coupling.event_dim
-        if context.dim() < dim or context.shape[-dim] != self.context_channels:
-            raise ValueError(f"expected a context of {self.context_channels} channels, got {tuple(context.shape)}")
+        context = self._checked(context, self.context_channels, self.coupling.event_dim)
         found = _ConditionedCoupling(self.coupling, context)
         found.training = self.training  # not `train()`: the networks are shared and keep their own modes
         return found

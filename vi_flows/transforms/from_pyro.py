@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch.distributions import ComposeTransform, IndependentTransform, Transfor
 from torch.distributions.transforms import _InverseTransform
 from torch.types import _size
 
-from vi_flows.transforms.base import Bijection
+from vi_flows.transforms.base import Bijection, no_sign
 from vi_flows.transforms.contents import Contents
+from vi_flows.transforms.regions import reached, with_draws
 
 __all__ = ["FromPyro"]
 
@@ -41,6 +42,14 @@ def _offers_inverse(transform: Transform) -> bool:
         return True  # its inverse is another transform's forward pass
     implemented = type(transform)._inverse is not Transform._inverse
     return transform.bijective and implemented and not isinstance(transform, _LOOKS_UP)
+
+
+def _parts_of(transform: Transform) -> Iterator[Transform]:
+    if isinstance(transform, ComposeTransform):
+        for part in transform.parts:
+            yield from _parts_of(part)
+    else:
+        yield transform
 
 
 class FromPyro(Bijection):
@@ -89,18 +98,38 @@ class FromPyro(Bijection):
 
     @property  # PyTorch declares a writable attribute and itself overrides it with properties
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        """The wrapped transform's domain."""
-        return self.transform.domain
+        """The wrapped transform's domain; of a composition, what can be taken through all its parts."""
+        steps = [(part.codomain, part.domain, self._cleanly(part)) for part in reversed(self._parts())]
+        return reached(steps, self.event_dim) if steps else self.transform.domain
 
     @property  # the same
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        """The wrapped transform's codomain."""
-        return self.transform.codomain
+        """The wrapped transform's codomain; of a composition, what its parts reach, see :class:`Chain`."""
+        steps = [(part.domain, part.codomain, self._cleanly(part.inv)) for part in self._parts()]
+        return with_draws(reached(steps, self.event_dim) if steps else self.transform.codomain, self._drew)
+
+    def _parts(self) -> list[Transform]:
+        """Of a composition, which itself declares its last part's codomain and its first part's domain; else none."""
+        if not isinstance(self.transform, ComposeTransform):
+            return []
+        parts = list(_parts_of(self.transform))
+        kept = all(part.domain.event_dim == part.codomain.event_dim <= self.event_dim for part in parts)
+        return parts if kept else []
+
+    def _cleanly(self, step: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def run(value: Tensor) -> Tensor:
+            with self._clean():
+                return step(value)
+
+        return run
 
     @property
     def sign(self) -> int:
         """The wrapped transform's: +1 if it increases, −1 if it decreases."""
-        return self.transform.sign
+        try:
+            return self.transform.sign
+        except NotImplementedError:
+            raise no_sign(self.transform) from None
 
     def forward_shape(self, shape: _size) -> torch.Size:
         """Shape of the output for an input of ``shape``."""

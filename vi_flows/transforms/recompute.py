@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 from torch.types import _size
 from torch.utils.checkpoint import checkpoint
 
 from vi_flows.recording import recomputation
 from vi_flows.transforms.base import Bijection, ConditionalBijection
+from vi_flows.transforms.regions import with_draws
 
 __all__ = ["Checkpointed", "ConditionalCheckpointed"]
 
@@ -49,6 +51,21 @@ class Checkpointed(Bijection):
         if torch.compiler.is_compiling():  # which knows no contexts around a checkpoint
             return checkpoint(function, value, use_reentrant=False)
         return checkpoint(function, value, use_reentrant=False, context_fn=_contexts)
+
+    @property
+    def domain(self) -> Constraint:  # type: ignore[override]  # as in the base class
+        """The inner bijection's."""
+        return self.bijection.domain
+
+    @property
+    def codomain(self) -> Constraint:  # type: ignore[override]  # as in the base class
+        """The inner bijection's."""
+        return with_draws(self.bijection.codomain, self._drew)
+
+    @property
+    def sign(self) -> int:
+        """The inner bijection's."""
+        return self.bijection.sign
 
     def forward_shape(self, shape: _size) -> torch.Size:
         """Shape of the output for an input of ``shape``."""

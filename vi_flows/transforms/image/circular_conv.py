@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vi_flows.nn.precision import with_32_bits
 from vi_flows.transforms.base import Bijection
 
 __all__ = [
@@ -111,7 +112,9 @@ class Filter(ABC):
         """
         if x.numel() == 0:  # FFTs refuse empty batches
             return x, x.new_zeros(x.shape[: -self.num_dims - 1])
-        return self._filter(x, v, inverse)
+        signal, parameter = with_32_bits(x, v)
+        y, ladj = self._filter(signal, parameter, inverse)
+        return y.to(x.dtype), ladj.to(x.dtype)
 
     @abstractmethod
     def _filter(self, x: Tensor, v: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -143,7 +146,8 @@ class _FourierFilter(Filter):
 
     def kernel(self, v: Tensor) -> Tensor:
         """The convolution kernel ``w`` that ``v`` stands for, same shape; the tap that meets the entry itself first."""
-        return torch.fft.irfftn(self._log_spectrum(v)[1], s=v.shape[-self.num_dims :], dim=self.dims)
+        spectrum = self._log_spectrum(*with_32_bits(v))[1]
+        return torch.fft.irfftn(spectrum, s=v.shape[-self.num_dims :], dim=self.dims).to(v.dtype)
 
 
 class CepstralFilter(_FourierFilter):

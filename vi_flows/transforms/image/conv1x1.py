@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vi_flows.nn.precision import with_32_bits
 from vi_flows.transforms.image.pointwise import PixelLayer, PixelMap
 
 __all__ = ["Conv1x1", "LUMatrix"]
@@ -53,9 +54,9 @@ class LUMatrix(nn.Module):
 
     def inverse(self) -> Tensor:
         """``A⁻¹`` by two triangular solves."""
-        lower, upper = self.factors()
-        half = torch.linalg.solve_triangular(lower, self.permutation.mT, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, half, upper=True)
+        lower, upper, permutation = with_32_bits(*self.factors(), self.permutation)
+        half = torch.linalg.solve_triangular(lower, permutation.mT, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, half, upper=True).to(self.lower.dtype)
 
     def log_abs_det(self) -> Tensor:
         """``log|det A| = Σ d``, a scalar."""

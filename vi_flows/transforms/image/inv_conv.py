@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vi_flows.nn.precision import with_32_bits
 from vi_flows.recording import is_recorded, is_transformed
 from vi_flows.transforms.composition import Chain
 from vi_flows.transforms.image.base import ImageBijection, fold_batch
@@ -79,9 +80,11 @@ class RowSolver(NamedTuple):
             kernel: ``(C, C, k, k)``, output channel first, oriented top-left.
             width: ``W``.
         """
-        operators = row_operators(kernel, width)
+        (wide,) = with_32_bits(kernel)
+        operators = row_operators(wide, width)
         inverse = torch.linalg.inv(operators[0])
-        return cls(inverse, inverse @ torch.cat([*operators[1:], operators[0][:, :0]], 1))
+        carry = inverse @ torch.cat([*operators[1:], operators[0][:, :0]], 1)
+        return cls(inverse.to(kernel.dtype), carry.to(kernel.dtype))
 
     def solve(self, y: Tensor) -> Tensor:
         """``X`` from ``Y``, both ``(N, C, H, W)``."""

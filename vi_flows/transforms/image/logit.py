@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import constraints
 
 from vi_flows.transforms.image.base import ImageBijection
 
@@ -29,6 +30,12 @@ class Logit(ImageBijection):
         if not 0 < alpha < 1:
             raise ValueError(f"alpha must be within (0, 1), got {alpha}")
         self.alpha = alpha
+        self._low = -alpha / (1 - alpha)
+
+    @property
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]  # as in the base class
+        """``[−α/(1 − α), 1]``, which all values of the inverse are in."""
+        return constraints.independent(constraints.interval(self._low, 1.0), 3)
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Unit interval to reals."""
@@ -40,7 +47,8 @@ class Logit(ImageBijection):
         return log_s - log_rest, ladj.flatten(-3).sum(-1)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Reals to the unit interval (below zero by at most ``α/(1 − α)``)."""
+        """Reals to the unit interval (below zero by at most ``α/(1 − α)``), whose ends rounding does not pass."""
         self._check_image(y)
         ladj = F.logsigmoid(y) + F.logsigmoid(-y) - torch.log1p(y.new_tensor(-self.alpha))
-        return (torch.sigmoid(y) - self.alpha) / (1 - self.alpha), ladj.flatten(-3).sum(-1)
+        x = torch.lerp(y.new_full((), self._low), y.new_ones(()), torch.sigmoid(y))
+        return x, ladj.flatten(-3).sum(-1)

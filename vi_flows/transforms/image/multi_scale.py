@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 
 from vi_flows.nn.typed import ModuleListOf
 from vi_flows.transforms.base import Bijection
 from vi_flows.transforms.coupling import ChannelGroups, Coupling
 from vi_flows.transforms.coupling_maps import GaussianMap
 from vi_flows.transforms.image.base import ImageBijection
+from vi_flows.transforms.regions import is_real
 
 __all__ = ["MultiScale", "SplitPrior"]
 
@@ -50,7 +52,8 @@ class MultiScale(ImageBijection):
             ``None`` for a fixed standard normal prior; default: ``None`` for all.
 
     Raises:
-        ValueError: a level can't take the shape that reaches it, or the numbers of levels and priors don't match.
+        ValueError: a level can't take the shape that reaches it, the numbers of levels and priors don't match, or one
+            is no bijection of all real images (the first level's domain may be another: it is the whole flow's).
     """
 
     def __init__(
@@ -80,11 +83,23 @@ class MultiScale(ImageBijection):
         shape = levels[-1].forward_shape(shape)
         self.latent_shapes.append(shape[-3:])
         self._batch_shape = shape[:-3]
+        inside = [*levels, *(prior for prior in priors if prior is not None)]
+        for place, part in enumerate(inside):
+            if not (is_real(part.codomain) and (place == 0 or is_real(part.domain))):
+                raise ValueError(
+                    f"levels and priors are bijections of all real images, {type(part).__name__} is one of "
+                    f"{part.domain} to {part.codomain}: put it before or after the multi-scale flow, in a Chain"
+                )
 
     @property
     def batch_shape(self) -> torch.Size:
         """Of the context that levels and priors were conditioned on."""
         return self._batch_shape
+
+    @property
+    def domain(self) -> Constraint:  # type: ignore[override]  # as in the base class
+        """The first level's."""
+        return self.levels[0].domain
 
     def latents(self, z: Tensor) -> list[Tensor]:
         """The latents of each level, finest first, from their concatenation of shape ``(…, C, H, W)``."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vi_flows.nn.precision import with_32_bits
 from vi_flows.transforms.image.base import ImageBijection, fold_batch
 from vi_flows.transforms.image.circular_conv import half_spectrum_weights
 from vi_flows.transforms.image.conv1x1 import LUMatrix
@@ -50,7 +51,7 @@ class PeriodicConv2d(ImageBijection):
 
     def spectrum(self, height: int, width: int) -> Tensor:
         """``I + V̂(f)`` of the halved spectrum, shape ``(H, ⌊W/2⌋ + 1, C, C)``."""
-        deviation, k = self.deviation(), self.kernel_size
+        (deviation,), k = with_32_bits(self.deviation()), self.kernel_size
         padded = F.pad(deviation, (0, width - k, 0, height - k)).roll((-(k // 2), -(k // 2)), (-2, -1))
         # conv2d correlates: its matrix is that of the mirrored kernel, whose spectrum is the conjugate one.
         found = torch.fft.rfft2(padded).conj().permute(2, 3, 0, 1)
@@ -71,17 +72,15 @@ class PeriodicConv2d(ImageBijection):
         mixed = torch.einsum("oi,...ihw->...ohw", self.weight.inverse(), y)
         if y.numel() == 0:  # some FFTs refuse an empty batch
             return mixed, -self._ladj(y)
-        signal = torch.fft.rfft2(mixed).movedim(-3, -1).unsqueeze(-1)
+        signal = torch.fft.rfft2(*with_32_bits(mixed)).movedim(-3, -1).unsqueeze(-1)
         solved = torch.linalg.solve(self.spectrum(*y.shape[-2:]), signal).squeeze(-1).movedim(-1, -3)
-        return torch.fft.irfft2(solved, s=y.shape[-2:]), -self._ladj(y)
+        return torch.fft.irfft2(solved, s=y.shape[-2:]).to(mixed.dtype), -self._ladj(y)
 
     def _ladj(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         by_frequency = torch.linalg.slogdet(self.spectrum(height, width))[1]
-        total = (
-            by_frequency * half_spectrum_weights(width, by_frequency)
-        ).sum() + height * width * self.weight.log_abs_det()
-        return total.expand(x.shape[:-3])
+        weighted = (by_frequency * half_spectrum_weights(width, by_frequency)).sum().to(self.taps.dtype)
+        return (weighted + height * width * self.weight.log_abs_det()).expand(x.shape[:-3])
 
     def _check_size(self, value: Tensor) -> None:
         self._check_image(value)

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from vi_flows.transforms.base import Bijection, ConditionalBijection
 from vi_flows.transforms.image.base import ImageBijection
+from vi_flows.transforms.regions import image
 
 __all__ = ["ConditionalReshaped", "Reshaped"]
 
@@ -34,6 +37,16 @@ class Reshaped(ImageBijection):
     def batch_shape(self) -> torch.Size:
         """The inner bijection's."""
         return self.bijection.batch_shape
+
+    @property
+    def domain(self) -> Constraint:  # type: ignore[override]  # as in the base class
+        """Images that have the shape of values in the inner bijection's domain."""
+        return image(self.bijection.domain, constraints.real, super().domain, self._inner)
+
+    @property
+    def codomain(self) -> Constraint:  # type: ignore[override]  # as in the base class
+        """Images that have the shape of values in the inner bijection's codomain."""
+        return image(self.bijection.codomain, constraints.real, super().codomain, self._inner)
 
     def _inner(self, value: Tensor) -> Tensor:
         self._check_image(value)

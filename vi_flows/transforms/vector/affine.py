@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vi_flows.nn.precision import with_32_bits
 from vi_flows.transforms.base import Bijection
 
 __all__ = ["AFFINE_KINDS", "Affine", "solve_lower"]
@@ -87,7 +88,7 @@ class Affine(Bijection):
             v = solve_lower(self._unit_lower(), v)
         elif self.kind == "low_rank":
             inner = (v @ self.factor).reshape(-1, self.factor.shape[1])
-            solved = torch.linalg.solve(self._capacitance(), inner.T).T
+            solved = torch.linalg.solve(*with_32_bits(self._capacitance(), inner.T)).T.to(v.dtype)
             v = v - solved.reshape(*v.shape[:-1], -1) @ self.factor.T
         return v, -self._log_det().expand(v.shape[:-1])
 
@@ -157,7 +158,9 @@ class Affine(Bijection):
 
     def _log_det(self) -> Tensor:
         log_det = self.log_scale.sum()
-        return log_det + torch.linalg.slogdet(self._capacitance())[1] if self.kind == "low_rank" else log_det
+        if self.kind != "low_rank":
+            return log_det
+        return log_det + torch.linalg.slogdet(*with_32_bits(self._capacitance()))[1].to(log_det.dtype)
 
 
 def solve_lower(matrix: Tensor, v: Tensor) -> Tensor:
@@ -169,4 +172,5 @@ def solve_lower(matrix: Tensor, v: Tensor) -> Tensor:
         matrix: lower triangular, shape ``(d, d)``.
         v: shape ``(…, d)``.
     """
-    return torch.linalg.solve_triangular(matrix, v.reshape(-1, v.shape[-1]).T, upper=False).T.reshape(v.shape)
+    matrix, columns = with_32_bits(matrix, v.reshape(-1, v.shape[-1]).T)
+    return torch.linalg.solve_triangular(matrix, columns, upper=False).T.reshape(v.shape).to(v.dtype)

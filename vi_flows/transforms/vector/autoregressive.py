@@ -120,10 +120,7 @@ class ConditionalAutoregressive(ConditionalBijection):
 
     def condition(self, context: Tensor) -> Bijection:
         """The layer for each row of ``context``, shape ``batch_shape + (context_dim,)``."""
-        if context.dim() < 1 or context.shape[-1] != self.network.context_dim:
-            raise ValueError(
-                f"expected a context of {self.network.context_dim} entries a row, got {tuple(context.shape)}"
-            )
+        context = self._checked(context, self.network.context_dim)
         with autocast_to(self.network_dtype, context.device.type):
             shifts = self.network.shifts(context)
         found = _ConditionedAutoregressive(self.change, self.network, self.network_dtype, shifts)

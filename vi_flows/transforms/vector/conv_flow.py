@@ -248,11 +248,10 @@ class ConditionalConvFlow(ConditionalBijection):
         """The stack for each row of ``context``, shape ``batch_shape + (context_dim,)``.
 
         Raises:
-            ValueError: the context's last dimension is not ``context_dim``.
+            TypeError: the context is no tensor.
+            ValueError: its last dimension is not ``context_dim``.
         """
-        if context.dim() < 1 or context.shape[-1] != self.context_dim:
-            size = context.shape[-1] if context.dim() else "no"
-            raise ValueError(f"context has {size} entries a row, expected {self.context_dim}")
+        context = self._checked(context, self.context_dim)
         spec = self.base.spec
         change = self.decode(self.encode(context)).unflatten(-1, (spec.num_layers, sum(self._sizes)))
         d_theta, d_bias, d_weight = change.split(self._sizes, -1)

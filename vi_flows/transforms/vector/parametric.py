@@ -147,8 +147,7 @@ class ConditionalParametric(ConditionalBijection):
 
     def condition(self, context: Tensor) -> Bijection:
         """The bijection for each row of ``context``, shape ``batch_shape + (context_dim,)``."""
-        if context.dim() < 1 or context.shape[-1] != self.context_dim:
-            raise ValueError(f"expected a context of {self.context_dim} entries a row, got {tuple(context.shape)}")
+        context = self._checked(context, self.context_dim)
         return _Conditioned(self.family, self.map(context))
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vi_flows.nn.precision import with_32_bits
 from vi_flows.transforms.vector.parametric import Family, linear_map, solve_tanh
 
 __all__ = ["SylvesterFamily", "orthonormal_columns"]
@@ -28,7 +29,8 @@ def orthonormal_columns(vectors: Tensor, num_columns: int) -> Tensor:
     units = vectors / size
     count = units.shape[-2]
     upper = torch.triu(units @ units.mT, 1) + 0.5 * torch.eye(count, dtype=units.dtype, device=units.device)
-    inner = torch.linalg.solve_triangular(upper, units[..., :num_columns], upper=True)
+    wide = with_32_bits(upper, units[..., :num_columns])
+    inner = torch.linalg.solve_triangular(wide[0], wide[1], upper=True).to(units.dtype)
     return torch.eye(units.shape[-1], num_columns, dtype=units.dtype, device=units.device) - units.mT @ inner
 
 

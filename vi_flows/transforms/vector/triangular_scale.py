@@ -57,7 +57,7 @@ class TriangularScale(Bijection):
         if is_transformed():  # forward-mode derivatives need each operation for itself
             scaled = matrix.T / self.bound
             found = _from_the_beginning(y, scaled, self.bound)
-            return found, -self.bound * torch.tanh(found @ scaled).sum(-1)
+            return found, (torch.tanh(found @ scaled) * -self.bound).sum(-1)
         return _Substitution.apply(y, matrix, self.bound)
 
     def extra_repr(self) -> str:
@@ -134,10 +134,11 @@ def _from_the_beginning(y: Tensor, scaled: Tensor, bound: float) -> Tensor:
         a = found @ scaled[: block.start, block]
         part = []
         for i, row in enumerate(scaled[block, block].unbind(-2)):
-            z = y[..., block.start + i] * (torch.tanh(a[..., i]) * -bound).exp()
+            # Of one entry, not of none: the tangent of a number by itself would become one in double precision.
+            z = y[..., block.start + i : block.start + i + 1] * (torch.tanh(a[..., i : i + 1]) * -bound).exp()
             part.append(z)
-            a = torch.addcmul(a, z.unsqueeze(-1), row)
-        found = torch.cat([found, torch.stack(part, -1)], -1)
+            a = torch.addcmul(a, z, row)
+        found = torch.cat([found, *part], -1)
     return found
 
 
