@@ -182,3 +182,20 @@ def test_moves_to_another_dtype(name):
     y, ladj = bijection.forward_and_ladj(x.float())
     assert y.dtype == ladj.dtype == torch.float32
     assert torch.allclose(ladj.double(), build(name).forward_and_ladj(x)[1], atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("direction", ["forward_and_ladj", "inverse_and_ladj"])
+def test_forward_mode_of_a_single_event(name, direction):
+    """In float32, where the tangent of a number of no dimension may come out in float64, and meet float32 again."""
+    if direction == "inverse_and_ladj" and not CASES[name].invertible:
+        pytest.skip("the wrapped transform has no inverse")
+    bijection, x = build(name, dtype=torch.float32), inputs(name, 1, dtype=torch.float32)
+    if direction == "inverse_and_ladj":
+        x = x.reshape(bijection.forward_shape(x.shape))
+    change, tangent = getattr(bijection, direction), 0.1 * x[0].cos()
+    _, of_rows = torch.func.jvp(change, (x,), (tangent[None],))
+    _, of_one = torch.func.jvp(change, (x[0],), (tangent,))
+    for rows, one in zip(of_rows, of_one, strict=True):
+        assert rows.dtype == one.dtype == torch.float32
+        torch.testing.assert_close(one, rows[0])

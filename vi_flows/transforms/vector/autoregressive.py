@@ -65,12 +65,13 @@ class Autoregressive(Bijection):
         done: list[Tensor] = []
         slopes: list[Tensor] = []
         for index in range(y.shape[-1]):
-            maps = [m[..., index] for m in self._maps(x)]
-            entry, log_slope = self.change.elementwise(y[..., index], maps, inverse=True)
+            here = slice(index, index + 1)  # of one entry, not of none, whose tangent would be in double precision
+            maps = [m[..., here] for m in self._maps(x)]
+            entry, log_slope = self.change.elementwise(y[..., here], maps, inverse=True)
             done.append(entry)
             slopes.append(log_slope)
-            x = torch.cat([torch.stack(done, -1), torch.zeros_like(y[..., index + 1 :])], -1)
-        return x, torch.stack(slopes, -1).sum(-1)
+            x = torch.cat([*done, torch.zeros_like(y[..., index + 1 :])], -1)
+        return x, torch.cat(slopes, -1).sum(-1)
 
 
 class _ConditionedAutoregressive(Autoregressive):

@@ -82,6 +82,10 @@ class _Member(Bijection):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The family's inverse."""
         self._check_last_dim(y, self.family.input_dim)
+        if y.dim() == self.params.dim() == 1:
+            # A row by itself: PyTorch's forward-mode tangents of numbers of no dimension are in double precision.
+            x, ladj = self.family.inverse_and_ladj(y[None], self.params)
+            return x.squeeze(0), ladj.squeeze(0)
         return self.family.inverse_and_ladj(y, self.params)
 
 
