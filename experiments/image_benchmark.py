@@ -112,10 +112,20 @@ class Evaluate(RunAll):
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=lambda: Limits(evaluate_seconds=math.inf))
 
     def mine(self) -> list[BudgetJob]:
-        """Those that have weights; stopped runs too."""
+        """Those that have weights; stopped runs too.
+
+        Raises:
+            ValueError: none has.
+        """
         number, count = part_of(self.shard)
         jobs = self.jobs(only_scores=True)[number - 1 :: count]
-        return [job for job in jobs if (job.folder(self.place) / "best.safetensors").exists()]
+        found = [job for job in jobs if (job.folder(self.place) / "best.safetensors").exists()]
+        if not found:
+            raise ValueError(
+                f"of the {len(jobs)} runs asked for, none has weights in {self.folder}: begin with image_benchmark run, "
+                "or say where they are by --out"
+            )
+        return found
 
 
 @dataclass(frozen=True)

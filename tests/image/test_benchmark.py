@@ -375,3 +375,8 @@ def test_pictures_in_colours_and_broken_ones_in_red():
     assert strip(grey)[0].tolist() == [pytest.approx([0.8] * 3), [1.0, 0.0, 0.0]]
     colours = torch.tensor([0.0, 0.2, 1.0]).reshape(1, 3, 1, 1)
     assert strip(colours)[0].tolist() == [pytest.approx([0.0, 0.2, 1.0])]
+
+
+def test_what_has_no_weights_is_not_scored(tmp_path):
+    with pytest.raises(ValueError, match=r"of the 3 runs asked for, none has weights in .*mnist: begin with .* run"):
+        benchmark.Evaluate(out=tmp_path, rows=("glow",)).run()
