@@ -122,8 +122,8 @@ class Evaluate(RunAll):
         found = [job for job in jobs if (job.folder(self.place) / "best.safetensors").exists()]
         if not found:
             raise ValueError(
-                f"of the {len(jobs)} runs asked for, none has weights in {self.folder}: begin with image_benchmark run, "
-                "or say where they are by --out"
+                f"of the {len(jobs)} runs asked for, none has weights in {self.folder}: begin with image_benchmark "
+                "run, or say where they are by --out"
             )
         return found
 
