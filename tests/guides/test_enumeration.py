@@ -264,3 +264,55 @@ def test_weights_of_rows_that_are_summed_over_are_refused_with_a_way_out(weighs_
     rows = logs(math.log(0.3) + normal(y, m[0]), math.log(0.7) + normal(y, m[1]))
     by_hand = (weights * rows).sum() + normal(m, 0.0, 3.0).sum()
     torch.testing.assert_close(LogJoint(summed)({"m": m[None]})[0], by_hand)
+
+
+def rare_and_wide():
+    k = pyro.sample("k", dist.Bernoulli(0.002))
+    return pyro.sample("b", dist.Uniform(0.0, 1 + k))
+
+
+def rare_in_a_plate():
+    with pyro.plate("n", 3):
+        return rare_and_wide()
+
+
+def rare_vector():
+    k = pyro.sample("k", dist.Bernoulli(0.002))
+    return pyro.sample("b", dist.Uniform(torch.zeros(2), (1 + k).unsqueeze(-1) * torch.ones(2)).to_event(1))
+
+
+def rare_and_low():
+    k = pyro.sample("k", dist.Bernoulli(0.002))
+    return pyro.sample("b", dist.Pareto(2.0 - k, 3.0))
+
+
+@pytest.mark.parametrize("prior", [rare_and_wide, rare_in_a_plate, rare_vector, rare_and_low])
+def test_bounds_of_a_rare_discrete_value_are_refused(prior):
+    """No run of the model is likely to meet it; the data do."""
+
+    def model():
+        b = prior()
+        pyro.sample("y", dist.Normal(b.sum(), 0.1), obs=torch.tensor(1.8))
+
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        with pytest.raises(EnumerationError, match=r"support of latent site 'b' depends on the discrete.*'b_fraction'"):
+            AutoConvFlow(model)
+
+
+def test_bounds_that_no_discrete_value_moves_are_not_refused():
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        with pyro.plate("n", 3):
+            b = pyro.sample("b", dist.Uniform(torch.zeros(3), 2.0))
+            c = pyro.sample("c", dist.Normal(k, 1.0))
+            with poutine.mask(mask=torch.tensor([True, False, True])):
+                v = pyro.sample("v", dist.Uniform(torch.zeros(2), torch.tensor([1.0, 2.0])).to_event(1))
+        w = pyro.sample("w", dist.Uniform(torch.zeros(2), torch.tensor([1.0, 2.0])).to_event(1))
+        pyro.sample("y", dist.Normal(b.sum(-1) + c.sum(-1) + w.sum(-1) + v[..., 0, 0], 0.1), obs=torch.tensor(1.8))
+
+    b, c = torch.tensor([0.1, 0.5, 1.5]), torch.tensor([0.2, -1.0, 1.0])
+    prior = logs(math.log(0.7) + normal(c, 0.0).sum(), math.log(0.3) + normal(c, 1.0).sum())
+    by_hand = prior - 7 * math.log(2.0) + normal(torch.tensor(1.8), b.sum() + c.sum() + 1.1 + 0.3, 0.1)
+    values = {"b": b, "c": c, "v": torch.full((3, 2), 0.3), "w": torch.tensor([0.2, 0.9])}
+    torch.testing.assert_close(LogJoint(model)({name: value[None] for name, value in values.items()})[0], by_hand)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,8 +30,10 @@ from vi_flows.guides.prototype import (
     check_maps,
     check_plates,
     check_precision,
+    latent_names,
     maps_of_dependent_sites,
     nothing_to_learn,
+    takes_no_arguments,
 )
 from vi_flows.guides.pushed import PushedSites
 from vi_flows.guides.sequential import WithoutSequentialPlates
@@ -137,7 +138,7 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
         self.transform: Chain | None = None
         self._dependent, self._dependent_maps = (), None
         self.base: Base | None = None
-        if prototype_args is not None or prototype_kwargs is not None or _takes_no_arguments(model):
+        if prototype_args is not None or prototype_kwargs is not None or takes_no_arguments(model):
             self.set_up(*(prototype_args or ()), **(prototype_kwargs or {}))
 
     # Building.
@@ -169,7 +170,7 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
             with pyro.poutine.block(), torch.no_grad():
                 own = pyro.poutine.trace(own_model).get_trace(*args, **kwargs)
                 given = pyro.poutine.trace(model).get_trace(*args, **kwargs)
-            names, known = _latent_names(given), _latent_names(own)
+            names, known = latent_names(given), latent_names(own)
             if self.prototype_trace is None and names <= known:
                 self._user_model, self._model = (model,), (InitMessenger(self._init)(WithoutSequentialPlates()(model)),)
             elif self.prototype_trace is not None and names == known and not bool(self.location_scale.loc.any()):
@@ -385,17 +386,5 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
         return self
 
 
-def _latent_names(trace: pyro.poutine.Trace) -> set[str]:
-    return {name for name, site in latent_sites(trace) if not left_to_the_model(site["fn"])}
-
-
 def _initial_value(init: Callable, site: dict[str, Any]) -> Tensor:
     return site["fn"]() if left_to_the_model(site["fn"]) else init(site)
-
-
-def _takes_no_arguments(model: Callable) -> bool:
-    target = model.forward if isinstance(model, nn.Module) else model
-    try:
-        return not inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return False

@@ -21,6 +21,7 @@ from torch import Tensor
 from vi_flows.guides import log_einsum
 from vi_flows.guides.sites import can_be_enumerated, innermost, is_fixed, latent_sites, unmasked
 from vi_flows.traces import Site, is_subsample, nodes
+from vi_flows.transforms.regions import bounds_of
 
 __all__ = ["EnumerationError", "SummedOut"]
 
@@ -174,10 +175,11 @@ class SummedOut:
         if value.dim():
             raise EnumerationError(f"the model's log density has the shape {tuple(value.shape)}: {ADVICE}")
 
-    def check_masks(self, names: Iterable[str]) -> None:
-        """Refuse continuous latents that are masked at some values of the discrete ones.
+    def check_latents(self, names: Iterable[str]) -> None:
+        """Refuse continuous latents that are masked, or have other bounds, at some values of the discrete ones.
 
-        Whether the model uses them there has another answer in each term of the sum.
+        Whether the model uses what is masked has another answer in each term of the sum, and no one map keeps to bounds
+        that differ between them.
 
         Args:
             names: of the continuous latents.
@@ -187,8 +189,15 @@ class SummedOut:
         """
         trace = self.trace()
         for name in names:
-            kept = unmasked(nodes(trace)[name])[1]
-            if kept.shape[: kept.dim() - self.nesting].numel() > 1:
+            fn, kept = unmasked(nodes(trace)[name])
+            event = nodes(trace)[name]["fn"].event_dim
+            if any(_in_front(bound, self.nesting + event) > 1 for bound in bounds_of(fn.support)):
+                raise EnumerationError(
+                    f"the support of latent site {name!r} depends on the discrete latents, which are summed out, so "
+                    "that no map keeps to it: sample the site within fixed bounds and compute the rest, for instance "
+                    f"{name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))"
+                )
+            if _in_front(kept, self.nesting + event - fn.event_dim) > 1:
                 raise EnumerationError(
                     f"latent site {name!r} is masked at some values of the discrete latents that are summed out, and "
                     "has no density there: sample it without the mask, which changes nothing where the model doesn't "
@@ -206,6 +215,11 @@ class _Enumerate(EnumMessenger):
         value = msg["value"]
         shape_only = torch.empty(value.shape, device="meta") if isinstance(value, Tensor) else value
         super()._pyro_post_sample(cast("Message", {**cast("Site", msg), "value": shape_only}))
+
+
+def _in_front(value: Tensor, num_dims: int) -> int:
+    """How many there are of the last ``num_dims`` dimensions."""
+    return value.shape[: max(value.dim() - num_dims, 0)].numel()
 
 
 def _nothing(trace: Trace) -> None:

@@ -101,7 +101,7 @@ class LogJoint:
                 trace = self._run({name: value[0] for name, value in values.items()})
             if any(is_discrete(site["fn"]) for _, site in latent_sites(trace)):
                 self._summed_out = SummedOut(self._given, self.args, self.kwargs, trace)
-                self._summed_out.check_masks(values)
+                self._summed_out.check_latents(values)
                 for index in range(1, NUM_CHECKS):
                     # Single values of the discrete sites may agree by chance.
                     some = {name: value[index % len(value)] for name, value in values.items()}

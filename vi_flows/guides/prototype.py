@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from pyro.poutine import Trace, block, trace
+from torch import nn
 from torch.distributions import biject_to
 
 from vi_flows.guides.site_maps import MapsOfTheProgram
@@ -17,7 +19,7 @@ from vi_flows.traces import stochastic_nodes
 
 __all__ = [
     "NoLatentError", "SubsampledLatentError", "check_densities", "check_maps", "check_plates", "check_precision",
-    "maps_of_dependent_sites", "nothing_to_learn",
+    "latent_names", "maps_of_dependent_sites", "nothing_to_learn", "takes_no_arguments",
 ]  # fmt: skip
 
 
@@ -180,3 +182,17 @@ def maps_of_dependent_sites(
                 f"{name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))."
             )
     return maps
+
+
+def latent_names(run: Trace) -> set[str]:
+    """The sites of a run that are left to a guide of continuous latents."""
+    return {name for name, site in latent_sites(run) if not left_to_the_model(site["fn"])}
+
+
+def takes_no_arguments(model: Callable) -> bool:
+    """Whether a program can only be called without arguments, so far as its signature tells."""
+    target = model.forward if isinstance(model, nn.Module) else model
+    try:
+        return not inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
