@@ -75,9 +75,7 @@ def test_loss_and_sounds_of_a_wave_model(recordings, tmp_path):
 
 def test_the_training_bound_of_a_wave_model_is_a_mean_over_samples(recordings, tmp_path):
     """Of two steps, 1 bit a sample on the first and 3 on the second: weighed by samples, not by recordings."""
-    config = WaveTrainConfig(
-        dataset=recordings, epochs=1, batch_size=3, threads=1, wave=WaveConfig(4, 4, num_layers=2)
-    )
+    config = WaveTrainConfig(dataset=recordings, epochs=1, batch_size=3, threads=1, wave=WaveConfig(4, 4, num_layers=2))
     trainer = Trainer(Run.create(tmp_path / "run", config), progress=False)
     trainer.start()
     lengths, bounds = [], []

@@ -5,15 +5,16 @@ capitals or not; a further folder level is taken for the class. An ``.npz`` file
 if need be, ``valid``, ``labels_train`` and so on (see :func:`vi_flows.data.arrays.from_npz`). Without validation
 images, a tenth of the training images is held out by a fixed seed; images without any splits (an ``.npy`` file, or a
 folder in which no such folder is) are split in the proportions 8 : 1 : 1 by a fixed seed, with a word on it; their
-classes are the first folders that not all of them lie in. No
-checksum is published for such images: the ``sha256`` of what is returned tells which they were. Images that come class
-after class, as those in class folders do, are dealt out in turns, so that the first hundred are of all classes.
+classes are the first folders that not all of them lie in. No checksum is published for such images: the ``sha256`` of
+what is returned tells which they were. Images that come class after class, as those in class folders do, are dealt out
+in turns, so that the first hundred are of all classes.
 
 Every file that may be an image is read, or named in the error: a data set never has fewer images than its folder.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import zipfile
@@ -222,8 +223,9 @@ def _class_level(folders: list[tuple[str, ...]]) -> int:
     Folders around all classes are those of an archive that was unpacked in a place of its own; folders within a class
     are its owner's. Where all images lie in one folder, it is that.
     """
-    shared = os.path.commonprefix(folders)  # of whole names, as these are no strings
-    return len(shared) - (1 if shared and all(inside == shared for inside in folders) else 0)
+    levels = zip(*folders, strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
+    return shared - (1 if shared and all(len(inside) == shared for inside in folders) else 0)
 
 
 def _content(name: str, read: Callable[[], bytes]) -> bytes:

@@ -292,7 +292,7 @@ class Trainer:
         raise TrainingDivergedError(self._divergence(self.state["step"], f"bound {bound}, gradient norm {norm}"))
 
     def advance(self, bound: float, weight: float) -> None:
-        """Bookkeeping after an update with ``bound``, a mean over what :meth:`Task.weigh` counts: ``weight`` of them."""
+        """Bookkeeping after an update with ``bound``, the mean over ``weight`` of what :meth:`Task.weigh` counts."""
         if self.average is not None:
             self.average.update(1 - self.average.decay_at(self.state["step"]))
         self.state["step"] += 1
