@@ -135,6 +135,20 @@ def test_the_summary_of_the_estimate_by_hand():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("k_hat", "median"),
+    [([0.9, 0.1], 0.5), ([0.1, 0.6, 0.8, 0.2], 0.4), ([0.3], 0.3), ([-math.inf, -math.inf, 0.5, 0.7], -math.inf)],
+)
+def test_the_median_of_an_even_number_of_shapes_lies_between_the_middle_two(k_hat, median):
+    column = torch.ones(len(k_hat), dtype=torch.float64)
+    shapes = torch.tensor(k_hat, dtype=torch.float64)
+    assert NLLResult(column, column, column, column, shapes, 50, 5, 0).summary()["median_k_hat"] == pytest.approx(
+        median
+    )
+    unknown = NLLResult(column, column, column, column, shapes.index_fill(0, torch.tensor([0]), math.nan), 50, 5, 0)
+    assert math.isnan(unknown.summary()["median_k_hat"])
+
+
 def test_half_widths_and_paired_differences():
     assert half_width(torch.tensor([1.0, 3.0])) == pytest.approx(1.96)  # s = √2, √n = √2
     assert half_width(torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(1.96 / math.sqrt(3))

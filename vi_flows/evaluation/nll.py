@@ -65,7 +65,8 @@ class NLLResult:
             "num_samples": self.num_samples,
             "num_rows": self.nll.numel(),
             "mean_ess": self.ess.mean().item(),
-            "median_k_hat": self.k_hat.median().item(),
+            # PyTorch's median of an even number is the lower one of the middle two.
+            "median_k_hat": math.nan if self.k_hat.isnan().any() else statistics.median(self.k_hat.tolist()),
             # Unknown where k_hat is, as of a few draws: a NaN is not below 0.7.
             "share_k_hat_above_0.7": (self.k_hat > 0.7).double().where(~self.k_hat.isnan(), torch.nan).mean().item(),
             "evaluation_seed": self.seed,
