@@ -153,6 +153,7 @@ def tiny(monkeypatch):
 
 
 def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
+    monkeypatch.setattr("vi_flows.records.git_revision", lambda: "a" * 40)  # changed code takes up no scores
     place = Workplace(tmp_path / "runs" / "mnist", tmp_path / "runs" / "mnist")
     job, whole = (job_module.BudgetJob(tiny, "glow", 0, 30, only_scores=scores) for scores in (False, True))
     limits = job_module.Limits(evaluate_seconds=0.0, num_samples=8)
@@ -212,6 +213,21 @@ def test_scores_of_other_weights_are_not_taken_up(tmp_path, tiny):
     fresh = whole.evaluate(place, everything).scores["bits_per_dim"]
     assert abs(mixed[: len(before)] - before).max() > 0.01
     assert (mixed == fresh).all()
+
+
+@pytest.mark.parametrize(("revision", "made"), [("a" * 40, "later"), ("a" * 40 + "-dirty", "all")])
+def test_scores_by_changed_code_are_not_taken_up(tmp_path, tiny, monkeypatch, revision, made):
+    """Between a scoring in part and the rest the code may change, which its revision doesn't tell."""
+    monkeypatch.setattr("vi_flows.records.git_revision", lambda: revision)
+    place = Workplace(tmp_path, tmp_path)
+    job, whole = (job_module.BudgetJob(tiny, "glow", 0, 5, only_scores=scores) for scores in (False, True))
+    limits = job_module.Limits(evaluate_seconds=0.0, num_samples=8)
+    before = work([job], place, limits)["glow-s0"].scores["bits_per_dim"]
+    score = ImageDensity.bits_per_dim
+    monkeypatch.setattr(ImageDensity, "bits_per_dim", lambda *args: score(*args) + 1)
+    after = work([whole], place, replace(limits, evaluate_seconds=math.inf))["glow-s0"].scores["bits_per_dim"]
+    shift = after[: len(before)] - before
+    assert shift == pytest.approx(1.0 if made == "all" else 0.0, abs=1e-5)
 
 
 def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
