@@ -133,7 +133,9 @@ class BudgetJob(Job[Limits]):
         if differs:
             raise RunError(f"{path} is of a run with {differs}")
         run = Run.open(folder, workplace.data_root)
-        state, diverged = run.saved_state, (folder / "diverged.txt").exists()
+        state = run.saved_state
+        # What diverged once and was trained to its end by other code since then has not diverged.
+        diverged = not state["finished"] and (folder / "diverged.txt").exists()
         if not (state["finished"] or diverged):
             raise RunError(f"{self.name} has {state['step']} of its {self.steps} steps: `run` trains it to its end")
         task = run.build_task()

@@ -71,6 +71,20 @@ def test_samples_and_quadrature_agree_on_the_divergence():
     assert flow_log_density(flow)(x).shape == (5,)
 
 
+@pytest.mark.parametrize("num_samples", [70, 50_000, 60_000])
+def test_a_divergence_is_of_as_many_draws_as_are_asked_for(num_samples):
+    flow, drawn = make_flow_2d("planar", 1), []
+    forward = flow.forward_and_ladj
+
+    def counted(x):
+        drawn.append(len(x))
+        return forward(x)
+
+    flow.forward_and_ladj = counted
+    fit_flow_2d(target_2d("u1"), flow, num_steps=1, batch_size=8, num_samples=num_samples)
+    assert sum(drawn[1:]) == num_samples
+
+
 def test_training_lowers_the_divergence():
     flow = make_flow_2d("conv_flow", 2)
     before = fit_flow_2d(target_2d("banana"), flow, num_steps=1, learning_rate=1e-6, num_samples=20_000)
