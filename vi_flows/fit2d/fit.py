@@ -355,7 +355,8 @@ class Fit2D:
 
     def record(self, result: Fit2DResult, trials: list[Trial]) -> Record:
         """Settings, trials, result and provenance."""
-        settings = {name: value for name, value in asdict(self).items() if name != "out"}
+        # What the fit depends on: not where its record goes, nor in whose place.
+        settings = {name: value for name, value in asdict(self).items() if name not in ("out", "overwrite")}
         label = f"{self.flow} K = {self.num_blocks}" if self.flow == "conv_flow" else self.flow
         return Record(
             kind="fit2d",
