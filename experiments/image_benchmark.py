@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 from image_benchmark_figures import draw_best, draw_curves, draw_samples
@@ -32,7 +32,7 @@ from image_benchmark_tables import markdown_table, paired_table, read_figures
 
 from vi_flows.cli.outcome import exit_with
 from vi_flows.records import Record
-from vi_flows.settings import NonNegative, OneOf, Positive, PositiveFloat, check_settings
+from vi_flows.settings import NonNegative, OneOf, Positive, PositiveFloat, SettingsError, check_settings
 from vi_flows.table import Workplace, part_of, status_table, work_through
 
 RESULTS = Path(__file__).parent / "results" / "image_benchmark"
@@ -55,8 +55,15 @@ class Common:
     steps: NonNegative = 0
     """Training steps of every run; 0: the table's, which take every row as long."""
 
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Options that a command has no use for."""
+
     def __post_init__(self) -> None:
         check_settings(self)
+        for name in self.unused:
+            if getattr(self, name):
+                command = type(self).__name__.lower()
+                raise SettingsError(f"{name} has no effect on {command}: leave --{name} out")
 
     @property
     def place(self) -> Workplace:
@@ -145,6 +152,8 @@ class Speed(Common):
     A CPU second is another amount of work on another processor, and beside other processes; so let nothing else run.
     """
 
+    unused: ClassVar[tuple[str, ...]] = ("seeds", "steps")
+
     seconds: PositiveFloat = 6.0
     """CPU seconds of a measure."""
     rounds: Positive = 3
@@ -152,7 +161,7 @@ class Speed(Common):
 
     def run(self) -> int:
         """Print a table."""
-        table, rows = BENCHMARKS[self.benchmark], [job.row for job in replace(self, seeds=(0,)).jobs()]
+        table, rows = BENCHMARKS[self.benchmark], list(dict.fromkeys(job.row for job in self.jobs()))
         print(speed_table(table, steps_per_second(table, rows, self.seconds, self.rounds, self.data_root)))
         return 0
 
@@ -160,6 +169,8 @@ class Speed(Common):
 @dataclass(frozen=True)
 class Render(Common):
     """Copy the runs' records to the results, print the table and draw curves, samples and the best row's pictures."""
+
+    unused: ClassVar[tuple[str, ...]] = ("rows", "seeds", "steps")
 
     results: Path = RESULTS
     """Folder of the records; each table has its own in it."""

@@ -21,7 +21,7 @@ from vi_flows.settings import Positive
 from vi_flows.table import Job, OutOfTimeError, Workplace
 from vi_flows.training import ImageTrainConfig, Run, RunError, TrainingDivergedError
 from vi_flows.training.budget import BudgetTrainer, Steps
-from vi_flows.training.kept import KeptParts
+from vi_flows.training.kept import KeptParts, code_of
 
 NUM_DRAWS = 8
 NUM_VALIDATIONS = 20
@@ -133,7 +133,9 @@ class BudgetJob(Job[Limits]):
         if differs:
             raise RunError(f"{path} is of a run with {differs}")
         run = Run.open(folder, workplace.data_root)
-        state, diverged = run.saved_state, (folder / "diverged.txt").exists()
+        state = run.saved_state
+        # What diverged once and was trained to its end by other code since then has not diverged.
+        diverged = not state["finished"] and (folder / "diverged.txt").exists()
         if not (state["finished"] or diverged):
             raise RunError(f"{self.name} has {state['step']} of its {self.steps} steps: `run` trains it to its end")
         task = run.build_task()
@@ -142,7 +144,7 @@ class BudgetJob(Job[Limits]):
         made_by = provenance(data_sha256=data.sha256, trained_at_revision=run.trained_at)
         parts = KeptParts(path, {
             "weights": run.weights.sha256("best"), "data": data.sha256, "run": run.key, "num_draws": NUM_DRAWS,
-            "chunk": CHUNK, "code": [made_by["revision"], made_by["vi_flows"], made_by["torch"]],
+            "chunk": CHUNK, "code": code_of(made_by),
         })  # fmt: skip
         scores = self._scores(parts, density, data.images(test), machine.evaluate_seconds)
         torch.manual_seed(0)

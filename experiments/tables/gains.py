@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from experiments.tables.stages import stages
 from experiments.tables.vae_rows import RowKey, is_plain, rows_of, vae_records
 from vi_flows.evaluation.nll import bootstrap_intervals
 from vi_flows.records import Record
@@ -37,10 +38,11 @@ class Gain:
 
 
 def comparable(record: Record) -> tuple[str | int, ...]:
-    """What two records have in common that are set against each other."""
+    """What two records have in common that are set against each other: also how long they were trained."""
     settings = record.settings
-    particles = settings.get("num_particles", 1)
-    return settings["dataset"], settings["vae"]["architecture"], settings["objective"], particles, settings["protocol"]
+    particles, architecture = settings.get("num_particles", 1), settings["vae"]["architecture"]
+    length = settings["epochs"], len(stages(record))
+    return settings["dataset"], architecture, settings["objective"], particles, settings["protocol"], *length
 
 
 def gains(records: Sequence[Record], score: str) -> dict[RowKey, Gain]:
@@ -54,10 +56,17 @@ def gains(records: Sequence[Record], score: str) -> dict[RowKey, Gain]:
         ValueError: records of one data set were made with different data.
     """
     rows = rows_of(records)
-    plain = {comparable(seeds[0]): seeds for seeds in rows.values() if is_plain(seeds[0])}
+    plain: dict[tuple[str | int, ...], list[list[Record]]] = {}
+    for seeds in rows.values():
+        if is_plain(seeds[0]):
+            plain.setdefault(comparable(seeds[0]), []).append(seeds)
     paired: dict[RowKey, list[np.ndarray]] = {}
     for key, seeds in rows.items():
-        base = {record.settings["seed"]: record for record in plain.get(comparable(seeds[0]), [])}
+        # Runs before the last one differ in the epoch that validation chose; far apart, they had other lengths too.
+        total = _epochs(seeds[0])
+        measures = plain.get(comparable(seeds[0]), [])
+        nearest = min(measures, key=lambda found: abs(_epochs(found[0]) - total), default=[])
+        base = {record.settings["seed"]: record for record in nearest}
         pairs = [(base[record.settings["seed"]], record) for record in seeds if record.settings["seed"] in base]
         pairs = [pair for pair in pairs if all(record.scores and score in record.scores for record in pair)]
         if pairs and not is_plain(seeds[0]):
@@ -70,6 +79,11 @@ def gains(records: Sequence[Record], score: str) -> dict[RowKey, Gain]:
         for key, values, interval in zip(keys, means, bootstrap_intervals(means), strict=True):
             found[key] = Gain(values.mean().item(), interval, size, len(paired[key]))
     return found
+
+
+def _epochs(record: Record) -> int:
+    """Of all runs on the way to a record's weights."""
+    return sum(epochs for epochs, _ in stages(record))
 
 
 def _difference(plain: Record, other: Record, score: str) -> np.ndarray:

@@ -6,10 +6,12 @@ import torch.nn.functional as F
 
 from tests.autoregressive.cases import BINARY, IMAGE, MODELS, build, jacobian, past
 from vi_flows.autoregressive import MADE, Categorical, DiagonalPixelRNN, GatedPixelCNN, PixelCNN, RowPixelRNN, WaveNet
+from vi_flows.autoregressive.config import PIXEL_MODELS, PixelConfig, pixel_config
 from vi_flows.nn import CausalConv1d, DiagonalBiLSTM, MaskedConv2d, MaskedLinear
 from vi_flows.nn.autoregressive_mlp import AutoregressiveMLP
 from vi_flows.nn.diagonal_lstm import diagonals
 from vi_flows.nn.masked import spread_degrees
+from vi_flows.settings import SettingsError
 
 
 def random_parameters(model):
@@ -213,3 +215,15 @@ def test_causal_convolution_by_its_formula():
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", [name for name in PIXEL_MODELS if name != "made"])
+def test_a_first_kernel_of_one_is_for_decoders_alone(name):
+    """Type A leaves out the pixel itself, which is all that a kernel of one sees."""
+    alone = PIXEL_MODELS[name](width=8, first_kernel=1)
+    model = random_parameters(alone.build((1, 4, 4), BINARY))
+    assert (jacobian(model) == 0).all()
+    with pytest.raises(SettingsError, match=f"first_kernel must be at least 3 in a {name} of its own"):
+        PixelConfig(alone)
+    seeing = pixel_config(name, width=8, first_kernel=3).model
+    assert (jacobian(random_parameters(seeing.build((1, 4, 4), BINARY))) > 0).any()

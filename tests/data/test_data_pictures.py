@@ -209,7 +209,7 @@ def test_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "shape"),
     [((12, 8, 8, 3), (3, 8, 8)), ((12, 6, 5, 1), (1, 6, 5)), ((12, 5, 5, 5), (5, 5, 5)), ((12, 3, 3, 3), (3, 3, 3)),
-     ((12, 3, 8, 5), (3, 8, 5)), ((12, 1, 4, 4), (1, 4, 4))],
+     ((12, 3, 8, 5), (3, 8, 5)), ((12, 1, 4, 4), (1, 4, 4)), ((12, 2, 8, 8), (2, 8, 8)), ((12, 9, 5, 7), (9, 5, 7))],
 )  # fmt: skip
 def test_channels_last_is_told_by_the_sizes(tmp_path: Path, stored: tuple[int, ...], shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 256, stored, dtype=np.uint8)
@@ -224,6 +224,9 @@ def test_channels_last_is_told_by_the_sizes(tmp_path: Path, stored: tuple[int, .
     ("arrays", "message"),
     [
         ({"train": np.zeros((12, 3, 8, 3), np.uint8), "test": COLOR}, r"train of shape .* may be \(N, C, H, W\) or"),
+        ({"train": np.zeros((12, 8, 8, 2), np.uint8), "test": COLOR}, r"as 2 are fewer .* store \(N, C, H, W\)"),
+        ({"train": np.zeros((12, 8, 9, 5), np.uint8), "test": COLOR}, "as 5 are fewer than its other sides"),
+        ({"train": np.zeros((12, 9, 8, 7), np.uint8), "test": COLOR}, "as 7 are fewer than its other sides"),
         ({"train": np.full((3, 4, 5), 0.3), "test": np.zeros((3, 4, 5))}, "train .* has the value 0.3"),
         ({"train": np.zeros((3, 4, 5)), "test": COLOR}, "differ in their types: train is float64, test is uint8"),
         ({"train": COLOR > 99, "test": COLOR}, "differ in their types: train is bool, test is uint8; store them alike"),

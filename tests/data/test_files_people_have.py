@@ -264,6 +264,41 @@ def test_one_class_is_a_class_and_a_folder_without_splits_is_split(
 
 
 @pytest.mark.parametrize(
+    ("folder", "classes"),
+    [
+        ("{kind}", 2),
+        ("photos/{kind}", 2),  # an archive that was packed with its folder
+        ("{kind}/{year}", 2),  # of which the years would be classes otherwise, each of cats and dogs
+        ("photos/2024/{kind}/{year}/raw", 2),
+        ("photos", 1),
+        ("", None),
+    ],
+)
+def test_classes_without_splits_are_the_folders_that_tell_images_apart_first(
+    tmp_path: Path, folder: str, classes: int | None
+) -> None:
+    files, kinds = {}, {}
+    for index in range(20):
+        kind, year = ("cat", "dog")[index % 2], ("2020", "2021")[index // 2 % 2]
+        pixels = np.full((4, 5), 10 * index, dtype=np.uint8)
+        files[f"{folder.format(kind=kind, year=year)}/{index:02d}.png".removeprefix("/")] = saved(pixels, "PNG")
+        kinds[10 * index] = index % 2 if classes == 2 else 0
+    data = load(stored(tmp_path / "own", files))
+    if classes is None:
+        assert data.labels is None
+        return
+    for split in ("train", "valid", "test"):
+        grey = data.pixels(split)[:, 0].tolist()
+        assert data.labels[split].tolist() == [kinds[value] for value in grey]
+
+
+def test_an_image_beside_class_folders_has_no_class(tmp_path: Path) -> None:
+    files = {f"cat/{i}.png": PNG for i in range(10)} | {f"dog/2020/{i}.png": PNG for i in range(10)}
+    assert load(stored(tmp_path / "own", files)).labels is not None
+    assert load(stored(tmp_path / "beside", files | {"stray.png": PNG})).labels is None
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda a: a.writestr("../train/x.png", PNG), r"'\.\./train/x\.png' leads out of the archive"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vi_flows.distributions.energies import TARGETS_2D, target_2d
-from vi_flows.fit2d import Fit2D, fit_flow_2d, flow_log_density, make_flow_2d, train_flow_2d
+from vi_flows.fit2d import Fit2D, Fit2DResult, fit_flow_2d, flow_log_density, make_flow_2d, train_flow_2d
 from vi_flows.flows import conv_flow
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
 from vi_flows.records import RecordExistsError
@@ -69,6 +69,20 @@ def test_samples_and_quadrature_agree_on_the_divergence():
     assert result.num_parameters == 20
     x = torch.randn(5, 2)
     assert flow_log_density(flow)(x).shape == (5,)
+
+
+@pytest.mark.parametrize("num_samples", [70, 50_000, 60_000])
+def test_a_divergence_is_of_as_many_draws_as_are_asked_for(num_samples):
+    flow, drawn = make_flow_2d("planar", 1), []
+    forward = flow.forward_and_ladj
+
+    def counted(x):
+        drawn.append(len(x))
+        return forward(x)
+
+    flow.forward_and_ladj = counted
+    fit_flow_2d(target_2d("u1"), flow, num_steps=1, batch_size=8, num_samples=num_samples)
+    assert sum(drawn[1:]) == num_samples
 
 
 def test_training_lowers_the_divergence():
@@ -137,6 +151,14 @@ def test_command_writes_record_and_picture(tmp_path, capsys):
     assert json.loads((tmp_path / "u2-conv_flow-1.json").read_text()) == record
     assert replace(job, seed=3, overwrite=True).run() == 0
     assert json.loads((tmp_path / "u2-conv_flow-1.json").read_text())["settings"]["seed"] == 3
+
+
+def test_the_key_of_a_fit_is_its_settings_alone(tmp_path):
+    result = Fit2DResult(0.1, 0.01, None, 0.1, 1.0, 5, 5, 1.0, [])
+    job = Fit2D("u2", num_blocks=1)
+    key = job.record(result, []).key
+    assert replace(job, overwrite=True, out=tmp_path).record(result, []).key == key
+    assert replace(job, num_steps=7).record(result, []).key != key
 
 
 def test_bad_requests():

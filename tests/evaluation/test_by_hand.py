@@ -23,7 +23,7 @@ from vi_flows.evaluation import (
 )
 from vi_flows.evaluation import ais as ais_module
 from vi_flows.evaluation.compare import paired_bootstrap
-from vi_flows.evaluation.nll import NLLResult, bootstrap_interval, half_width
+from vi_flows.evaluation.nll import NLLResult, bootstrap_interval, half_width, standing_apart
 from vi_flows.evaluation.psis import psis
 from vi_flows.vae import AISSettings, annealing, evaluate_vae, evidence
 
@@ -133,6 +133,30 @@ def test_the_summary_of_the_estimate_by_hand():
     assert {name: values.tolist() for name, values in found.scores().items() if name != "k_hat"} == {
         "nll": [1, 2, 6], "nll_5": [2, 3, 7], "elbo": [3, 4, 8], "ess": [10, 20, 60],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("k_hat", "median"),
+    [([0.9, 0.1], 0.5), ([0.1, 0.6, 0.8, 0.2], 0.4), ([0.3], 0.3), ([-math.inf, -math.inf, 0.5, 0.7], -math.inf)],
+)
+def test_the_median_of_an_even_number_of_shapes_lies_between_the_middle_two(k_hat, median):
+    column = torch.ones(len(k_hat), dtype=torch.float64)
+    shapes = torch.tensor(k_hat, dtype=torch.float64)
+    assert NLLResult(column, column, column, column, shapes, 50, 5, 0).summary()["median_k_hat"] == pytest.approx(
+        median
+    )
+    unknown = NLLResult(column, column, column, column, shapes.index_fill(0, torch.tensor([0]), math.nan), 50, 5, 0)
+    assert math.isnan(unknown.summary()["median_k_hat"])
+
+
+def test_first_rows_that_are_no_sample_of_all_stand_apart():
+    """Means 1 and 5, variances 2 and 8 of two rows each: (1 − 5) / √(1 + 4)."""
+    assert standing_apart(torch.tensor([0.0, 2.0, 3.0, 7.0]), 2) == pytest.approx(-4 / math.sqrt(5))
+    for values, count in (([0.0, 2.0], 2), ([0.0, 2.0, 3.0], 2), ([1.0, 1.0, 1.0, 1.0], 2)):
+        assert math.isnan(standing_apart(torch.tensor(values), count))
+    rows = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    assert abs(standing_apart(rows, 1000)) < 3
+    assert standing_apart(rows.sort(descending=True).values, 1000) > 100
 
 
 def test_half_widths_and_paired_differences():

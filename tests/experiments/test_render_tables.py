@@ -80,7 +80,7 @@ def test_gains_are_those_of_compare():
 
 def test_only_the_plain_vae_of_the_same_settings_is_a_measure():
     flow = scored(0, {"nll": [1.0, 2.0]}, flow={"type": "ConvFlow"})
-    for other in ({"protocol": "paper"}, {"objective": "elbo"}, {"dataset": "omniglot28"}):
+    for other in ({"protocol": "paper"}, {"objective": "elbo"}, {"dataset": "omniglot28"}, {"epochs": 2000}):
         assert gains([scored(0, {"nll": [3.0, 3.0]}, **other), flow], "nll") == {}
     few = scored(0, {"nll": [3.0, 3.0]})
     few.settings["num_particles"] = 5
@@ -90,6 +90,12 @@ def test_only_the_plain_vae_of_the_same_settings_is_a_measure():
         larger.settings["vae"].update(beyond)
         assert gains([larger, flow], "nll") == {}
     assert len(gains([scored(0, {"nll": [3.0, 3.0]}), flow], "nll")) == 1
+    longer = scored(0, {"nll": [2.0, 2.0]}, epochs=2000)
+    ways = [scored(0, {"nll": [4.0, 4.0]}), scored(0, {"nll": [3.0, 3.0]})]
+    ways[0].provenance["started_from"]["epoch"] = 1990  # of a longer run before the last one
+    for records in ([longer, ways[1]], [*ways, longer], [*ways[::-1], longer]):
+        (found,) = gains([*records, flow], "nll").values()
+        assert found.mean == 1.5
     assert gains([scored(1, {"nll": [3.0, 3.0]}), flow], "nll") == {}
     assert gains([scored(0, {"elbo": [3.0, 3.0]}), flow], "nll") == {}
 

@@ -17,6 +17,7 @@ from vi_flows.distributions.image_checks import check_samples, extreme_share, ro
 from vi_flows.distributions.image_config import build_image_density, image_config
 from vi_flows.evaluation.nll import student_half_width
 from vi_flows.records import Record
+from vi_flows.settings import SettingsError
 from vi_flows.table import OutOfTimeError, Workplace, status_of
 from vi_flows.table.work import work
 from vi_flows.training import ImageTrainConfig, Run, RunError
@@ -153,6 +154,7 @@ def tiny(monkeypatch):
 
 
 def test_a_row_from_start_to_table(tmp_path, capsys, tiny, monkeypatch):
+    monkeypatch.setattr("vi_flows.records.git_revision", lambda: "a" * 40)  # changed code takes up no scores
     place = Workplace(tmp_path / "runs" / "mnist", tmp_path / "runs" / "mnist")
     job, whole = (job_module.BudgetJob(tiny, "glow", 0, 30, only_scores=scores) for scores in (False, True))
     limits = job_module.Limits(evaluate_seconds=0.0, num_samples=8)
@@ -212,6 +214,21 @@ def test_scores_of_other_weights_are_not_taken_up(tmp_path, tiny):
     fresh = whole.evaluate(place, everything).scores["bits_per_dim"]
     assert abs(mixed[: len(before)] - before).max() > 0.01
     assert (mixed == fresh).all()
+
+
+@pytest.mark.parametrize(("revision", "made"), [("a" * 40, "later"), ("a" * 40 + "-dirty", "all")])
+def test_scores_by_changed_code_are_not_taken_up(tmp_path, tiny, monkeypatch, revision, made):
+    """Between a scoring in part and the rest the code may change, which its revision doesn't tell."""
+    monkeypatch.setattr("vi_flows.records.git_revision", lambda: revision)
+    place = Workplace(tmp_path, tmp_path)
+    job, whole = (job_module.BudgetJob(tiny, "glow", 0, 5, only_scores=scores) for scores in (False, True))
+    limits = job_module.Limits(evaluate_seconds=0.0, num_samples=8)
+    before = work([job], place, limits)["glow-s0"].scores["bits_per_dim"]
+    score = ImageDensity.bits_per_dim
+    monkeypatch.setattr(ImageDensity, "bits_per_dim", lambda *args: score(*args) + 1)
+    after = work([whole], place, replace(limits, evaluate_seconds=math.inf))["glow-s0"].scores["bits_per_dim"]
+    shift = after[: len(before)] - before
+    assert shift == pytest.approx(1.0 if made == "all" else 0.0, abs=1e-5)
 
 
 def test_a_picture_that_would_lose_rows_is_left_as_it_is(tmp_path, tiny):
@@ -380,3 +397,24 @@ def test_pictures_in_colours_and_broken_ones_in_red():
 def test_what_has_no_weights_is_not_scored(tmp_path):
     with pytest.raises(ValueError, match=r"of the 3 runs asked for, none has weights in .*mnist: begin with .* run"):
         benchmark.Evaluate(out=tmp_path, rows=("glow",)).run()
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("Render", {"rows": ("glow",)}), ("Render", {"seeds": (1,)}), ("Render", {"steps": 5}), ("Speed", {"steps": 5}),
+     ("Speed", {"seeds": (1,)})],
+)  # fmt: skip
+def test_options_without_effect_are_refused(command, option):
+    (name,) = option
+    with pytest.raises(SettingsError, match=f"{name} has no effect on {command.lower()}: leave --{name} out"):
+        getattr(benchmark, command)(**option)
+
+
+def test_a_run_that_diverged_once_and_was_trained_to_its_end_has_not_diverged(tmp_path, tiny):
+    place = Workplace(tmp_path, tmp_path)
+    limits = job_module.Limits(evaluate_seconds=0.0, num_samples=8)
+    folder = tmp_path / "glow-s0"
+    with pytest.raises(OutOfTimeError):
+        work([job_module.BudgetJob(tiny, "glow", 0, 5)], place, replace(limits, wall_seconds=0.0))
+    (folder / "diverged.txt").write_text("step 2\n")
+    assert work([job_module.BudgetJob(tiny, "glow", 0, 5)], place, limits)["glow-s0"].figures["diverged"] is False

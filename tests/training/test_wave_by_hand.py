@@ -9,8 +9,9 @@ import torch
 from scipy.io import wavfile
 
 from tests.data.speech_files import write_recordings
-from vi_flows.training import WaveTrainConfig
-from vi_flows.training.tasks.base import DrawingSettings, EvaluationSettings
+from vi_flows.training import Run, Trainer, WaveTrainConfig
+from vi_flows.training.log import metrics_in
+from vi_flows.training.tasks.base import DrawingSettings, EvaluationSettings, StepResult
 from vi_flows.training.tasks.wave import WaveConfig, WaveTask
 
 
@@ -70,6 +71,27 @@ def test_loss_and_sounds_of_a_wave_model(recordings, tmp_path):
         assert (abs(begun.astype(int) - sounds["data"][1][: steps // 4]) < 700).all() or index > 0
     peak = max(abs(sounds["data"][1].astype(int)))
     assert 0.25 * 32767 < peak < 0.36 * 32767  # the recordings' tones are 0.3 loud
+
+
+def test_the_training_bound_of_a_wave_model_is_a_mean_over_samples(recordings, tmp_path):
+    """Of two steps, 1 bit a sample on the first and 3 on the second: weighed by samples, not by recordings."""
+    config = WaveTrainConfig(dataset=recordings, epochs=1, batch_size=3, threads=1, wave=WaveConfig(4, 4, num_layers=2))
+    trainer = Trainer(Run.create(tmp_path / "run", config), progress=False)
+    trainer.start()
+    lengths, bounds = [], []
+    task_step = trainer.task.step
+
+    def step(rows, kl_weight, num_particles):
+        lengths.append(rows[:, -2].sum().item())
+        bounds.append(1.0 + 2.0 * len(bounds))
+        return StepResult(task_step(rows, kl_weight, num_particles).loss, torch.tensor(bounds[-1]))
+
+    trainer.task.step = step
+    trainer.fit()
+    assert len(set(lengths)) > 1
+    expected = sum(bound * length for bound, length in zip(bounds, lengths, strict=True)) / sum(lengths)
+    (line,) = metrics_in(tmp_path / "run" / "metrics.jsonl")
+    assert line["train_bound"] == pytest.approx(expected)
 
 
 def test_continuations_may_be_longer_than_the_recordings(recordings, tmp_path):

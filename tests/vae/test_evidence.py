@@ -236,6 +236,18 @@ def test_images_in_chunks_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> N
         annealed_vae(vae, x, settings)
 
 
+def test_annealed_images_that_are_no_sample_of_all_are_told() -> None:
+    """Sorted by class, as static MNIST's test images are, the first ones say nothing of the others."""
+    torch.manual_seed(0)
+    zeros, mixed = torch.zeros(40, dtype=torch.float64), torch.randn(40, dtype=torch.float64)
+    annealed = AISResult(*(torch.zeros(10, dtype=torch.float64) for _ in range(3)), torch.zeros(8, 10).double())
+    found = []
+    for nll in (mixed, mixed.sort(descending=True).values):
+        importance = NLLResult(nll, zeros, zeros, zeros, zeros, 5000, 100, 0)
+        found.append(VAEEvidence(importance, AISSettings(), annealed).summary()["ais"]["standing_apart"])
+    assert abs(found[0]) < 4 < found[1]
+
+
 def test_the_summary_by_hand() -> None:
     """NLLs 10 and 14 by importance sampling, 9 and 12 by annealing: 1 and 2 lower; bounds −8, −6 and −7.5, −6."""
     zeros = torch.zeros(3, dtype=torch.float64)
@@ -251,6 +263,7 @@ def test_the_summary_by_hand() -> None:
     assert (ais["nll"], ais["nll_importance"], ais["gap"], ais["largest_gap"]) == (10.5, 12.0, 1.5, 2.0)
     assert (ais["chains"], ais["temperatures"], ais["num_rows"], ais["start"]) == (8, 800, 2, "gaussian")
     assert (ais["mean_effective_chains"], ais["seconds"]) == (2.0, 1.2)
+    assert ais["standing_apart"] is None  # of one image besides
     assert ais["gap_interval"] == (1.0, 2.0)
     assert ais["interval"] == (9.0, 12.0)
     assert ais["bdmc"] | {"gap_interval": 0} == {

@@ -21,7 +21,7 @@ from vi_flows.autoregressive.made import MADE
 from vi_flows.autoregressive.outputs import Bernoulli, Categorical, LogisticMixture, Output
 from vi_flows.autoregressive.pixel_cnn import PixelCNN
 from vi_flows.autoregressive.pixel_rnn import DiagonalPixelRNN, PixelRNN, RowPixelRNN
-from vi_flows.settings import LATER, Bounds, NonNegative, Positive, check_settings, settings_from
+from vi_flows.settings import LATER, Bounds, NonNegative, Positive, SettingsError, check_settings, settings_from
 
 __all__ = [
     "OUTPUTS", "PIXEL_MODELS", "Diagonal", "Gated", "Made", "PixelConfig", "PixelModel", "Residual", "Row",
@@ -74,6 +74,11 @@ class PixelModel(ABC):
     @property
     def has_fixed_step(self) -> bool:
         """Whether every training step computes the same, so that a recorded one can be replayed."""
+        return True
+
+    @property
+    def sees_pixels(self) -> bool:
+        """Whether a pixel's conditional depends on other pixels; without, only a latent or a context tells it apart."""
         return True
 
     @property
@@ -164,7 +169,12 @@ class _Raster(PixelModel):
     width: Positive = 64
     """Features."""
     first_kernel: Positive = 7
-    """Side of the first kernel, odd."""
+    """Side of the first kernel, odd; by 1 no pixel sees another one, which is for the decoder of a VAE alone."""
+
+    @property
+    def sees_pixels(self) -> bool:
+        """See :attr:`PixelModel.sees_pixels`; the first kernel leaves out the pixel itself."""
+        return self.first_kernel > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +283,11 @@ else:
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """An autoregressive model of images, and the family of its conditionals."""
+    """An autoregressive model of images, and the family of its conditionals.
+
+    Raises:
+        SettingsError: a setting is out of its bounds, or no pixel would see another one.
+    """
 
     model: PixelModelChoice = dataclasses.field(default_factory=Gated)
     """The model, with its settings at the end of the line; diagonal_bilstm and row_lstm are the two PixelRNNs."""
@@ -283,6 +297,10 @@ class PixelConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if not self.model.sees_pixels:
+            raise SettingsError(
+                f"first_kernel must be at least 3 in a {self.model.name} of its own: by 1 no pixel sees another one"
+            )
 
     @property
     def name(self) -> str:

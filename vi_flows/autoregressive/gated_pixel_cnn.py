@@ -84,7 +84,7 @@ class GatedPixelCNN(RasterModel):
         output: family of the conditionals.
         width: features, a multiple of ``C``.
         num_layers: gated layers after the first.
-        first_kernel: side of the first kernel, odd and at least 3.
+        first_kernel: side of the first kernel, odd; by 1 no pixel sees another one.
         kernel_size: side of the others, odd.
         context_dim: see :class:`Autoregressive`; the context reaches both stacks in every layer (paper, eq. 4).
         dropout: share of each layer's horizontal features that a training step leaves out.

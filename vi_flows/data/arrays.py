@@ -154,6 +154,12 @@ def _layout(array: np.ndarray, name: str) -> np.ndarray:
         layouts = "(N, H, W), (N, C, H, W), (N, H, W, C) or square images (N, H*W)"
         raise DataCorruptError(f"{name} must have the layout {layouts}, not {array.shape}")
     _, second, height, last = array.shape
+    # More channels than rows and columns are hardly channels: of (N, 28, 28, 2), 28 of two columns each.
+    if last not in _CHANNELS and last < min(second, height):
+        raise DataCorruptError(
+            f"{name} of shape {array.shape} may be (N, C, H, W) or (N, H, W, C), as {last} are fewer than its other "
+            "sides; store (N, C, H, W), with images turned so that W is at least H where C is large"
+        )
     if height == last or last not in _CHANNELS:
         return array
     if second in _CHANNELS:

@@ -4,15 +4,17 @@ The files lie in ``train/``, ``test/`` and, if there are validation images, ``va
 capitals or not; a further folder level is taken for the class. An ``.npz`` file has the arrays ``train``, ``test`` and,
 if need be, ``valid``, ``labels_train`` and so on (see :func:`vi_flows.data.arrays.from_npz`). Without validation
 images, a tenth of the training images is held out by a fixed seed; images without any splits (an ``.npy`` file, or a
-folder in which no such folder is) are split in the proportions 8 : 1 : 1 by a fixed seed, with a word on it. No
-checksum is published for such images: the ``sha256`` of what is returned tells which they were. Images that come class
-after class, as those in class folders do, are dealt out in turns, so that the first hundred are of all classes.
+folder in which no such folder is) are split in the proportions 8 : 1 : 1 by a fixed seed, with a word on it; their
+classes are the first folders that not all of them lie in. No checksum is published for such images: the ``sha256`` of
+what is returned tells which they were. Images that come class after class, as those in class folders do, are dealt out
+in turns, so that the first hundred are of all classes.
 
 Every file that may be an image is read, or named in the error: a data set never has fewer images than its folder.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import zipfile
@@ -184,7 +186,7 @@ def _from_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 def _from_files(path: Path, files: Files) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Images, uint8 (N, C, H, W), and classes, (N,), by split; no classes where a file has no class folder."""
     images: dict[str, list[np.ndarray]] = {}
-    classes: dict[str, list[str | None]] = {}
+    folders: dict[str, list[tuple[str, ...]]] = {}  # that an image lies in, below its split's
     first: dict[str, PurePosixPath] = {}
     size, count = 0, 0
     for name, read in files:
@@ -201,18 +203,29 @@ def _from_files(path: Path, files: Files) -> tuple[dict[str, np.ndarray], dict[s
         size, count = size + pixels.nbytes, count + 1
         check_memory(f"{path} (after {count} images)", size)
         images.setdefault(split, []).append(pixels)
-        below = name.parts[:-1][-1:] if place is None else name.parts[place + 1 : -1]
-        classes.setdefault(split, []).append(below[0] if below else None)
+        folders.setdefault(split, []).append(name.parts[0 if place is None else place + 1 : -1])
     channels = max((len(pixels) for stack in images.values() for pixels in stack), default=1)
     arrays = {
         split: np.stack([np.broadcast_to(pixels, (channels, *pixels.shape[1:])) for pixels in stack])
         for split, stack in images.items()
     }
-    known = sorted({label for found in classes.values() for label in found if label is not None})
-    if any(label is None for found in classes.values() for label in found):
+    level = _class_level(folders[ALL]) if ALL in folders else 0
+    if any(len(found) <= level for inside in folders.values() for found in inside):
         return arrays, {}
-    numbers: dict[str | None, int] = {label: number for number, label in enumerate(known)}
-    return arrays, {split: np.array([numbers[label] for label in found]) for split, found in classes.items()}
+    known = sorted({found[level] for inside in folders.values() for found in inside})
+    numbers = {label: number for number, label in enumerate(known)}
+    return arrays, {split: np.array([numbers[found[level]] for found in inside]) for split, inside in folders.items()}
+
+
+def _class_level(folders: list[tuple[str, ...]]) -> int:
+    """Which of the folders around an image without a split is its class: the first that not all of them share.
+
+    Folders around all classes are those of an archive that was unpacked in a place of its own; folders within a class
+    are its owner's. Where all images lie in one folder, it is that.
+    """
+    levels = zip(*folders, strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
+    return shared - (1 if shared and all(len(inside) == shared for inside in folders) else 0)
 
 
 def _content(name: str, read: Callable[[], bytes]) -> bytes:

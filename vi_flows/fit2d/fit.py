@@ -167,8 +167,8 @@ def fit_flow_2d(
     base, parts = _base(), []
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(training.get("seed", 0) + 1)
-        for _ in range(math.ceil(num_samples / 50_000)):
-            noise = base.sample((min(num_samples, 50_000),))
+        for first in range(0, num_samples, 50_000):
+            noise = base.sample((min(num_samples - first, 50_000),))
             x, ladj = flow.forward_and_ladj(noise)
             parts.append((base.log_prob(noise) - ladj - target.unnormalized_log_prob(x)).double())
     terms = torch.cat(parts)
@@ -355,7 +355,8 @@ class Fit2D:
 
     def record(self, result: Fit2DResult, trials: list[Trial]) -> Record:
         """Settings, trials, result and provenance."""
-        settings = {name: value for name, value in asdict(self).items() if name != "out"}
+        # What the fit depends on: not where its record goes, nor in whose place.
+        settings = {name: value for name, value in asdict(self).items() if name not in ("out", "overwrite")}
         label = f"{self.flow} K = {self.num_blocks}" if self.flow == "conv_flow" else self.flow
         return Record(
             kind="fit2d",

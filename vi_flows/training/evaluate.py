@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 from vi_flows.records import Clock, Record, provenance
 from vi_flows.training.config import config_to_dict
-from vi_flows.training.kept import KeptParts
+from vi_flows.training.kept import KeptParts, code_of
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.run import Run, RunError
 from vi_flows.training.tasks.base import EvaluationSettings
@@ -82,11 +81,9 @@ def evaluate_run(
         "evaluation": {**asdict(settings), "weights": trained["weights"]},
     }
     made_by = provenance(device)
-    # Changed code is not known by its revision: nothing that it made before is taken up.
-    changed = uuid4().hex if str(made_by["revision"]).endswith("-dirty") else None
     parts = KeptParts(path, {
         "settings": recorded, "weights": run.weights.sha256(weights), "data": run.data.sha256,
-        "code": [made_by["revision"], changed, made_by["vi_flows"], made_by["torch"]], "device": made_by["device"],
+        "code": code_of(made_by), "device": made_by["device"],
     })  # fmt: skip
     found = task.evaluate(rows, settings, progress, parts)
     made = Record(

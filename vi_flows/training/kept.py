@@ -10,13 +10,25 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor
 
 from vi_flows.evaluation import Parts
 from vi_flows.training.checkpoint import CheckpointError, CheckpointWriteError, load_tensors, save_tensors
 
-__all__ = ["KeptParts"]
+__all__ = ["KeptParts", "code_of"]
+
+
+def code_of(made_by: Mapping[str, Any]) -> list[str | None]:
+    """The code that makes an evaluation's parts, for their identity; another one each time where it has been changed.
+
+    Args:
+        made_by: see :func:`~vi_flows.records.provenance`.
+    """
+    # Changed code is not known by its revision: nothing that it made before is taken up.
+    changed = uuid4().hex if str(made_by["revision"]).endswith("-dirty") else None
+    return [made_by["revision"], changed, made_by["vi_flows"], made_by["torch"]]
 
 
 class KeptParts(Parts):

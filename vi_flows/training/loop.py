@@ -76,7 +76,8 @@ class Trainer:
         self.config.check_batches(self.rows)
         self.steps_per_epoch = math.ceil(self.rows / self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
-        # All that a resumed run needs besides tensors; sums are over the images of the unfinished epoch.
+        # All that a resumed run needs besides tensors; sums are over the images (of sound, the samples) of the
+        # unfinished epoch.
         self.state: dict[str, Any] = {
             "step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "bound_sum": 0.0, "images": 0, "best": None,
             "finished": False, "data_sha256": run.data.sha256,
@@ -273,7 +274,7 @@ class Trainer:
             figures = self.step(*parts)
         assert figures is not None  # stop_diverged returns nothing, it raises
         ((_, bound, _),) = figures
-        self.advance(bound, len(batch))
+        self.advance(bound, self.task.weigh(rows))
         return bound
 
     def set_learning_rate(self, step: int) -> None:
@@ -290,13 +291,13 @@ class Trainer:
         ((_, bound, norm),) = figures
         raise TrainingDivergedError(self._divergence(self.state["step"], f"bound {bound}, gradient norm {norm}"))
 
-    def advance(self, bound: float, num_rows: int) -> None:
-        """Bookkeeping after an update with the mean ``bound`` of ``num_rows`` rows."""
+    def advance(self, bound: float, weight: float) -> None:
+        """Bookkeeping after an update with ``bound``, the mean over ``weight`` of what :meth:`Task.weigh` counts."""
         if self.average is not None:
             self.average.update(1 - self.average.decay_at(self.state["step"]))
         self.state["step"] += 1
-        self.state["bound_sum"] += bound * num_rows
-        self.state["images"] += num_rows
+        self.state["bound_sum"] += bound * weight
+        self.state["images"] += weight
 
     def _divergence(self, step: int, found: str) -> str:
         checkpoint = self.run.checkpoints.newest

@@ -25,7 +25,7 @@ from vi_flows.evaluation import (
     pilot_step_sizes,
     reverse_evidence,
 )
-from vi_flows.evaluation.nll import bootstrap_interval, devices_of
+from vi_flows.evaluation.nll import bootstrap_interval, devices_of, standing_apart
 from vi_flows.progress import progress_bar
 from vi_flows.settings import Bounds, NonNegative, Positive, check_counts, check_settings
 from vi_flows.vae.annealing import AnnealingSpace, ForcePrecision, StartName
@@ -101,6 +101,8 @@ class VAEEvidence:
         """Means over images, JSON-ready: those of :meth:`NLLResult.summary`; under ``ais`` those of annealing.
 
         ``ais.gap`` is what importance sampling lacks on the same images, NLL minus NLL, with its paired 95 % interval;
+        ``ais.standing_apart`` says how far they are from being a sample of all, ``None`` where they are all
+        (:func:`~vi_flows.evaluation.nll.standing_apart`);
         ``ais.bdmc.gap`` is upper minus lower bound on the model's own images: how far off annealing may be there.
         Under ``refined`` are those of importance sampling from the refined guide; ``refined.elbo_gain`` is what the
         encoder's guesses cost the bound (the amortisation gap, as far as the steps close it), ``refined.nll_gain`` the
@@ -113,6 +115,7 @@ class VAEEvidence:
             return found
         nll = -self.annealed.log_evidence
         importance = self.importance.nll[: len(nll)]
+        apart = standing_apart(self.importance.nll, len(nll))
         ais = self.annealed.summary() | {
             "interval": bootstrap_interval(nll),
             "temperatures": self.settings.temperatures,
@@ -120,6 +123,7 @@ class VAEEvidence:
             "start": self.settings.start,
             "forces": self.settings.forces,
             "nll_importance": importance.mean().item(),
+            "standing_apart": None if math.isnan(apart) else apart,
             "gap": (importance - nll).mean().item(),
             "gap_interval": paired_bootstrap(importance, nll).interval if len(nll) > 1 else None,
             "largest_gap": (importance - nll).max().item(),
