@@ -45,25 +45,26 @@ class Row:
     importance: float
     annealed: float
     interval: tuple[float, float]
-    size: int
+    images: str
     bdmc: tuple[float, tuple[float, float]] | None
 
     @staticmethod
-    def of(record: Record, size: int) -> Row:
-        """The line of a record with annealing and scores, of its first ``size`` images."""
+    def of(record: Record, images: np.ndarray) -> Row:
+        """The line of a record with annealing and scores, of ``images``, which it was annealed on."""
         ais, scores, settings = record.figures["ais"], record.scores, record.settings
-        annealed = torch.from_numpy(scores["ais_nll"][:size].astype(np.float64))
+        here = np.isin(record.images("ais_nll"), images)
+        annealed = torch.from_numpy(scores["ais_nll"][here].astype(np.float64))
         bdmc = ais.get("bdmc")
         paper = ", paper's protocol" if settings["protocol"] == "paper" else ""
         seed = f", seed {settings['seed']}" if settings["seed"] else ""
         return Row(
             panel_of(record),
             f"{label_of(record)}{paper}{seed}",
-            float(scores["nll_100"][:size].mean(dtype=np.float64)),
-            float(scores["nll"][:size].mean(dtype=np.float64)),
+            float(scores["nll_100"][images].mean(dtype=np.float64)),
+            float(scores["nll"][images].mean(dtype=np.float64)),
             float(annealed.mean()),
             bootstrap_interval(annealed),
-            size,
+            f"{'the first ' if images[-1] + 1 == len(images) else ''}{len(images)} test images",
             # Of a single image there is a gap, but no interval.
             None if bdmc is None or bdmc["gap_interval"] is None else (bdmc["gap"], tuple(bdmc["gap_interval"])),
         )
@@ -98,7 +99,7 @@ def draw(rows: list[Row], path: Path) -> None:
     limits = min(gaps) - 0.02, max(gaps) + 0.02
     for (left, right), (panel, each) in zip(grid, panels.items(), strict=True):
         _draw_panel(left, right, each)
-        left.set_title(f"{panel}: NLL of the first {each[0].size} test images (nats)", fontsize=9, loc="left")
+        left.set_title(f"{panel}: NLL of {each[0].images} (nats)", fontsize=9, loc="left")
         right.set_title("BDMC gap (nats)", fontsize=9, loc="left")
         right.set_xlim(limits)
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -143,11 +144,11 @@ def main(options: Options) -> None:
     records = [record for record in records if "ais" in record.figures and record.scores]
     if not records:
         raise ValueError(f"no record in {options.records} has annealing: vi-flows evaluate RUN --ais writes one")
-    sizes: dict[str, int] = {}
+    common: dict[str, np.ndarray] = {}  # by panel, images that all of its records were annealed on
     for record in records:
-        panel, size = panel_of(record), len(record.scores["ais_nll"])
-        sizes[panel] = min(size, sizes.get(panel, size))
-    rows = [Row.of(record, sizes[panel_of(record)]) for record in records]
+        panel, images = panel_of(record), record.images("ais_nll")
+        common[panel] = np.intersect1d(images, common.get(panel, images))
+    rows = [Row.of(record, common[panel_of(record)]) for record in records]
     draw(rows, options.figure)
     for row in rows:
         print(f"{row.panel}, {row.label}: ", end="")

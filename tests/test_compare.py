@@ -160,3 +160,14 @@ def test_pretrained_runs_are_found_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "PRETRAINED", tmp_path / "site-packages")
     assert run("evaluate", "--pretrained", "binarized_mnist-g2-amortized-k8-tanh-iwae5") == 1
     assert "source repository; clone it" in capsys.readouterr().err
+
+
+def test_scores_of_other_images_are_not_compared(plain, tmp_path, capsys):
+    """As many, and not the same: the first ones, and some that are spread over all."""
+    spread = {**BASE.scores, "ais_image": np.arange(2, 40, 4, dtype=np.float32)}
+    replace(BASE, scores=spread).write(tmp_path / "spread.json")
+    assert run("compare", plain, tmp_path / "spread.json", "--score", "ais_nll") == 2
+    assert "not the same images: ais_nll is of others of them" in capsys.readouterr().err
+    assert run("compare", plain, tmp_path / "spread.json") == 0
+    assert run("compare", tmp_path / "spread.json", tmp_path / "spread.json", "--score", "ais_nll") == 0
+    assert run("compare", tmp_path / "spread.json", tmp_path / "spread.json", "--score", "ais_image") == 2

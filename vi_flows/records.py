@@ -215,6 +215,14 @@ class Record:
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     note: str = ""
 
+    def images(self, score: str) -> np.ndarray:
+        """Which images a score is of, by their places in the data, ``(n,)``.
+
+        Those named by the score ``ais_image`` for ``ais_nll`` and its like; else the first ones.
+        """
+        named = self.scores.get(f"{score.partition('_')[0]}_image")
+        return np.arange(len(self.scores[score])) if named is None else named.astype(np.int64)
+
     def to_dict(self) -> dict[str, Any]:
         """All but the scores, ready for JSON."""
         return {

@@ -50,7 +50,7 @@ def gains(records: Sequence[Record], score: str) -> dict[RowKey, Gain]:
 
     Args:
         records: all, with the plain VAEs.
-        score: of single images, such as ``nll``; where one has more images than the other, the first ones count.
+        score: of single images, such as ``nll``; where the two are of different images, those that both have count.
 
     Raises:
         ValueError: records of one data set were made with different data.
@@ -90,8 +90,8 @@ def _difference(plain: Record, other: Record, score: str) -> np.ndarray:
     data = [record.provenance.get("data_sha256") for record in (plain, other)]
     if data[0] != data[1]:
         raise ValueError(f"{plain.key} and {other.key} were scored on different data: {data[0]} and {data[1]}")
-    size = min(len(record.scores[score]) for record in (plain, other))
-    return plain.scores[score][:size].astype(np.float64) - other.scores[score][:size]
+    _, ours, theirs = np.intersect1d(plain.images(score), other.images(score), return_indices=True)
+    return plain.scores[score][ours].astype(np.float64) - other.scores[score][theirs]
 
 
 def render_gains() -> str:

@@ -23,7 +23,7 @@ from vi_flows.evaluation import (
 )
 from vi_flows.evaluation import ais as ais_module
 from vi_flows.evaluation.compare import paired_bootstrap
-from vi_flows.evaluation.nll import NLLResult, bootstrap_interval, half_width, standing_apart
+from vi_flows.evaluation.nll import NLLResult, bootstrap_interval, half_width
 from vi_flows.evaluation.psis import psis
 from vi_flows.vae import AISSettings, annealing, evaluate_vae, evidence
 
@@ -147,16 +147,6 @@ def test_the_median_of_an_even_number_of_shapes_lies_between_the_middle_two(k_ha
     )
     unknown = NLLResult(column, column, column, column, shapes.index_fill(0, torch.tensor([0]), math.nan), 50, 5, 0)
     assert math.isnan(unknown.summary()["median_k_hat"])
-
-
-def test_first_rows_that_are_no_sample_of_all_stand_apart():
-    """Means 1 and 5, variances 2 and 8 of two rows each: (1 − 5) / √(1 + 4)."""
-    assert standing_apart(torch.tensor([0.0, 2.0, 3.0, 7.0]), 2) == pytest.approx(-4 / math.sqrt(5))
-    for values, count in (([0.0, 2.0], 2), ([0.0, 2.0, 3.0], 2), ([1.0, 1.0, 1.0, 1.0], 2)):
-        assert math.isnan(standing_apart(torch.tensor(values), count))
-    rows = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
-    assert abs(standing_apart(rows, 1000)) < 3
-    assert standing_apart(rows.sort(descending=True).values, 1000) > 100
 
 
 def test_half_widths_and_paired_differences():

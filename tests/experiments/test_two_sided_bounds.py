@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,14 @@ def record(**ais: object) -> Record:
 
 
 def test_a_line_is_of_the_annealed_images_alone() -> None:
-    row = Row.of(record(bdmc=BDMC), 2)
+    row = Row.of(record(bdmc=BDMC), np.arange(2))
     assert (row.coarse, row.importance, row.annealed) == (92.5, 91.0, 90.5)
     assert row.interval == (89.5, 91.5)  # 2.5 % quantiles of means of two draws with replacement
     assert row.bdmc == (0.2, (0.1, 0.3))
-    assert Row.of(record(start="prior"), 2).bdmc is None
-    assert Row.of(record(bdmc=BDMC | {"gap_interval": None}), 2).bdmc is None
-    one = Row.of(record(bdmc=BDMC), 1)
-    assert (one.coarse, one.importance, one.annealed, one.size) == (91.0, 90.0, 89.5, 1)
+    assert Row.of(record(start="prior"), np.arange(2)).bdmc is None
+    assert Row.of(record(bdmc=BDMC | {"gap_interval": None}), np.arange(2)).bdmc is None
+    one = Row.of(record(bdmc=BDMC), np.arange(1))
+    assert (one.coarse, one.importance, one.annealed, one.images) == (91.0, 90.0, 89.5, "the first 1 test images")
 
 
 def test_rows_of_a_panel_are_of_the_same_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,14 +50,26 @@ def test_rows_of_a_panel_are_of_the_same_images(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out.count("91.000 and 90.000 by samples, 89.500 by annealing") == 2
 
 
+def test_a_panel_is_of_the_images_that_all_were_annealed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second record's are the last two, of which the first has one."""
+    record(bdmc=BDMC).write(tmp_path / "first.json")
+    last = record(bdmc=BDMC)
+    scores = {**last.scores, "ais_image": np.array([1, 2], np.float32)}
+    replace(last, scores=scores).write(tmp_path / "last.json")
+    main(Options(tmp_path, tmp_path / "figure.png"))
+    shown = capsys.readouterr().out
+    assert "94.000 and 92.000 by samples, 91.500 by annealing" in shown
+    assert "94.000 and 92.000 by samples, 89.500 by annealing" in shown
+
+
 def test_lines_that_differ_have_labels_that_differ() -> None:
     """By protocol, seed, and what a finish went on from."""
-    plain = Row.of(record(bdmc=BDMC), 2)
+    plain = Row.of(record(bdmc=BDMC), np.arange(2))
     assert (plain.panel, plain.label) == ("digits, G1", "VAE")
     other = record(bdmc=BDMC)
     other.settings.update(protocol="paper", seed=2)
     other.provenance["started_from"] = {"model": "g1-dreg5"}
-    assert Row.of(other, 2).label == "VAE, from DReG, paper's protocol, seed 2"
+    assert Row.of(other, np.arange(2)).label == "VAE, from DReG, paper's protocol, seed 2"
 
 
 def test_the_figure_is_drawn_or_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

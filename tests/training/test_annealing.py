@@ -27,12 +27,14 @@ def test_evaluate_anneals_and_says_so(folder: Path, tmp_path: Path, capsys: pyte
     options = ("--num-samples", 200, "--limit", 30, "--record", path, "--quiet", "--device", "cpu")
     assert run("evaluate", folder, *options, *AIS, "--ais-images", 12, "--ais-model-images", 5) == 0
     shown = capsys.readouterr().out
-    assert "on the first 12 images" in shown
+    assert "on 12 images spread over all" in shown
     assert "3 chains of 30 temperatures from the gaussian" in shown
     assert "BDMC on 5 images" in shown
     written = Record.read(path)
     record = written.figures
     assert written.scores["ais_nll"].shape == (12,)
+    assert written.images("ais_nll").tolist() == [1, 3, 6, 8, 11, 13, 16, 18, 21, 23, 26, 28]
+    assert written.images("nll").tolist() == list(range(30))
     assert written.settings["evaluation"]["ais"]["chains"] == 3
     ais = record["ais"]
     assert (record["num_rows"], ais["num_rows"], ais["bdmc"]["num_rows"], ais["leapfrog"]) == (30, 12, 5, 2)

@@ -236,34 +236,43 @@ def test_images_in_chunks_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> N
         annealed_vae(vae, x, settings)
 
 
-def test_annealed_images_that_are_no_sample_of_all_are_told() -> None:
-    """Sorted by class, as static MNIST's test images are, the first ones say nothing of the others."""
-    torch.manual_seed(0)
-    zeros, mixed = torch.zeros(40, dtype=torch.float64), torch.randn(40, dtype=torch.float64)
-    annealed = AISResult(*(torch.zeros(10, dtype=torch.float64) for _ in range(3)), torch.zeros(8, 10).double())
-    found = []
-    for nll in (mixed, mixed.sort(descending=True).values):
-        importance = NLLResult(nll, zeros, zeros, zeros, zeros, 5000, 100, 0)
-        found.append(VAEEvidence(importance, AISSettings(), annealed).summary()["ais"]["standing_apart"])
-    assert abs(found[0]) < 4 < found[1]
+def test_annealed_images_are_spread_evenly_over_all() -> None:
+    """Static MNIST's test images come class after class: the first thousand are zeros."""
+    assert evidence.spread_evenly(10, 4).tolist() == [1, 3, 6, 8]
+    assert evidence.spread_evenly(3, 2).tolist() == [0, 2]
+    assert evidence.spread_evenly(5, 9).tolist() == evidence.spread_evenly(5, 5).tolist() == [0, 1, 2, 3, 4]
+    classes = torch.arange(10_000) // 1000
+    assert classes[evidence.spread_evenly(10_000, 1000)].bincount().tolist() == [100] * 10
+    vae = random_vae("g1")
+    x = images(vae)
+    found = evaluate_vae(vae, x, 50, ais=replace(QUICK, temperatures=5, images=3, model_images=0))
+    assert found.annealed is not None
+    places = found.places()
+    assert places.tolist() == evidence.spread_evenly(IMAGES, 3).tolist() != [0, 1, 2]
+    again = annealed_vae(vae, x[places], replace(QUICK, temperatures=5))
+    assert torch.equal(found.annealed.log_evidence, again.log_evidence)
+    with pytest.raises(RuntimeError, match="no image was annealed"):
+        evaluate_vae(vae, x, 50).places()
 
 
 def test_the_summary_by_hand() -> None:
-    """NLLs 10 and 14 by importance sampling, 9 and 12 by annealing: 1 and 2 lower; bounds −8, −6 and −7.5, −6."""
+    """NLLs 10 and 14 by importance sampling, 9 and 12 by annealing: 1 and 2 lower; bounds −8, −6 and −7.5, −6.
+
+    Of three images the two that are spread over all are the first and the last one.
+    """
     zeros = torch.zeros(3, dtype=torch.float64)
-    importance = NLLResult(torch.tensor([10.0, 14.0, 30.0]).double(), zeros, zeros, zeros, zeros, 5000, 100, 0)
+    importance = NLLResult(torch.tensor([10.0, 30.0, 14.0]).double(), zeros, zeros, zeros, zeros, 5000, 100, 0)
 
     def result(*values: float) -> AISResult:
         column = torch.tensor(values, dtype=torch.float64)
         return AISResult(column, torch.full_like(column, 2.0), torch.full_like(column, 0.7), column.expand(8, -1))
 
     simulated = (result(-8, -6), result(-7.5, -6))
-    found = VAEEvidence(importance, AISSettings(), result(-9, -12), simulated, 1.25)
+    found = VAEEvidence(importance, AISSettings(images=2), result(-9, -12), simulated, 1.25)
     ais = found.summary()["ais"]
     assert (ais["nll"], ais["nll_importance"], ais["gap"], ais["largest_gap"]) == (10.5, 12.0, 1.5, 2.0)
     assert (ais["chains"], ais["temperatures"], ais["num_rows"], ais["start"]) == (8, 800, 2, "gaussian")
     assert (ais["mean_effective_chains"], ais["seconds"]) == (2.0, 1.2)
-    assert ais["standing_apart"] is None  # of one image besides
     assert ais["gap_interval"] == (1.0, 2.0)
     assert ais["interval"] == (9.0, 12.0)
     assert ais["bdmc"] | {"gap_interval": 0} == {
@@ -271,8 +280,9 @@ def test_the_summary_by_hand() -> None:
     }  # fmt: skip
     assert found.summary()["nll"] == 18.0
     scores = found.scores()
+    assert scores["ais_image"].tolist() == [0.0, 2.0]
     assert scores["ais_nll"].tolist() == [9.0, 12.0]
-    assert scores["nll"].tolist() == [10.0, 14.0, 30.0]
+    assert scores["nll"].tolist() == [10.0, 30.0, 14.0]
     assert VAEEvidence(importance).annealing_seconds == 0.0
     assert "ais" not in VAEEvidence(importance).summary()
     assert "ais_nll" not in VAEEvidence(importance).scores()

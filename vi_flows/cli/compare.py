@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 from tabulate import tabulate
@@ -102,7 +103,7 @@ def common_score(paths: tuple[Path, Path], records: tuple[Record, Record], asked
         if not record.scores:
             raise RecordError(f"{path} has no scores of single images; evaluate the run again")
     first, second = records
-    both = [name for name in first.scores if name in second.scores]
+    both = [name for name in first.scores if name in second.scores and not name.endswith("_image")]
     if not both or (asked is not None and asked not in both):
         wanted = "a score" if asked is None else asked
         raise ValueError(f"the records don't both have {wanted}; both have: {', '.join(both) or 'none'}")
@@ -123,6 +124,11 @@ def common_score(paths: tuple[Path, Path], records: tuple[Record, Record], asked
                 f"not the same images: {what} is {mine} in {paths[0]} and {images[1][what]} in {paths[1]}; evaluate "
                 "both runs alike"
             )
+    if not np.array_equal(first.images(name), second.images(name)):
+        raise ValueError(
+            f"not the same images: {name} is of others of them in {paths[0]} than in {paths[1]}; evaluate both runs "
+            "alike"
+        )
     return name
 
 

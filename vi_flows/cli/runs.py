@@ -172,7 +172,7 @@ class Evaluate:
     ais_leapfrog: int = AISSettings.leapfrog
     """Leapfrog steps of each HMC transition."""
     ais_images: int = AISSettings.images
-    """Anneal only the first so many images."""
+    """Anneal so many images, spread evenly over all."""
     ais_start: StartName = AISSettings.start
     """Where the path begins: gaussian (mean and covariance of the guide's draws), guide or prior."""
     ais_model_images: int = AISSettings.model_images

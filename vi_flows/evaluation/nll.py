@@ -22,7 +22,7 @@ from vi_flows.settings import check_counts, check_tensors
 
 __all__ = [
     "NLLResult", "bootstrap_interval", "bootstrap_intervals", "estimate_nll", "half_width", "interval_in_words",
-    "pyro_log_weights", "standing_apart", "student_half_width",
+    "pyro_log_weights", "student_half_width",
 ]  # fmt: skip
 
 RESAMPLES_AT_ONCE = 200  # of 10 000 rows, 16 MB
@@ -141,23 +141,6 @@ def half_width(values: Tensor) -> float:
         values: one a row.
     """
     return 1.96 * (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
-
-
-def standing_apart(values: Tensor, count: int) -> float:
-    r"""Standard errors between the mean of the first rows and that of the others, ``(m₁ − m₂) / √(s₁²/n₁ + s₂²/n₂)``.
-
-    Rows whose first ones are a sample of all give a standard normal number; sorted rows, such as the test images of
-    static MNIST, which come class after class, one far from zero. NaN where one of the two parts has no spread.
-
-    Args:
-        values: one a row, ``(n₁ + n₂,)``.
-        count: ``n₁``.
-    """
-    first, others = values[:count].double(), values[count:].double()
-    if min(len(first), len(others)) < 2:
-        return math.nan
-    error = (first.var() / len(first) + others.var() / len(others)).sqrt()
-    return ((first.mean() - others.mean()) / error).item() if error > 0 else math.nan
 
 
 def interval_in_words(ends: Sequence[float], digits: int) -> str:

@@ -33,7 +33,8 @@ class Machine:
     num_samples: Positive = 5000
     """Importance samples a test image."""
     ais_images: NonNegative = 0
-    """Anneal the first so many test images too (AIS, with the settings of `vi-flows evaluate --ais`); 0 for none."""
+    """Anneal so many test images too, spread evenly over all (AIS, with the settings of `vi-flows evaluate --ais`);
+    0 for none."""
     refine: NonNegative = 0
     """Sample also from the guide refined for each image by so many steps (`vi-flows evaluate --refine`); 0: don't."""
 

@@ -25,7 +25,7 @@ from vi_flows.evaluation import (
     pilot_step_sizes,
     reverse_evidence,
 )
-from vi_flows.evaluation.nll import bootstrap_interval, devices_of, standing_apart
+from vi_flows.evaluation.nll import bootstrap_interval, devices_of
 from vi_flows.progress import progress_bar
 from vi_flows.settings import Bounds, NonNegative, Positive, check_counts, check_settings
 from vi_flows.vae.annealing import AnnealingSpace, ForcePrecision, StartName
@@ -52,7 +52,7 @@ class AISSettings:
     leapfrog: Positive = 8
     """Leapfrog steps of each HMC transition."""
     images: Positive = 1000
-    """Anneal only the first so many images."""
+    """Anneal so many images, spread evenly over all."""
     start: StartName = "gaussian"
     """Where the path begins: gaussian (mean and covariance of the guide's draws), guide or prior."""
     model_images: NonNegative = 100
@@ -71,7 +71,7 @@ class VAEEvidence:
     Attributes:
         importance: importance sampling from the guide, all images.
         settings: of the annealing; ``None`` where there was none, as for the three fields that follow.
-        annealed: the first ``settings.images`` images.
+        annealed: of the images at :meth:`places`.
         simulated: the lower and the upper bound on images drawn from the model; ``None`` for none of them.
         annealing_seconds: how long annealing took.
         refinement: of the guide's parameters for each image; ``None`` where there was none, as for the next.
@@ -86,12 +86,26 @@ class VAEEvidence:
     refinement: RefinementSettings | None = None
     refined: NLLResult | None = None
 
+    def places(self) -> Tensor:
+        """Which images were annealed: ``⌊(i + ½) N / n⌋`` of ``N``, so that sorted ones (by class) count alike, too.
+
+        Raises:
+            RuntimeError: none was.
+        """
+        if self.settings is None:
+            raise RuntimeError("no image was annealed: evaluate with ais=AISSettings()")
+        return spread_evenly(len(self.importance.nll), self.settings.images)
+
     def scores(self) -> dict[str, Tensor]:
-        """The per-image figures, float32: those of :meth:`NLLResult.scores`, and ``ais_nll``, ``refined_nll`` …"""
+        """The per-image figures, float32: those of :meth:`NLLResult.scores`, and ``ais_nll``, ``refined_nll`` …
+
+        Those that begin with ``ais_`` are of the images ``ais_image``.
+        """
         found = self.importance.scores()
         if self.refined is not None:
             found |= {f"refined_{name}": values for name, values in self.refined.scores().items()}
         if self.annealed is not None:
+            found["ais_image"] = self.places().float()
             found["ais_nll"] = -self.annealed.log_evidence.float()
             found["ais_effective_chains"] = self.annealed.effective_chains.float()
             found["ais_acceptance"] = self.annealed.acceptance.float()
@@ -101,8 +115,6 @@ class VAEEvidence:
         """Means over images, JSON-ready: those of :meth:`NLLResult.summary`; under ``ais`` those of annealing.
 
         ``ais.gap`` is what importance sampling lacks on the same images, NLL minus NLL, with its paired 95 % interval;
-        ``ais.standing_apart`` says how far they are from being a sample of all, ``None`` where they are all
-        (:func:`~vi_flows.evaluation.nll.standing_apart`);
         ``ais.bdmc.gap`` is upper minus lower bound on the model's own images: how far off annealing may be there.
         Under ``refined`` are those of importance sampling from the refined guide; ``refined.elbo_gain`` is what the
         encoder's guesses cost the bound (the amortisation gap, as far as the steps close it), ``refined.nll_gain`` the
@@ -114,8 +126,7 @@ class VAEEvidence:
         if self.annealed is None or self.settings is None:
             return found
         nll = -self.annealed.log_evidence
-        importance = self.importance.nll[: len(nll)]
-        apart = standing_apart(self.importance.nll, len(nll))
+        importance = self.importance.nll[self.places()]
         ais = self.annealed.summary() | {
             "interval": bootstrap_interval(nll),
             "temperatures": self.settings.temperatures,
@@ -123,7 +134,6 @@ class VAEEvidence:
             "start": self.settings.start,
             "forces": self.settings.forces,
             "nll_importance": importance.mean().item(),
-            "standing_apart": None if math.isnan(apart) else apart,
             "gap": (importance - nll).mean().item(),
             "gap_interval": paired_bootstrap(importance, nll).interval if len(nll) > 1 else None,
             "largest_gap": (importance - nll).max().item(),
@@ -148,6 +158,12 @@ def _refined_summary(before: NLLResult, after: NLLResult, settings: RefinementSe
         found[name] = (better - worse).mean().item()
         found[f"{name}_interval"] = paired_bootstrap(better, worse).interval if len(better) > 1 else None
     return found
+
+
+def spread_evenly(size: int, count: int) -> Tensor:
+    """``count`` places of ``size``, or all: ``⌊(i + ½) size / count⌋``, shape ``(min(size, count),)``."""
+    count = min(size, count)
+    return (2 * torch.arange(count) + 1) * size // (2 * count)
 
 
 def points_at_once(vae: VAE, device: torch.device) -> int:
@@ -304,7 +320,7 @@ def evaluate_vae(
     progress: bool = False,
     parts: Parts = NOT_KEPT,
 ) -> VAEEvidence:
-    """Importance sampling of all images, and annealing of the first ``ais.images`` of them.
+    """Importance sampling of all images, and annealing of ``ais.images`` of them.
 
     Annealing starts at the guide as it is, refined or not.
 
@@ -342,7 +358,8 @@ def evaluate_vae(
     if ais is None:
         return VAEEvidence(importance, refinement=refinement, refined=refined)
     begun = time.monotonic() + parts.seconds_before
-    annealed = annealed_vae(vae, x[: ais.images], ais, seed=seed, progress=progress, parts=parts)
+    chosen = x[spread_evenly(len(x), ais.images).to(x.device)]
+    annealed = annealed_vae(vae, chosen, ais, seed=seed, progress=progress, parts=parts)
     seconds = time.monotonic() + parts.seconds_before - begun
     simulated = None
     if ais.model_images:

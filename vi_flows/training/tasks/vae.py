@@ -155,24 +155,13 @@ class VAETrainConfig(TrainConfig):
         return self.particles_schedule[epoch * len(self.particles_schedule) // self.epochs]
 
 
-SAMPLE = 4.0
-"""Standard errors by which images that are a sample of all are hardly ever apart from the others."""
-
-
 def _annealing_lines(ais: dict[str, Any]) -> list[str]:
     lines = [
-        f"AIS  {ais['nll']:.3f} nats on the first {ais['num_rows']} images, where {ais['nll_importance']:.3f} by "
+        f"AIS  {ais['nll']:.3f} nats on {ais['num_rows']} images spread over all, where {ais['nll_importance']:.3f} by "
         f"importance sampling: {ais['gap']:.3f} lower",
         f"AIS: {ais['chains']} chains of {ais['temperatures']} temperatures from the {ais['start']}, "
         f"{ais['mean_effective_chains']:.1f} effective, acceptance {ais['mean_acceptance']:.2f}",
     ]
-    apart = ais.get("standing_apart") or 0.0  # older records don't say
-    if abs(apart) > SAMPLE:
-        lines.append(
-            f"the first {ais['num_rows']} images are no sample of all: their NLL is {abs(apart):.0f} standard errors "
-            f"{'above' if apart > 0 else 'below'} that of the others, so that the gap is theirs alone; a larger "
-            "--ais-images anneals more"
-        )
     if "bdmc" in ais:
         bdmc = ais["bdmc"]
         lines.append(
