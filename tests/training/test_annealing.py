@@ -28,6 +28,7 @@ def test_evaluate_anneals_and_says_so(folder: Path, tmp_path: Path, capsys: pyte
     assert run("evaluate", folder, *options, *AIS, "--ais-images", 12, "--ais-model-images", 5) == 0
     shown = capsys.readouterr().out
     assert "on 12 images spread over all" in shown
+    assert "the first 30 alone, which are no sample of all where the data are sorted" in shown
     assert "3 chains of 30 temperatures from the gaussian" in shown
     assert "BDMC on 5 images" in shown
     written = Record.read(path)

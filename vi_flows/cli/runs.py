@@ -157,7 +157,7 @@ class Evaluate:
     weights: Literal["auto", "best", "last"] = "auto"
     """auto: chosen by validation (clean protocol) or last (paper protocol)."""
     limit: Positive | None = None
-    """Score only the first so many images."""
+    """Score only the first so many images, which may be of few classes: static MNIST's test images are sorted."""
     seed: Seed = 0
     """Of the importance samples."""
     refine: Positive | None = None
@@ -218,6 +218,12 @@ class Evaluate:
         print(f"{record.label} on {config.dataset} ({config.protocol}), {figures['num_rows']} images:")
         for line in run.on(self.device).build_task().report(figures):
             print(f"  {line}")
+        limit = record.settings["evaluation"]["limit"]
+        if limit is not None:
+            print(
+                f"  the first {limit} alone, which are no sample of all where the data are sorted, as static MNIST's "
+                "test images are by class"
+            )
         if run.is_unfinished:
             print(
                 f"  the training is not finished: these are weights of epoch {figures['epoch_of_weights']} of "
