@@ -57,7 +57,9 @@ def test_numbers_of_the_real_line_and_zeros_that_are_meant_are_told_apart() -> N
     assert guide.unresolved(x) == {"real": 0.0, "factor": 0.0, "parts": 0.125, "rate": 0.25}
 
 
-@pytest.mark.parametrize(("a", "b", "lost"), [(51.7, 0.11, True), (0.03, 3.0, True), (2.0, 0.5, False)])
+@pytest.mark.parametrize(
+    ("a", "b", "lost"), [(51.7, 0.11, True), pytest.param(0.03, 3.0, True, marks=pytest.mark.slow), (2.0, 0.5, False)]
+)
 def test_a_posterior_beyond_the_numbers_is_not_trusted(a: float, b: float, lost: bool) -> None:
     """A quarter of the first one's mass is nearer to 1 than 3e-8, and its evidence is off by 0.28 nats."""
     pyro.set_rng_seed(0)
@@ -203,7 +205,7 @@ def parabola(num: int) -> Callable[[], None]:
     return model
 
 
-@pytest.mark.parametrize(("num", "verdict"), [(50, "ok"), (2000, "don't trust")])
+@pytest.mark.parametrize(("num", "verdict"), [(50, "ok"), pytest.param(2000, "don't trust", marks=pytest.mark.slow)])
 def test_a_density_that_rounding_spoils_is_named_as_such(num: int, verdict: str) -> None:
     """The conditional spread of ``a`` of 2000 values is 0.002, and the numbers next to 77 600 are 0.008 apart."""
     pyro.set_rng_seed(0)

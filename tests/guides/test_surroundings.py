@@ -90,7 +90,7 @@ def test_threads_wait_for_each_other_wherever_a_program_runs(work):
     simulator = Simulator(chain, data="b")
 
     def several():
-        for _ in range(8):
+        for _ in range(3):
             match work:
                 case "construct":
                     result = AutoConvFlow(chain, num_blocks=1, warm_start=False)

@@ -184,7 +184,10 @@ def test_moves_to_another_dtype(name):
     assert torch.allclose(ladj.double(), build(name).forward_and_ladj(x)[1], atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Of vectors, whose log-determinants and entries have no dimension; of images, too, in the longer run.
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=() if len(case.event_shape) == 1 else pytest.mark.slow) for name, case in CASES.items()
+])  # fmt: skip
 @pytest.mark.parametrize("direction", ["forward_and_ladj", "inverse_and_ladj"])
 def test_forward_mode_of_a_single_event(name, direction):
     """In float32, where the tangent of a number of no dimension may come out in float64, and meet float32 again."""

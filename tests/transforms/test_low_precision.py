@@ -12,7 +12,7 @@ TYPES = [torch.bfloat16, torch.float16]
 MOVED = [name for name, case in CASES.items() if case.moves]
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", [TYPES[0], pytest.param(TYPES[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MOVED)
 def test_a_layer_of_16_bits_does_what_it_does_in_32(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
