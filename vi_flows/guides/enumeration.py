@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vi_flows.guides import log_einsum
 from vi_flows.guides.sites import can_be_enumerated, innermost, is_fixed, latent_sites, unmasked
+from vi_flows.guides.supports import within_fixed_bounds
 from vi_flows.traces import Site, is_subsample, nodes
 from vi_flows.transforms.regions import bounds_of
 
@@ -194,8 +195,7 @@ class SummedOut:
             if any(_in_front(bound, self.nesting + event) > 1 for bound in bounds_of(fn.support)):
                 raise EnumerationError(
                     f"the support of latent site {name!r} depends on the discrete latents, which are summed out, so "
-                    "that no map keeps to it: sample the site within fixed bounds and compute the rest, for instance "
-                    f"{name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))"
+                    f"that no map keeps to it: {within_fixed_bounds(name)}"
                 )
             if _in_front(kept, self.nesting + event - fn.event_dim) > 1:
                 raise EnumerationError(

@@ -21,7 +21,7 @@ from vi_flows.guides.faults import (
 )
 from vi_flows.guides.observations import PossibleWhereMasked, check_observations
 from vi_flows.guides.sites import check_nothing_subsampled, is_discrete, is_fixed, latent_sites
-from vi_flows.guides.supports import check_latent_supports, check_support
+from vi_flows.guides.supports import check_latent_supports, check_support, within_fixed_bounds
 from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes, stochastic_nodes
 from vi_flows.transforms.regions import same_support
@@ -247,6 +247,6 @@ def _check_latents(prototype: Trace, trace: Trace, dependent: Collection[str]) -
             raise ValueError(
                 f"the support of latent site {name!r} is not the one that the guide was built for: build a new guide "
                 "with these arguments, or, if it was built with them, so that the support depends on other latents, "
-                "sample the site within fixed bounds and compute the rest"
+                f"{within_fixed_bounds(name)}"
             )
         check_support(name, site["fn"])

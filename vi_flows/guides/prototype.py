@@ -14,7 +14,7 @@ from torch.distributions import biject_to
 
 from vi_flows.guides.site_maps import MapsOfTheProgram
 from vi_flows.guides.sites import is_discrete, is_fixed, latent_sites, left_to_the_model
-from vi_flows.guides.supports import DependentSupportError
+from vi_flows.guides.supports import DependentSupportError, within_fixed_bounds
 from vi_flows.traces import stochastic_nodes
 
 __all__ = [
@@ -178,8 +178,7 @@ def maps_of_dependent_sites(
         if not all(torch.equal(run[name], runs[0][name]) for run in runs):
             raise DependentSupportError(
                 f"the support of latent site {name!r} depends on a site that is summed out or hidden, so that no "
-                "map keeps to it. Sample the site within fixed bounds and compute the rest, for instance "
-                f"{name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))."
+                f"map keeps to it: {within_fixed_bounds(name)}"
             )
     return maps
 

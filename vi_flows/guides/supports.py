@@ -28,6 +28,7 @@ __all__ = [
     "computes_its_support",
     "demands",
     "sites_with_dependent_support",
+    "within_fixed_bounds",
 ]
 
 SHIFTS = (0.7, -0.7, 2.0, -2.0, 6.0, -6.0)
@@ -39,6 +40,14 @@ NUM_DRAWS = 64
 
 class DependentSupportError(ValueError):
     """The bounds of a latent site depend on other latents, so that no fixed map takes the real line to them."""
+
+
+def within_fixed_bounds(name: str) -> str:
+    """The way out for a latent site whose bounds nothing keeps to."""
+    return (
+        f"sample the site within fixed bounds and compute the rest, for instance {name} = upper * "
+        f"pyro.sample('{name}_fraction', dist.Uniform(0, 1))"
+    )
 
 
 def sites_with_dependent_support(
@@ -103,8 +112,7 @@ def check_latent_supports(
             if name in there and not same_support(site["fn"].support, there[name]["fn"].support):
                 raise DependentSupportError(
                     f"the support of latent site {name!r} depends on other latents, and the guide, which was built "
-                    "where it did not show, takes it for fixed. Sample the site within fixed bounds and compute the "
-                    f"rest, for instance {name} = upper * pyro.sample('{name}_fraction', dist.Uniform(0, 1))"
+                    f"where it did not show, takes it for fixed: {within_fixed_bounds(name)}"
                 )
 
 
