@@ -171,3 +171,15 @@ def test_scores_of_other_images_are_not_compared(plain, tmp_path, capsys):
     assert run("compare", plain, tmp_path / "spread.json") == 0
     assert run("compare", tmp_path / "spread.json", tmp_path / "spread.json", "--score", "ais_nll") == 0
     assert run("compare", tmp_path / "spread.json", tmp_path / "spread.json", "--score", "ais_image") == 2
+    some = {
+        "image": np.arange(5, 5 + 3 * len(BASE.scores["nll"]), 3, dtype=np.float32),
+        "ais_image": [2.0],
+        "ais_nll": [1.0],
+    }
+    limited = replace(BASE, scores=BASE.scores | {name: np.asarray(of, np.float32) for name, of in some.items()})
+    assert limited.images("nll")[:3].tolist() == [5, 8, 11]
+    assert limited.images("ais_nll").tolist() == [11]  # the third of those that were scored
+    limited.write(tmp_path / "limited.json")
+    assert run("compare", plain, tmp_path / "limited.json") == 2
+    assert "not the same images: nll is of others of them" in capsys.readouterr().err
+    assert run("compare", tmp_path / "limited.json", tmp_path / "limited.json", "--score", "image") == 2

@@ -218,10 +218,13 @@ class Record:
     def images(self, score: str) -> np.ndarray:
         """Which images a score is of, by their places in the data, ``(n,)``.
 
-        Those named by the score ``ais_image`` for ``ais_nll`` and its like; else the first ones.
+        The score ``image`` names those that were scored, where not all were; ``ais_image`` those of ``ais_nll`` and its
+        like, by their places among these. Where a score has no names, its images are the first ones.
         """
         named = self.scores.get(f"{score.partition('_')[0]}_image")
-        return np.arange(len(self.scores[score])) if named is None else named.astype(np.int64)
+        places = np.arange(len(self.scores[score])) if named is None else named.astype(np.int64)
+        scored = self.scores.get("image")
+        return places if scored is None else scored.astype(np.int64)[places]
 
     def to_dict(self) -> dict[str, Any]:
         """All but the scores, ready for JSON."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experiments.tables.paired import paired_scores
 from experiments.tables.stages import stages
 from experiments.tables.vae_rows import RESULTS
 from vi_flows.evaluation import PairedComparison, paired_bootstrap
@@ -73,8 +74,9 @@ def ablations_in(folder: Path = ABLATIONS) -> list[Ablation]:
         folder: of the records.
 
     Raises:
-        ValueError: a file is not named as an ablation's; the numbers of importance samples differ; or a record of more
-            images than another has no scores of single images.
+        ValueError: a file is not named as an ablation's; the numbers of importance samples differ; a record of more
+            images than another has no scores of single images, or is not of the first ones; or one and its
+            ``standard`` were made with different data.
     """
     records: dict[Path, tuple[Record, dict[str, str]]] = {}
     for path in sorted(folder.glob("*.json")):
@@ -104,6 +106,8 @@ def _first_run(name: dict[str, str], record: Record) -> tuple[str, str, int]:
 
 
 def _of_first(path: Path, record: Record, size: int) -> tuple[float, tuple[float, float]]:
+    if "image" in record.scores:
+        raise ValueError(f"{path} is of images spread over all, not of the first {size}")
     if record.figures["num_rows"] == size:
         low, high = record.figures["interval"]
         return record.figures["nll"], (low, high)
@@ -116,9 +120,8 @@ def _of_first(path: Path, record: Record, size: int) -> tuple[float, tuple[float
 def _below(base: Record, record: Record) -> PairedComparison | None:
     if not (base.scores and record.scores):
         return None
-    size = min(len(base.scores["nll"]), len(record.scores["nll"]))
-    first, second = (torch.from_numpy(each.scores["nll"][:size].astype(np.float64)) for each in (base, record))
-    return paired_bootstrap(first, second)
+    ours, theirs = paired_scores(base, record, "nll")
+    return paired_bootstrap(torch.from_numpy(ours), torch.from_numpy(theirs))
 
 
 def ablation_table(rows: Sequence[Ablation]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from experiments.tables.paired import paired_scores
 from experiments.tables.stages import stages
 from experiments.tables.vae_rows import RowKey, is_plain, rows_of, vae_records
 from vi_flows.evaluation.nll import bootstrap_intervals
@@ -87,11 +88,8 @@ def _epochs(record: Record) -> int:
 
 
 def _difference(plain: Record, other: Record, score: str) -> np.ndarray:
-    data = [record.provenance.get("data_sha256") for record in (plain, other)]
-    if data[0] != data[1]:
-        raise ValueError(f"{plain.key} and {other.key} were scored on different data: {data[0]} and {data[1]}")
-    _, ours, theirs = np.intersect1d(plain.images(score), other.images(score), return_indices=True)
-    return plain.scores[score][ours].astype(np.float64) - other.scores[score][theirs]
+    ours, theirs = paired_scores(plain, other, score)
+    return ours - theirs
 
 
 def render_gains() -> str:

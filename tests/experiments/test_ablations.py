@@ -16,15 +16,17 @@ K4 = "ablation-binarized_mnist-g1-amortized-k4-tanh"
 
 
 def write(
-    folder: Path, name: str, nlls: list[float], scores: bool = True, before: int = 0, seed: int = 0, **figures: Any
-) -> None:
+    folder: Path, name: str, nlls: list[float], scores: bool = True, before: int = 0, seed: int = 0,
+    data: str = "0a", image: list[int] | None = None, **figures: Any,
+) -> None:  # fmt: skip
     """A record of ``len(nlls)`` images; it goes on from a run of ``before`` steps where there are any."""
     source = {"model": "g1", "epoch": 500, "steps": before, "started_from": None} if before else None
     figures = {"nll": float(np.mean(nlls)), "interval": [1.0, 2.0], "num_samples": 1000, "steps": 300, **figures}
     record = Record(
         "vae", "key", "VAE", {"seed": seed, "epochs": 30}, figures | {"num_rows": len(nlls)},
-        {"training_seconds": 60.0, "device": "cpu", "started_from": source},
-        scores={"nll": np.asarray(nlls, np.float32)} if scores else None,
+        {"training_seconds": 60.0, "device": "cpu", "started_from": source, "data_sha256": data},
+        scores=({} if image is None else {"image": np.asarray(image, np.float32)})
+        | ({"nll": np.asarray(nlls, np.float32)} if scores else {}),
     )  # fmt: skip
     record.write(folder / f"{name}.json")
 
@@ -90,6 +92,17 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "other", [3.0])
     with pytest.raises(ValueError, match=r"other.json has no name of an ablation, such as"):
         ablations_in(tmp_path)
+
+
+def test_records_of_other_images_or_data_are_not_set_side_by_side(tmp_path: Path) -> None:
+    write(tmp_path / "data", f"{K4}-standard-e30-s0", [3.0, 4.0], data="0a")
+    write(tmp_path / "data", f"{K4}-ema-e30-s0", [3.0, 4.0], data="0b")
+    with pytest.raises(ValueError, match=r"were scored on different data: 0[ab] and 0[ab]"):
+        ablations_in(tmp_path / "data")
+    write(tmp_path / "images", f"{K4}-ema-e30-s0", [3.0, 4.0])
+    write(tmp_path / "images", f"{K4}-stl-e30-s0", [3.0, 4.0], image=[7, 22])
+    with pytest.raises(ValueError, match=r"stl-e30-s0.json is of images spread over all, not of the first 2"):
+        ablations_in(tmp_path / "images")
 
 
 def test_the_figure_is_drawn_or_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,14 +28,14 @@ def test_evaluate_anneals_and_says_so(folder: Path, tmp_path: Path, capsys: pyte
     assert run("evaluate", folder, *options, *AIS, "--ais-images", 12, "--ais-model-images", 5) == 0
     shown = capsys.readouterr().out
     assert "on 12 images spread over all" in shown
-    assert "the first 30 alone, which are no sample of all where the data are sorted" in shown
+    assert "  30 alone, spread evenly over all of the split" in shown
     assert "3 chains of 30 temperatures from the gaussian" in shown
     assert "BDMC on 5 images" in shown
     written = Record.read(path)
     record = written.figures
     assert written.scores["ais_nll"].shape == (12,)
-    assert written.images("ais_nll").tolist() == [1, 3, 6, 8, 11, 13, 16, 18, 21, 23, 26, 28]
-    assert written.images("nll").tolist() == list(range(30))
+    assert written.images("ais_nll").tolist() == [15, 35, 65, 85, 115, 135, 165, 185, 215, 235, 265, 285]
+    assert written.images("nll").tolist() == list(range(5, 300, 10))
     assert written.settings["evaluation"]["ais"]["chains"] == 3
     ais = record["ais"]
     assert (record["num_rows"], ais["num_rows"], ais["bdmc"]["num_rows"], ais["leapfrog"]) == (30, 12, 5, 2)

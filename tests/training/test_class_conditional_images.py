@@ -64,7 +64,7 @@ def test_evaluation_is_the_density_under_the_class_and_bayes_rule(tmp_path):
     task = run.build_task()
     run.load_weights(task)
     plain = load("digits")
-    x, own = plain.images("test")[:60], plain.labels["test"][:60]
+    x, own = plain.images("test")[2::5], plain.labels["test"][2::5]
     every = []
     for draw in range(3):
         scores = []
@@ -99,8 +99,8 @@ def test_a_line_is_of_one_class_and_an_image_in_its_own_class_is_itself(flow):
     shown = (grids["data"] * (data.levels - 1)).round().to(torch.uint8).flatten(1)
     of = {tuple(row[:-1].tolist()): int(row[-1]) for row in data.split("clean").train}
     assert [of[tuple(row.tolist())] for row in shown] == [line % 10 for line in range(12) for _ in range(11)]
-    lines, own = grids["classes"].reshape(12, 11, -1), data.labels["test"][:12]
-    images = data.images("test")[:12].flatten(1).float() / (data.levels - 1)
+    lines, own = grids["classes"].reshape(12, 11, -1), data.labels["test"][12::25]
+    images = data.images("test")[12::25].flatten(1).float() / (data.levels - 1)
     torch.testing.assert_close(lines[torch.arange(12), own], images)
     assert (lines[torch.arange(12), (own + 1) % 10] != images).any(1).all()
     assert (lines[:, 10] == 0).all()  # there is no eleventh class

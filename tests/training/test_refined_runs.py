@@ -32,7 +32,7 @@ def test_evaluate_refines_and_says_so(folder: Path, capsys: pytest.CaptureFixtur
     assert run("evaluate", folder, *options, "--refine", 25) == 0
     assert "refined for each image (25 steps): ELBO" in capsys.readouterr().out
     plain, refined = (
-        Record.read(next((folder / "results").glob(f"*-first30{suffix}.json"))) for suffix in ("", "-refined25")
+        Record.read(next((folder / "results").glob(f"*-spread30{suffix}.json"))) for suffix in ("", "-refined25")
     )
     assert (plain.key, plain.label) == (refined.key, refined.label)
     # What there was without it stays as it is, and what it adds stands beside it.

@@ -53,7 +53,7 @@ def test_pictures_of_a_vae():
     assert {name: tuple(images.shape) for name, images in grids.items()} == {
         "samples": (6, 1, 8, 8), "data": (6, 1, 8, 8), "reconstructions": (6, 1, 8, 8),
     }  # fmt: skip
-    assert torch.equal(grids["reconstructions"][::2].flatten(1), data.binarized(task.test_rows)[:3])
+    assert torch.equal(grids["reconstructions"][::2].flatten(1), data.binarized(task.test_rows)[[50, 150, 250]])
     assert ((grids["reconstructions"][1::2] > 0) & (grids["reconstructions"][1::2] < 1)).all()
     shown = {name: (images * (1 - images) > 0).any().item() for name, images in grids.items()}
     assert shown["samples"]  # means, not pixels
@@ -115,7 +115,7 @@ def test_figures_and_pictures_of_an_image_flow():
     assert (grids["samples"] == 8 / (data.levels - 1)).all()
     assert grids["data"].shape == (6, 1, 8, 8)
     assert grids["data"].max() <= 1
-    test = data.images(task.splits.test)[:4].float() / (data.levels - 1)
+    test = data.images(task.splits.test)[[37, 112, 187, 262]].float() / (data.levels - 1)
     lines = grids["interpolations"].reshape(2, 3, 1, 8, 8)
     torch.testing.assert_close(lines[:, 0], test[:2])
     torch.testing.assert_close(lines[:, 2], test[2:])

@@ -54,7 +54,8 @@ def test_training_lowers_bits_and_evaluation_scores_every_sample_of_the_recordin
     found = task.evaluate(run.data.test, EvaluationSettings(limit=4), False)
     assert found.figures["num_audio_samples"] == 4 * 60
     total = 0.0
-    for i in range(4):  # each at its own length, without padding
+    places = [(2 * i + 1) * len(run.data.test) // 8 for i in range(4)]
+    for i in places:  # each at its own length, without padding
         levels = task.splits.test[i, :60]
         x = torch.cat([_levels(levels), torch.zeros(0)])
         digit = torch.nn.functional.one_hot(run.data.test[i, -1].long(), 10).float()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
-from vi_flows.evaluation import NOT_KEPT, AISResult, NLLResult
+from vi_flows.evaluation import NOT_KEPT, AISResult, NLLResult, spread_evenly
 from vi_flows.flows import MAF, ConvFlow
 from vi_flows.vae import (
     VAE,
@@ -238,17 +238,17 @@ def test_images_in_chunks_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_annealed_images_are_spread_evenly_over_all() -> None:
     """Static MNIST's test images come class after class: the first thousand are zeros."""
-    assert evidence.spread_evenly(10, 4).tolist() == [1, 3, 6, 8]
-    assert evidence.spread_evenly(3, 2).tolist() == [0, 2]
-    assert evidence.spread_evenly(5, 9).tolist() == evidence.spread_evenly(5, 5).tolist() == [0, 1, 2, 3, 4]
+    assert spread_evenly(10, 4).tolist() == [1, 3, 6, 8]
+    assert spread_evenly(3, 2).tolist() == [0, 2]
+    assert spread_evenly(5, 9).tolist() == spread_evenly(5, 5).tolist() == [0, 1, 2, 3, 4]
     classes = torch.arange(10_000) // 1000
-    assert classes[evidence.spread_evenly(10_000, 1000)].bincount().tolist() == [100] * 10
+    assert classes[spread_evenly(10_000, 1000)].bincount().tolist() == [100] * 10
     vae = random_vae("g1")
     x = images(vae)
     found = evaluate_vae(vae, x, 50, ais=replace(QUICK, temperatures=5, images=3, model_images=0))
     assert found.annealed is not None
     places = found.places()
-    assert places.tolist() == evidence.spread_evenly(IMAGES, 3).tolist() != [0, 1, 2]
+    assert places.tolist() == spread_evenly(IMAGES, 3).tolist() != [0, 1, 2]
     again = annealed_vae(vae, x[places], replace(QUICK, temperatures=5))
     assert torch.equal(found.annealed.log_evidence, again.log_evidence)
     with pytest.raises(RuntimeError, match="no image was annealed"):

@@ -103,7 +103,7 @@ def common_score(paths: tuple[Path, Path], records: tuple[Record, Record], asked
         if not record.scores:
             raise RecordError(f"{path} has no scores of single images; evaluate the run again")
     first, second = records
-    both = [name for name in first.scores if name in second.scores and not name.endswith("_image")]
+    both = [name for name in first.scores if name in second.scores and not name.endswith("image")]
     if not both or (asked is not None and asked not in both):
         wanted = "a score" if asked is None else asked
         raise ValueError(f"the records don't both have {wanted}; both have: {', '.join(both) or 'none'}")

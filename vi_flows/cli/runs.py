@@ -157,7 +157,7 @@ class Evaluate:
     weights: Literal["auto", "best", "last"] = "auto"
     """auto: chosen by validation (clean protocol) or last (paper protocol)."""
     limit: Positive | None = None
-    """Score only the first so many images, which may be of few classes: static MNIST's test images are sorted."""
+    """Score only so many images, spread evenly over all."""
     seed: Seed = 0
     """Of the importance samples."""
     refine: Positive | None = None
@@ -220,10 +220,7 @@ class Evaluate:
             print(f"  {line}")
         limit = record.settings["evaluation"]["limit"]
         if limit is not None:
-            print(
-                f"  the first {limit} alone, which are no sample of all where the data are sorted, as static MNIST's "
-                "test images are by class"
-            )
+            print(f"  {limit} alone, spread evenly over all of the split")
         if run.is_unfinished:
             print(
                 f"  the training is not finished: these are weights of epoch {figures['epoch_of_weights']} of "

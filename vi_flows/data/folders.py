@@ -109,7 +109,7 @@ def _dealt(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The same images: where they come class after class, the first of each class, then the second, and so on.
 
-    Whoever looks at a part looks at the first ones: validation by a part of its images, ``--limit``, shown samples.
+    Whoever looks at a part by its first rows, as validation by a part of its images does, sees every class.
     """
     arrays, labels = dict(arrays), dict(labels)
     for split, classes in labels.items():

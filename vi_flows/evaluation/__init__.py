@@ -12,6 +12,7 @@ from vi_flows.evaluation.compare import PairedComparison, paired_bootstrap
 from vi_flows.evaluation.nll import NLLResult, estimate_nll, pyro_log_weights
 from vi_flows.evaluation.parts import NOT_KEPT, Parts
 from vi_flows.evaluation.psis import PSIS, effective_sample_size, psis
+from vi_flows.evaluation.spread import evenly, spread_evenly
 
 __all__ = [
     "NOT_KEPT",
@@ -24,10 +25,12 @@ __all__ = [
     "annealed_evidence",
     "effective_sample_size",
     "estimate_nll",
+    "evenly",
     "hmc_step",
     "paired_bootstrap",
     "pilot_step_sizes",
     "psis",
     "pyro_log_weights",
     "reverse_evidence",
+    "spread_evenly",
 ]

@@ -86,6 +86,7 @@ def evaluate_run(
         "code": code_of(made_by), "device": made_by["device"],
     })  # fmt: skip
     found = task.evaluate(rows, settings, progress, parts)
+    named = {} if settings.limit is None else {"image": settings.places(len(rows)).float()}
     made = Record(
         kind=run.config.kind,
         key=run.key,
@@ -93,7 +94,7 @@ def evaluate_run(
         paper_row=paper_row,
         settings=recorded,
         figures={**found.figures, "epoch_of_weights": trained["epoch"], "steps": trained["steps"]},
-        scores={name: values.numpy() for name, values in found.scores.items()},
+        scores={name: values.numpy() for name, values in (named | found.scores).items()},
         provenance=provenance(
             device,
             clock,

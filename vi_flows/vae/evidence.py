@@ -21,9 +21,11 @@ from vi_flows.evaluation import (
     Parts,
     annealed_evidence,
     estimate_nll,
+    evenly,
     paired_bootstrap,
     pilot_step_sizes,
     reverse_evidence,
+    spread_evenly,
 )
 from vi_flows.evaluation.nll import bootstrap_interval, devices_of
 from vi_flows.progress import progress_bar
@@ -158,12 +160,6 @@ def _refined_summary(before: NLLResult, after: NLLResult, settings: RefinementSe
         found[name] = (better - worse).mean().item()
         found[f"{name}_interval"] = paired_bootstrap(better, worse).interval if len(better) > 1 else None
     return found
-
-
-def spread_evenly(size: int, count: int) -> Tensor:
-    """``count`` places of ``size``, or all: ``⌊(i + ½) size / count⌋``, shape ``(min(size, count),)``."""
-    count = min(size, count)
-    return (2 * torch.arange(count) + 1) * size // (2 * count)
 
 
 def points_at_once(vae: VAE, device: torch.device) -> int:
@@ -358,8 +354,7 @@ def evaluate_vae(
     if ais is None:
         return VAEEvidence(importance, refinement=refinement, refined=refined)
     begun = time.monotonic() + parts.seconds_before
-    chosen = x[spread_evenly(len(x), ais.images).to(x.device)]
-    annealed = annealed_vae(vae, chosen, ais, seed=seed, progress=progress, parts=parts)
+    annealed = annealed_vae(vae, evenly(x, ais.images), ais, seed=seed, progress=progress, parts=parts)
     seconds = time.monotonic() + parts.seconds_before - begun
     simulated = None
     if ais.model_images:

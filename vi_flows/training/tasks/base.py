@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vi_flows.evaluation import NOT_KEPT, Parts
+from vi_flows.evaluation import NOT_KEPT, Parts, evenly, spread_evenly
 from vi_flows.settings import Positive, Seed, check_settings
 
 __all__ = [
@@ -24,7 +24,7 @@ class EvaluationSettings:
     split: Literal["test", "valid"] = "test"
     """Rows to score; `valid` while choosing settings."""
     limit: Positive | None = None
-    """Score only the first so many rows; the record says so."""
+    """Score only so many rows, spread evenly over all; the record names them."""
     seed: Seed = 0
     """Of all draws."""
 
@@ -35,7 +35,15 @@ class EvaluationSettings:
     def words(self) -> list[str]:
         """What the name of a record's file says of it, beside the run's."""
         words = [] if self.split == "test" else [self.split]
-        return words + ([] if self.limit is None else [f"first{self.limit}"])
+        return words + ([] if self.limit is None else [f"spread{self.limit}"])
+
+    def places(self, size: int) -> Tensor:
+        """Which of a split's ``size`` rows are scored: all, or :func:`~vi_flows.evaluation.spread_evenly` of them."""
+        return spread_evenly(size, size if self.limit is None else self.limit)
+
+    def chosen(self, rows: Tensor) -> Tensor:
+        """The rows at these places, of a whole split."""
+        return evenly(rows, len(rows) if self.limit is None else self.limit)
 
     def tightness(self, score: str) -> dict[str, Any]:
         """The options, with their values, on which it depends how close a bound comes to the likelihood; here none.
@@ -77,8 +85,8 @@ class StepResult(NamedTuple):
 class Evaluation(NamedTuple):
     """What an evaluation found: the figures of its record, JSON-ready, and the scores they are the means of.
 
-    ``scores`` holds one float32 vector a figure, an image an entry, in the order of the split; a vector that is shorter
-    than the others is of the first so many images.
+    ``scores`` holds one float32 vector a figure, an image an entry, in the order of the split. A vector that is of some
+    of the scored images alone has their places among those beside it: ``ais_image`` for ``ais_nll`` and its like.
     """
 
     figures: dict[str, Any]
@@ -119,7 +127,7 @@ class Task(Protocol[E]):
 
         Args:
             rows: a whole split: the one binary draw of a dynamic set is that of the split.
-            settings: of the kind's class in :data:`~vi_flows.training.kinds.KINDS`; which rows count says ``limit``.
+            settings: of the kind's class in :data:`~vi_flows.training.kinds.KINDS`; which rows count says ``chosen``.
             progress: show a bar.
             parts: where a task that takes long finds what it had done before it was stopped.
         """

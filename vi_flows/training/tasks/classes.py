@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.data import ImageData, labelled, load
+from vi_flows.evaluation import spread_evenly
 from vi_flows.settings import LATER
 from vi_flows.training.config import TrainConfig
 
@@ -18,10 +19,12 @@ __all__ = [
     "ModelSettings",
     "by_bayes",
     "class_shares",
+    "classified",
     "given",
     "in_short",
     "in_words",
     "lines_of_classes",
+    "of_classified",
 ]
 
 MOST_CLASSIFIED = 10_000
@@ -99,14 +102,25 @@ def by_bayes(given: Tensor, shares: Tensor, own: Tensor) -> tuple[dict[str, Any]
     return figures, marginal
 
 
+def classified(size: int, num_classes: int) -> Tensor:
+    """Which of the scored images are scored under every class: :data:`MOST_CLASSIFIED` scores, spread evenly."""
+    return spread_evenly(size, max(1, MOST_CLASSIFIED // num_classes))
+
+
+def of_classified(marginal: Tensor, places: Tensor, size: int) -> dict[str, Tensor]:
+    """The score that :func:`by_bayes` found, with the places of its images where those are not all."""
+    scores = {"marginal_nll": marginal.float()}
+    return scores if len(places) == size else scores | {"marginal_image": places.float()}
+
+
 def in_words(figures: dict[str, Any]) -> list[str]:
     """What :func:`by_bayes` found, as the last line of a report; none where the model isn't told the class."""
     if "num_classes" not in figures:
         return []
     return [
-        f"these are given the class; without it {figures['marginal_nll']:.3f} nats (first "
-        f"{figures['classified_rows']} images), of which {100 * figures['class_accuracy']:.1f} % are assigned to "
-        f"their own among {figures['num_classes']} classes",
+        f"these are given the class; without it {figures['marginal_nll']:.3f} nats ("
+        f"{figures['classified_rows']} images, spread evenly), of which {100 * figures['class_accuracy']:.1f} % are "
+        f"assigned to their own among {figures['num_classes']} classes",
     ]
 
 

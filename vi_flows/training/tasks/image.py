@@ -14,7 +14,7 @@ from torch import Tensor
 from vi_flows.data import ImageData
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.distributions.image_config import ImageFlowConfig, build_conditional_density, build_image_density
-from vi_flows.evaluation import NOT_KEPT, Parts
+from vi_flows.evaluation import NOT_KEPT, Parts, evenly
 from vi_flows.evaluation.nll import half_width, interval_in_words
 from vi_flows.progress import progress_bar
 from vi_flows.settings import Positive, PositiveFloat
@@ -143,7 +143,7 @@ class ImageFlowTask:
             ``bits_per_dim`` with its 95 % ``interval`` over images, ``nll`` in nats, what they were made of, and the
             share of images that come back from their latents unchanged; the scores are ``bits_per_dim``.
         """
-        pixels = rows[: settings.limit]
+        pixels = settings.chosen(rows)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(settings.seed)
@@ -164,7 +164,7 @@ class ImageFlowTask:
             "nll": mean * math.log(2.0) * self.module.num_dims,
             "num_draws": settings.num_samples,
             "num_rows": len(bits),
-            "round_trip_exact": self._round_trip(pixels[:ROUND_TRIP_IMAGES]),
+            "round_trip_exact": self._round_trip(evenly(pixels, ROUND_TRIP_IMAGES)),
             "num_dims": self.module.num_dims,
             "parameters": sum(p.numel() for p in self.module.parameters()),
         }
@@ -174,10 +174,11 @@ class ImageFlowTask:
     def _under_every_class(
         self, rows: Tensor, settings: ImageEvaluationSettings, found: Evaluation, progress: bool
     ) -> Evaluation:
-        """The first images by Bayes' rule (:func:`~vi_flows.training.tasks.classes.by_bayes`), as many as are scored
-        under all classes with as many draws of the noise as above, each the same for every class.
+        """Some images by Bayes' rule (:func:`~vi_flows.training.tasks.classes.by_bayes`), scored under all classes
+        with as many draws of the noise as above, each the same for every class.
         """
-        rows = rows[: max(1, classes.MOST_CLASSIFIED // self.num_classes)]
+        size, places = len(rows), classes.classified(len(rows), self.num_classes)
+        rows = rows[places]
         every = torch.eye(self.num_classes, device=self.device)[:, None]
         devices = [self.device] if self.device.type == "cuda" else []
         parts = []
@@ -194,7 +195,7 @@ class ImageFlowTask:
         own = self.data.class_indicators(rows).argmax(1).cpu()
         shares = classes.class_shares(self.data, self.train_rows)
         figures, marginal = classes.by_bayes(torch.cat(parts, 2), shares, own)
-        return Evaluation(found.figures | figures, found.scores | {"marginal_nll": marginal.float()})
+        return Evaluation(found.figures | figures, found.scores | classes.of_classified(marginal, places, size))
 
     def _round_trip(self, pixels: Tensor) -> float:
         """Share of images that come back from their latents unchanged, in every pixel."""
@@ -227,9 +228,9 @@ class ImageFlowTask:
         rows, columns = settings.rows, settings.columns
         chosen, context = classes.lines_of_classes(self.data, self.train_rows, rows, columns)
         grids = {"samples": self._drawn(context, settings.temperature), "data": self.data.images(chosen)}
-        test = self.splits.test[: 2 * rows]
+        test = evenly(self.splits.test, rows if self.num_classes else 2 * rows)
         if self.num_classes:
-            grids["classes"] = self._in_every_class(test[:rows], columns)
+            grids["classes"] = self._in_every_class(test, columns)
         elif columns > 1 and len(test) > 1:
             half, ends = len(test) // 2, self.data.images(test).to(self.device)
             lines = self.density_of(test).interpolate(ends[:half], ends[half : 2 * half], columns)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vi_flows.autoregressive.config import PixelConfig, build_pixel_model
 from vi_flows.data import ImageData, draw_binary
-from vi_flows.evaluation import NOT_KEPT, Parts
+from vi_flows.evaluation import NOT_KEPT, Parts, evenly
 from vi_flows.evaluation.nll import half_width, interval_in_words
 from vi_flows.settings import SettingsError
 from vi_flows.training.tasks import classes
@@ -153,7 +153,7 @@ class PixelTask(ExactTask):
             ``nll`` with its 95 % ``interval`` over images, ``bits_per_dim``, and what they were made of; the scores
             are ``nll``. With classes also what :meth:`_under_every_class` finds.
         """
-        seen = self._fixed(rows)[: settings.limit]
+        seen = settings.chosen(self._fixed(rows))
         nll = -self.exact_scores(seen, progress)
         mean = nll.mean().item()
         half = half_width(nll)
@@ -169,17 +169,18 @@ class PixelTask(ExactTask):
         return self._under_every_class(seen, found, progress) if self.num_classes else found
 
     def _under_every_class(self, seen: Tensor, found: Evaluation, progress: bool) -> Evaluation:
-        """The first images by Bayes' rule (:func:`~vi_flows.training.tasks.classes.by_bayes`), exact too.
+        """Some images by Bayes' rule (:func:`~vi_flows.training.tasks.classes.by_bayes`), exact too.
 
         So many images that :data:`~vi_flows.training.tasks.classes.MOST_CLASSIFIED` are scored in all.
         """
-        images, own = self._parted(seen[: max(1, classes.MOST_CLASSIFIED // self.num_classes)])
+        places = classes.classified(len(seen), self.num_classes)
+        images, own = self._parted(seen[places])
         every = torch.eye(self.num_classes, device=self.device)
         asked = [torch.cat([images.flatten(1), one.expand(len(images), -1)], 1) for one in every]
         given = self.exact_scores(torch.cat(asked), progress).unflatten(0, (self.num_classes, len(images)))
         shares = classes.class_shares(self.data, self.train_rows)
         figures, marginal = classes.by_bayes(given, shares, own.argmax(1).cpu())
-        return Evaluation(found.figures | figures, found.scores | {"marginal_nll": marginal.float()})
+        return Evaluation(found.figures | figures, found.scores | classes.of_classified(marginal, places, len(seen)))
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """Nats and bits/dim; with classes, what they tell of the image and the image of them."""
@@ -211,8 +212,7 @@ class PixelTask(ExactTask):
         known, upper = channels * width * (height // 2), torch.zeros(self.data.shape, dtype=torch.bool)
         upper[:, : height // 2] = True
         if columns > 1 and not self.module.is_mixture and upper.flatten()[self._first(known)].all():
-            # Spread over the split, which may be sorted by class.
-            given = self._fixed(self.splits.test)[:: max(1, len(self.splits.test) // rows)][:rows]
+            given = evenly(self._fixed(self.splits.test), rows)
             starts, contexts = self._parted(given.repeat_interleave(columns - 1, 0))
             ends = self.module.extend(starts, known, contexts, progress=True)
             lines = torch.cat([self._parted(given)[0][:, None], ends.unflatten(0, (len(given), columns - 1))], 1)

@@ -109,7 +109,7 @@ class PixelVAETask(VAETask):
             ValueError: there are fewer than two images.
         """
         found = super().evaluate(rows, settings, progress, parts)
-        x = self.data.binarized(rows)[: settings.limit].to(self.device)
+        x = settings.chosen(self.data.binarized(rows)).to(self.device)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(settings.seed)
             # A last part of one image would have no other: it goes with the one before.

@@ -13,7 +13,7 @@ import tyro
 from torch import Tensor, nn
 
 from vi_flows.data import ImageData, draw_binary
-from vi_flows.evaluation import NOT_KEPT, Parts
+from vi_flows.evaluation import NOT_KEPT, Parts, evenly
 from vi_flows.evaluation.nll import interval_in_words
 from vi_flows.objectives import DIRECT_OBJECTIVES
 from vi_flows.settings import LATER, Bounds, NonNegativeFloat, Positive, SettingsError
@@ -281,7 +281,7 @@ class VAETask:
             progress: show a bar.
             parts: where what was evaluated before is taken from.
         """
-        x = self.data.binarized(rows)[: settings.limit].to(self.device)
+        x = settings.chosen(self.data.binarized(rows)).to(self.device)
         found = evaluate_vae(
             self.module, x, settings.num_samples, ais=settings.ais, refinement=settings.refine, seed=settings.seed,
             progress=progress, parts=parts,
@@ -304,7 +304,7 @@ class VAETask:
 
     @torch.no_grad()
     def pictures(self, settings: BinaryDrawingSettings) -> dict[str, Tensor]:
-        """Samples, training images, and test images beside their reconstructions.
+        """Samples, training images, and test images, spread over all, beside their reconstructions.
 
         Args:
             settings: size of the grids, and whether pixels are drawn.
@@ -312,7 +312,7 @@ class VAETask:
         count = settings.rows * settings.columns
         samples = self.module.sample(count).cpu()
         chosen = self.train_rows[torch.randperm(len(self.train_rows))[:count]]
-        test = self.data.binarized(self.test_rows)[: max(count // 2, 1)]
+        test = evenly(self.data.binarized(self.test_rows), max(count // 2, 1))
         pairs = torch.stack([test, self.module.reconstruct(test.to(self.device)).cpu()], 1).flatten(0, 1)
         grids = {
             "samples": torch.bernoulli(samples) if settings.binary else samples,

@@ -186,7 +186,7 @@ class WaveTask(ExactTask):
             ``bits_per_sample`` with its 95 % ``interval`` (the linearised ratio over recordings), the trigram model's
             and that of always saying the uniform distribution; the scores are ``bits_per_sample`` of each recording.
         """
-        recordings = _in_levels(rows[: settings.limit])
+        recordings = _in_levels(settings.chosen(rows))
         log_probs, lengths = self.exact_scores(recordings, progress), recordings[:, -2].double()
         bits = -log_probs / math.log(2.0)
         mean = (bits.sum() / lengths.sum()).item()
