@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
 from pyro.infer.reparam import LocScaleReparam
 from torch.distributions.transforms import AffineTransform
 
@@ -419,14 +420,15 @@ def test_bounds_of_the_latents_may_keep_to_the_data():
     assert report.log_evidence == pytest.approx(math.log(2 / 5 / 3.1**3), abs=0.03)
 
 
-def test_draws_are_not_weighed_by_a_part_of_the_data():
+@pytest.mark.parametrize("guide_of", [lambda model: AutoConvFlow(model, num_blocks=1), AutoNormal])
+def test_draws_are_not_weighed_by_a_part_of_the_data(guide_of):
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
         with pyro.plate("rows", len(y), subsample_size=2) as index:
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
 
     with pytest.raises(ValueError, match="'rows', 2 of 5"):
-        diagnose(model, AutoConvFlow(model, num_blocks=1), Y)
+        diagnose(model, guide_of(model), Y)
 
 
 @pytest.mark.parametrize("fn", [dist.Bernoulli(logits=ONE), dist.Bernoulli(0.3)])

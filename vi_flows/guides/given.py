@@ -91,7 +91,7 @@ def draw_of(guide: AutoFlow) -> dict[str, Tensor]:
     return {name: value[0] for name, value in guide.sample_posterior(1).items()}
 
 
-def check_whole_data(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def check_whole_data(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Refuse to weigh draws by a part of the data.
 
     Args:
@@ -104,7 +104,8 @@ def check_whole_data(model: Callable, guide: AutoFlow, args: tuple[Any, ...], kw
         ValueError: the model subsamples a plate; names it.
     """
     with poutine.block(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        trace = poutine.trace(poutine.condition(model, data=draw_of(guide))).get_trace(*args, **kwargs)
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     check_nothing_subsampled(trace, "diagnose it on the whole data (no subsample_size)")
 
 

@@ -330,6 +330,7 @@ class TracedPair(Pair):
     def weigh(self, num_samples: int) -> Weighed:
         """With the plates that hold every site, and without draws."""
         self.check()
+        check_whole_data(self.model, self.guide, self.args, self.kwargs)
         check_density(self.guide, self.model, self.args, self.kwargs)
         parts, at_once = [], self.at_once()
         within = run_in_double(self.model, self.guide, self.args, self.kwargs)
@@ -337,8 +338,6 @@ class TracedPair(Pair):
             bound = ELBO(size, vectorize_particles=at_once and size > 1)
             with within():
                 weights = bound.log_weights(self.model, self.guide, *self.args, **self.kwargs)
-            if weights.common_scale != 1 or weights.coupled:
-                raise ValueError("the model subsamples its data: diagnose it on the whole data (no subsample_size)")
             parts.append(weights.log_weights())
         return Weighed(torch.cat(parts))
 
