@@ -3,7 +3,11 @@
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch.distributions import constraints
+
+FIVE_VALUES = torch.tensor([1.0, 2.0, -0.5, 0.3, 4.0])
+TABLE = torch.tensor([[0.3, 1.0, -1.0], [2.0, 0.1, 0.4]])
 
 
 def gaussian():
@@ -42,3 +46,24 @@ def hierarchical(y, subsample_size=None, local=True):
     with pyro.plate("rows", len(y), subsample_size=subsample_size) as index:
         z = pyro.sample("z", dist.Normal(mu, 1.0)) if local else mu
         pyro.sample("y", dist.Normal(z, 0.1), obs=y[index])
+
+
+def shifted(y):
+    """A parameter of five rows' location; ``lifted`` has a prior for it."""
+    s = pyro.param("shift", torch.tensor(1.0))
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pyro.plate("d", 5):
+        pyro.sample("y", dist.Normal(m + s, 1.0), obs=y)
+
+
+lifted = poutine.lift(shifted, prior={"shift": dist.Normal(0.0, 1.0)})
+
+
+def levels():
+    """Three levels of latents above a table."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 2, dim=-2):
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        with pyro.plate("rows", 3, dim=-1):
+            c = pyro.sample("c", dist.Normal(b, 1.0))
+            pyro.sample("y", dist.Normal(c, 1.0), obs=TABLE)
