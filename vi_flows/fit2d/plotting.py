@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.distributions.energies import Energy2D
+from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection
 
 __all__ = ["picture_of_draws", "picture_of_target", "plot_fits_2d", "plot_panels_2d"]
@@ -97,15 +98,19 @@ def picture_of_draws(flow: Bijection, num_samples: int = 1_000_000) -> Picture:
 
     Args:
         flow: of N(0, I₂).
-        num_samples: draws.
+        num_samples: draws, 100 000 at once.
+
+    Raises:
+        ValueError: ``num_samples`` is less than 1.
     """
+    check_counts(1, num_samples=num_samples)
 
     def picture(view: View) -> Tensor:
         count = torch.zeros(BINS, BINS)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            for _ in range(max(1, num_samples // 100_000)):
-                x, _ = flow.forward_and_ladj(torch.randn(100_000, 2))
+            for first in range(0, num_samples, 100_000):
+                x, _ = flow.forward_and_ladj(torch.randn(min(100_000, num_samples - first), 2))
                 count += torch.histogramdd(x, [BINS, BINS], range=list(view)).hist
         return count
 
