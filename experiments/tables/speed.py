@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vi_flows.records import Record
 
@@ -12,16 +13,17 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def render_bench() -> str:
-    """Ratios of the latest measurement, floors and goals."""
-    latest = max((RESULTS / "bench").glob("*.json"))
+    """The latest measurement of each ratio, floors and goals."""
+    latest: dict[str, dict[str, Any]] = {}
+    # A record may be of some goals alone (`--goals 4`), and must not hide the others' last measurements.
+    for path in sorted((RESULTS / "bench").glob("*.json")):  # by time, which is their name
+        measured = [row for row in Record.read(path).figures["rows"] if row.get("ratio") is not None]
+        latest |= {row["name"]: row for row in measured if row.get("goal_number")}
     lines = ["| ratio of CPU times, one thread | measured | floor | goal |", "|---|---|---|---|"]
-    for row in Record.read(latest).figures["rows"]:
-        if row.get("goal_number") and row.get("ratio") is not None:
-            sign = "≤" if row["goal"] < row["floor"] else "≥"
-            missed = ", **missed**" if row["verdict"] == "below" else ""
-            lines.append(
-                f"| {row['title']} | {row['ratio']:.2f}{missed} | {sign} {row['floor']} | {sign} {row['goal']} |"
-            )
+    for _, row in sorted(latest.items()):
+        sign = "≤" if row["goal"] < row["floor"] else "≥"
+        missed = ", **missed**" if row["verdict"] == "below" else ""
+        lines.append(f"| {row['title']} | {row['ratio']:.2f}{missed} | {sign} {row['floor']} | {sign} {row['goal']} |")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.tables import vae
+from experiments.tables import speed, vae
 from experiments.tables.gains import Gain, gains
 from experiments.tables.vae_rows import rows_of
 from vi_flows.evaluation import paired_bootstrap
@@ -151,4 +151,27 @@ def test_what_the_encoders_guesses_cost(tmp_path, monkeypatch):
     found.write(tmp_path / "refined" / "b.json")
     assert vae.render_refined().splitlines()[2:] == [
         "| binarized_mnist, G1 | VAE, IW = 50 | 89.00 | 87.50 | 1.50 (1.25 – 1.75) | 86.00 | 85.75 | 30, 50, 7 |"
+    ]
+
+
+def test_each_ratio_is_that_of_its_last_measurement(tmp_path, monkeypatch):
+    """A record of one goal alone hides none of the others; what was not measured, or has no goal, doesn't count."""
+    monkeypatch.setattr(speed, "RESULTS", tmp_path)
+    (tmp_path / "bench").mkdir()
+    goal = {"goal_number": 1, "floor": 1.05, "goal": 1.02, "verdict": "goal"}
+    records = {
+        "2026-01-01": [
+            {"name": "2", "title": "B", "ratio": 1.0, **goal}, {"name": "1", "title": "A", "ratio": 1.01, **goal},
+        ],
+        "2026-01-02": [
+            {"name": "2", "title": "B", "ratio": 1.1, **goal, "verdict": "below"},
+            {"name": "x", "title": "X", "ratio": 3.0}, {"name": "1", "title": "A", **goal, "verdict": "-"},
+        ],
+    }  # fmt: skip
+    for name, rows in records.items():
+        made = replace(record(86.0, 0), kind="bench", figures={"rows": rows})
+        made.write(tmp_path / "bench" / f"{name}.json")
+    assert speed.render_bench().splitlines()[2:] == [
+        "| A | 1.01 | ≤ 1.05 | ≤ 1.02 |",
+        "| B | 1.10, **missed** | ≤ 1.05 | ≤ 1.02 |",
     ]
