@@ -8,7 +8,7 @@ import numbers
 import operator
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = [
     "LATER", "Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "Seed", "SettingsError",
-    "Threads", "check_at_least", "check_counts", "check_known", "check_settings", "check_tensors",
+    "Threads", "check_at_least", "check_counts", "check_image_shape", "check_known", "check_settings", "check_tensors",
     "check_types", "later_settings", "settings_from",
 ]  # fmt: skip
 
@@ -143,6 +143,21 @@ def check_counts(least: int, **values: int) -> None:
             raise ValueError(f"{name} must be a whole number, got {value!r}") from None
         if small:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_image_shape(image_shape: Sequence[int]) -> None:
+    """Refuse what is no shape of images: three sizes of at least 1.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+
+    Raises:
+        ValueError: there are more or fewer sizes, or one is no whole number of at least 1.
+    """
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
+    for size in image_shape:
+        check_counts(1, **{"every size of image_shape": size})
 
 
 def check_types(kinds: type | tuple[type, ...], way: str = "", **values: object) -> None:

@@ -190,7 +190,7 @@ def test_a_density_of_all_contexts_is_itself():
     ("call", "words"),
     [
         (lambda: build_conditional_density(GLOW, (1, 4, 4), 0), "context_dim must be at least 1"),
-        (lambda: build_conditional_density(MAF, (1, 4, 4), 0), "made without a context_dim"),
+        (lambda: build_conditional_density(MAF, (1, 4, 4), 0), "context_dim must be at least 1, got 0"),
         (lambda: made(GLOW).condition(torch.zeros(4)), r"the context must have shape \(…, 3\), got \(4,\) .one-hot"),
         (lambda: made(MAF).condition(torch.tensor(1.0)), r"the context must have shape \(…, 3\), got \(\)"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -452,6 +453,12 @@ def test_odd_sizes_are_right_or_refused():
     ("call", "words"),
     [
         (lambda: IMAGE_FLOWS["glow"](num_levels=3).build((1, 28, 28)), "8, which does not divide 28"),
+        *((partial(small_flow, name, (8, 8)), r"image_shape must be \(C, H, W\), got \(8, 8\)") for name in SMALL),
+        (lambda: small_flow("maf", (1, 0, 8)), "every size of image_shape must be at least 1, got 0"),
+        (lambda: IMAGE_FLOWS["maf"]().build_conditional((1, 8, 8), 0), "context_dim must be at least 1, got 0"),
+        (lambda: ImageDensity(small_flow("glow"), (8, 8)), r"image_shape must be \(C, H, W\), got \(8, 8\)"),
+        (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), num_levels=1), "num_levels must be at least 2, got 1"),
+        (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), num_levels=2.5), "num_levels must be a whole number"),
         (lambda: IMAGE_FLOWS["glow"](coupling="triple"), "quad_mconv"),
         (lambda: IMAGE_FLOWS["real_nvp"](norm="layer"), "batch"),
         (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), base="cauchy"), "logistic"),

@@ -19,7 +19,7 @@ from vi_flows.distributions.dequantization import (
 )
 from vi_flows.nn.precision import own_precision
 from vi_flows.recording import may_be_looked_at
-from vi_flows.settings import check_counts, check_tensors
+from vi_flows.settings import check_counts, check_image_shape, check_tensors
 from vi_flows.transforms import Bijection, Inverse, Logit
 
 __all__ = ["ImageDensity", "ImageOverflowError", "bits_per_dim"]
@@ -62,7 +62,8 @@ class ImageDensity(nn.Module):
         batch_shape: of the densities, where the flow is one of several contexts.
 
     Raises:
-        ValueError: the base is unknown, or see :class:`~vi_flows.transforms.Logit`.
+        ValueError: the base is unknown, there are fewer than two levels, ``image_shape`` is not three sizes, or see
+            :class:`~vi_flows.transforms.Logit`.
     """
 
     origin: Tensor
@@ -80,6 +81,8 @@ class ImageDensity(nn.Module):
         super().__init__()
         if base not in BASES:
             raise ValueError(f"unknown base {base!r}; choose one of {', '.join(BASES)}")
+        check_image_shape(image_shape)
+        check_counts(2, num_levels=num_levels)
         self.flow = flow
         self.pixels = Inverse(Logit(alpha))
         self.image_shape, self.batch_shape = torch.Size(image_shape), torch.Size(batch_shape)

@@ -19,7 +19,7 @@ from vi_flows.flows.image_base import ImageFlow, ImageShape, Scale, check_levels
 from vi_flows.flows.image_maf import ImageMAF
 from vi_flows.flows.image_steps import Emerging, FInC, FlowPP, Glow, InvConv3x3, InverseFlow, Periodic
 from vi_flows.nn.image import MLPConditioner, ResNetConditioner
-from vi_flows.settings import NonNegative, Positive, PositiveFloat
+from vi_flows.settings import NonNegative, Positive, PositiveFloat, check_image_shape
 from vi_flows.transforms import (
     ActNorm,
     AdditiveMap,
@@ -156,6 +156,7 @@ class ImageNICE(ImageFlow):
         self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None
     ) -> Inverse:
         """See :meth:`ImageFlow.build`."""
+        check_image_shape(image_shape)
 
         def network(n_in: int, n_out: int) -> nn.Module:
             return MLPConditioner((n_in, *image_shape[1:]), n_out, self.hidden_dims)

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from vi_flows.settings import check_settings
+from vi_flows.settings import check_image_shape, check_settings
 from vi_flows.transforms import ConditionalBijection, ConditionalChain, Coupling, Inverse
 from vi_flows.transforms.coupling import Partition
 from vi_flows.transforms.coupling_maps import CouplingMap
@@ -116,8 +116,9 @@ def check_levels(image_shape: ImageShape, num_levels: int) -> None:
     """Refuse sides that the levels' squeezes don't divide.
 
     Raises:
-        ValueError: they don't, or there is no level.
+        ValueError: they don't, there is no level, or see :func:`~vi_flows.settings.check_image_shape`.
     """
+    check_image_shape(image_shape)
     _, height, width = image_shape
     factor = 2**num_levels
     if num_levels < 1 or height % factor or width % factor:

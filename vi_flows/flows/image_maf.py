@@ -11,7 +11,7 @@ import torch
 from vi_flows.flows.image_base import ImageFlow, ImageShape
 from vi_flows.nn.autoregressive_mlp import AutoregressiveMLP
 from vi_flows.nn.mlp import ACTIVATIONS
-from vi_flows.settings import LATER, OneOf, Positive
+from vi_flows.settings import LATER, OneOf, Positive, check_counts, check_image_shape
 from vi_flows.transforms import (
     AffineMap,
     Bijection,
@@ -59,6 +59,7 @@ class ImageMAF(ImageFlow):
         self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None
     ) -> Inverse:
         """See :meth:`ImageFlow.build`."""
+        check_image_shape(image_shape)
         change, size = AffineMap(self.scale), math.prod(image_shape)
 
         def layer() -> Bijection:
@@ -77,6 +78,8 @@ class ImageMAF(ImageFlow):
         conditioner_dtype: torch.dtype | None = None,
     ) -> ConditionalInverse:
         """See :meth:`ImageFlow.build_conditional`; each masked network sees the context (the paper's section 3.4)."""
+        check_image_shape(image_shape)
+        check_counts(1, context_dim=context_dim)
         change, size = AffineMap(self.scale), math.prod(image_shape)
 
         def layer() -> ConditionalBijection:
