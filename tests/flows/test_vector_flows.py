@@ -171,6 +171,8 @@ def test_flows_are_written_as_short_as_can_be():
         ("", "written as NAME or NAME"),
         ("maf(2, (7,))", "only the first setting of maf goes without its name"),
         ("maf(2, num_layers=3)", "num_layers of maf is given twice"),
+        ("maf(num_layers=2, num_layers=3)", "num_layers of maf is given twice"),
+        ("maf(scale='exp', scale='tanh')", "scale of maf is given twice"),
         ("maf(layers=3)", "maf has no layers; it takes num_layers, hidden_dims, activation, scale"),
         ("maf(0)", "num_layers must be at least 1, got 0"),
         ("none(3)", "or none, got 'none'"),

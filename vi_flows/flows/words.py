@@ -29,6 +29,8 @@ def flow_from_words(words: str) -> VectorFlow | None:
         named = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
         if None in named:
             raise ValueError("stars unpack nothing here")
+        # Python's compiler would refuse these; its parser doesn't.
+        twice = [word.arg for word in call.keywords if [other.arg for other in call.keywords].count(word.arg) > 1]
     except (SyntaxError, ValueError):
         raise ValueError(f"a flow is written as NAME or NAME(SETTING=VALUE, …), got {words!r}") from None
     if name == "none" and not values and not named:
@@ -38,8 +40,9 @@ def flow_from_words(words: str) -> VectorFlow | None:
     if len(values) > 1:
         raise ValueError(f"only the first setting of {name} goes without its name, got {words!r}")
     first = fields(FLOWS[name])[0].name
-    if values and first in named:
-        raise ValueError(f"{first} of {name} is given twice in {words!r}")
+    twice += [first] if values and first in named else []
+    if twice:
+        raise ValueError(f"{twice[0]} of {name} is given twice in {words!r}")
     given = dict(zip([first], values, strict=False)) | {str(key): value for key, value in named.items()}
     return settings_from(FLOWS[name], given, name)
 
