@@ -31,3 +31,12 @@ def test_refusals():
         NGram(0, 4, [])
     with pytest.raises(ValueError, match="64 bits"):
         NGram(8, 256, [])
+    with pytest.raises(ValueError, match="there are no sequences to count"):
+        NGram(2, 4, [])
+    # Codes of larger values are those of other n-grams, so that the probabilities would not sum to one.
+    for wrong in ([0, 4], [-1, 2], [0.5, 1.0]):
+        with pytest.raises(ValueError, match="whole numbers from 0 to 3"):
+            NGram(2, 4, [np.array([0, 1]), np.array(wrong)])
+        with pytest.raises(ValueError, match="whole numbers from 0 to 3"):
+            NGram(2, 4, [np.array([0, 1])]).log_probs(np.array(wrong))
+    assert NGram(2, 4, [np.array([0, 1]), np.array([])]).log_probs(np.array([])).shape == (0,)

@@ -23,12 +23,15 @@ class NGram:
         sequences: integer arrays with values from 0 to ``V − 1``, to count.
 
     Raises:
-        ValueError: the order is less than 1, or contexts of this order don't fit 64 bits.
+        ValueError: the order is less than 1, contexts of this order don't fit 64 bits, there are no sequences, or a
+            value is none of the ``V``.
     """
 
     def __init__(self, order: int, num_values: int, sequences: Sequence[np.ndarray]) -> None:
         if order < 1 or num_values**order >= 2**63:
             raise ValueError(f"the order must be at least 1, and {num_values}^order fit 64 bits; got {order}")
+        if not len(sequences):
+            raise ValueError("there are no sequences to count, and so nothing to learn probabilities from")
         self.order, self.num_values = order, num_values
         self.grams, self.contexts = [], []
         for k in range(1, order + 1):
@@ -40,7 +43,17 @@ class NGram:
             self.contexts.append((contexts, totals, np.bincount(places, minlength=len(contexts)).astype(float)))
 
     def _codes(self, sequence: np.ndarray, k: int) -> np.ndarray:
-        """The ``k`` values up to each place as one number; places with fewer are left out."""
+        """The ``k`` values up to each place as one number; places with fewer are left out.
+
+        Raises:
+            ValueError: a value is not counted here: its number would be that of other values.
+        """
+        known = (sequence >= 0) & (sequence < self.num_values) & (sequence == np.floor(sequence))
+        if not known.all():
+            raise ValueError(
+                f"the values must be whole numbers from 0 to {self.num_values - 1}, got {sequence[~known][0]:g}: "
+                "quantise them first"
+            )
         values = sequence.astype(np.int64)
         size = max(len(values) - k + 1, 0)
         codes = np.zeros(size, dtype=np.int64)
@@ -49,7 +62,11 @@ class NGram:
         return codes
 
     def log_probs(self, sequence: np.ndarray) -> np.ndarray:
-        """``log p`` of every value given those before it, nats; the first ones have shorter contexts."""
+        """``log p`` of every value given those before it, nats; the first ones have shorter contexts.
+
+        Raises:
+            ValueError: a value is none of the ``V``.
+        """
         found = np.full(len(sequence), 1.0 / self.num_values)
         for k, ((grams, counts), (contexts, totals, kinds)) in enumerate(
             zip(self.grams, self.contexts, strict=True), start=1
