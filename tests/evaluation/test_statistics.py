@@ -13,7 +13,7 @@ from torch import nn
 from vi_flows.data import load
 from vi_flows.diagnostics import active_units
 from vi_flows.evaluation.nll import NLLResult, bootstrap_interval, bootstrap_intervals, half_width, interval_in_words
-from vi_flows.evaluation.psis import psis
+from vi_flows.evaluation.psis import psis, usable_k_hat
 from vi_flows.training import ImageTrainConfig
 from vi_flows.training.tasks.image import ImageEvaluationSettings, ImageFlowTask
 
@@ -36,6 +36,14 @@ def test_psis_agrees_with_arviz(size, scale):
 def coin(size):
     """Half zeros, half ones: the mean has standard error 1/(2√size)."""
     return torch.arange(size).remainder(2).double()
+
+
+def test_the_shape_up_to_which_weights_can_be_used():
+    """Vehtari et al. (2024): 1 − 1/log₁₀ S, at most 0.7, which it is from S = 10^(1/0.3) = 2154.4 on."""
+    assert usable_k_hat(100) == 0.5
+    assert usable_k_hat(2154) < 0.7 == usable_k_hat(2155)
+    with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
+        usable_k_hat(1)
 
 
 def test_the_bootstrap_interval_covers_95_percent():

@@ -236,7 +236,8 @@ def estimate_nll(
         part_name: what they are called there.
 
     Raises:
-        ValueError: a count is less than 1, there are no rows, or the log-weights are not ``(draws, rows)``.
+        ValueError: a count is less than 1, there are no rows, the log-weights are not ``(draws, rows)``, one is +∞, or
+            all of a row are −∞.
         FloatingPointError: a weight is NaN.
     """
     check_counts(

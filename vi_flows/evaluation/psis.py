@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vi_flows.settings import check_tensors
+from vi_flows.settings import check_counts, check_tensors
 
 __all__ = ["PSIS", "effective_sample_size", "fit_generalised_pareto", "psis", "tail_size", "usable_k_hat"]
 
@@ -58,15 +58,20 @@ def usable_k_hat(num_samples: int) -> float:
     From Vehtari et al. (2024), section 3.2.4; 0.5 of 100 draws, 0.63 of 500, 0.7 from 2155 on.
 
     Args:
-        num_samples: draws ``S``, at least 2.
+        num_samples: draws ``S``.
+
+    Raises:
+        ValueError: there are fewer than two.
     """
+    check_counts(2, num_samples=num_samples)
     return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
 def psis(log_weights: Tensor) -> PSIS:
     r"""Fit a generalised Pareto law to the largest weights of each column and replace them by its quantiles.
 
-    The tail holds ``min(S/5, 3√S)`` of ``S`` weights. For a proposal N(0, s²) and a target N(0, 1), ``k = 1 − s²``.
+    The tail holds ``min(S/5, 3√S)`` of ``S`` weights. For a target N(0, 1) and a narrower proposal N(0, s²), ``k = 1 −
+    s²``.
     The work is done in float64 where the weights are.
 
     Args:
