@@ -47,6 +47,11 @@ def test_a_larger_encoder_leaves_the_decoder_as_it_is():
         build_vae(replace(small, encoder_dims=((20,),)), 64)
     with pytest.raises(ValueError, match="encoder_dims must name at least one size"):
         VAEConfig(encoder_dims=())
+    with pytest.raises(ValueError, match=r"g1 has 1 latents, got hidden_dims=\(\(3,\), \(4,\)\)"):
+        build_vae(VAEConfig(hidden_dims=((3,), (4,))), 64)
+    for name in ("hidden_dims", "encoder_dims"):
+        with pytest.raises(ValueError, match=f"{name} must name at least one width below each latent"):
+            VAEConfig("g2", **{name: ((3,), ())})
 
 
 def with_log_variance_of_nine(head):

@@ -64,7 +64,8 @@ class VAEConfig:
 
     Raises:
         ValueError: a setting is of another type, out of its bounds, or without use: ``amortized`` where there is no
-            flow, or a flow's setting for contexts where it has none; or the prior's density would jump.
+            flow, or a flow's setting for contexts where it has none. Whether the prior's density can be followed by
+            gradients, :func:`build_vae` sees.
     """
 
     architecture: Literal["g1", "g2"] = "g1"
@@ -97,6 +98,9 @@ class VAEConfig:
         for name in ("latent_dims", "hidden_dims", "encoder_dims"):
             if getattr(self, name) == ():
                 raise SettingsError(f"{name} must name at least one size; leave it out for the architecture's")
+        for name in ("hidden_dims", "encoder_dims"):
+            if () in (getattr(self, name) or ()):
+                raise SettingsError(f"{name} must name at least one width below each latent, got {getattr(self, name)}")
         if self.prior is not None:
             self.prior.check_without_context()
         if self.amortized:
@@ -187,7 +191,8 @@ def vae_parts(config: VAEConfig, data_dim: int) -> VAEParts:
         data_dim: pixels of a row.
 
     Raises:
-        ValueError: another number of latents (or encoders) than the architecture's, or ``data_dim`` is no size.
+        ValueError: another number of latents (or of lists of widths) than the architecture's, or ``data_dim`` is no
+            size.
     """
     check_counts(1, data_dim=data_dim)
     check_types(VAEConfig, config=config)
@@ -197,8 +202,9 @@ def vae_parts(config: VAEConfig, data_dim: int) -> VAEParts:
     if len(latents) != len(default_latents):
         raise ValueError(f"{config.architecture} has {len(default_latents)} latents, got latent_dims={latents}")
     encoder = hidden if config.encoder_dims is None else config.encoder_dims
-    if len(encoder) != len(latents):
-        raise ValueError(f"{config.architecture} has {len(latents)} latents, got encoder_dims={encoder}")
+    for name, widths in (("hidden_dims", hidden), ("encoder_dims", encoder)):
+        if len(widths) != len(latents):
+            raise ValueError(f"{config.architecture} has {len(latents)} latents, got {name}={widths}")
     return VAEParts(config, operator.index(data_dim), latents, hidden, encoder)
 
 
