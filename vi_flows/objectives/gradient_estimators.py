@@ -170,8 +170,9 @@ def _place(factor: Tensor, trace: Trace, particles: bool) -> Tensor:
 class RenyiBound(TracedBound):
     r"""The variational Rényi bound ``(1/(1−α)) log (1/K) Σ_k w_k^{1−α}`` (Li and Turner 2016), right under subsampling.
 
-    ``α = 0`` is IWAE, ``α → 1`` the ELBO; below 1 it lies between them, and negative ``α`` overestimates. It is taken
-    for each row of the plates that hold every site, with their scale ``N/B`` outside.
+    ``α = 0`` is IWAE, ``α → 1`` the ELBO, and it falls as ``α`` rises: from 0 to 1 it lies between the two, above 1
+    below the ELBO, and of a negative ``α`` and many draws above the evidence. It is taken for each row of the plates
+    that hold every site, with their scale ``N/B`` outside.
 
     Args:
         alpha: ``α``, not 1.
