@@ -12,7 +12,14 @@ from torch import nn
 
 from vi_flows.data import load
 from vi_flows.diagnostics import active_units
-from vi_flows.evaluation.nll import NLLResult, bootstrap_interval, bootstrap_intervals, half_width, interval_in_words
+from vi_flows.evaluation.nll import (
+    NLLResult,
+    bootstrap_interval,
+    bootstrap_intervals,
+    half_width,
+    interval_in_words,
+    student_half_width,
+)
 from vi_flows.evaluation.psis import psis, usable_k_hat
 from vi_flows.training import ImageTrainConfig
 from vi_flows.training.tasks.image import ImageEvaluationSettings, ImageFlowTask
@@ -66,6 +73,14 @@ def test_intervals_of_several_quantities_are_those_of_each():
         assert found == pytest.approx(np.quantile(counts @ row.numpy() / 50, [0.1, 0.9]), abs=1e-12)
     with pytest.raises(ValueError, match="got 0 and 5"):
         bootstrap_intervals(torch.zeros(3, 0), resamples=5)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 2.0, math.nan])
+def test_levels_that_are_none_are_refused(level):
+    """Of level 0 the bootstrap had an interval without width, of 2 Student's was NaN."""
+    for interval in (bootstrap_interval, lambda values, level: student_half_width(values.tolist(), level)):
+        with pytest.raises(ValueError, match=f"level must lie between 0 and 1, got {level}"):
+            interval(torch.arange(5.0), level)
 
 
 def test_a_single_row_has_no_interval():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vi_flows.evaluation.nll import bootstrap_interval
+from vi_flows.evaluation.nll import bootstrap_interval, check_level
 from vi_flows.settings import check_tensors
 
 __all__ = ["PairedComparison", "paired_bootstrap"]
@@ -44,11 +44,11 @@ def paired_bootstrap(
         seed: of the resampling.
 
     Raises:
-        ValueError: the scores are not two vectors of one length, at least 2, or one is not finite.
+        ValueError: the scores are not two vectors of one length, at least 2, one is not finite, or as for
+            :func:`~vi_flows.evaluation.nll.bootstrap_interval`.
     """
     check_tensors(first=first, second=second)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}; 0.95 is usual")
+    check_level(level)
     if first.dim() != 1 or first.shape != second.shape or len(first) < 2:
         raise ValueError(f"need two vectors of the same images, got {tuple(first.shape)} and {tuple(second.shape)}")
     difference = first.double().cpu() - second.double().cpu()

@@ -21,8 +21,8 @@ from vi_flows.progress import progress_bar
 from vi_flows.settings import check_counts, check_tensors
 
 __all__ = [
-    "NLLResult", "bootstrap_interval", "bootstrap_intervals", "estimate_nll", "half_width", "interval_in_words",
-    "pyro_log_weights", "student_half_width",
+    "NLLResult", "bootstrap_interval", "bootstrap_intervals", "check_level", "estimate_nll", "half_width",
+    "interval_in_words", "pyro_log_weights", "student_half_width",
 ]  # fmt: skip
 
 RESAMPLES_AT_ONCE = 200  # of 10 000 rows, 16 MB
@@ -84,6 +84,16 @@ class NLLResult:
         return {name: values.float() for name, values in columns.items()}
 
 
+def check_level(level: float) -> None:
+    """Refuse what is no coverage of an interval.
+
+    Raises:
+        ValueError: it does not lie between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}; 0.95 is usual")
+
+
 def bootstrap_interval(
     values: Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
@@ -96,7 +106,7 @@ def bootstrap_interval(
         seed: of the resampling.
 
     Raises:
-        ValueError: there is nothing to resample, or no bootstrap sample is asked for.
+        ValueError: there is nothing to resample, no bootstrap sample is asked for, or see :func:`check_level`.
     """
     return bootstrap_intervals(values.reshape(1, -1), level, resamples, seed)[0]
 
@@ -115,8 +125,9 @@ def bootstrap_intervals(
         seed: of the resampling.
 
     Raises:
-        ValueError: there is nothing to resample, or no bootstrap sample is asked for.
+        ValueError: there is nothing to resample, no bootstrap sample is asked for, or see :func:`check_level`.
     """
+    check_level(level)
     if values.numel() < 1 or resamples < 1:
         raise ValueError(f"a bootstrap needs values and resamples of at least 1, got {values.numel()} and {resamples}")
     generator = np.random.default_rng(seed)
@@ -162,7 +173,11 @@ def student_half_width(values: Sequence[float], level: float = 0.95) -> float:
     Args:
         values: of seeds; NaN for a single one.
         level: coverage.
+
+    Raises:
+        ValueError: see :func:`check_level`.
     """
+    check_level(level)
     if len(values) < 2:
         return math.nan
     quantile = float(stdtrit(len(values) - 1, (1 + level) / 2))
