@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.transforms import planar
 
 from vi_flows.autoregressive import (
     MADE,
@@ -29,7 +30,7 @@ from vi_flows.diagnostics import diagnose
 from vi_flows.distributions import BernoulliLogits, FlowNormal, bits_per_dim
 from vi_flows.distributions.image_config import ImageFlowConfig
 from vi_flows.evaluation import effective_sample_size, estimate_nll, paired_bootstrap, psis
-from vi_flows.flows import FLOWS, IAF, ConvFlow, Spline, Sylvester, conv_flow
+from vi_flows.flows import FLOWS, IAF, ConvFlow, Spline, Sylvester, conv_flow, repeat_pyro
 from vi_flows.flows.image import MCONV
 from vi_flows.flows.image_steps import Glow
 from vi_flows.guides import AutoConvFlow, AutoFlow, fit
@@ -115,6 +116,7 @@ def without_latents():
 PLANAR = FLOWS["planar"](2).build(3)
 CONV_FLOW = ConvFlow(2).build(3)
 MADE_4 = MADE((4,), Bernoulli(), (8,))
+VAE_OF_4 = build_vae(VAEConfig(latent_dims=(2,), hidden_dims=((3,),)), 4)
 
 
 def weights(shape, value=0.0):
@@ -262,6 +264,13 @@ CALLS = [
     *calls("context_dim must be a whole number", lambda: ConvFlow(2).build(3, 2.5)),
     *calls("a Chain is made of several Bijections", lambda: Chain(CONV_FLOW)),
     *calls("loc must be of type Tensor, got list", lambda: FlowNormal([0.0], [1.0], CONV_FLOW)),
+    *calls(r"loc of shape \(3,\) and log_scale of shape \(2,\)", lambda: FlowNormal(torch.zeros(3), torch.zeros(2))),
+    *calls("num_layers must be at least 1, got 0", lambda: repeat_pyro(lambda: planar(2), 0)),
+    *calls("size must be at least 0, got -1", lambda: VAE_OF_4.sample(-1)),
+    *[
+        ("num_particles must be at least 1, got 0", lambda name=name: getattr(VAE_OF_4, name)(torch.zeros(2, 4), 0))
+        for name in ("log_weight_terms", "path_log_weight_terms")
+    ],
     *calls("config must be of type VAEConfig", lambda: build_vae(None, 64), lambda: build_vae({}, 64)),
     *calls("config must be of type TrainConfig, got dict", lambda: Run.create("nowhere", {})),
     *calls("run must be of type Run, got str; Run.open", lambda: Trainer("nowhere")),

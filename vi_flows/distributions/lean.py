@@ -56,7 +56,7 @@ class FlowNormal(Expandable):
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: the bijection acts on events of more than one dimension.
+        ValueError: the bijection acts on events of more than one dimension, or the shapes do not broadcast.
     """
 
     arg_constraints: ClassVar = {"loc": constraints.real_vector, "log_scale": constraints.real_vector}
@@ -69,7 +69,12 @@ class FlowNormal(Expandable):
             raise TypeError(f"FlowNormal takes a Bijection, got {type(bijection).__name__}; wrap it in FromPyro")
         check_tensors(loc=loc, log_scale=log_scale)
         if loc.shape != log_scale.shape:
-            loc, log_scale = torch.broadcast_tensors(loc, log_scale)
+            try:
+                loc, log_scale = torch.broadcast_tensors(loc, log_scale)
+            except RuntimeError:
+                raise ValueError(
+                    f"loc of shape {tuple(loc.shape)} and log_scale of shape {tuple(log_scale.shape)} do not broadcast"
+                ) from None
         shape = loc.shape
         if bijection is not None:
             if bijection.event_dim > 1:

@@ -12,6 +12,7 @@ from vi_flows.distributions import FlowNormal
 from vi_flows.nn import MLP, GaussianHead
 from vi_flows.nn.typed import ModuleDictOf, ModuleListOf
 from vi_flows.parameters import register_module
+from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection, ConditionalBijection
 from vi_flows.transforms.capabilities import outermost
 from vi_flows.vae.model import data_plate, latent_names
@@ -122,7 +123,11 @@ class AmortizedGuide(nn.Module):
 
         Returns:
             The latents from the top down, each ``(P, B, d)``, and ``log q`` of shape ``(P, B)``.
+
+        Raises:
+            ValueError: ``num_particles`` is less than 1, or see :meth:`rows`.
         """
+        check_counts(1, num_particles=num_particles)
         latents: list[Tensor] = []
         log_q: Tensor | None = None
         below, sample_shape = self.rows(x), torch.Size([num_particles])

@@ -157,7 +157,12 @@ class LatentChain(nn.Module, ABC):
         return sum(self.latent_dims)
 
     def sample_latents(self, size: int) -> list[Tensor]:
-        """One draw from the prior for each of ``size`` rows: the latents from the top down, each ``(size, d)``."""
+        """One draw from the prior for each of ``size`` rows: the latents from the top down, each ``(size, d)``.
+
+        Raises:
+            ValueError: ``size`` is negative or no whole number.
+        """
+        check_counts(0, size=size)
         latents: list[Tensor] = []
         for index in range(len(self.latent_names)):
             latents.append(self.prior(index, latents[-1] if latents else None, size, validate_args=False).rsample())
