@@ -14,6 +14,7 @@ from torch.distributions.transforms import (
     AffineTransform,
     ComposeTransform,
     ExpTransform,
+    IndependentTransform,
     SigmoidTransform,
     StickBreakingTransform,
 )  # fmt: skip
@@ -30,6 +31,7 @@ from vi_flows.transforms import (
     ConditionalCheckpointed,
     ConditionalInverse,
     FromPyro,
+    ImageChain,
     Inverse,
     Logit,
     MultiScale,
@@ -128,6 +130,30 @@ def test_parts_that_fit_lose_nothing() -> None:
     wide = Chain([FromPyro(ExpTransform())], event_dim=2)
     assert same_support(wide.codomain, constraints.independent(constraints.positive, 2))
     assert same_support(Chain([]).codomain, constraints.real_vector)
+
+
+def test_parts_that_are_replaced_are_asked_anew() -> None:
+    inner = Chain([FromPyro(AffineTransform(0.0, 2.0)), Revert()])
+    chain = Chain([inner, affine(3.0, 2.0, 3)])
+    assert is_real(chain.codomain)
+    assert is_real(Inverse(chain).domain)
+    inner.parts[0] = FromPyro(SigmoidTransform())  # within another chain, which asks it
+    assert chain.codomain.check(torch.tensor([[3.5] * 3, [5.5] * 3])).tolist() == [True, False]
+    density = dist.TransformedDistribution(normal(3), [chain])
+    with pytest.raises(ValueError, match="within the support"):
+        density.log_prob(torch.full((3,), 5.5))
+    chain.parts.insert(0, FromPyro(SigmoidTransform().inv))
+    assert chain.domain.check(torch.tensor([[0.5] * 3, [-0.5] * 3])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("made", [lambda: Chain([FromPyro(AffineTransform(0.0, 2.0))]), lambda: ImageChain([])])
+def test_a_part_of_larger_events_that_came_afterwards_is_refused(made: Callable[[], Chain]) -> None:
+    chain = made()
+    chain.parts.append(FromPyro(IndependentTransform(AffineTransform(0.0, 2.0), 4)))
+    for step in (chain.forward_and_ladj, chain.inverse_and_ladj):
+        # Square, so that sums over different dimensions would go through.
+        with pytest.raises(ValueError, match="event dimensions more than the whole: make a new Chain"):
+            step(torch.ones(2, 2, 2, 2, 2))
 
 
 def test_two_images_are_not_taken_for_one() -> None:

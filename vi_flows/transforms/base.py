@@ -30,7 +30,16 @@ def no_sign(transform: object) -> NotImplementedError:
 
 
 def sum_event_dims(value: Tensor, num_dims: int) -> Tensor:
-    """Sum the last `num_dims` dimensions (none of them for 0)."""
+    """Sum the last `num_dims` dimensions (none of them for 0): those that an event of the whole has more than a part's.
+
+    Raises:
+        ValueError: the part's have more; a composition refuses such parts, so this one came in afterwards.
+    """
+    if num_dims < 0:
+        raise ValueError(
+            f"a part that took the place of another has {-num_dims} event dimensions more than the whole: make a new "
+            "Chain of the parts"
+        )
     return value.flatten(-num_dims).sum(-1) if num_dims > 0 else value
 
 

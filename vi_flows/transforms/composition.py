@@ -47,9 +47,6 @@ class Chain(Bijection):
             raise ValueError(f"event_dim={event_dim} is less than the {widest} event dimensions of a part")
         super().__init__(widest if event_dim is None else event_dim)
         self.parts: ModuleListOf[Bijection] = ModuleListOf(parts)
-        # Whether all arguments of the first part go through, and all values of the last are reached; `None`: not asked.
-        self._takes_all: bool | None = None
-        self._reaches_all: bool | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -68,18 +65,15 @@ class Chain(Bijection):
     @property
     def domain(self) -> Constraint:  # type: ignore[override]  # as in the base class
         """Those of the first part's domain that every part after it can take, with ``event_dim`` event dimensions."""
-        if self._takes_all is None:
-            self._takes_all = fits((part.codomain, part.domain) for part in reversed(self.parts))
-        if self._takes_all:
+        # Asked of the parts each time: they, or what is inside of them, may have been replaced.
+        if fits((part.codomain, part.domain) for part in reversed(self.parts)):
             return widened(self.parts[0].domain if len(self.parts) else super().domain, self.event_dim)
         return reached([(part.codomain, part.domain, part._call) for part in reversed(self.parts)], self.event_dim)
 
     @property
     def codomain(self) -> Constraint:  # type: ignore[override]  # as in the base class
         """Those of the last part's codomain that come from the parts before, with ``event_dim`` event dimensions."""
-        if self._reaches_all is None:
-            self._reaches_all = fits((part.domain, part.codomain) for part in self.parts)
-        if self._reaches_all:
+        if fits((part.domain, part.codomain) for part in self.parts):
             return widened(self.parts[-1].codomain if len(self.parts) else super().codomain, self.event_dim)
         steps = [(part.domain, part.codomain, part._inverse) for part in self.parts]
         return with_draws(reached(steps, self.event_dim), self._drew)

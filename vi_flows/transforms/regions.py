@@ -139,7 +139,8 @@ def image(region: Constraint, domain: Constraint, codomain: Constraint, back: Ca
 
 
 def _holds(region: Constraint, domain: Constraint) -> bool:
-    return is_real(region) or same_support(_innermost(region), _innermost(domain))
+    # One object first, as all numbers mostly are (:func:`reals`): long chains are asked often.
+    return region is domain or is_real(region) or same_support(_innermost(region), _innermost(domain))
 
 
 def fits(steps: Iterable[tuple[Constraint, Constraint]]) -> bool:
