@@ -110,7 +110,7 @@ ARGUMENTS = {
     ): "the command line's parser hides what a setting says of itself in an error of its own",
     ("transforms/image/multi_scale.py", "Bijection"): "a level without a prior holds PyTorch's identity",
     ("vae/config.py", "VectorFlow"): "the command line's parser asks whether a default is one",
-    ("objectives/path_gradient.py", "Bijection"): "a site's transforms are whatever the user's guide took",
+    ("transforms/from_pyro.py", "Bijection"): "a site's transforms are whatever the user's guide took",
     ("objectives/path_gradient.py", "FlowNormal"): "a site's distribution is whatever the user's guide took",
     ("autoregressive/stepping.py", "MaskedConv2d"): "a head is a plain sequence of layers and ReLUs",
 }

@@ -12,13 +12,14 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI
 from torch import nn
+from torch.distributions import AffineTransform, ComposeTransform
 
 from vi_flows.distributions import FlowNormal
 from vi_flows.flows import conv_flow, repeat_pyro
 from vi_flows.guides import AutoConvFlow, AutoFlow
 from vi_flows.objectives import ELBO, IWAE, DReG, RenyiBound, StickingTheLanding
 from vi_flows.objectives.traced import TracedWeights
-from vi_flows.transforms import Affine
+from vi_flows.transforms import Affine, Chain, FromPyro
 
 X = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
 
@@ -215,6 +216,28 @@ def test_flows_whose_log_determinant_jumps_are_refused(loss):
     with pytest.raises(ValueError, match="jumps"):
         loss(2).loss_and_grads(gaussian, lambda: pyro.sample("x", FlowNormal(torch.zeros(2), torch.zeros(2), flow)))
     loss(2).loss_and_grads(gaussian, AutoFlow(gaussian, lambda dim: conv_flow(dim, activation="tanh")))
+
+
+@pytest.mark.parametrize(
+    ("within", "jumping"),
+    [
+        (lambda flow: [ComposeTransform([flow, AffineTransform(0.0, 2.0)])], "ConvFlowStack"),
+        (lambda flow: [AffineTransform(0.0, 2.0), flow.inv], "ConvFlowStack"),
+        (lambda flow: [pyro_transforms.ComposeTransformModule([flow])], "ConvFlowStack"),
+        (lambda flow: [FromPyro(ComposeTransform([flow]))], "FromPyro"),
+        (lambda flow: [pyro_transforms.LeakyReLUTransform()], "LeakyReLUTransform"),
+        (lambda flow: [Chain([FromPyro(pyro_transforms.LeakyReLUTransform())], event_dim=1)], "Chain"),
+    ],
+)
+def test_jumps_within_compositions_of_pytorch_are_found(within, jumping):
+    def guide(activation):
+        base = dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1)
+        return pyro.sample("x", dist.TransformedDistribution(base, within(conv_flow(2, activation=activation))))
+
+    with pytest.raises(ValueError, match=f"of the {jumping} at guide site 'x' jumps"):
+        StickingTheLanding(2).loss_and_grads(gaussian, partial(guide, "leaky_relu"))
+    if "ReLU" not in jumping and jumping != "Chain":
+        StickingTheLanding(2).loss_and_grads(gaussian, partial(guide, "tanh"))
 
 
 def gaussian():

@@ -17,14 +17,15 @@ from torch import Tensor
 from vi_flows.objectives.bounds import ELBO, IWAE
 from vi_flows.objectives.path_gradient import (
     GradientGate,
-    bijections_of,
     dreg_factor,
     gradients_through,
+    transforms_of,
     with_detached_parameters,
 )
 from vi_flows.objectives.traced import PARTICLES, TracedBound, TracedWeights
 from vi_flows.parameters import module_of
 from vi_flows.traces import Site, nodes
+from vi_flows.transforms.from_pyro import jump_in
 
 __all__ = ["DReG", "RenyiBound", "StickingTheLanding"]
 
@@ -65,12 +66,13 @@ def _rescore(guide: Callable, trace: Trace, args: tuple, kwargs: dict[str, Any])
 def _check_continuous(trace: Trace, objective: str) -> None:
     """Refuse flows whose score does not have mean zero (:func:`supports_path_gradient`)."""
     for name, site in _latent(trace).items():
-        for flow in bijections_of(site["fn"]):
-            if not flow.continuous_log_det:
+        for transform in transforms_of(site["fn"]):
+            jumping = jump_in(transform)
+            if jumping is not None:
                 raise ValueError(
                     f"{objective} needs densities that are continuous in the draws, and the log-determinant of the "
-                    f"{type(flow).__name__} at guide site {name!r} jumps (a ConvFlow with leaky ReLU): use a smooth "
-                    "activation such as tanh, or ELBO or IWAE"
+                    f"{type(jumping).__name__} at guide site {name!r} jumps (as that of a leaky ReLU does): use a "
+                    "smooth activation such as tanh, or ELBO or IWAE"
                 )
 
 

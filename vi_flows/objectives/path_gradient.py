@@ -9,18 +9,18 @@ import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributions import Distribution, Independent, TransformedDistribution
+from torch.distributions import Distribution, Independent, Transform, TransformedDistribution
 
 from vi_flows.distributions import FlowNormal
 from vi_flows.transforms import Bijection
 
 __all__ = [
     "GradientGate",
-    "bijections_of",
     "dreg_factor",
     "gradients_through",
     "inverse_with_detached_parameters",
     "supports_path_gradient",
+    "transforms_of",
     "with_detached_parameters",
 ]
 
@@ -89,16 +89,16 @@ def supports_path_gradient(flow: Bijection) -> bool:
     return flow.has_inverse and flow.continuous_log_det
 
 
-def bijections_of(distribution: Distribution) -> Iterator[Bijection]:
-    """The bijections that a distribution pushes its base through, within masks, expansions and ``to_event``, too.
+def transforms_of(distribution: Distribution) -> Iterator[Transform]:
+    """The transforms that a distribution pushes its base through, within masks, expansions and ``to_event``, too.
 
     Args:
         distribution: of a site.
     """
     if isinstance(distribution, Independent | MaskedDistribution | ExpandedDistribution | TransformedDistribution):
-        yield from bijections_of(distribution.base_dist)
+        yield from transforms_of(distribution.base_dist)
     if isinstance(distribution, TransformedDistribution):
-        yield from (part for part in distribution.transforms if isinstance(part, Bijection))
+        yield from distribution.transforms
     if isinstance(distribution, FlowNormal) and distribution.bijection is not None:
         yield distribution.bijection
 

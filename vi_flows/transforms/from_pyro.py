@@ -19,7 +19,7 @@ from vi_flows.transforms.base import Bijection, no_sign
 from vi_flows.transforms.contents import Contents
 from vi_flows.transforms.regions import reached, with_draws
 
-__all__ = ["FromPyro"]
+__all__ = ["FromPyro", "jump_in"]
 
 
 # They say that they are bijective and implement `_inverse`, which only looks the last sample up.
@@ -31,6 +31,24 @@ _LOOKS_UP = (
     transforms.Polynomial,
     transforms.Sylvester,
 )
+
+
+def jump_in(transform: Transform, contents: Contents | None = None) -> Transform | None:
+    """What is in a transform, or the transform itself, whose log-determinant is not continuous in the input.
+
+    Args:
+        transform: of any kind: a bijection, or PyTorch's compositions and inverses of some, which say nothing of that.
+        contents: its, where they are known.
+    """
+    if isinstance(transform, Bijection):  # its own answer, asked in every step: no walk through a long flow
+        return None if transform.continuous_log_det else transform
+    for part in (Contents.of(transform) if contents is None else contents).owners:
+        # The one of PyTorch's and Pyro's whose slope jumps.
+        if isinstance(part, transforms.LeakyReLUTransform):
+            return part
+        if isinstance(part, Bijection) and not part.continuous_log_det:
+            return part
+    return None
 
 
 def _offers_inverse(transform: Transform) -> bool:
@@ -95,6 +113,11 @@ class FromPyro(Bijection):
     def has_inverse(self) -> bool:
         """Whether the wrapped transform inverts points that it did not draw itself."""
         return _offers_inverse(self.transform)
+
+    @property
+    def continuous_log_det(self) -> bool:
+        """Whether that of the wrapped transform is continuous in the input."""
+        return jump_in(self.transform, self._contents) is None
 
     @property  # PyTorch declares a writable attribute and itself overrides it with properties
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
