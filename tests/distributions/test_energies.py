@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vi_flows.distributions.energies import TARGETS_2D, target_2d
+from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
 from vi_flows.fit2d import Fit2D, Fit2DResult, fit_flow_2d, flow_log_density, make_flow_2d, train_flow_2d
 from vi_flows.flows import conv_flow
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
@@ -48,6 +48,83 @@ def test_boxes_hold_the_mass(name):
     ])  # fmt: skip
     assert target.log_prob(border).max() < -10
     assert target.log_prob(torch.zeros(3, 5, 2)).shape == (3, 5)
+
+
+def half_square(z1, z2):
+    return 0.5 * (z1.square() + z2.square())
+
+
+WIDE = (-8.0, 8.0, -8.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("energy", "found"),
+    [
+        (lambda z1, z2: torch.zeros(()), r"gave a tensor of \(\)"),  # counted once for all cells
+        (lambda z1, z2: half_square(z1, z2).sum(), r"gave a tensor of \(\)"),
+        (lambda z1, z2: half_square(z1, z2)[..., None], r"gave a tensor of \(3, 1\) for points of shape \(3,\)"),
+        (lambda z1, z2: 0.0, "gave float"),
+    ],
+)
+def test_an_energy_gives_a_number_for_each_point(energy, found):
+    with pytest.raises(ValueError, match=found):
+        Energy2D("own", energy, WIDE).unnormalized_log_prob(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((8.0, -8.0, 8.0, -8.0), "min < max"),  # the area of its cells is positive
+        ((-8.0, 8.0, -8.0), "four finite numbers"),
+        ((-math.inf, math.inf, -8.0, 8.0), "four finite numbers"),
+        (8.0, "four finite numbers"),
+    ],
+)
+def test_a_box_has_an_inside(box, message):
+    with pytest.raises(ValueError, match=message):
+        Energy2D("own", half_square, box)
+
+
+def test_a_box_that_cuts_the_density_off_is_refused():
+    assert abs(Energy2D("own", half_square, WIDE).log_normalizer() - math.log(2 * math.pi)) < 1e-6
+    small = Energy2D("own", half_square, (-1.0, 1.0, -8.0, 8.0))  # the same name as the one above
+    with pytest.raises(ValueError, match="widen the box"):
+        small.log_prob(torch.zeros(2))
+    cut = Energy2D("own", half_square, (-1.0, 1.0, -8.0, 8.0), hard=True)
+    assert abs(cut.log_normalizer() - math.log(2 * math.pi * math.erf(0.5**0.5))) < 1e-5
+    square = Energy2D("square", lambda z1, z2: torch.zeros_like(z1), (0.0, 2.0, 0.0, 4.0), hard=True)
+    assert abs(square.log_normalizer() - math.log(8)) < 1e-9
+    with pytest.raises(ValueError, match="NaN or minus infinity somewhere"):
+        Energy2D("log", lambda z1, z2: z1.log(), WIDE).log_prob(torch.ones(2))
+
+
+def test_the_normalizer_is_that_of_the_present_box_and_one_for_all_rows():
+    asked = []
+
+    def counted(z1, z2):
+        asked.append(z1.numel())
+        return half_square(z1, z2)
+
+    target = Energy2D("own", counted, (-1.0, 1.0, -1.0, 1.0), hard=True)
+    target.log_normalizer()
+    target.box = WIDE
+    assert abs(target.log_normalizer() - math.log(2 * math.pi)) < 1e-6
+    rows = target.expand((3,))
+    assert rows.log_prob(torch.zeros(2)).tolist() == [target.log_prob(torch.zeros(2))] * 3
+    assert rows.log_prob(torch.zeros(5, 1, 2)).shape == (5, 3)
+    assert asked.count(2000**2) == 2
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS_2D))
+def test_scores_at_the_origin_are_numbers(name):
+    z = torch.zeros(2, requires_grad=True)
+    assert torch.autograd.grad(TARGETS_2D[name].log_prob(z), z)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), torch.tensor(1.0)])
+def test_points_are_of_two_numbers(value):
+    with pytest.raises(ValueError, match=r"density of points \(…, 2\)"):
+        TARGETS_2D["u1"].log_prob(value)
 
 
 def test_divergence_by_quadrature_of_known_densities():

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
+from vi_flows.settings import check_counts, check_tensors
+
 __all__ = ["TARGETS_2D", "Energy2D", "target_2d", "wall"]
 
 EnergyFn = Callable[[Tensor, Tensor], Tensor]
@@ -28,31 +30,61 @@ class Energy2D(TorchDistribution):
 
     Args:
         name: for reports.
-        energy: ``U(z₁, z₂)``, elementwise.
+        energy: ``U(z₁, z₂)``, elementwise: a number for each point, which may be infinite. The quadrature asks for it
+            in float64, once for an energy and a box.
         box: ``(z₁ min, z₁ max, z₂ min, z₂ max)`` of the quadrature.
         hard: whether ``p`` is zero outside of the box (a truncated target).
+
+    Raises:
+        TypeError: the energy can't be called.
+        ValueError: the box is not four finite numbers in order; on use, points are not of two numbers, the energy gives
+            something else than one number for each point, or the box does not hold the mass.
     """
 
     arg_constraints: ClassVar[dict] = {}
     support = constraints.real_vector
 
     def __init__(self, name: str, energy: EnergyFn, box: tuple[float, float, float, float], hard: bool = False) -> None:
-        self.name, self.energy, self.box, self.hard = name, energy, box, hard
+        if not callable(energy):
+            raise TypeError(f"energy must be a function U(z1, z2), got {type(energy).__name__}")
+        try:
+            a, b, c, d = map(float, box)
+        except (TypeError, ValueError):
+            raise ValueError(f"{BOX}, got {box!r}") from None
+        if not (-math.inf < a < b < math.inf and -math.inf < c < d < math.inf):
+            raise ValueError(f"{BOX}, got {box!r}")
+        self.name, self.energy, self.box, self.hard = name, energy, (a, b, c, d), hard
         super().__init__(torch.Size(), torch.Size([2]), validate_args=False)
 
     def __repr__(self) -> str:
         return f"Energy2D({self.name!r})"
 
     def expand(self, batch_shape: _size, _instance: TorchDistribution | None = None) -> TorchDistribution:
-        """The target itself: its log density broadcasts over any batch shape."""
+        """The same target for each row of a batch."""
         new = Energy2D(self.name, self.energy, self.box, self.hard)
         super(Energy2D, new).__init__(torch.Size(batch_shape), torch.Size([2]), validate_args=False)
         return new
 
     def unnormalized_log_prob(self, value: Tensor) -> Tensor:
-        """``−U(z)``, shape ``(…)`` for ``z`` of shape ``(…, 2)``."""
+        """``−U(z)``, shape ``(…)`` for ``z`` of shape ``(…, 2)``.
+
+        Raises:
+            TypeError: ``z`` is no tensor.
+            ValueError: its points have not two numbers, or the energy gives not one for each.
+        """
+        check_tensors(value=value)
+        if value.dim() < 1 or value.shape[-1] != 2:
+            raise ValueError(f"{self!r} is a density of points (…, 2), got a tensor of {tuple(value.shape)}")
         z1, z2 = value.unbind(-1)
-        log_p = -self.energy(z1, z2)
+        energy = self.energy(z1, z2)
+        if not isinstance(energy, Tensor) or energy.shape != z1.shape:
+            # Otherwise it would broadcast, and the quadrature count one cell for all of them.
+            found = f"a tensor of {tuple(energy.shape)}" if isinstance(energy, Tensor) else type(energy).__name__
+            raise ValueError(
+                f"the energy of {self!r} gave {found} for points of shape {tuple(z1.shape)}: it is to give one number "
+                "for each, as z1 + z2 does (a constant: torch.zeros_like(z1))"
+            )
+        log_p = -energy
         if self.hard:
             a, b, c, d = self.box
             inside = (z1 >= a) & (z1 <= b) & (z2 >= c) & (z2 <= d)
@@ -60,21 +92,30 @@ class Energy2D(TorchDistribution):
         return log_p
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``−U(z) − log Z``, nats."""
-        return self.unnormalized_log_prob(value) - self.log_normalizer()
+        """``−U(z) − log Z``, nats; shape ``(…)``, broadcast with the batch shape."""
+        log_p = self.unnormalized_log_prob(value) - self.log_normalizer()
+        return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
 
     def grid(self, points: int = 2000) -> tuple[Tensor, float]:
         """Midpoints of a regular grid of the box, ``(points, points, 2)`` with ``z₁`` along the first dimension, and
         the area of a cell.
+
+        Raises:
+            ValueError: there is no point.
         """
+        check_counts(1, points=points)
         a, b, c, d = self.box
         mid = (torch.arange(points, dtype=torch.float64) + 0.5) / points
         mesh = torch.meshgrid(a + (b - a) * mid, c + (d - c) * mid, indexing="ij")
         return torch.stack(mesh, -1), (b - a) * (d - c) / points**2
 
     def log_normalizer(self) -> float:
-        """``log Z`` by the midpoint rule on 2000 × 2000 cells, exact to 1e-5 for these targets."""
-        return _log_normalizer(self.name, self)
+        """``log Z`` by the midpoint rule on 2000 × 2000 cells, exact to 1e-5 for these targets.
+
+        Raises:
+            ValueError: it is no finite number, or the density has not died away at the border of the box.
+        """
+        return _log_normalizer(self.energy, tuple(self.box), self.hard, self.name)
 
     def divergence_from(self, log_density: Callable[[Tensor], Tensor], points: int = 600) -> tuple[float, float]:
         """``KL(q‖p)`` on the box by quadrature.
@@ -85,20 +126,57 @@ class Energy2D(TorchDistribution):
 
         Returns:
             The divergence in nats, and the mass of ``q`` that the box holds (1, if the number is to be trusted).
+
+        Raises:
+            ValueError: ``log_density`` gives not one number for each point.
         """
         z, cell = self.grid(points)
         z = z.reshape(-1, 2)
         with torch.no_grad():
             log_q = torch.cat([log_density(part) for part in z.split(50_000)]).double()
+            if log_q.shape != z.shape[:1]:
+                raise ValueError(
+                    f"log_density gave {tuple(log_q.shape)} for points {tuple(z.shape)}, not one number for each"
+                )
             terms = log_q.exp() * (log_q - self.log_prob(z)) * cell
         return float(terms[log_q > -700].sum()), float(log_q.exp().sum() * cell)
 
 
-# Bounded, so that targets made by the user don't pile up.
+BOX = "box must be four finite numbers, (z1 min, z1 max, z2 min, z2 max) with min < max"
+
+BORDER = 1e-6
+"""Largest share of the mass in the outermost cells; a Gaussian with more, cut at 4 sd, has log Z wrong by 1e-4."""
+
+
+# Of what it depends on, which copies for a batch share. Bounded, so that targets made by the user don't pile up.
 @lru_cache(maxsize=64)
-def _log_normalizer(name: str, target: Energy2D) -> float:
+def _log_normalizer(energy: EnergyFn, box: tuple[float, float, float, float], hard: bool, name: str) -> float:
+    target = Energy2D(name, energy, box, hard)
     z, cell = target.grid()
-    return float(torch.logsumexp(target.unnormalized_log_prob(z).flatten(), 0)) + math.log(cell)
+    log_p = target.unnormalized_log_prob(z)
+    total = torch.logsumexp(log_p.flatten(), 0)
+    if not total.isfinite():
+        raise ValueError(
+            f"{target!r} has no log Z: on the box {box} its energy is NaN or minus infinity somewhere, or infinite all "
+            "over"
+        )
+    border = torch.logsumexp(torch.cat([log_p[0], log_p[-1], log_p[1:-1, 0], log_p[1:-1, -1]]), 0)
+    share = float((border - total).exp())
+    if not hard and share > BORDER:
+        raise ValueError(
+            f"{target!r} has not died away at the border of its box {box}, whose outermost cells hold {share:.1g} of "
+            "its mass, so that log Z would be wrong: widen the box, or cut the target there by hard=True"
+        )
+    return float(total) + math.log(cell)
+
+
+def _radius(z1: Tensor, z2: Tensor) -> Tensor:
+    """Distance from the origin, where its derivative is taken to be zero and not NaN."""
+    return (z1.square() + z2.square()).clamp(min=SQUARE).sqrt()
+
+
+SQUARE = 1.2e-38
+"""Float32's smallest number with all digits."""
 
 
 def _sine(period: float) -> Callable[[Tensor], Tensor]:
@@ -121,7 +199,7 @@ def _ridge(z2: Tensor, center: Tensor, width: float) -> Tensor:
 
 
 def _u1(z1: Tensor, z2: Tensor) -> Tensor:
-    radius = (z1.square() + z2.square()).sqrt()
+    radius = _radius(z1, z2)
     bumps = torch.logaddexp(-0.5 * ((z1 - 2) / 0.6).square(), -0.5 * ((z1 + 2) / 0.6).square())
     return 0.5 * ((radius - 2) / 0.4).square() - bumps
 
@@ -150,7 +228,7 @@ def _banana(z1: Tensor, z2: Tensor) -> Tensor:
 
 def _rings(z1: Tensor, z2: Tensor) -> Tensor:
     """An equal mixture (by mass of the radial profiles) of rings of radii 1, 2.2 and 3.4."""
-    radius = (z1.square() + z2.square()).sqrt().unsqueeze(-1)
+    radius = _radius(z1, z2).unsqueeze(-1)
     radii = radius.new_tensor([1.0, 2.2, 3.4])
     return -torch.logsumexp(-0.5 * ((radius - radii) / 0.2).square() - radii.log(), -1)
 
