@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributions import AffineTransform, ExpTransform
 
 from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
 from vi_flows.fit2d import Fit2D, Fit2DResult, fit_flow_2d, flow_log_density, make_flow_2d, train_flow_2d
-from vi_flows.flows import conv_flow
+from vi_flows.flows import MAF, ConvFlow, conv_flow
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters
 from vi_flows.records import RecordExistsError
+from vi_flows.transforms import Chain, FromPyro, Revert
 
 
 @pytest.mark.parametrize(
@@ -148,6 +150,49 @@ def test_samples_and_quadrature_agree_on_the_divergence():
     assert flow_log_density(flow)(x).shape == (5,)
 
 
+def test_a_flow_of_any_type_that_the_target_does_not_hold():
+    """In double precision, of single entries, onto a quarter of the plane; most of its mass beyond a small box."""
+    torch.manual_seed(0)
+    quarter = Chain([MAF(1, (4,)).build(2), FromPyro(ExpTransform())]).double()
+    cell = (20.0 / 2000) ** 2
+    mesh = torch.meshgrid(*[torch.linspace(-10, 10, 2001, dtype=torch.float64)[1:] - 0.005] * 2, indexing="ij")
+    log_q = flow_log_density(quarter)(torch.stack(mesh, -1).reshape(-1, 2))
+    assert log_q.dtype == torch.float64
+    assert (log_q > -math.inf).sum() == 1000**2
+    assert 0.95 < float(log_q.exp().sum() * cell) < 1
+    result = fit_flow_2d(target_2d("banana"), quarter, num_steps=2, batch_size=8, num_samples=1000)
+    assert math.isfinite(result.kl)
+    scale = torch.nn.Parameter(torch.ones(2))
+    shift = FromPyro(AffineTransform(0.0, scale))
+    fit_flow_2d(Energy2D("own", half_square, WIDE), shift, num_steps=3, batch_size=8, num_samples=1000)
+    assert (scale != 1).all()
+    narrow = Energy2D("narrow", lambda z1, z2: 100 * half_square(z1, z2), (-1.0, 1.0, -1.0, 1.0))
+    result = fit_flow_2d(narrow, conv_flow(2), num_steps=1, batch_size=8, num_samples=1000)
+    assert result.kl > 50
+    assert result.kl_quadrature is None  # the divergence of the half of its mass that the box holds is another number
+    with pytest.raises(FloatingPointError, match="a wall there in place of hard=True"):
+        fit_flow_2d(target_2d("u2", truncated=True), conv_flow(2), num_steps=9, batch_size=512)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("u1", conv_flow(2)), {}, "target must be of type Energy2D, got str"),
+        ((TARGETS_2D["u1"], ConvFlow()), {}, r"flow must be of type Bijection, got ConvFlow: .* ConvFlow\(\).build"),
+        ((TARGETS_2D["u1"], ConvFlow().build(2, 3)), {}, "got ConditionalConvFlow"),
+        ((TARGETS_2D["u1"], Revert()), {}, "no parameters to train"),
+        ((TARGETS_2D["u1"], conv_flow(2).requires_grad_(False)), {}, "no parameters to train"),
+        ((TARGETS_2D["u1"], conv_flow(2)), {"anneal_steps": -3}, "anneal_steps must be at least 0"),
+        ((TARGETS_2D["u1"], conv_flow(2)), {"start_beta": math.nan}, "start_beta must lie within 0 and 1"),
+        ((TARGETS_2D["u1"], conv_flow(2)), {"start_beta": -3.0}, "start_beta must lie within 0 and 1"),
+        ((TARGETS_2D["u1"], conv_flow(2)), {"num_samples": 1}, "num_samples must be at least 2"),
+    ],
+)
+def test_what_can_not_be_fitted_is_named(arguments, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit_flow_2d(*arguments, num_steps=2, **options)
+
+
 @pytest.mark.parametrize("num_samples", [70, 50_000, 60_000])
 def test_a_divergence_is_of_as_many_draws_as_are_asked_for(num_samples):
     flow, drawn = make_flow_2d("planar", 1), []
@@ -245,6 +290,8 @@ def test_bad_requests():
         target_2d("u1", truncated=True)
     with pytest.raises(ValueError, match="unknown flow"):
         make_flow_2d("glow", 2)
+    with pytest.raises(ValueError, match="num_blocks must be a whole number"):
+        make_flow_2d("planar", 1.5)
     with pytest.raises(ValueError, match="restarts"):
         Fit2D(restarts=0).fit()
 

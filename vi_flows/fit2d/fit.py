@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from vi_flows import flows
 from vi_flows.distributions.energies import TARGETS_2D, Energy2D, target_2d
+from vi_flows.fit2d.plane import dtype_of, of_the_plane
 from vi_flows.kernels.activations import ACTIVATIONS
 from vi_flows.objectives.path_gradient import inverse_with_detached_parameters, supports_path_gradient
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.progress import progress_bar
 from vi_flows.records import Record, provenance, row_key
-from vi_flows.settings import OneOf, Positive, PositiveFloat, Seed, check_counts, check_settings
+from vi_flows.settings import OneOf, Positive, PositiveFloat, Seed, check_counts, check_settings, check_types
 from vi_flows.transforms import Bijection
 
 __all__ = ["Fit2D", "Fit2DResult", "fit_flow_2d", "flow_log_density", "make_flow_2d", "train_flow_2d"]
@@ -44,7 +46,8 @@ class Fit2DResult:
     Attributes:
         kl: ``KL(q‖p)`` in nats, from ``num_samples`` draws of the flow and the quadrature's ``log Z``.
         kl_se: its standard error.
-        kl_quadrature: the same by quadrature of ``q`` on the target's box; ``None`` for flows without an inverse.
+        kl_quadrature: the same by quadrature of ``q`` on the target's box; ``None`` for flows without an inverse, and
+            where the quadrature finds a mass of ``q`` there that is not 1 to a hundredth.
         objective: mean loss of the last tenth of the steps: an estimate of ``KL − log Z``.
         log_z: ``log Z`` of the target by quadrature.
         num_parameters: of the flow.
@@ -64,8 +67,12 @@ class Fit2DResult:
     losses: list[float] = field(repr=False)
 
 
-def _base() -> torch.distributions.Distribution:
-    return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+def _base(flow: Bijection) -> torch.distributions.Distribution:
+    """N(0, I₂) in the type of the flow's parameters."""
+    dtype = dtype_of(flow)
+    # Unchecked: points that a flow does not reach have no number to be scored.
+    normal = torch.distributions.Normal(torch.zeros(2, dtype=dtype), torch.ones(2, dtype=dtype), validate_args=False)
+    return torch.distributions.Independent(normal, 1, validate_args=False)
 
 
 def train_flow_2d(
@@ -99,21 +106,29 @@ def train_flow_2d(
         The loss of each step (at β = 1, ``KL − log Z`` plus noise), shape ``(num_steps,)``.
 
     Raises:
-        ValueError: a count or rate is not positive.
+        TypeError: the target is no :class:`Energy2D`, or the flow no bijection.
+        ValueError: a count or rate is not positive, ``start_beta`` is not within 0…1, or the flow has nothing to train.
         FloatingPointError: the loss or its gradient is not finite.
     """
+    check_types(Energy2D, ": Energy2D(name, energy, box) makes one of U(z1, z2)", target=target)
+    flow = of_the_plane(flow)
     check_counts(1, num_steps=num_steps, batch_size=batch_size)
+    check_counts(0, anneal_steps=anneal_steps or 0)
+    if not 0 <= start_beta <= 1:
+        raise ValueError(f"start_beta must lie within 0 and 1, got {start_beta}")
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
     anneal = max(1, num_steps // 3 if anneal_steps is None else anneal_steps)
-    base = _base()
+    if not any(parameter.requires_grad for parameter in flow.parameters()):
+        raise ValueError(f"{type(flow).__name__} has no parameters to train, or all of them are frozen")
+    base = _base(flow)
     path = supports_path_gradient(flow)
     losses = torch.zeros(num_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-        take_step = OptimizerStep(optimizer, _stop, max_norm=10.0)
+        take_step = OptimizerStep(optimizer, partial(_stop, target), max_norm=10.0)
         for step in progress_bar(range(num_steps), shown=progress, unit="step", leave=False):
             beta = min(1.0, start_beta + (1 - start_beta) * step / anneal)
             noise = base.sample((batch_size,))
@@ -130,11 +145,12 @@ def train_flow_2d(
     return losses
 
 
-def _stop(figures: list[list[float]]) -> None:
+def _stop(target: Energy2D, figures: list[list[float]]) -> None:
     ((loss, norm),) = figures
-    raise FloatingPointError(
-        f"the loss ({loss}) or its gradient's norm ({norm}) is not finite: lower the learning rate"
-    )
+    hint = "lower the learning rate"
+    if target.hard:
+        hint = "draws beyond the target's box have no density, so give it a wall there in place of hard=True"
+    raise FloatingPointError(f"the loss ({loss}) or its gradient's norm ({norm}) is not finite: {hint}")
 
 
 def training_objective(losses: Tensor) -> float:
@@ -157,14 +173,16 @@ def fit_flow_2d(
         training: the other options of :func:`train_flow_2d`.
 
     Raises:
-        ValueError: a count or rate is not positive.
+        TypeError: see :func:`train_flow_2d`.
+        ValueError: see there; there are fewer than two draws, which have no standard error.
         FloatingPointError: the loss is not finite.
     """
-    check_counts(1, num_samples=num_samples)
+    check_counts(2, num_samples=num_samples)
+    flow = of_the_plane(flow)
     began = time.perf_counter()
     losses = train_flow_2d(target, flow, num_steps, **training)
     seconds = time.perf_counter() - began
-    base, parts = _base(), []
+    base, parts = _base(flow), []
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(training.get("seed", 0) + 1)
         for first in range(0, num_samples, 50_000):
@@ -173,11 +191,11 @@ def fit_flow_2d(
             parts.append((base.log_prob(noise) - ladj - target.unnormalized_log_prob(x)).double())
     terms = torch.cat(parts)
     log_z = target.log_normalizer()
-    quadrature = target.divergence_from(flow_log_density(flow))[0] if flow.has_inverse else None
+    quadrature, mass = target.divergence_from(flow_log_density(flow)) if flow.has_inverse else (0.0, 0.0)
     return Fit2DResult(
         kl=float(terms.mean()) + log_z,
         kl_se=float(terms.std() / terms.numel() ** 0.5),
-        kl_quadrature=quadrature,
+        kl_quadrature=quadrature if abs(mass - 1) <= MASS else None,
         objective=training_objective(losses),
         log_z=log_z,
         num_parameters=sum(p.numel() for p in flow.parameters()),
@@ -187,13 +205,25 @@ def fit_flow_2d(
     )
 
 
+MASS = 0.01
+"""How far the mass of a flow on a target's box may be from 1 for the divergence by quadrature to be a number."""
+
+
 def flow_log_density(flow: Bijection) -> Callable[[Tensor], Tensor]:
-    """``log q`` of points ``(n, 2)`` under the flow of N(0, I₂), by its inverse."""
+    """``log q`` of points ``(n, 2)`` under the flow of N(0, I₂), by its inverse; minus infinity where it has none.
+
+    Raises:
+        TypeError: the flow is no bijection.
+        ValueError: its events are larger than vectors.
+    """
+    flow = of_the_plane(flow)
+    base = _base(flow)
 
     @torch.no_grad()
     def log_density(x: Tensor) -> Tensor:
-        z, ladj = flow.inverse_and_ladj(x.to(next(flow.parameters()).dtype))
-        return _base().log_prob(z) + ladj
+        x = x.to(dtype_of(flow))
+        z, ladj = flow.inverse_and_ladj(x)
+        return torch.where(flow.codomain.check(x), base.log_prob(z) + ladj, -math.inf)
 
     return log_density
 
@@ -216,7 +246,6 @@ def make_flow_2d(
     Raises:
         ValueError: an unknown name.
     """
-    count = 5 * len(dilations) * num_blocks
     makers: dict[str, Callable[[int], Bijection]] = {
         "conv_flow": lambda n: flows.conv_flow(
             2, num_blocks, dilations=dilations, activation=activation, init_scale=0.4
@@ -233,12 +262,12 @@ def make_flow_2d(
     }
     if name not in makers:
         raise ValueError(f"unknown flow {name!r}; choose one of {', '.join(makers)}")
-    if num_blocks < 1:
-        raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+    check_counts(1, num_blocks=num_blocks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "conv_flow":
             return makers[name](0)
+        count = 5 * len(dilations) * num_blocks
         each = sum(p.numel() for p in makers[name](1).parameters())
         return makers[name](max(1, math.ceil(count / each)))
 

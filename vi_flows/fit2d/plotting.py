@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vi_flows.distributions.energies import Energy2D
+from vi_flows.fit2d.plane import dtype_of, of_the_plane
 from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection
 
@@ -38,7 +39,7 @@ def plot_fits_2d(
     Args:
         target: drawn first.
         fits: titles and flows.
-        path: the PNG file; its folder is made.
+        path: the file, a PNG unless it ends otherwise; its folder is made.
         view: the part of the plane that is shown.
         columns: panels a row.
         num_samples: draws of each flow.
@@ -60,14 +61,23 @@ def plot_panels_2d(
 
     Args:
         panels: title, picture (:func:`picture_of_target`, :func:`picture_of_draws`), and view of each panel.
-        path: the PNG file; its folder is made.
+        path: the file, a PNG unless it ends otherwise; its folder is made.
         columns: panels a row.
 
     Returns:
         ``path``.
+
+    Raises:
+        ValueError: there is no panel or no column, or a view has no inside.
     """
     from matplotlib.figure import Figure
 
+    check_counts(1, columns=columns)
+    if not panels:
+        raise ValueError("there is nothing to draw: panels is empty")
+    for title, _, (a, b, c, d) in panels:
+        if not (a < b and c < d):
+            raise ValueError(f"the view of {title!r} must be (z1 min, z1 max, z2 min, z2 max), got {(a, b, c, d)}")
     rows, width = -(-len(panels) // columns), min(columns, len(panels))
     figure = Figure(figsize=(2.0 * width, 2.15 * rows), layout="constrained")
     axes = figure.subplots(rows, width, squeeze=False).flatten()
@@ -78,7 +88,7 @@ def plot_panels_2d(
         axis.set_title(title, fontsize=7)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, format=None if path.suffix else "png")  # else it would add an ending
     return path
 
 
@@ -101,17 +111,20 @@ def picture_of_draws(flow: Bijection, num_samples: int = 1_000_000) -> Picture:
         num_samples: draws, 100 000 at once.
 
     Raises:
+        TypeError: the flow is no bijection.
         ValueError: ``num_samples`` is less than 1.
     """
     check_counts(1, num_samples=num_samples)
+    flow = of_the_plane(flow)
+    dtype = dtype_of(flow)
 
     def picture(view: View) -> Tensor:
         count = torch.zeros(BINS, BINS)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             for first in range(0, num_samples, 100_000):
-                x, _ = flow.forward_and_ladj(torch.randn(min(100_000, num_samples - first), 2))
-                count += torch.histogramdd(x, [BINS, BINS], range=list(view)).hist
+                x, _ = flow.forward_and_ladj(torch.randn(min(100_000, num_samples - first), 2, dtype=dtype))
+                count += torch.histogramdd(x.float(), [BINS, BINS], range=list(view)).hist
         return count
 
     return picture
