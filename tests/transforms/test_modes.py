@@ -9,18 +9,22 @@ from torch.func import functional_call
 
 from tests.transforms.case import randomise
 from vi_flows import flows
-from vi_flows.flows import IAF, NICE
+from vi_flows.flows import FLOWS, IAF, NICE
 from vi_flows.flows.image_maf import ImageMAF
 from vi_flows.nn import ResNetConditioner
 from vi_flows.transforms import (
     ActNorm,
+    Affine,
     AffineMap,
+    Chain,
     ChannelGroups,
     Checkpointed,
     Coupling,
     ImageBatchNorm,
+    ImageChain,
     PeriodicConv2d,
     Scaling,
+    Squeeze,
     TriangularScale,
 )  # fmt: skip
 
@@ -155,3 +159,62 @@ def test_one_hot_classes_are_a_context(name, dtype):
 def test_refusals_name_the_thing(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+WIDE = torch.float64
+
+
+NETWORKS = ("iaf", "maf", "spline", "nice", "real_nvp", "nsf")
+
+
+@pytest.mark.parametrize("name", sorted(set(FLOWS) - set(NETWORKS)))
+@pytest.mark.parametrize("way", ["forward_and_ladj", "inverse_and_ladj"])
+def test_flows_without_networks_compute_in_the_wider_type(name, way):
+    torch.manual_seed(0)
+    flow, x = randomise(FLOWS[name]().build(3), 0.2), torch.randn(5, 3, dtype=WIDE)
+    found = getattr(flow, way)(x)
+    torch.testing.assert_close(found, getattr(flow.double(), way)(x))
+    torch.testing.assert_close(getattr(flow, way)(x.float()), getattr(flow, way)(x.float().double()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("way", ["forward_and_ladj", "inverse_and_ladj"])
+def test_flows_with_networks_refuse_another_type(name, way):
+    torch.manual_seed(0)
+    flow, x = randomise(FLOWS[name]().build(3), 0.2), torch.randn(5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert getattr(flow, way)(x.bfloat16())[0].isfinite().all()
+        with pytest.raises(ValueError, match=r"parameters of torch\.float32 and got a tensor of torch\.float64"):
+            getattr(flow, way)(x.double())  # which autocast leaves as it is
+    with pytest.raises(ValueError, match=r"parameters of torch\.float64 and got a tensor of torch\.float32"):
+        getattr(flow.double(), way)(x)
+
+
+@pytest.mark.parametrize("kind", ["full", "low_rank"])
+def test_products_with_another_type_are_refused(kind):
+    for layer in (Affine(torch.zeros(3), kind=kind), TriangularScale(3), Chain([Affine(torch.zeros(3), kind=kind)])):
+        for way in (layer.forward_and_ladj, layer.inverse_and_ladj):
+            with pytest.raises(ValueError, match=r"parameters of torch\.float32 and got a tensor of torch\.float64"):
+                way(torch.zeros(2, 3, dtype=WIDE))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_context_of_a_wider_type_is_refused_and_of_a_narrower_one_is_taken(name):
+    torch.manual_seed(0)
+    family, context = randomise(FAMILIES[name](), 0.5), torch.randn(4, 3)
+    with pytest.raises(ValueError, match=r"^context is of torch\.float64 and the parameters of \w+ of torch\.float32"):
+        family.condition(context.double())
+    x = torch.randn(4, 2, dtype=WIDE)
+    found = family.double().condition(context).forward_and_ladj(x)
+    torch.testing.assert_close(found, family.condition(context.double()).forward_and_ladj(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [*sorted(FLOWS), "image_chain"])
+def test_what_is_no_tensor_of_floating_point_numbers_is_refused(name):
+    flow = ImageChain([Squeeze()]) if name == "image_chain" else FLOWS[name]().build(2)
+    for way in (flow.forward_and_ladj, flow.inverse_and_ladj):
+        with pytest.raises(TypeError, match=r"acts on tensors, got list; torch\.as_tensor makes one"):
+            way([[1.0, 2.0]])
+        for value, kind in ((torch.ones(4, 4, 2, dtype=torch.long), "int64"), (torch.ones(4, 4, 2) + 0j, "complex64")):
+            with pytest.raises(ValueError, match=f"acts on dense floating-point tensors, got a torch.{kind} one"):
+                way(value)

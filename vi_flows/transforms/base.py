@@ -29,6 +29,11 @@ def no_sign(transform: object) -> NotImplementedError:
     )
 
 
+def _cast(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether autocast brings a tensor and parameters of ``dtype`` into one type; it leaves double precision alone."""
+    return torch.is_autocast_enabled(value.device.type) and torch.float64 not in (value.dtype, dtype)
+
+
 def sum_event_dims(value: Tensor, num_dims: int) -> Tensor:
     """Sum the last `num_dims` dimensions (none of them for 0): those that an event of the whole has more than a part's.
 
@@ -227,6 +232,15 @@ class Bijection(Capabilities, TransformModule, ABC):
             kind = "sparse" if value.layout != torch.strided else str(value.dtype)
             raise ValueError(f"{type(self).__name__} acts on dense floating-point tensors, got a {kind} one")
 
+    def _check_type(self, value: Tensor, parameter: Tensor | None) -> None:
+        """Refuse a tensor that no product with a parameter takes: of another floating-point type."""
+        if parameter is None or value.dtype is parameter.dtype or _cast(value, parameter.dtype):
+            return
+        raise ValueError(
+            f"{type(self).__name__} has parameters of {parameter.dtype} and got a tensor of {value.dtype}: convert one "
+            "of them, as flow.to(tensor.dtype) or tensor.to(dtype) does"
+        )
+
     def _check_last_dim(self, value: Tensor, size: int) -> None:
         self._check_tensor(value)
         if value.dim() < 1 or value.shape[-1] != size:
@@ -250,11 +264,11 @@ class ConditionalBijection(Capabilities, ConditionalTransformModule, ABC):
         """
 
     def _checked(self, context: Tensor, size: int, event_dim: int = 1) -> Tensor:
-        """The context, whole numbers (one-hot classes) in the parameters' type.
+        """The context in the parameters' type, where that loses nothing (one-hot classes may be whole numbers).
 
         Raises:
             TypeError: it is no tensor.
-            ValueError: a row of it has not ``size`` entries, or channels.
+            ValueError: a row of it has not ``size`` entries, or channels, or it is of a wider type than the parameters.
         """
         check_tensors(context=context)
         if context.dim() < event_dim or context.shape[-event_dim] != size:
@@ -263,4 +277,12 @@ class ConditionalBijection(Capabilities, ConditionalTransformModule, ABC):
             raise ValueError(
                 f"context has {found} {name} a row, expected {size}: it is a tensor of {tuple(context.shape)}"
             )
-        return context if context.is_floating_point() else context.to(next(self.parameters()).dtype)
+        dtype = next(self.parameters()).dtype
+        if context.dtype is dtype or (context.is_floating_point() and _cast(context, dtype)):
+            return context
+        if torch.promote_types(context.dtype, dtype) is not dtype:
+            raise ValueError(
+                f"context is of {context.dtype} and the parameters of {type(self).__name__} of {dtype}: convert one of "
+                "them, as family.to(context.dtype) or context.to(dtype) does"
+            )
+        return context.to(dtype)

@@ -84,6 +84,7 @@ class Chain(Bijection):
         return math.prod(part.sign for part in self.parts)
 
     def _fold(self, value: Tensor, steps: Iterable[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
+        self._check_tensor(value)
         total = value.new_zeros(value.shape[: value.dim() - self.event_dim])
         for step, event_dim in steps:
             value, ladj = step(value)

@@ -260,8 +260,14 @@ class Coupling(Bijection):
         """Solve for the groups in order."""
         return self._evaluate(y, inverse=True)
 
-    def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _check(self, value: Tensor) -> None:
+        self._check_tensor(value)
         self.partition.check(value.shape)
+        if self.conditioner_dtype is None:
+            self._check_type(value, next(self.parameters(), None))
+
+    def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        self._check(value)
         if self.coupling_map.spatial:
             self.partition.check_rectangular(value.shape)
         given = self.partition.split(value)
@@ -312,7 +318,7 @@ class _ConditionedCoupling(Coupling):
         return self.context.shape[: -self.event_dim]
 
     def _evaluate(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        self.partition.check(value.shape)
+        self._check(value)
         dim = self.event_dim
         batch = torch.broadcast_shapes(value.shape[:-dim], self.context.shape[:-dim])
         return super()._evaluate(value.expand(*batch, *value.shape[-dim:]), inverse)

@@ -87,6 +87,7 @@ class ImageChain(Chain):
         return self._run(y, inverse=True)
 
     def _run(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        self._check_tensor(value)
         total = value.new_zeros(value.shape[: value.dim() - 3])
         parts = reversed(self.parts) if inverse else iter(self.parts)
         for _, run in groupby(parts, lambda part: isinstance(part, PixelLayer)):

@@ -76,13 +76,13 @@ class Affine(Bijection):
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``loc + s ⊙ (M z)``."""
-        self._check_last_dim(x, self.input_dim)
+        self._check(x)
         y = self.loc + self.log_scale.exp() * self._linear(x)
         return y, self._log_det().expand(y.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``M⁻¹ ((x − loc) / s)``."""
-        self._check_last_dim(y, self.input_dim)
+        self._check(y)
         v = (y - self.loc) * (-self.log_scale).exp()
         if self.kind == "full":
             v = solve_lower(self._unit_lower(), v)
@@ -137,6 +137,11 @@ class Affine(Bijection):
     def extra_repr(self) -> str:
         """Size and kind."""
         return f"input_dim={self.input_dim}, kind={self.kind}"
+
+    def _check(self, value: Tensor) -> None:
+        self._check_last_dim(value, self.input_dim)
+        if self.kind != "diagonal":
+            self._check_type(value, self.loc)
 
     def _unit_lower(self) -> Tensor:
         dim = self.input_dim

@@ -46,6 +46,11 @@ class Autoregressive(Bijection):
         self.change, self.network, self.network_dtype = change, network, network_dtype
         self.shifts: Sequence[Tensor] = ()
 
+    def _check(self, value: Tensor) -> None:
+        self._check_last_dim(value, self.network.input_dim)
+        if self.network_dtype is None:
+            self._check_type(value, self.network.layers[0].weight)
+
     def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
         with autocast_to(self.network_dtype, x.device.type):
             maps = self.network(x, self.shifts)
@@ -53,12 +58,12 @@ class Autoregressive(Bijection):
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One pass of the network."""
-        self._check_last_dim(x, self.network.input_dim)
+        self._check(x)
         return self.change(x, self._maps(x), event_dim=1)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``d`` passes of the network, one an entry."""
-        self._check_last_dim(y, self.network.input_dim)
+        self._check(y)
         batch = torch.broadcast_shapes(y.shape[:-1], *(shift.shape[:-1] for shift in self.shifts))
         y = y.expand(*batch, y.shape[-1])
         x = torch.zeros_like(y)

@@ -76,17 +76,24 @@ class _Member(Bijection):
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The family's map."""
-        self._check_last_dim(x, self.family.input_dim)
-        return self.family.forward_and_ladj(x, self.params)
+        return self.family.forward_and_ladj(*self._in_one_type(x))
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The family's inverse."""
-        self._check_last_dim(y, self.family.input_dim)
-        if y.dim() == self.params.dim() == 1:
+        y, params = self._in_one_type(y)
+        if y.dim() == params.dim() == 1:
             # A row by itself: PyTorch's forward-mode tangents of numbers of no dimension are in double precision.
-            x, ladj = self.family.inverse_and_ladj(y[None], self.params)
+            x, ladj = self.family.inverse_and_ladj(y[None], params)
             return x.squeeze(0), ladj.squeeze(0)
-        return self.family.inverse_and_ladj(y, self.params)
+        return self.family.inverse_and_ladj(y, params)
+
+    def _in_one_type(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The value, which is checked, and the parameters, in the wider of their types: some families multiply them."""
+        self._check_last_dim(value, self.family.input_dim)
+        if value.dtype is self.params.dtype:
+            return value, self.params
+        dtype = torch.promote_types(value.dtype, self.params.dtype)
+        return value.to(dtype), self.params.to(dtype)
 
 
 class Parametric(_Member):

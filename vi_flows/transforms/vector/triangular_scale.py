@@ -47,12 +47,14 @@ class TriangularScale(Bijection):
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One matrix product."""
         self._check_last_dim(x, self.input_dim)
+        self._check_type(x, self.weight)
         s = self._squash(x @ self._matrix().T)
         return x * s.exp(), s.sum(-1)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Forward substitution, by sweeps over all dimensions where they settle; its derivatives go from the end."""
         self._check_last_dim(y, self.input_dim)
+        self._check_type(y, self.weight)
         matrix = self._matrix()
         if is_transformed():  # forward-mode derivatives need each operation for itself
             scaled = matrix.T / self.bound
