@@ -156,7 +156,7 @@ CALLS = [
     *calls("at least one block", lambda: conv_flow(3, 0), lambda: conv_flow(3, 2, dilations=())),
     *calls("unknown activation", lambda: conv_flow(3, 2, activation="foo")),
     *calls("wrap it in FromPyro", lambda: Chain([PLANAR, torch.nn.Linear(3, 3)]), lambda: Chain([1, 2])),
-    *calls("Inverse takes a Bijection", lambda: Inverse(torch.nn.Linear(3, 3)), lambda: Inverse(3)),
+    *calls("bijection must be of type Bijection", lambda: Inverse(torch.nn.Linear(3, 3)), lambda: Inverse(3)),
     *calls("FromPyro wraps", lambda: FromPyro(3), lambda: FromPyro(None)),
     *calls("FlowNormal takes a Bijection", lambda: FlowNormal(torch.zeros(3), torch.ones(3), 5)),
     *calls("log_scale", lambda: FlowNormal(torch.zeros(3), torch.full((3,), math.nan), PLANAR)),

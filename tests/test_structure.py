@@ -99,7 +99,6 @@ def test_the_rule_can_fail(tmp_path: Path) -> None:
 
 ARGUMENTS = {
     ("distributions/lean.py", "Bijection"): "an argument is checked",
-    ("transforms/composition.py", "Bijection"): "an argument is checked",
     ("guides/datatree.py", "AutoFlow"): "an argument is checked",
     ("guides/auto_flow.py", "Bijection"): "a user's factory gives a transform of PyTorch's or Pyro's: adapted once",
     ("guides/pairs.py", "AutoFlow"): "a user's guide is any callable: adapted once",

@@ -13,7 +13,17 @@ from torch import nn
 
 from tests.transforms.cases import randomise
 from vi_flows import conditional_conv_flow, conv_flow, flows
-from vi_flows.transforms import Bijection, Chain, ConvFlow, Inverse, Revert
+from vi_flows.transforms import (
+    Bijection,
+    Chain,
+    Checkpointed,
+    ConditionalChain,
+    ConditionalCheckpointed,
+    ConditionalInverse,
+    ConvFlow,
+    Inverse,
+    Revert,
+)
 
 
 class Counted(Bijection):
@@ -263,6 +273,27 @@ def test_bad_arguments_are_named(call, words):
 def test_chain_refuses_what_is_not_a_bijection():
     with pytest.raises(TypeError, match="FromPyro"):
         Chain([dist.transforms.Planar(3)])
+
+
+@pytest.mark.parametrize("made", [Inverse, Checkpointed, lambda part: Chain([part])])
+def test_compositions_say_what_takes_a_context(made):
+    with pytest.raises(TypeError, match=r"got ConditionalConvFlow; .*use Conditional[A-Z].* for one with a context"):
+        made(conditional_conv_flow(3, 2))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Inverse, Checkpointed, ConditionalInverse, ConditionalCheckpointed,
+        lambda part: Chain([part]), lambda part: ConditionalChain([part]),
+    ],
+)  # fmt: skip
+def test_compositions_take_bijections_alone(made):
+    for part in (torch.nn.ReLU(), dist.transforms.AffineTransform(0.0, 1.0), ConvFlow):
+        with pytest.raises(TypeError, match=r"must be of type .*Bijection, got .*; wrap it in FromPyro"):
+            made(part)
+    with pytest.raises(TypeError, match="made of several parts"):
+        ConditionalChain(Revert())
 
 
 def test_flows_without_inverse_say_so():

@@ -18,6 +18,8 @@ from vi_flows.transforms.regions import fits, reached, widened, with_draws
 
 __all__ = ["Chain", "ConditionalChain", "ConditionalInverse", "Inverse"]
 
+WRAPPED = "wrap it in FromPyro if it is a transform of PyTorch's or Pyro's"
+
 
 class Chain(Bijection):
     r"""Composition ``y = f_n(… f_2(f_1(x)))``; the log-determinants add.
@@ -33,15 +35,14 @@ class Chain(Bijection):
         event_dim: event dimensions of the whole; by default the largest among the parts (1 if there are none).
 
     Raises:
-        TypeError: a part is not a :class:`Bijection` (wrap Pyro's own transforms in ``FromPyro``).
+        TypeError: a part is not a :class:`Bijection` (``FromPyro`` wraps PyTorch's and Pyro's own transforms).
     """
 
     def __init__(self, bijections: Sequence[Bijection], event_dim: int | None = None) -> None:
         check_types(Iterable, ": a Chain is made of several Bijections, [first, second]", bijections=bijections)
         parts = list(bijections)
         for part in parts:
-            if not isinstance(part, Bijection):
-                raise TypeError(f"a Chain is made of Bijections, got {type(part).__name__}; wrap it in FromPyro")
+            check_types(Bijection, f"; {WRAPPED}, use ConditionalChain for one with a context", part=part)
         widest = max((part.event_dim for part in parts), default=1 if event_dim is None else 0)
         if event_dim is not None and event_dim < widest:
             raise ValueError(f"event_dim={event_dim} is less than the {widest} event dimensions of a part")
@@ -117,12 +118,11 @@ class Inverse(Bijection):
         bijection: what to invert.
 
     Raises:
-        TypeError: it is not a :class:`Bijection` (wrap Pyro's own transforms in ``FromPyro``).
+        TypeError: it is not a :class:`Bijection` (``FromPyro`` wraps PyTorch's and Pyro's own transforms).
     """
 
     def __init__(self, bijection: Bijection) -> None:
-        if not isinstance(bijection, Bijection):
-            raise TypeError(f"Inverse takes a Bijection, got {type(bijection).__name__}; wrap it in FromPyro")
+        check_types(Bijection, f"; {WRAPPED}, use ConditionalInverse for one with a context", bijection=bijection)
         super().__init__(bijection.event_dim)
         self.bijection = bijection
 
@@ -166,10 +166,17 @@ class ConditionalChain(ConditionalBijection):
 
     Args:
         parts: in forward order.
+
+    Raises:
+        TypeError: a part is neither.
     """
 
     def __init__(self, parts: Sequence[ConditionalBijection | Bijection]) -> None:
         super().__init__()
+        check_types(Iterable, ": a ConditionalChain is made of several parts, [first, second]", parts=parts)
+        parts = list(parts)
+        for part in parts:
+            check_types((ConditionalBijection, Bijection), f"; {WRAPPED}", part=part)
         self.parts: ModuleListOf[ConditionalBijection | Bijection] = ModuleListOf(parts)
 
     def condition(self, context: Tensor) -> Chain:
@@ -182,10 +189,14 @@ class ConditionalInverse(ConditionalBijection):
 
     Args:
         family: what to invert.
+
+    Raises:
+        TypeError: it is neither a family nor a bijection.
     """
 
     def __init__(self, family: ConditionalBijection) -> None:
         super().__init__()
+        check_types((ConditionalBijection, Bijection), f"; {WRAPPED}", family=family)
         self.family = family
 
     def condition(self, context: Tensor) -> Inverse:

@@ -12,7 +12,9 @@ from torch.types import _size
 from torch.utils.checkpoint import checkpoint
 
 from vi_flows.recording import recomputation
+from vi_flows.settings import check_types
 from vi_flows.transforms.base import Bijection, ConditionalBijection
+from vi_flows.transforms.composition import WRAPPED
 from vi_flows.transforms.regions import with_draws
 
 __all__ = ["Checkpointed", "ConditionalCheckpointed"]
@@ -30,9 +32,13 @@ class Checkpointed(Bijection):
 
     Args:
         bijection: one step of a deep flow.
+
+    Raises:
+        TypeError: it is not a :class:`Bijection`.
     """
 
     def __init__(self, bijection: Bijection) -> None:
+        check_types(Bijection, f"; {WRAPPED}, use ConditionalCheckpointed for one with a context", bijection=bijection)
         super().__init__(bijection.event_dim)
         self.bijection = bijection
 
@@ -84,10 +90,14 @@ class ConditionalCheckpointed(ConditionalBijection):
 
     Args:
         family: of steps of a deep flow.
+
+    Raises:
+        TypeError: it is neither a family nor a bijection.
     """
 
     def __init__(self, family: ConditionalBijection) -> None:
         super().__init__()
+        check_types((ConditionalBijection, Bijection), f"; {WRAPPED}", family=family)
         self.family = family
 
     def condition(self, context: Tensor) -> Checkpointed:
