@@ -187,3 +187,40 @@ def test_a_diagonal_gaussian_is_exact_for_every_kind(kind):
     if kind == "low_rank":  # and it can leave it again
         (gradient,) = torch.autograd.grad(layer.matrix().square().sum(), layer.factor)
         assert (gradient.abs().sum(0) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["full", "low_rank", "diagonal"])
+@pytest.mark.parametrize(
+    ("loc", "covariance", "error"),
+    [
+        (torch.zeros(1), torch.ones(1), ValueError),  # which would broadcast
+        (torch.zeros(3), torch.eye(2), ValueError),
+        (torch.zeros(3), torch.tensor(1.0), ValueError),
+        (torch.zeros(3), torch.tensor([1.0, -1.0, 1.0]), torch.linalg.LinAlgError),
+        (torch.zeros(3), torch.diag(torch.tensor([1.0, -1.0, 1.0])), torch.linalg.LinAlgError),
+        (torch.zeros(3), torch.full((3, 3), math.nan), torch.linalg.LinAlgError),
+    ],
+)
+def test_what_is_no_gaussian_leaves_an_affine_layer_as_it_was(kind, loc, covariance, error):
+    layer = Affine(torch.ones(3), kind=kind)
+    before = [p.clone() for p in layer.parameters()]
+    with pytest.raises(error, match=r"covariance must be|loc and covariance must be of shape"):
+        layer.set_gaussian(loc, covariance)
+    assert all(torch.equal(p, q) for p, q in zip(layer.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0.0, 1.0],), "loc must be of type Tensor, got list"),
+        ((torch.tensor(1.0),), r"loc must be a vector of floating-point numbers, got a torch.float32 tensor of \(\)"),
+        ((torch.zeros(2, 3),), "loc must be a vector"),
+        ((torch.zeros(0),), "loc must be a vector"),
+        ((torch.zeros(3, dtype=torch.long),), "loc must be a vector of floating-point numbers, got a torch.int64"),
+        ((torch.zeros(3), math.inf), "init_scale must be positive and finite"),
+        ((torch.zeros(3), 0.1, "full", None, math.inf), "gain must be positive and finite"),
+    ],
+)
+def test_an_affine_layer_names_what_it_can_not_be_made_of(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Affine(*arguments)

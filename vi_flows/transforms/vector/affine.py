@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from vi_flows.nn.precision import with_32_bits
+from vi_flows.settings import check_tensors
 from vi_flows.transforms.base import Bijection
 
 __all__ = ["AFFINE_KINDS", "Affine", "solve_lower"]
@@ -34,7 +37,9 @@ class Affine(Bijection):
             steps of a fixed size take smaller ones in ``M`` where it is below 1.
 
     Raises:
-        ValueError: an unknown kind, a scale or gain that is not positive, or a rank outside 1…d.
+        TypeError: ``loc`` is no tensor.
+        ValueError: an unknown kind, a ``loc`` that is no vector of floating-point numbers, a scale or gain that is not
+            positive and finite, or a rank outside 1…d.
     """
 
     _rows_cols: Tensor
@@ -45,10 +50,14 @@ class Affine(Bijection):
         super().__init__(event_dim=1)
         if kind not in AFFINE_KINDS:
             raise ValueError(f"unknown affine part {kind!r}; choose one of {', '.join(AFFINE_KINDS)}")
-        if not init_scale > 0:
-            raise ValueError(f"init_scale must be positive, got {init_scale}")
-        if not gain > 0:
-            raise ValueError(f"gain must be positive, got {gain}")
+        check_tensors(loc=loc)
+        if loc.dim() != 1 or not loc.numel() or not loc.is_floating_point():
+            raise ValueError(
+                f"loc must be a vector of floating-point numbers, got a {loc.dtype} tensor of {tuple(loc.shape)}"
+            )
+        for name, value in (("init_scale", init_scale), ("gain", gain)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         dim = loc.shape[-1]
         rank = max(1, round(dim**0.5)) if rank is None else rank
         if not 1 <= rank <= dim:
@@ -101,10 +110,24 @@ class Affine(Bijection):
             covariance: shape ``(d, d)``, positive definite, or ``(d,)`` for a diagonal one.
 
         Raises:
-            torch.linalg.LinAlgError: the covariance is not positive definite.
+            ValueError: of another shape.
+            torch.linalg.LinAlgError: the covariance is not positive definite; the layer stays as it was.
         """
-        self.loc.copy_(loc)
+        dim = self.input_dim
+        if loc.shape != (dim,) or covariance.shape not in ((dim,), (dim, dim)):
+            raise ValueError(
+                f"loc and covariance must be of shape ({dim},) and ({dim}, {dim}) or ({dim},), got {tuple(loc.shape)} "
+                f"and {tuple(covariance.shape)}"
+            )
         covariance = covariance.to(torch.float64)
+        variances = covariance if covariance.dim() == 1 else covariance.diagonal()
+        # Only a full M needs all of it to be positive definite; the others are as near as they can be.
+        tril, failed = (
+            torch.linalg.cholesky_ex(covariance) if covariance.dim() == 2 and self.kind == "full" else (None, 0)
+        )
+        if failed or not (covariance.isfinite().all() and (variances > 0).all()):
+            raise torch.linalg.LinAlgError("covariance must be positive definite and finite")
+        self.loc.copy_(loc)
         if covariance.dim() == 1:
             if self.kind == "full":
                 self.lower.zero_()
@@ -117,8 +140,7 @@ class Affine(Bijection):
                 return
             self.log_scale.copy_(0.5 * covariance.log())
             return
-        if self.kind == "full":
-            tril = torch.linalg.cholesky(covariance)
+        if tril is not None:
             scale = tril.diagonal()
             rows, cols = self._rows_cols
             self.lower.copy_((tril / scale[:, None])[rows, cols] / self.gains["lower"])
