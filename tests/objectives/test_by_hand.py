@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from vi_flows.objectives import DIRECT_OBJECTIVES, ELBO, IWAE, DReG, StickingTheLanding
+from vi_flows.objectives import DIRECT_OBJECTIVES, ELBO, IWAE, DReG, StickingTheLanding, elbo_bound, iwae_bound
 from vi_flows.objectives.path_gradient import GradientGate, dreg_factor
 from vi_flows.objectives.step import OptimizerStep
 from vi_flows.objectives.traced import TracedWeights
@@ -111,6 +111,14 @@ def test_bounds_of_given_weights():
     e = math.exp
     expected = 2.5 * (math.log((e(0.5) + e(2)) / 2) + math.log((e(1.5) + e(3)) / 2))
     assert IWAE().bound(WEIGHTS, 0.5).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bound", [elbo_bound, iwae_bound])
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3)])
+def test_a_bound_of_no_particle_is_refused(bound, shape):
+    nothing = TracedWeights(torch.zeros(shape), torch.zeros(shape), torch.zeros(shape), 1.0, ())
+    with pytest.raises(ValueError, match="log-weights have the particles first, at least one"):
+        bound(nothing)
 
 
 def test_factors_of_the_doubly_reparameterised_gradient():

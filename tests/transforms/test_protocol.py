@@ -22,7 +22,9 @@ from vi_flows.transforms import (
     ConditionalInverse,
     ConvFlow,
     Inverse,
+    QuadraticTails,
     Revert,
+    TriangularScale,
 )
 
 
@@ -255,6 +257,12 @@ def test_identity_at_initialization():
     [
         (lambda: conv_flow(0), "input_dim"),
         (lambda: conv_flow(3, 0), "block"),
+        (lambda: conv_flow(3, 1.5), "num_blocks must be a whole number, got 1.5"),
+        (lambda: conv_flow(3, dilations=2), r"dilations must be of type Iterable, got int: one for each layer"),
+        (lambda: conditional_conv_flow(3, 1.5), "context_dim must be a whole number, got 1.5"),
+        (lambda: conditional_conv_flow(3, 2, rank=1.5), "rank must be a whole number, got 1.5"),
+        (lambda: QuadraticTails(2.5), "input_dim must be a whole number, got 2.5"),
+        (lambda: TriangularScale(2.5), "input_dim must be a whole number, got 2.5"),
         (lambda: conv_flow(3, 1, 0), "kernel_size"),
         (lambda: conv_flow(3, 1, 2, (0,)), "dilations"),
         (lambda: conv_flow(3, 1, 2, ()), "layer"),
@@ -266,7 +274,7 @@ def test_identity_at_initialization():
     ],
 )
 def test_bad_arguments_are_named(call, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         call()
 
 

@@ -21,14 +21,24 @@ class WeightTerms(Protocol):
         """``log p(x|z) + β (log p(z) − log q(z|x))``, shape ``(P, …)``."""
 
 
+def _log_weights(terms: WeightTerms, kl_weight: float | Tensor) -> Tensor:
+    log_weights = terms.log_weights(kl_weight)
+    if log_weights.dim() < 1 or not len(log_weights):
+        raise ValueError(f"log-weights have the particles first, at least one, got {tuple(log_weights.shape)}")
+    return log_weights
+
+
 def elbo_bound(terms: WeightTerms, kl_weight: float | Tensor = 1.0) -> Tensor:
     """Mean log-weight over particles: ``E_q[log w]``, shape ``(…)``; nats a row.
 
     Args:
         terms: the weights.
         kl_weight: ``β`` of ``E log p(x|z) − β KL``.
+
+    Raises:
+        ValueError: there is no particle.
     """
-    return terms.log_weights(kl_weight).mean(0)
+    return _log_weights(terms, kl_weight).mean(0)
 
 
 def iwae_bound(terms: WeightTerms, kl_weight: float | Tensor = 1.0) -> Tensor:
@@ -37,8 +47,11 @@ def iwae_bound(terms: WeightTerms, kl_weight: float | Tensor = 1.0) -> Tensor:
     Args:
         terms: the weights.
         kl_weight: exponent of ``p(z)/q(z|x)`` within the weights; at 1 this is a lower bound of ``log p(x)``.
+
+    Raises:
+        ValueError: there is no particle.
     """
-    log_weights = terms.log_weights(kl_weight)
+    log_weights = _log_weights(terms, kl_weight)
     return torch.logsumexp(log_weights, 0) - math.log(log_weights.shape[0])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vi_flows.kernels import ConvFlowSpec, conv_flow_forward, conv_flow_inverse
 from vi_flows.kernels.reference import effective_gain
-from vi_flows.settings import check_counts
+from vi_flows.settings import check_counts, check_types
 from vi_flows.transforms.base import Bijection, ConditionalBijection
 
 __all__ = ["ConditionalConvFlow", "ConvBlock", "ConvFlow", "ConvFlowStack", "Revert", "default_dilations"]
@@ -232,8 +232,7 @@ class ConditionalConvFlow(ConditionalBijection):
         amortize_weight: bool = False,
     ) -> None:
         super().__init__()
-        if context_dim < 1 or (rank is not None and rank < 1):
-            raise ValueError(f"context_dim and rank must be at least 1, got {context_dim} and {rank}")
+        check_counts(1, context_dim=context_dim, rank=1 if rank is None else rank)
         self.base = ConvFlowStack(
             input_dim, num_blocks, kernel_size, dilations, activation, negative_slope, revert, init_scale
         )
@@ -271,11 +270,14 @@ def make_spec(
     """The stack's shape: the dilations repeated ``num_blocks`` times, a Revert at the end of each block.
 
     Raises:
+        TypeError: the dilations are a single number.
         ValueError: there is no block or no layer in it, or see :class:`~vi_flows.kernels.ConvFlowSpec`.
     """
-    check_counts(1, input_dim=input_dim, kernel_size=kernel_size)
+    check_counts(1, input_dim=input_dim, num_blocks=num_blocks, kernel_size=kernel_size)
+    if dilations is not None:
+        check_types(Iterable, ": one for each layer of a block, as (1, 2)", dilations=dilations)
     block = tuple(default_dilations(max(input_dim, 1)) if dilations is None else dilations)
-    if num_blocks < 1 or not block:
-        raise ValueError(f"a stack needs at least one block with one layer, got {num_blocks} blocks of {len(block)}")
+    if not block:
+        raise ValueError("a block needs at least one layer, got no dilations")
     flips = (False,) * (len(block) - 1) + (revert,)
     return ConvFlowSpec(input_dim, kernel_size, block * num_blocks, flips * num_blocks, activation, negative_slope)

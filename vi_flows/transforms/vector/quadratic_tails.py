@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vi_flows.settings import check_counts
 from vi_flows.transforms.base import Bijection
 
 __all__ = ["QuadraticTails"]
@@ -30,8 +31,9 @@ class QuadraticTails(Bijection):
 
     def __init__(self, input_dim: int, init: float = 0.01) -> None:
         super().__init__(event_dim=1)
-        if input_dim < 1 or not 0 < init < math.inf:
-            raise ValueError(f"input_dim and init must be positive, got {input_dim} and {init}")
+        check_counts(1, input_dim=input_dim)
+        if not 0 < init < math.inf:
+            raise ValueError(f"init must be positive and finite, got {init}")
         self.input_dim = input_dim
         self.log_rate = nn.Parameter(torch.full((2, input_dim), math.log(init)))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vi_flows.recording import is_recorded, is_transformed
+from vi_flows.settings import check_counts
 from vi_flows.transforms.base import Bijection
 
 __all__ = ["TriangularScale"]
@@ -37,8 +38,9 @@ class TriangularScale(Bijection):
 
     def __init__(self, input_dim: int, bound: float = 3.0, gain: float = 1.0) -> None:
         super().__init__(event_dim=1)
-        if input_dim < 1 or not 0 < bound < math.inf or not 0 < gain < math.inf:
-            raise ValueError(f"input_dim, bound and gain must be positive, got {input_dim}, {bound} and {gain}")
+        check_counts(1, input_dim=input_dim)
+        if not 0 < bound < math.inf or not 0 < gain < math.inf:
+            raise ValueError(f"bound and gain must be positive and finite, got {bound} and {gain}")
         self.input_dim, self.bound = input_dim, bound
         self.gains = {"weight": gain}
         self.weight = nn.Parameter(torch.zeros(input_dim * (input_dim - 1) // 2))
