@@ -218,3 +218,16 @@ def test_what_is_no_tensor_of_floating_point_numbers_is_refused(name):
         for value, kind in ((torch.ones(4, 4, 2, dtype=torch.long), "int64"), (torch.ones(4, 4, 2) + 0j, "complex64")):
             with pytest.raises(ValueError, match=f"acts on dense floating-point tensors, got a torch.{kind} one"):
                 way(value)
+
+
+@pytest.mark.parametrize("name", ["coupling", "parametric"])
+def test_families_and_their_bijections_compile_into_one_graph(name):
+    torch.manual_seed(0)
+    family = randomise(FAMILIES[name](), 0.2)
+
+    def run(context, x):
+        return family.condition(context).forward_and_ladj(x)
+
+    context, x = torch.randn(4, 3), torch.randn(4, 2)
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(context, x), run(context, x))

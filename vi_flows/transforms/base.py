@@ -277,6 +277,8 @@ class ConditionalBijection(Capabilities, ConditionalTransformModule, ABC):
             raise ValueError(
                 f"context has {found} {name} a row, expected {size}: it is a tensor of {tuple(context.shape)}"
             )
+        if torch.compiler.is_compiling() and context.is_floating_point():  # which walks through no parameters
+            return context
         dtype = next(self.parameters()).dtype
         if context.dtype is dtype or (context.is_floating_point() and _cast(context, dtype)):
             return context

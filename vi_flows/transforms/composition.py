@@ -43,7 +43,7 @@ class Chain(Bijection):
         parts = list(bijections)
         for part in parts:
             check_types(Bijection, f"; {WRAPPED}, use ConditionalChain for one with a context", part=part)
-        widest = max((part.event_dim for part in parts), default=1 if event_dim is None else 0)
+        widest = max([part.event_dim for part in parts]) if parts else 1 if event_dim is None else 0
         if event_dim is not None and event_dim < widest:
             raise ValueError(f"event_dim={event_dim} is less than the {widest} event dimensions of a part")
         super().__init__(widest if event_dim is None else event_dim)
