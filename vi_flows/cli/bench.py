@@ -44,7 +44,7 @@ def environment() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure the eight ratios of speed beside their floors and goals: CPU time, one thread, interleaved runs."""
+    """Measure the ratios of speed, for eight goals, beside their floors: CPU time, one thread, interleaved runs."""
 
     goals: tuple[int, ...] = ()
     """Numbers of the goals to measure, 1 to 8; default: all."""
