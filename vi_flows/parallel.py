@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ALONE", "Divided", "Ranks", "Share", "mean_over_rows"]
+__all__ = ["ALONE", "Divided", "Ranks", "Share", "count_over_rows", "mean_over_rows"]
 
 T = TypeVar("T")
 
@@ -142,6 +142,11 @@ def mean_over_rows(mean: Tensor) -> Tensor:
     return _entered[-1].mean(mean) if _entered else mean
 
 
+def count_over_rows(count: int) -> int:
+    """How many values :func:`mean_over_rows` is over, from how many this process's rows have."""
+    return _entered[-1].count(count) if _entered else count
+
+
 class Divided(Share, TorchFunctionMode):
     """A part of a minibatch. Within, draws are the process's rows of draws for the whole minibatch, and batch
     normalisation takes its moments from all processes.
@@ -179,6 +184,10 @@ class Divided(Share, TorchFunctionMode):
     def mean(self, mean: Tensor) -> Tensor:
         """See :func:`mean_over_rows`."""
         return _SumOverRanks.apply(mean * (self.own / (self.num_rows * self.copies)), self.ranks)
+
+    def count(self, count: int) -> int:
+        """See :func:`count_over_rows`."""
+        return count * self.num_rows // self.own
 
     # Draws ------------------------------------------------------------------------------------------------------
 
@@ -253,7 +262,7 @@ class Divided(Share, TorchFunctionMode):
         """``F.batch_norm``: moments of the whole minibatch, the unbiased variance into the running average."""
         if not training:
             return func(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        count = x.numel() // x.shape[1] * self.num_rows // self.own
+        count = self.count(x.numel() // x.shape[1])
         if count < 2:
             raise ValueError(f"batch normalisation needs more than 1 value a channel, got a minibatch of {count}")
         dims, shape = [d for d in range(x.dim()) if d != 1], [-1 if d == 1 else 1 for d in range(x.dim())]

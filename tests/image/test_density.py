@@ -424,7 +424,8 @@ def test_logit_keeps_the_top_grey_value_finite():
 @pytest.mark.parametrize("value", [0, 255])
 def test_one_constant_image_at_either_end_trains(name, value):
     """The start has one image without any spread to learn from, at the edge of the logit map."""
-    density = ImageDensity(small_flow(name), (1, 8, 8))
+    # Batch normalisation of one image alone is refused.
+    density = ImageDensity(small_flow(name, **({"norm": "none"} if name == "maf" else {})), (1, 8, 8))
     x = torch.full((1, 1, 8, 8), value, dtype=torch.uint8)
     density.initialize(x)
     optimizer = torch.optim.Adam(density.parameters(), lr=1e-3)

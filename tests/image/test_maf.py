@@ -5,6 +5,7 @@ import torch
 
 from tests.image.test_density import randomise
 from vi_flows.flows.image_maf import ImageMAF
+from vi_flows.parallel import Divided, Ranks
 from vi_flows.transforms import ImageBatchNorm
 from vi_flows.transforms.image.reshaped import Reshaped
 from vi_flows.transforms.vector.conv_flow import Revert
@@ -81,3 +82,19 @@ def test_refusals():
         Reshaped(Revert(), (2, 3))
     with pytest.raises(ValueError, match="no shape"):
         Reshaped(Revert(), (5,)).forward_and_ladj(torch.zeros(1, 2, 3))
+
+
+class TwoProcesses(Ranks):
+    size = 2
+
+
+def test_batch_norm_refuses_a_minibatch_without_a_variance():
+    """Of a single value the variance is 0: whatever it is, it would become b, at a gain of 316 in the density."""
+    norm, x = Reshaped(ImageBatchNorm(6), (6, 1, 1)).train(), torch.randn(1, 1, 2, 3)
+    with pytest.raises(ValueError, match=r"needs two values of every channel.*two images at a time"):
+        norm.forward_and_ladj(x)
+    norm.forward_and_ladj(x.expand(2, -1, -1, -1))
+    ImageBatchNorm(1).train().forward_and_ladj(x)  # the moments are over its pixels
+    norm.eval().forward_and_ladj(x)
+    with Divided(TwoProcesses(), 2, 0):  # one image each
+        norm.train().forward_and_ladj(x)

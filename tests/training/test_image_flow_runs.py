@@ -124,3 +124,15 @@ def test_the_default_is_glow_and_a_preset_can_be_changed():
 def test_bad_settings_are_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("flow", ["maf", "real_nvp --num-levels 1"])
+@pytest.mark.parametrize("size", [1, 1296])
+def test_minibatches_of_one_image_are_refused_where_they_are_normalised(flow, size, tmp_path, capsys):
+    """Of 1297 training images in minibatches of 1296 one is left: its variance is zero, as is that of each alone."""
+    line = f"train image --out {tmp_path / 'run'} --batch-size {size} --epochs 1 --quiet {flow} --norm batch"
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    assert ended.value.code == 2
+    assert f"in minibatches of {size} leave a single one: choose another --batch-size" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

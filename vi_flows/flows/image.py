@@ -66,6 +66,11 @@ class ImageCouplingFlow(ImageFlow):
     scale: Scale = "tanh"
     """Scale function of the couplings."""
 
+    @property
+    def normalizes_batches(self) -> bool:
+        """See :attr:`ImageFlow.normalizes_batches`."""
+        return self.norm == "batch"
+
     @abstractmethod
     def change(self) -> CouplingMap:
         """The map of a coupling."""

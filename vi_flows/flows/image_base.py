@@ -47,6 +47,11 @@ class ImageFlow(ABC):
     def __post_init__(self) -> None:
         check_settings(self)
 
+    @property
+    def normalizes_batches(self) -> bool:
+        """Whether layers take the variance of a minibatch's images in training, so that one alone is no minibatch."""
+        return False
+
     @abstractmethod
     def build(
         self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None

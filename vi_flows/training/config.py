@@ -31,6 +31,7 @@ from vi_flows.settings import (
     Positive,
     PositiveFloat,
     Seed,
+    SettingsError,
     Threads,
     check_settings,
     later_settings,
@@ -174,6 +175,25 @@ class TrainConfig(ABC):
         Raises:
             SettingsError: there is one, and what to set instead.
         """
+
+    def _check_pairs(self, rows: int, what: str, way: str) -> None:
+        """Refuse minibatches of a single row, for what takes the variance of a minibatch's rows.
+
+        Args:
+            rows: of the training data.
+            what: needs two, the subject of the sentence.
+            way: to do without it.
+
+        Raises:
+            SettingsError: there is one.
+        """
+        if self.batch_size > 1 and rows % self.batch_size != 1:
+            return
+        other = f"choose another --batch-size than {self.batch_size}, or " if rows > 1 else ""
+        raise SettingsError(
+            f"{what} needs two rows in every minibatch, and {rows} training rows in minibatches of "
+            f"{self.batch_size} leave a single one: {other}{way}"
+        )
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``total_steps``."""

@@ -55,6 +55,11 @@ class ImageTrainConfig(LabelledTrainConfig):
         """The flow's, and whether it is told the class."""
         return ModelSettings(self.image, self.labels)
 
+    def check_batches(self, rows: int) -> None:
+        """See :meth:`TrainConfig.check_batches`: batch normalisation takes the variance of a minibatch's images."""
+        if self.image.flow.normalizes_batches:
+            self._check_pairs(rows, "--norm batch", "choose another --norm")
+
 
 @dataclass(frozen=True)
 class ImageEvaluationSettings(EvaluationSettings):

@@ -133,14 +133,8 @@ class VAETrainConfig(TrainConfig):
 
     def check_batches(self, rows: int) -> None:
         """See :meth:`TrainConfig.check_batches`: batch normalisation takes the variance of a minibatch's rows."""
-        rest = rows % self.batch_size
-        if not self.vae.batch_norm or (self.batch_size > 1 and rest != 1):
-            return
-        way = f"choose another --batch-size than {self.batch_size}, or leave" if rows > 1 else "leave"
-        raise SettingsError(
-            f"batch_norm needs two rows in every minibatch, and {rows} training rows in minibatches of "
-            f"{self.batch_size} leave a single one: {way} --batch-norm out"
-        )
+        if self.vae.batch_norm:
+            self._check_pairs(rows, "batch_norm", "leave --batch-norm out")
 
     def kl_weight_at(self, epoch: float) -> float:
         """Weight of the KL term after ``epoch`` epochs, counted in fractions."""

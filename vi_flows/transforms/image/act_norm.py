@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vi_flows.parallel import mean_over_rows
+from vi_flows.parallel import count_over_rows, mean_over_rows
 from vi_flows.recording import is_recomputed
 from vi_flows.transforms.base import Bijection
 from vi_flows.transforms.image.base import ImageBijection
@@ -115,7 +115,8 @@ class ImageBatchNorm(ImageBijection):
         eps: ``ε``.
 
     Raises:
-        ValueError: ``channels`` is less than 1; on use, the image has another number of channels.
+        ValueError: ``channels`` is less than 1; on use, the image has another number of channels, or in training mode a
+            channel has a single value.
     """
 
     running_mean: Tensor
@@ -133,6 +134,11 @@ class ImageBatchNorm(ImageBijection):
         """Normalise; in training mode by the batch's own moments."""
         self._check_image(x)
         if self.training and x.numel() > 0:
+            if count_over_rows(x.numel() // x.shape[-3]) < 2:  # y would be b whatever x is, at a gain of ε^(-½)
+                raise ValueError(
+                    f"batch normalisation needs two values of every channel, got a minibatch of {tuple(x.shape)}: "
+                    "train on two images at a time or more, or with another normalisation"
+                )
             mean, variance = _moments(x)
             if not is_recomputed():
                 with torch.no_grad():
