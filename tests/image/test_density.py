@@ -446,7 +446,9 @@ def test_odd_sizes_are_right_or_refused():
         density = randomise(ImageDensity(small_flow(name, (1, 7, 5)), (1, 7, 5)), 0.05).eval()
         assert torch.equal(density.decode(density.encode(x)), x)
     for name in set(SMALL) - {"nice", "maf"}:
-        with pytest.raises(ValueError, match="does not divide 7 × 5; use fewer levels or pad"):
+        with pytest.raises(
+            ValueError, match="does not divide 7 × 5; take nice or maf, which do without squeezes, or pad"
+        ):
             small_flow(name, (1, 7, 5))
 
 
@@ -460,6 +462,8 @@ def test_odd_sizes_are_right_or_refused():
         (lambda: ImageDensity(small_flow("glow"), (8, 8)), r"image_shape must be \(C, H, W\), got \(8, 8\)"),
         (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), num_levels=1), "num_levels must be at least 2, got 1"),
         (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), num_levels=2.5), "num_levels must be a whole number"),
+        (lambda: IMAGE_FLOWS["glow"](num_levels=3).build((1, 28, 28)), "use fewer levels or pad"),
+        (lambda: IMAGE_FLOWS["periodic"](num_levels=2).build((1, 8, 12)), "squeezed by 4 are 2 × 3: use fewer levels"),
         (lambda: IMAGE_FLOWS["glow"](coupling="triple"), "quad_mconv"),
         (lambda: IMAGE_FLOWS["real_nvp"](norm="layer"), "batch"),
         (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), base="cauchy"), "logistic"),

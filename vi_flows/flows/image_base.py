@@ -127,7 +127,9 @@ def check_levels(image_shape: ImageShape, num_levels: int) -> None:
     _, height, width = image_shape
     factor = 2**num_levels
     if num_levels < 1 or height % factor or width % factor:
+        # At least one level squeezes: no number of them will do for an odd side.
+        way = "take nice or maf, which do without squeezes," if height % 2 or width % 2 else "use fewer levels"
+        levels = "1 level squeezes" if num_levels == 1 else f"{num_levels} levels squeeze"
         raise ValueError(
-            f"{num_levels} levels squeeze the image by {factor}, which does not divide {height} × {width}; "
-            "use fewer levels or pad the images"
+            f"{levels} the image by {factor}, which does not divide {height} × {width}; {way} or pad the images"
         )

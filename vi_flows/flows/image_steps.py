@@ -192,6 +192,21 @@ class Periodic(StepFlow):
     kernel_size: Positive = 3
     """k, odd."""
 
+    def build(
+        self, image_shape: ImageShape, recompute: bool = False, conditioner_dtype: torch.dtype | None = None
+    ) -> Inverse:
+        """See :meth:`ImageFlow.build`; the images must be at least k × k at the last level, too."""
+        check_levels(image_shape, self.num_levels)
+        _, height, width = image_shape
+        factor = 2**self.num_levels
+        if min(height, width) < self.kernel_size * factor:
+            raise ValueError(
+                f"a periodic {self.kernel_size}×{self.kernel_size} convolution needs images of at least that size, and "
+                f"{height} × {width} squeezed by {factor} are {height // factor} × {width // factor}: use fewer levels, "
+                "a smaller kernel_size, or pad the images"
+            )
+        return super().build(image_shape, recompute, conditioner_dtype)
+
     def mixing(self, channels: int) -> list[Bijection]:
         """A periodic convolution."""
         return [PeriodicConv2d(channels, self.kernel_size)]
