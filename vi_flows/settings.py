@@ -146,18 +146,17 @@ def check_counts(least: int, **values: int) -> None:
 
 
 def check_image_shape(image_shape: Sequence[int]) -> None:
-    """Refuse what is no shape of images: three sizes of at least 1.
-
-    Args:
-        image_shape: ``(C, H, W)``.
+    """Refuse what is no ``(C, H, W)``: three whole numbers from 1 upwards.
 
     Raises:
-        ValueError: there are more or fewer sizes, or one is no whole number of at least 1.
+        ValueError: it is something else.
     """
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}")
-    for size in image_shape:
-        check_counts(1, **{"every size of image_shape": size})
+    try:
+        sizes = [operator.index(size) for size in image_shape]
+    except TypeError:
+        sizes = []
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"image_shape must be (C, H, W), three whole numbers from 1 upwards, got {image_shape!r}")
 
 
 def check_types(kinds: type | tuple[type, ...], way: str = "", **values: object) -> None:

@@ -198,3 +198,24 @@ def test_a_density_of_all_contexts_is_itself():
 def test_bad_arguments_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("name", [GLOW, MAF])
+def test_images_go_with_their_contexts(name):
+    """Also where nothing is scored, and before PyTorch finds sizes that differ somewhere within."""
+    density, x = made(name).condition(torch.eye(3)[:2]), torch.zeros(3, 2, 2, 2)
+    for call in (density.log_prob, density.encode, density.decode):
+        with pytest.raises(ValueError, match=r"has a batch of \(3,\).* \(2,\): one image is for each"):
+            call(x)
+
+
+def test_settings_are_refused_where_they_are_given():
+    family = build_conditional_density(GLOW, (1, 4, 4), 3).flow
+    for settings in ({"num_levels": 1}, {"alpha": 2.0}, {"base": "cauchy"}, {"image_shape": (4, 4)}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            ConditionalImageDensity(family, **{"image_shape": (1, 4, 4), "context_dim": 3} | settings)
+
+
+def test_only_a_density_given_a_context_is_called():
+    with pytest.raises(TypeError, match=r"what is called is condition\(context\)"):
+        made(GLOW)(torch.zeros(1, 1, 4, 4))

@@ -456,10 +456,16 @@ def test_odd_sizes_are_right_or_refused():
     ("call", "words"),
     [
         (lambda: IMAGE_FLOWS["glow"](num_levels=3).build((1, 28, 28)), "8, which does not divide 28"),
-        *((partial(small_flow, name, (8, 8)), r"image_shape must be \(C, H, W\), got \(8, 8\)") for name in SMALL),
-        (lambda: small_flow("maf", (1, 0, 8)), "every size of image_shape must be at least 1, got 0"),
+        *(
+            (partial(small_flow, name, (8, 8)), r"image_shape must be \(C, H, W\), three whole numbers.*got \(8, 8\)")
+            for name in SMALL
+        ),
+        (lambda: small_flow("maf", (1, 0, 8)), r"three whole numbers from 1 upwards, got \(1, 0, 8\)"),
         (lambda: IMAGE_FLOWS["maf"]().build_conditional((1, 8, 8), 0), "context_dim must be at least 1, got 0"),
-        (lambda: ImageDensity(small_flow("glow"), (8, 8)), r"image_shape must be \(C, H, W\), got \(8, 8\)"),
+        (
+            lambda: ImageDensity(small_flow("glow"), (8, 8)),
+            r"image_shape must be \(C, H, W\), three whole numbers.*got \(8, 8\)",
+        ),
         (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), num_levels=1), "num_levels must be at least 2, got 1"),
         (lambda: ImageDensity(small_flow("glow"), (1, 8, 8), num_levels=2.5), "num_levels must be a whole number"),
         (lambda: IMAGE_FLOWS["glow"](num_levels=3).build((1, 28, 28)), "use fewer levels or pad"),
@@ -477,10 +483,77 @@ def test_odd_sizes_are_right_or_refused():
             lambda: Dequantized(dist.Normal(torch.zeros(1, 2, 2), 1.0).to_event(3), 4).log_prob(
                 torch.ones(1, 2, 2) * 4
             ),
-            "support",
+            "whole numbers from 0 to 3, and 4 of 4",
         ),
     ],
 )
 def test_bad_arguments_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def density_of(*shape, **settings):
+    return ImageDensity(small_flow("glow", shape), shape, **settings).eval()
+
+
+GREYS = "images must be whole numbers from 0 to 255, and .* of 128 values are not, such as"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        *[(lambda n=n: density_of(1, 8, 8, num_levels=n), f"num_levels must be .*got {n}") for n in (1, 0, -3, 2.5)],
+        (lambda: density_of(1, 8, 8, num_levels=2**20).sample(1), "at most 131072, or float64"),
+        (lambda: ImageDensity(small_flow("glow"), (8, 8)), r"image_shape must be \(C, H, W\).*got \(8, 8\)"),
+        *[
+            (lambda name=name: small_flow(name, (8, 8)), r"image_shape must be \(C, H, W\)")
+            for name in ("nice", "maf", "glow", "real_nvp")
+        ],
+        (lambda: density_of(1, 8, 8).log_prob(images(2, 1, 8, 8).int() + 256), GREYS),
+        (lambda: density_of(1, 8, 8).log_prob(images(2, 1, 8, 8) - 0.5), GREYS),
+        (lambda: density_of(1, 8, 8).distribution().log_prob(images(2, 1, 8, 8).int() + 256), GREYS),
+        (lambda: density_of(1, 8, 8).log_prob(images(2, 1, 8, 8), 1.5), "num_draws must be a whole number"),
+        (lambda: density_of(1, 8, 8).sample(-1), "num_samples must be at least 0"),
+        (lambda: density_of(1, 8, 8).sample((2,)), "num_samples must be a whole number"),
+        *[
+            (lambda t=t: density_of(1, 8, 8).sample(1, t), "temperature must be positive and finite")
+            for t in (float("inf"), "warm", torch.ones(2))
+        ],
+        (
+            lambda: density_of(1, 8, 8).interpolate(images(2, 1, 8, 8), images(3, 1, 8, 8)),
+            "second has a batch of .3,., which doesn't go with .2,.",
+        ),
+        (lambda: density_of(1, 8, 8).interpolate(*images(2, 1, 1, 8, 8), 2.5), "num_steps must be a whole number"),
+        (lambda: density_of(1, 8, 8).distribution(loc=torch.zeros(2, 1, 8, 6)), "loc and log_scale of .2, 1, 8, 6."),
+    ],
+)
+def test_what_has_no_density_is_refused_in_a_sentence(call, words):
+    """PyTorch's own words have the whole tensor in them."""
+    with pytest.raises(ValueError, match=words) as refused:
+        call()
+    assert "\n" not in str(refused.value)
+
+
+def test_greys_beyond_the_range_have_no_density_without_validation_either():
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match=GREYS):
+        density_of(1, 8, 8, alpha=0.3).log_prob(images(2, 1, 8, 8).int() + 200)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_empty_batch_has_an_empty_answer(name):
+    density = ImageDensity(small_flow(name), (1, 8, 8), dequantizer=VariationalDequantizer(1, width=4)).eval()
+    none = images(0, 1, 8, 8)
+    assert density.log_prob(none).shape == (0,)
+    assert density.decode(density.encode(none)).shape == density.sample(0).shape == (0, 1, 8, 8)
+
+
+def test_latents_of_another_type_are_decoded_in_the_density_s():
+    density, x = density_of(1, 8, 8), images(3, 1, 8, 8)
+    assert torch.equal(density.decode(density.encode(x).double()), x)
+
+
+def test_a_scale_for_each_image_needs_no_mean():
+    density, log_scale = density_of(1, 8, 8), torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
+    assert density.distribution(log_scale=log_scale).batch_shape == (2,)
+    scales = density.base_dist(0.5, log_scale=log_scale).base_dist.scale[:, 0, 0, 0]
+    torch.testing.assert_close(scales, 0.5 * log_scale.exp().flatten())

@@ -20,11 +20,12 @@ from torch.types import _size
 from vi_flows.expansion import Expandable
 from vi_flows.nn.image import ConvConditioner
 from vi_flows.recording import may_be_looked_at
+from vi_flows.settings import check_counts, check_tensors
 from vi_flows.transforms import AffineMap, Checkerboard, ConditionalChain, ConditionalCoupling, Inverse, Logit
 
 __all__ = [
     "Dequantized", "Dequantizer", "ImageOverflowError", "Logistic", "UniformDequantizer", "VariationalDequantizer",
-    "check_grey_type",
+    "check_grey_type", "check_greys",
 ]  # fmt: skip
 
 SCALAR = torch.Size()
@@ -34,19 +35,45 @@ class ImageOverflowError(FloatingPointError):
     """An image that a flow drew or decoded, or the density of one, is NaN or infinite."""
 
 
-def check_grey_type(dtype: torch.dtype) -> None:
+def check_grey_type(dtype: torch.dtype, num_levels: int = 256) -> None:
     """Refuse types in which a grey value and its noise are not told apart: of bfloat16, 200 + u is 200 or 201.
 
     Args:
         dtype: a floating-point type.
+        num_levels: number of grey values.
 
     Raises:
-        ValueError: it has 16 bits.
+        ValueError: it has 16 bits, or no 64 numbers between the greatest grey values.
     """
     if torch.finfo(dtype).bits < 32:
         raise ValueError(
             f"densities of images need float32 or float64, got {dtype}, which rounds the noise away: leave the density "
             "in float32 and let its networks run in bfloat16 (mixed_precision, or conditioner_dtype of a flow's build)"
+        )
+    if num_levels * torch.finfo(dtype).eps > 1 / 64:
+        raise ValueError(
+            f"{dtype} rounds the noise of {num_levels} grey values away: use at most "
+            f"{int(1 / (64 * torch.finfo(dtype).eps))}, or float64 (double() of the density)"
+        )
+
+
+def check_greys(images: Tensor, num_levels: int) -> None:
+    """Refuse images with other values than grey values.
+
+    Args:
+        images: of any shape and type.
+        num_levels: number of grey values, ``n``.
+
+    Raises:
+        ValueError: a value is no whole number from 0 to ``n − 1``; says how many, and one of them.
+    """
+    if images.dtype == torch.bool:
+        return
+    greys = constraints.integer_interval(0, num_levels - 1).check(images)
+    if not greys.all():
+        raise ValueError(
+            f"images must be whole numbers from 0 to {num_levels - 1}, and {int((~greys).sum())} of {greys.numel()} "
+            f"values are not, such as {images[~greys][0].item():g}: scale them to grey values and round"
         )
 
 
@@ -146,10 +173,9 @@ class Dequantized(Expandable):
     ) -> None:
         if len(base_dist.event_shape) != 3:
             raise ValueError(f"base_dist must have (C, H, W) events, got {tuple(base_dist.event_shape)}")
-        if num_levels < 2:
-            raise ValueError(f"num_levels must be at least 2, got {num_levels}")
+        check_counts(2, num_levels=num_levels)
         if dtype is not None:
-            check_grey_type(dtype)
+            check_grey_type(dtype, num_levels)
         self.base_dist, self.num_levels, self.dtype = base_dist, num_levels, dtype
         self.dequantizer = UniformDequantizer() if dequantizer is None else dequantizer
         super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=validate_args)
@@ -179,6 +205,16 @@ class Dequantized(Expandable):
             )
         return (continuous * self.num_levels).floor().clamp(0, self.num_levels - 1)
 
+    def _validate_sample(self, value: Tensor) -> None:
+        """As PyTorch's, but in a sentence, where that prints the whole tensor; and no images are well, too."""
+        check_tensors(value=value)
+        batch = value.shape[:-3]
+        pairs = zip(reversed(batch), reversed(self.batch_shape), strict=False)
+        if value.shape[-3:] != self.event_shape or any(a != b and 1 not in (a, b) for a, b in pairs):
+            of = f", for a batch of {tuple(self.batch_shape)}" if self.batch_shape else ""
+            raise ValueError(f"expected images of {tuple(self.event_shape)}{of}, got a tensor of {tuple(value.shape)}")
+        check_greys(value, self.num_levels)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """One-draw estimate of a lower bound of ``log P(value)`` in nats, shape of the batch.
 
@@ -186,15 +222,18 @@ class Dequantized(Expandable):
             value: integer images of any dtype, ``(…, C, H, W)``.
 
         Raises:
-            ValueError: with validation on, a value is not an integer of the range; or see :func:`check_grey_type`.
+            ValueError: with validation on, the images have another shape or see :func:`check_greys`; or see
+                :func:`check_grey_type`.
         """
         if self._validate_args:
             self._validate_sample(value)
         dtype = self.dtype
         if dtype is None:
             dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
-            check_grey_type(dtype)
+            check_grey_type(dtype, self.num_levels)
         x = value.to(dtype)
+        if x.numel() == 0:  # which PyTorch's events of several dimensions can't be summed over
+            return x.new_zeros(torch.broadcast_shapes(x.shape[:-3], self.batch_shape))
         u, log_q = self.dequantizer(x)
         size = self.event_shape.numel()
         return self.base_dist.log_prob((x + u) / self.num_levels) - log_q - size * math.log(self.num_levels)

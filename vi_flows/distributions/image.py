@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from vi_flows.distributions.dequantization import (
     Dequantized,
@@ -16,13 +15,14 @@ from vi_flows.distributions.dequantization import (
     ImageOverflowError,
     Logistic,
     check_grey_type,
+    check_greys,
 )
 from vi_flows.nn.precision import own_precision
 from vi_flows.recording import may_be_looked_at
 from vi_flows.settings import check_counts, check_image_shape, check_tensors
 from vi_flows.transforms import Bijection, Inverse, Logit
 
-__all__ = ["ImageDensity", "ImageOverflowError", "bits_per_dim"]
+__all__ = ["ImageDensity", "ImageOverflowError", "bits_per_dim", "check_density_settings"]
 
 BASES = {"normal": dist.Normal, "logistic": Logistic}
 SCALAR = torch.Size()
@@ -46,6 +46,20 @@ def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:
     return log_prob / (-num_dims * math.log(2.0))
 
 
+def check_density_settings(image_shape: Sequence[int], num_levels: int, alpha: float, base: str) -> None:
+    """Refuse what :class:`ImageDensity` can't be made with, but for its flow.
+
+    Raises:
+        ValueError: the shape is no ``(C, H, W)``, there are fewer than two levels, the base is unknown, or see
+            :class:`~vi_flows.transforms.Logit`.
+    """
+    check_image_shape(image_shape)
+    check_counts(2, num_levels=num_levels)
+    Logit(alpha)
+    if base not in BASES:
+        raise ValueError(f"unknown base {base!r}; choose one of {', '.join(BASES)}")
+
+
 class ImageDensity(nn.Module):
     r"""A flow over logits as a density of integer images, trainable and usable in Pyro models.
 
@@ -62,8 +76,7 @@ class ImageDensity(nn.Module):
         batch_shape: of the densities, where the flow is one of several contexts.
 
     Raises:
-        ValueError: the base is unknown, there are fewer than two levels, ``image_shape`` is not three sizes, or see
-            :class:`~vi_flows.transforms.Logit`.
+        ValueError: see :func:`check_density_settings`.
     """
 
     origin: Tensor
@@ -79,10 +92,7 @@ class ImageDensity(nn.Module):
         batch_shape: Sequence[int] = SCALAR,
     ) -> None:
         super().__init__()
-        if base not in BASES:
-            raise ValueError(f"unknown base {base!r}; choose one of {', '.join(BASES)}")
-        check_image_shape(image_shape)
-        check_counts(2, num_levels=num_levels)
+        check_density_settings(image_shape, num_levels, alpha, base)
         self.flow = flow
         self.pixels = Inverse(Logit(alpha))
         self.image_shape, self.batch_shape = torch.Size(image_shape), torch.Size(batch_shape)
@@ -107,17 +117,29 @@ class ImageDensity(nn.Module):
         Args:
             temperature: positive.
             loc: ``(…, C, H, W)``, for instance a decoder's output; default: 0.
-            log_scale: broadcastable to ``loc``; default: 0.
+            log_scale: broadcastable with ``loc``; default: 0.
 
         Raises:
-            ValueError: the temperature is not positive, or see
-                :func:`~vi_flows.distributions.dequantization.check_grey_type`.
+            ValueError: the temperature is no positive number, ``loc`` and ``log_scale`` are not of the images' shape,
+                or see :func:`~vi_flows.distributions.dequantization.check_grey_type`.
         """
-        check_grey_type(self.origin.dtype)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        check_grey_type(self.origin.dtype, self.num_levels)
+        try:
+            fits = 0 < float(temperature) < math.inf
+        except (TypeError, ValueError, RuntimeError):  # no number, or several
+            fits = False
+        if not fits:
+            raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
         loc = self.origin.expand(self.batch_shape + self.image_shape) if loc is None else loc
-        scale = torch.full_like(loc, temperature) if log_scale is None else temperature * log_scale.exp().expand_as(loc)
+        if log_scale is None:
+            scale = torch.full_like(loc, temperature)
+        else:
+            loc, scale = torch.broadcast_tensors(loc, temperature * log_scale.exp())
+        if loc.shape[-3:] != self.image_shape:
+            raise ValueError(
+                f"the base of images of {tuple(self.image_shape)} must have their shape, got loc and log_scale of "
+                f"{tuple(loc.shape)}"
+            )
         # Unvalidated: of a latent that overflowed, validation would print the whole tensor; NaN is reported by name.
         return BASES[self.base](loc, scale, validate_args=False).to_event(3)
 
@@ -149,9 +171,12 @@ class ImageDensity(nn.Module):
             num_draws: draws of ``u`` an image, one after the other.
 
         Raises:
-            ValueError: the images have another shape, or ``num_draws`` is less than 1.
+            ValueError: the images have another shape or other values, or ``num_draws`` is less than 1.
             ImageOverflowError: the density of an image is NaN or zero.
         """
+        self._check(images=images)
+        # Whether or not Pyro validates: beyond them there is no density.
+        check_greys(images, self.num_levels)
         scores = self._scores(images, num_draws)
         broken = int((~torch.isfinite(scores)).sum())
         if broken:
@@ -174,9 +199,8 @@ class ImageDensity(nn.Module):
         return bits_per_dim(self._scores(images, num_draws), self.num_dims)
 
     def _scores(self, images: Tensor, num_draws: int) -> Tensor:
-        self._check(images)
-        if num_draws < 1:
-            raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+        self._check(images=images)
+        check_counts(1, num_draws=num_draws)
         images = images.to(self.origin)
         distribution = self.distribution()
         return torch.stack([distribution.log_prob(images) for _ in range(num_draws)]).mean(0)
@@ -199,6 +223,7 @@ class ImageDensity(nn.Module):
         """Integer images, ``(num_samples, …, C, H, W)``, dtype uint8 (int32 for more than 256 levels).
 
         Raises:
+            ValueError: see :meth:`base_dist`, or ``num_samples`` is less than 0.
             ImageOverflowError: an image is not finite; :meth:`sample_logits` shows which.
         """
         return self._integers(self.sample_logits(num_samples, temperature))
@@ -210,7 +235,11 @@ class ImageDensity(nn.Module):
         Args:
             num_samples: how many.
             temperature: scale of the base; 1 is the model.
+
+        Raises:
+            ValueError: see :meth:`base_dist`, or ``num_samples`` is less than 0.
         """
+        check_counts(0, num_samples=num_samples)
         return self.logit_distribution(temperature).sample(torch.Size((num_samples,)))
 
     @torch.no_grad()
@@ -231,29 +260,27 @@ class ImageDensity(nn.Module):
     @torch.no_grad()
     def middle_logits(self, images: Tensor) -> Tensor:
         """Logits of images without noise (``u = ½``), ``(…, C, H, W)``; see :meth:`encode`."""
-        self._check(images)
-        check_grey_type(self.origin.dtype)
+        self._check(images=images)
+        check_grey_type(self.origin.dtype, self.num_levels)
         images = images.to(self.origin)
         if may_be_looked_at(images):
-            greys = constraints.integer_interval(0, self.num_levels - 1).check(images)
-            if not greys.all():
-                raise ValueError(
-                    f"images must be whole numbers from 0 to {self.num_levels - 1}, and {int((~greys).sum())} of "
-                    f"{greys.numel()} values are not, such as {images[~greys][0].item():g}: scale them to grey values "
-                    "and round"
-                )
+            check_greys(images, self.num_levels)
         return self.pixels.inverse_and_ladj((images + 0.5) / self.num_levels)[0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Integer images of latents; undoes :meth:`encode` exactly, for which autocast around has no effect.
 
+        Args:
+            latents: ``(…, C, H, W)``, of any type: it is computed in the density's.
+
         Raises:
             ValueError: see :meth:`encode`.
             ImageOverflowError: an image is not finite.
         """
-        self._check(latents)
-        check_grey_type(self.origin.dtype)
+        self._check(latents=latents)
+        check_grey_type(self.origin.dtype, self.num_levels)
+        latents = latents.to(self.origin)
         with own_precision(latents.device.type):
             return self._integers(self.flow.forward_and_ladj(latents)[0])
 
@@ -268,17 +295,28 @@ class ImageDensity(nn.Module):
         """Images along the straight line between two images' latents, ``(num_steps, …, C, H, W)``, ends included.
 
         Raises:
-            ValueError: fewer than two steps, or see :meth:`encode`.
+            ValueError: fewer than two steps, not as many images at one end as at the other, or see :meth:`encode`.
         """
-        if num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, got {num_steps}")
+        check_counts(2, num_steps=num_steps)
+        self._check(first=first, second=second)
         start, end = self.encode(first), self.encode(second)
         weight = torch.linspace(0, 1, num_steps).to(self.origin).reshape(-1, *[1] * start.dim())
         return self.decode(start + weight * (end - start))
 
-    def _check(self, images: Tensor) -> None:
-        if images.shape[-3:] != self.image_shape:
-            raise ValueError(f"expected images of {tuple(self.image_shape)}, got a tensor of {tuple(images.shape)}")
+    def _check(self, **tensors: Tensor) -> None:
+        """Refuse the first that is no tensor of such images, or has a batch that doesn't go with the others'."""
+        check_tensors(**tensors)
+        batch = self.batch_shape
+        for name, value in tensors.items():
+            if value.shape[-3:] != self.image_shape:
+                raise ValueError(f"expected {name} of {tuple(self.image_shape)}, got a tensor of {tuple(value.shape)}")
+            try:
+                batch = torch.broadcast_shapes(batch, value.shape[:-3])
+            except RuntimeError:
+                of = "second is for each of first" if name == "second" else "one image is for each context"
+                raise ValueError(
+                    f"{name} has a batch of {tuple(value.shape[:-3])}, which doesn't go with {tuple(batch)}: {of}"
+                ) from None
 
     def _integers(self, logits: Tensor) -> Tensor:
         broken = int((~torch.isfinite(logits)).flatten(-3).any(-1).sum())

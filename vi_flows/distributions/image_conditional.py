@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from vi_flows.distributions.dequantization import Dequantizer
-from vi_flows.distributions.image import ImageDensity
-from vi_flows.settings import check_counts
+from vi_flows.distributions.image import ImageDensity, check_density_settings
+from vi_flows.settings import check_counts, check_tensors
 from vi_flows.transforms import ConditionalBijection
 
 __all__ = ["ConditionalImageDensity"]
@@ -33,7 +33,7 @@ class ConditionalImageDensity(nn.Module):
         dequantizer: default: uniform; it doesn't see the context.
 
     Raises:
-        ValueError: the context is empty; on conditioning, see :class:`~vi_flows.distributions.image.ImageDensity`.
+        ValueError: the context is empty, or see :func:`~vi_flows.distributions.image.check_density_settings`.
     """
 
     origin: Tensor
@@ -50,6 +50,7 @@ class ConditionalImageDensity(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(1, context_dim=context_dim)
+        check_density_settings(image_shape, num_levels, alpha, base)
         self.flow, self.context_dim = flow, context_dim
         self.image_shape, self.num_levels, self.alpha, self.base = tuple(image_shape), num_levels, alpha, base
         self.num_dims = math.prod(self.image_shape)
@@ -65,6 +66,7 @@ class ConditionalImageDensity(nn.Module):
         Raises:
             ValueError: the last size isn't ``context_dim``.
         """
+        check_tensors(context=context)
         if context.dim() < 1 or context.shape[-1] != self.context_dim:
             raise ValueError(
                 f"the context must have shape (…, {self.context_dim}), got {tuple(context.shape)} (one-hot encode "
@@ -80,6 +82,12 @@ class ConditionalImageDensity(nn.Module):
             if module not in shared:
                 module.training = self.training
         return density
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused in a sentence, like all that only the density given a context has."""
+        raise TypeError(
+            f"this density has a context of size {self.context_dim}: what is called is condition(context), with images"
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Submodules and the like; what only the density given a context has is refused in a sentence."""

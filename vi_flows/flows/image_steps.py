@@ -202,8 +202,8 @@ class Periodic(StepFlow):
         if min(height, width) < self.kernel_size * factor:
             raise ValueError(
                 f"a periodic {self.kernel_size}×{self.kernel_size} convolution needs images of at least that size, and "
-                f"{height} × {width} squeezed by {factor} are {height // factor} × {width // factor}: use fewer levels, "
-                "a smaller kernel_size, or pad the images"
+                f"{height} × {width} squeezed by {factor} are {height // factor} × {width // factor}: use fewer "
+                "levels, a smaller kernel_size, or pad the images"
             )
         return super().build(image_shape, recompute, conditioner_dtype)
 
