@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -113,3 +114,16 @@ def test_it_is_a_setting_that_earlier_keys_do_not_know() -> None:
 def test_bad_arguments_are_named(call, words) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_images_with_channels_last_are_searched_without_a_warning() -> None:
+    """PyTorch's, of values that don't lie one after the other, once a process; here always."""
+    layer, before = PixelSpline(3, 4), torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            y, _ = layer.forward_and_ladj(torch.randn(2, 3, 5, 4).to(memory_format=torch.channels_last))
+            layer.inverse_and_ladj(y)
+    finally:
+        torch.set_warn_always(before)

@@ -100,7 +100,8 @@ def shared_rational_quadratic(
     xs, ys = _knots(widths, bound), _knots(heights, bound)
     deltas = _slopes_at_knots(slopes)
     inside, held = _held_inside(value, bound)
-    index = torch.searchsorted((ys if inverse else xs)[1:-1].mT.contiguous().detach(), held.detach(), right=True)
+    knots = (ys if inverse else xs)[1:-1].mT
+    index = torch.searchsorted(knots.contiguous().detach(), held.contiguous().detach(), right=True)
     bins = torch.stack([xs[:-1], xs[1:], ys[:-1], ys[1:], deltas[:-1], deltas[1:]], -1)  # (K, C, 6)
     rows = index * bins.shape[1] + torch.arange(bins.shape[1], device=value.device)[:, None]
     x0, x1, y0, y1, d0, d1 = F.embedding(rows, bins.flatten(0, 1)).unbind(-1)
