@@ -19,9 +19,13 @@ from vi_flows.transforms import (
     Chain,
     ChannelGroups,
     Checkpointed,
+    Conv1x1,
     Coupling,
+    EmergingConv2d,
+    FourCornerConv2d,
     ImageBatchNorm,
     ImageChain,
+    OneSidedConv2d,
     PeriodicConv2d,
     Scaling,
     Squeeze,
@@ -196,6 +200,21 @@ def test_products_with_another_type_are_refused(kind):
         for way in (layer.forward_and_ladj, layer.inverse_and_ladj):
             with pytest.raises(ValueError, match=r"parameters of torch\.float32 and got a tensor of torch\.float64"):
                 way(torch.zeros(2, 3, dtype=WIDE))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Conv1x1, OneSidedConv2d, EmergingConv2d, FourCornerConv2d, PeriodicConv2d,
+        lambda channels: ImageChain([ActNorm(channels), Conv1x1(channels)]),
+    ],
+)  # fmt: skip
+def test_convolutions_of_another_type_are_refused(make):
+    layer = make(4).eval()
+    for way in (layer.forward_and_ladj, layer.inverse_and_ladj):
+        with pytest.raises(ValueError, match=r"parameters of torch\.float32 and got a tensor of torch\.float64"):
+            way(torch.rand(2, 4, 6, 6, dtype=WIDE))
+        assert way(torch.rand(2, 4, 6, 6))[0].isfinite().all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -78,6 +78,10 @@ class Conv1x1(PixelLayer):
         super().__init__(channels)
         self.weight = LUMatrix(channels, rotation)
 
+    def _check_image(self, value: Tensor) -> None:
+        super()._check_image(value)
+        self._check_type(value, self.weight.log_diagonal)
+
     def pixel_map(self, inverse: bool) -> PixelMap:
         """``A``, or ``A⁻¹``."""
         log_abs_det = self.weight.log_abs_det()

@@ -216,6 +216,10 @@ class OneSidedConv2d(ImageBijection):
         pad = self.kernel_size - 1
         return float(torch.linalg.cond(F.conv2d(F.pad(images, (pad, 0, pad, 0)), kernel).flatten(1).mT))
 
+    def _check_image(self, value: Tensor) -> None:
+        super()._check_image(value)
+        self._check_type(value, self.taps)
+
     def _flips(self) -> tuple[int, ...]:
         bottom, right = CORNERS[self.corner]
         return (-2,) * bottom + (-1,) * right

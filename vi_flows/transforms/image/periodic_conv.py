@@ -84,6 +84,7 @@ class PeriodicConv2d(ImageBijection):
 
     def _check_size(self, value: Tensor) -> None:
         self._check_image(value)
+        self._check_type(value, self.taps)
         if min(value.shape[-2:]) < self.kernel_size:
             raise ValueError(
                 f"a periodic {self.kernel_size}×{self.kernel_size} convolution needs images of at least that size, "

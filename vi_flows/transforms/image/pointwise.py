@@ -104,7 +104,8 @@ class ImageChain(Chain):
 
     @staticmethod
     def _merged(group: Sequence[PixelLayer], value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        group[0]._check_image(value)
+        for part in group:
+            part._check_image(value)
         if not inverse and any(part.waits for part in group):
             with torch.no_grad():
                 reduce(lambda x, part: part.forward_and_ladj(x)[0], group, value)
