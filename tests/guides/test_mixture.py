@@ -95,6 +95,20 @@ def test_rings_are_covered_by_pieces():
     assert kl < 0.03
 
 
+@pytest.mark.parametrize("sd", [1.0, 3.0])
+@pytest.mark.parametrize(("apart", "modes"), [((-3.0, 3.0), 2), ((-5.0, 5.0), 2), ((-5.0, 0.0, 5.0), 3)])
+def test_modes_around_a_start_without_a_gradient_are_found(apart, modes, sd):
+    """Gaussians of sd 1 and mass 2π: from the middle, a saddle or a mode by symmetry, no gradient leads anywhere."""
+
+    def log_density(x):
+        return torch.logsumexp(torch.stack([-0.5 * ((x[:, 0] - at).square() + x[:, 1].square()) for at in apart]), 0)
+
+    start = GaussianStart(torch.zeros(2, dtype=DOUBLE), sd * torch.eye(2, dtype=DOUBLE), -math.inf)
+    found = mixture_start(log_density, start, torch.Generator().manual_seed(0))
+    assert len(found.locs) == modes
+    assert found.elbo == pytest.approx(math.log(2 * math.pi * modes), abs=0.01)
+
+
 def test_the_mixture_is_the_density_of_its_draws():
     base = random_base()
     weight, loc, tril = base.components()

@@ -33,6 +33,10 @@ MAX_PATHS = 640
 MAX_MODES = 64
 """Components at most."""
 
+BESIDE = 1e-3
+"""Standard deviations from a middle without a gradient to where a climb from it sets out, in a direction that no
+symmetry of the axes leaves as it is."""
+
 VALLEY = 1.0
 """Nats: two modes are apart where the density falls that far between them, on the straight line."""
 
@@ -197,12 +201,13 @@ def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.G
             home = ascend(density, middle)
         if not tops:
             # Not where the density has no gradient, as at the centre of a ring: then the middle has not moved.
-            heavy = ends[_heavy(density, home[0], ends)]
-            if bool(home.any()) and not (len(heavy) and bool((_least_fall(density, home, heavy) > VALLEY).any())):
+            heavy, moved = ends[_heavy(density, home[0], ends)], bool(home.any())
+            if moved and not (len(heavy) and bool((_least_fall(density, home, heavy) > VALLEY).any())):
                 return None
-            path = climb(density, torch.zeros(dim, dtype=torch.float64), 40)
-            at_home = bool(path)
-            tops = [torch.as_tensor(path[-1][0]) if at_home else ends[0]]
+            # From beside it, then: a climb would stay on a saddle between two modes, too, or in a crater.
+            path = climb(density, torch.linspace(1, 2, dim, dtype=torch.float64) * (0.0 if moved else BESIDE), 40)
+            tops = [torch.as_tensor(path[-1][0]) if path else ends[0]]
+            at_home = bool(path) and (moved or bool(tops[0].norm() < 1))
         known = len(tops)
         tops = _apart(density, tops, ends[_heavy(density, tops[0], ends)])
         if len(tops) < 2:
