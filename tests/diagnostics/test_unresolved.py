@@ -140,7 +140,8 @@ def correlations() -> None:
 @pytest.mark.parametrize(
     ("model", "steps"),
     [
-        (at(1e8, 8.0), 1.0), (at(1e6, 1.0), None), (step(1.7e9), 1.28), (step(0.0), None), (rare(1e8), 2.0),
+        (at(1e8, 8.0), 1.0), (at(1e6, 1.0), None), pytest.param(step(1.7e9), 1.28, marks=pytest.mark.slow),
+        pytest.param(step(0.0), None, marks=pytest.mark.slow), (rare(1e8), 2.0),
         (rare(1e6), None), (still, None), (correlations, None),
     ],
     ids=["1e8", "1e6", "seconds", "elapsed", "rare", "not-rare", "constants", "correlations"],
@@ -162,6 +163,7 @@ def test_draws_that_are_rounded_to_their_own_spread_are_not_trusted(
         assert float(told[1]) == pytest.approx(steps, rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_diagonal_of_rounding_alone_does_not_move() -> None:
     """Sums of numbers near 1 are rounded by more than its spread, of which its mean seemed to move by many."""
     torch.set_default_dtype(torch.float64)
@@ -205,7 +207,8 @@ def parabola(num: int) -> Callable[[], None]:
     return model
 
 
-@pytest.mark.parametrize(("num", "verdict"), [(50, "ok"), pytest.param(2000, "don't trust", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("num", "verdict"), [(50, "ok"), (2000, "don't trust")])
 def test_a_density_that_rounding_spoils_is_named_as_such(num: int, verdict: str) -> None:
     """The conditional spread of ``a`` of 2000 values is 0.002, and the numbers next to 77 600 are 0.008 apart."""
     pyro.set_rng_seed(0)

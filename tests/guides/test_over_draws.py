@@ -189,6 +189,7 @@ def autoregressive() -> None:
         pyro.sample("y", dist.Normal(mean, scale), obs=SERIES)
 
 
+@pytest.mark.slow
 def test_fits_and_diagnoses_of_such_models_take_one_pass() -> None:
     for model in (counted, autoregressive):
         pyro.set_rng_seed(0)
