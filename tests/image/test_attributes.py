@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.image.test_density import images, small_flow
+from tests.image.small_flows import images, small_flow
 from vi_flows.diagnostics.attributes import ATTRIBUTES, attribute_directions, edit, measure_colors, measure_digits
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.transforms import ActNorm

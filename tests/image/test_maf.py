@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.image.test_density import randomise
+from tests.transforms.cases import randomise
 from vi_flows.flows.image_maf import ImageMAF
 from vi_flows.parallel import Divided, Ranks
 from vi_flows.transforms import ImageBatchNorm

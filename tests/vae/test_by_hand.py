@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from tests.image.test_density import small_flow
+from tests.image.small_flows import small_flow
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.flows import IAF, MAF, ConvFlow
 from vi_flows.objectives import DIRECT_OBJECTIVES

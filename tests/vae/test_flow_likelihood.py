@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.transforms import planar
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 
-from tests.image.test_density import images, small_flow
+from tests.image.small_flows import images, small_flow
 from vi_flows import conditional_conv_flow, conv_flow
 from vi_flows.data import load
 from vi_flows.distributions.image import ImageDensity

@@ -43,7 +43,7 @@ class EvaluationSettings:
 
     def chosen(self, rows: Tensor) -> Tensor:
         """The rows at these places, of a whole split."""
-        return evenly(rows, len(rows) if self.limit is None else self.limit)
+        return rows if self.limit is None else evenly(rows, self.limit)
 
     def tightness(self, score: str) -> dict[str, Any]:
         """The options, with their values, on which it depends how close a bound comes to the likelihood; here none.
