@@ -14,7 +14,7 @@ from torch import Tensor
 from vi_flows.kernels.operands import Cotangents, Operands
 from vi_flows.kernels.reference import ConvFlowSpec
 
-__all__ = ["ACTIVATION_CODES", "ISAS", "Library", "backward", "evaluate", "load"]
+__all__ = ["ACTIVATION_CODES", "ISAS", "Library", "backward", "check", "evaluate", "load"]
 
 ACTIVATION_CODES = {"leaky_relu": 0, "tanh": 1, "sigmoid": 2, "softplus": 3, "elu": 4}
 ISAS = ("baseline", "avx2", "avx512")
@@ -68,8 +68,9 @@ def load() -> Library | str:
     try:
         library = ctypes.CDLL(str(path))
         library.vi_flows_build.restype = ctypes.c_char_p
-        library.vi_flows_best_isa.restype = library.vi_flows_run.restype = ctypes.c_int64
-        library.vi_flows_run.argtypes = [ctypes.c_void_p]
+        library.vi_flows_best_isa.restype = ctypes.c_int64
+        for function in (library.vi_flows_run, library.vi_flows_substitute):
+            function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p]
         return Library(path, library.vi_flows_build().decode(), ISAS[library.vi_flows_best_isa()], library)
     except (OSError, AttributeError) as error:
         return f"{path.name} can't be loaded: {error}"
@@ -134,13 +135,27 @@ def _run(job: _Job) -> None:
     if isinstance(loaded, str):
         raise RuntimeError(loaded)
     status = loaded.library.vi_flows_run(ctypes.byref(job))
-    if status == 1:
-        raise MemoryError("out of memory")
-    if status == 2:
-        raise ValueError(f"no such instruction set: {job.isa}")
-    if status:
+    if status == 3:
         code = job.stack.contents.activation
         raise ValueError(f"the compiled kernel has no activation of code {code}: build it anew from csrc, or use torch")
+    check(status, job.isa)
+
+
+def check(status: int, isa: int) -> None:
+    """Turn what a function of the library returned into an exception.
+
+    Args:
+        status: 0, 1 or 2.
+        isa: the instruction set that was asked for.
+
+    Raises:
+        MemoryError: 1.
+        ValueError: 2, this machine or build has no such instruction set.
+    """
+    if status == 1:
+        raise MemoryError("out of memory")
+    if status:
+        raise ValueError(f"no such instruction set: {isa}")
 
 
 def evaluate(operands: Operands, spec: ConvFlowSpec, inverse: bool, isa: int = -1) -> tuple[Tensor, Tensor]:

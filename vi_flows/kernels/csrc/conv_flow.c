@@ -1,7 +1,9 @@
-/* The ConvFlow stack: forward, inverse, and the gradients of both, for float and double.
+/* The ConvFlow stack: forward, inverse, and the gradients of both; the inverse of one-sided convolutions. For float and
+ * double.
  *
  * A Python extension module without contents: it is loaded by ctypes, so that it needs neither PyTorch's headers nor
- * Python's calling convention. vi_flows_run works on plain pointers; native.py holds the same structures.
+ * Python's calling convention. vi_flows_run and vi_flows_substitute work on plain pointers; native.py and
+ * substitution.py hold the same structures.
  */
 
 #include <Python.h>
@@ -70,6 +72,23 @@ typedef struct {
     int64_t padded_d;
 } Job;
 
+/* Images Y, of which each pixel is Y = Σ K X over the k × k pixels that end at it in the chosen corner's orientation, and
+ * X. `matrix`, (channels, k k channels), holds −K₀⁻¹ K by taps in raster order, then K₀⁻¹, where K₀ is the last tap. */
+typedef struct {
+    int64_t is_double, isa, threads;
+    int64_t images, channels, height, width, k, bottom, right;
+    int64_t y_image, y_channel, y_row, y_column; /* steps in elements */
+    int64_t x_image, x_channel, x_row, x_column;
+    const void *matrix, *y;
+    void *x;
+    void *packed; /* the driver's own */
+} Substitution;
+
+/* How many channels are computed side by side where `left` are left: what registers hold. */
+static int64_t outputs_at_once(int64_t left) {
+    return left >= 12 ? 12 : left >= 8 ? 8 : left >= 6 ? 6 : left >= 4 ? 4 : left;
+}
+
 static int64_t min_int(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max_int(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -122,13 +141,16 @@ typedef struct {
     void (*prepare)(const Job *);
     int (*run[2])(const Job *, int64_t, int64_t); /* shared parameters, parameters of each row */
     void (*finish[2])(const Job *, int64_t);
+    void (*pack)(const Substitution *);
+    int (*substitute)(const Substitution *, int64_t, int64_t);
 } Variant;
 
 #define VARIANT(type, isa)                                                               \
     {                                                                                    \
         prepare_##type##_##isa##_shared,                                                 \
             {run_part_##type##_##isa##_shared, run_part_##type##_##isa##_per_row},       \
-            {finish_##type##_##isa##_shared, finish_##type##_##isa##_per_row}            \
+            {finish_##type##_##isa##_shared, finish_##type##_##isa##_per_row},           \
+            pack_##type##_##isa, substitute_##type##_##isa                               \
     }
 
 static const Variant variants[][2] = {
@@ -187,6 +209,20 @@ static int64_t choose_threads(int64_t wanted, int64_t tiles, int64_t work, int64
 #endif
 }
 
+static int64_t begin_call(void) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __atomic_add_fetch(&active_calls, 1, __ATOMIC_RELAXED);
+#else
+    return 1;
+#endif
+}
+
+static void end_call(void) {
+#if defined(__GNUC__) || defined(__clang__)
+    __atomic_sub_fetch(&active_calls, 1, __ATOMIC_RELAXED);
+#endif
+}
+
 static int run(Job *job, int64_t threads) {
     const Stack *stack = job->stack;
     const Variant *variant = &variants[job->isa][job->is_double];
@@ -239,15 +275,40 @@ EXPORT int64_t vi_flows_run(const Job *call) {
     if (job.stack->activation < LEAKY_RELU || job.stack->activation > ELU) return 3; /* never as another one */
     const int64_t tiles = (job.rows + TILE - 1) / TILE;
     const int64_t work = tiles * job.outer * job.stack->layers * job.stack->d;
-#if defined(__GNUC__) || defined(__clang__)
-    const int64_t active = __atomic_add_fetch(&active_calls, 1, __ATOMIC_RELAXED);
-#else
-    const int64_t active = 1;
+    const int failed = run(&job, choose_threads(job.threads, tiles, work, begin_call()));
+    end_call();
+    return failed;
+}
+
+static int substitute(Substitution *job, int64_t threads) {
+    const Variant *variant = &variants[job->isa][job->is_double];
+    const size_t size = job->is_double ? sizeof(double) : sizeof(float);
+    void *weights = NULL;
+    int failed = 0;
+    job->packed = aligned_block(job->channels * job->channels * job->k * job->k * size, &weights);
+    if (!job->packed) return 1;
+    variant->pack(job);
+    if (threads == 1) failed = variant->substitute(job, 0, 1);
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel for schedule(static, 1) num_threads((int)threads) reduction(| : failed)
+        for (int64_t part = 0; part < threads; part++) failed |= variant->substitute(job, part, threads);
+    }
 #endif
-    const int failed = run(&job, choose_threads(job.threads, tiles, work, active));
-#if defined(__GNUC__) || defined(__clang__)
-    __atomic_sub_fetch(&active_calls, 1, __ATOMIC_RELAXED);
-#endif
+    free(weights);
+    return failed;
+}
+
+/* Returns what vi_flows_run does. */
+EXPORT int64_t vi_flows_substitute(const Substitution *call) {
+    Substitution job = *call;
+    const int64_t best = vi_flows_best_isa();
+    if (job.isa == ISA_AUTO) job.isa = best;
+    if (job.isa < 0 || job.isa > best) return 2;
+    const int64_t tiles = (job.images + TILE - 1) / TILE;
+    const int64_t products = tiles * job.height * job.width * job.channels * job.channels * job.k * job.k;
+    const int failed = substitute(&job, choose_threads(job.threads, tiles, products / 16, begin_call()));
+    end_call();
     return failed;
 }
 

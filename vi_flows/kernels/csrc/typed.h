@@ -1,6 +1,7 @@
-/* One type: its vectors, then the tiles for shared parameters and for parameters of each row. */
+/* One type: its vectors, one-sided convolutions, then the tiles for shared parameters and for parameters of each row. */
 
 #include "vector.h"
+#include "substitution.h"
 
 #define PER_ROW 0
 #define FN(name) PASTE4(name, TYPE_NAME, ISA_NAME, shared)

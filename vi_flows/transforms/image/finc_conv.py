@@ -42,7 +42,7 @@ class FourCornerConv2d(ImageBijection):
         return torch.cat([y for y, _ in done], -3), torch.stack([ladj for _, ladj in done]).sum(0)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Four exact inverses by rows."""
+        """Four exact inverses."""
         self._check_image(y)
         done = [part.inverse_and_ladj(group) for part, group in zip(self.parts, y.chunk(4, -3), strict=True)]
         return torch.cat([x for x, _ in done], -3), torch.stack([ladj for _, ladj in done]).sum(0)

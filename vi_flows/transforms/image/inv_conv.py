@@ -1,4 +1,4 @@
-r"""Invertible k×k convolutions padded on two sides, their exact inverse by rows, and emerging convolutions.
+r"""Invertible k×k convolutions padded on two sides, their exact inverses, and emerging convolutions.
 
 With ``k−1`` zeros above and to the left of the image, ``Y[i,j] = Σ_{a,b} K[a,b] X̂[i+a, j+b]`` sees only pixels above
 or left of ``(i, j)``, and the pixel itself through the last tap ``K[k−1,k−1]``. In raster order its matrix is block
@@ -9,19 +9,20 @@ section 3.1, extended from one channel to many). The other three corners are mir
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vi_flows.kernels.substitution import serves_substitution, substitute
 from vi_flows.nn.precision import with_32_bits
 from vi_flows.recording import is_recorded, is_transformed
 from vi_flows.transforms.composition import Chain
 from vi_flows.transforms.image.base import ImageBijection, fold_batch
 from vi_flows.transforms.image.conv1x1 import LUMatrix
 
-__all__ = ["CORNERS", "EmergingConv2d", "OneSidedConv2d", "RowSolver", "solve_by_pixels"]
+__all__ = ["CORNERS", "CompiledSolver", "EmergingConv2d", "OneSidedConv2d", "RowSolver", "Solver", "solve_by_pixels"]
 
 CORNERS: dict[str, tuple[bool, bool]] = {
     "top_left": (False, False),
@@ -57,12 +58,47 @@ class TriangularMatrix(nn.Module):
         return self.log_diagonal.sum()
 
 
+class Solver(Protocol):
+    """Inverts a one-sided convolution whose kernel is known."""
+
+    def solve(self, y: Tensor, bottom: bool = False, right: bool = False) -> Tensor:
+        """``X`` from ``Y``, both ``(N, C, H, W)``.
+
+        Args:
+            y: the images.
+            bottom: whether the corner is a lower one, so that rows run upwards.
+            right: whether it is a right one, so that columns run backwards.
+        """
+        ...
+
+
+class CompiledSolver(NamedTuple):
+    """Substitution pixel by pixel in the compiled kernel, see :func:`~vi_flows.kernels.substitution.substitute`.
+
+    Attributes:
+        matrix: ``−K₀⁻¹ K`` by taps, and ``K₀⁻¹``, shape ``(C, k k C)``.
+    """
+
+    matrix: Tensor
+
+    @classmethod
+    def from_kernel(cls, kernel: Tensor, width: int) -> CompiledSolver:
+        """See :meth:`RowSolver.from_kernel`; no number depends on the width."""
+        inverse = torch.linalg.inv(kernel[:, :, -1, -1])
+        matrix = -inverse @ kernel.permute(0, 2, 3, 1).flatten(1)
+        return cls(torch.cat([matrix[:, : matrix.shape[1] - len(inverse)], inverse], 1))
+
+    def solve(self, y: Tensor, bottom: bool = False, right: bool = False) -> Tensor:
+        """See :meth:`Solver.solve`."""
+        return substitute(self.matrix, y, bottom, right)
+
+
 class RowSolver(NamedTuple):
     r"""Solves a top-left convolution row by row: ``X_i = T₀⁻¹ Y_i − Σ_{a=1}^{k−1} M_a X_{i−a}``.
 
     A row of the image is one vector of ``W C`` entries, and ``T_a`` the operator from input row ``i−a`` to output row
     ``i`` (block lower triangular Toeplitz over the columns); ``M_a = T₀⁻¹ T_a``. There is one batched product a row and
-    tap, and nothing by pixel.
+    tap, and nothing by pixel: PyTorch's operators alone, so that it has gradients and runs on every device.
 
     Attributes:
         inverse: ``T₀⁻¹``, shape ``(W C, W C)``.
@@ -86,10 +122,11 @@ class RowSolver(NamedTuple):
         carry = inverse @ torch.cat([*operators[1:], operators[0][:, :0]], 1)
         return cls(inverse.to(kernel.dtype), carry.to(kernel.dtype))
 
-    def solve(self, y: Tensor) -> Tensor:
-        """``X`` from ``Y``, both ``(N, C, H, W)``."""
+    def solve(self, y: Tensor, bottom: bool = False, right: bool = False) -> Tensor:
+        """See :meth:`Solver.solve`."""
         n, c, h, w = y.shape
-        rows = y.permute(2, 0, 3, 1).reshape(h, n, w * c)
+        flips = (-2,) * bottom + (-1,) * right
+        rows = y.flip(flips).permute(2, 0, 3, 1).reshape(h, n, w * c)
         free = rows @ self.inverse.mT
         taps = self.carry.shape[1] // max(w * c, 1)
         solved: list[Tensor] = []
@@ -100,11 +137,11 @@ class RowSolver(NamedTuple):
                 above = torch.cat(solved[: -known - 1 : -1], 1)
                 row = torch.addmm(row, above, self.carry[:, : known * w * c].mT, alpha=-1)
             solved.append(row)
-        return torch.stack(solved).reshape(h, n, w, c).permute(1, 3, 0, 2)
+        return torch.stack(solved).reshape(h, n, w, c).permute(1, 3, 0, 2).flip(flips)
 
 
 def solve_by_pixels(kernel: Tensor, y: Tensor) -> Tensor:
-    """Back-substitution pixel by pixel, as the paper has it: the reference that :class:`RowSolver` is measured against.
+    """Back-substitution pixel by pixel, as the paper has it: the reference that both solvers are measured against.
 
     Args:
         kernel: ``(C, C, k, k)``, output channel first, oriented top-left.
@@ -146,9 +183,10 @@ class OneSidedConv2d(ImageBijection):
     the chosen corner). That tap is triangular with an exponential diagonal (``masked``, the paper's form) or a full
     matrix in LU form (the block-triangular form, which contains Glow's 1×1 convolution at ``k = 1``).
 
-    The inverse is exact, by rows (:class:`RowSolver`); its operators are kept for as long as the weights don't change
-    and no gradients are asked for. Its accuracy is that of the convolution's condition number: see
-    :meth:`condition_number`.
+    The inverse is exact: by the compiled kernel where it is there, on the CPU, and no gradients are asked for
+    (:class:`CompiledSolver`), else by rows (:class:`RowSolver`). What either needs of the weights is kept for as long
+    as these don't change and no gradients by them are asked for. The inverse's accuracy is that of the convolution's
+    condition number: see :meth:`condition_number`.
 
     Args:
         channels: ``C``.
@@ -181,7 +219,7 @@ class OneSidedConv2d(ImageBijection):
         self.tap = TriangularMatrix(channels) if masked else LUMatrix(channels, rotation)
         # All taps but the last, in raster order.
         self.taps = nn.Parameter(init_scale * torch.randn(channels, channels, kernel_size**2 - 1))
-        self._solver: tuple[Tensor, int, RowSolver] | None = None
+        self._solver: tuple[Tensor, int, Solver] | None = None
 
     def kernel(self) -> Tensor:
         """``K``, shape ``(C, C, k, k)`` with the output channel first, oriented top-left whatever the corner."""
@@ -198,11 +236,10 @@ class OneSidedConv2d(ImageBijection):
         return fold_batch(lambda images: F.conv2d(F.pad(images, sides), kernel), x), self._ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact inverse by rows."""
+        """Exact inverse, by the kernel or by rows."""
         self._check_image(y)
-        solver = self._row_solver(y.shape[-1])
-        flips = self._flips()
-        return fold_batch(lambda images: solver.solve(images.flip(flips)).flip(flips), y), -self._ladj(y)
+        solver, corner = self._solver_for(y), CORNERS[self.corner]
+        return fold_batch(lambda images: solver.solve(images, *corner), y), -self._ladj(y)
 
     @torch.no_grad()
     def condition_number(self, height: int, width: int) -> float:
@@ -227,18 +264,20 @@ class OneSidedConv2d(ImageBijection):
     def _ladj(self, x: Tensor) -> Tensor:
         return (self.tap.log_abs_det() * (x.shape[-1] * x.shape[-2])).expand(x.shape[:-3])
 
-    def _row_solver(self, width: int) -> RowSolver:
+    def _solver_for(self, y: Tensor) -> Solver:
+        width = y.shape[-1]
         if self._is_followed():
             return RowSolver.from_kernel(self.kernel(), width)
+        kind = CompiledSolver if serves_substitution(y) else RowSolver
         # As ordinary tensors also in inference mode: gradients by the image may be asked for later.
         with torch.inference_mode(False), torch.no_grad():
-            kernel = self.kernel()
+            kernel, kept = self.kernel(), self._solver
             # By its numbers: `tensor.data`, `vector_to_parameters` and `.to` leave no other trace.
-            if self._solver is None or self._solver[1] != width or not _same(self._solver[0], kernel):
+            if kept is None or type(kept[2]) is not kind or kept[1] != width or not _same(kept[0], kernel):
                 # The operators are small and used many times: their own rounding should not count.
-                exact = RowSolver.from_kernel(kernel.double(), width)
-                self._solver = (kernel, width, RowSolver(*(part.to(kernel.dtype) for part in exact)))
-        return self._solver[2]
+                exact = kind.from_kernel(kernel.double(), width)
+                kept = self._solver = (kernel, width, kind(*(part.to(kernel.dtype) for part in exact)))
+        return kept[2]
 
     def _is_followed(self) -> bool:
         """Whether someone wants the solver as a function of the weights: autograd, a transformation, a recorder."""
