@@ -118,8 +118,17 @@ class Resume:
 
 
 def resumption(words: Sequence[str]) -> type[Resume] | None:
-    """What ``vi-flows train`` becomes by ``--resume``: a run that goes on takes no settings and has no kind to name."""
+    """What ``vi-flows train`` becomes by ``--resume``: a run that goes on takes no settings and has no kind to name.
+
+    Raises:
+        ValueError: a kind is named beside it.
+    """
     asked = any(word.partition("=")[0] == "--resume" for word in words) or words[:1] == ["--previous"]
+    if asked and words[0] in KINDS:
+        raise ValueError(
+            f"a run that goes on keeps its kind and settings: vi-flows train --resume RUN, without {words[0]!r} and "
+            "what belongs to it"
+        )
     return Resume if asked else None
 
 
