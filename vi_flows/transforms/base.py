@@ -18,7 +18,7 @@ from vi_flows.transforms.capabilities import Capabilities
 from vi_flows.transforms.memo import EvaluationState, Memo
 from vi_flows.transforms.regions import reals
 
-__all__ = ["Bijection", "ConditionalBijection", "sum_event_dims"]
+__all__ = ["Bijection", "ConditionalBijection", "expand_ladj", "sum_event_dims"]
 
 
 def no_sign(transform: object) -> NotImplementedError:
@@ -32,6 +32,17 @@ def no_sign(transform: object) -> NotImplementedError:
 def _cast(value: Tensor, dtype: torch.dtype) -> bool:
     """Whether autocast brings a tensor and parameters of ``dtype`` into one type; it leaves double precision alone."""
     return torch.is_autocast_enabled(value.device.type) and torch.float64 not in (value.dtype, dtype)
+
+
+def expand_ladj(ladj: Tensor, x: Tensor, event_dim: int) -> Tensor:
+    """A log-determinant that is the same for all rows of ``x``, once a row, and in the type that the values have.
+
+    Args:
+        ladj: a scalar, of the parameters' type.
+        x: ``batch_shape + event_shape``, of this type or, where the map has no products, of a wider one.
+        event_dim: of the map.
+    """
+    return ladj.to(torch.promote_types(ladj.dtype, x.dtype)).expand(x.shape[: x.dim() - event_dim])
 
 
 def sum_event_dims(value: Tensor, num_dims: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vi_flows.parallel import count_over_rows, mean_over_rows
 from vi_flows.recording import is_recomputed
-from vi_flows.transforms.base import Bijection
+from vi_flows.transforms.base import Bijection, expand_ladj
 from vi_flows.transforms.image.base import ImageBijection
 from vi_flows.transforms.image.pointwise import PixelLayer, PixelMap
 
@@ -93,7 +93,7 @@ class ActNorm(PixelLayer):
         return self._waiting and self.training
 
     def _ladj(self, x: Tensor) -> Tensor:
-        return (self.log_scale.sum() * (x.shape[-1] * x.shape[-2])).expand(x.shape[:-3])
+        return expand_ladj(self.log_scale.sum() * (x.shape[-1] * x.shape[-2]), x, 3)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -158,7 +158,7 @@ class ImageBatchNorm(ImageBijection):
         return x, -self._ladj(log_gain, y)
 
     def _ladj(self, log_gain: Tensor, x: Tensor) -> Tensor:
-        return (log_gain.sum() * (x.shape[-1] * x.shape[-2])).expand(x.shape[:-3])
+        return expand_ladj(log_gain.sum() * (x.shape[-1] * x.shape[-2]), x, 3)
 
 
 class Scaling(Bijection):
@@ -193,4 +193,4 @@ class Scaling(Bijection):
             )
 
     def _ladj(self, x: Tensor) -> Tensor:
-        return self.log_scale.sum().expand(x.shape[: x.dim() - self.event_dim])
+        return expand_ladj(self.log_scale.sum(), x, self.event_dim)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vi_flows.nn.precision import with_32_bits
-from vi_flows.transforms.base import Bijection
+from vi_flows.transforms.base import Bijection, expand_ladj
 
 __all__ = [
     "FILTERS",
@@ -244,7 +244,7 @@ class CircularConv(Bijection):
         if x.shape[-self.event_dim :] != self.event_shape:
             raise ValueError(f"expected events of {tuple(self.event_shape)}, got a tensor of {tuple(x.shape)}")
         y, ladj = self.filter(x, self.v, inverse)
-        return y, ladj.expand(x.shape[: -self.event_dim])
+        return y, expand_ladj(ladj, x, self.event_dim)
 
     def extra_repr(self) -> str:
         """Shape and filter."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vi_flows.kernels.substitution import serves_substitution, substitute
 from vi_flows.nn.precision import with_32_bits
 from vi_flows.recording import is_recorded, is_transformed
+from vi_flows.transforms.base import expand_ladj
 from vi_flows.transforms.composition import Chain
 from vi_flows.transforms.image.base import ImageBijection, fold_batch
 from vi_flows.transforms.image.conv1x1 import LUMatrix
@@ -262,7 +263,7 @@ class OneSidedConv2d(ImageBijection):
         return (-2,) * bottom + (-1,) * right
 
     def _ladj(self, x: Tensor) -> Tensor:
-        return (self.tap.log_abs_det() * (x.shape[-1] * x.shape[-2])).expand(x.shape[:-3])
+        return expand_ladj(self.tap.log_abs_det() * (x.shape[-1] * x.shape[-2]), x, 3)
 
     def _solver_for(self, y: Tensor) -> Solver:
         width = y.shape[-1]

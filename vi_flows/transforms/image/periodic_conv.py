@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vi_flows.nn.precision import with_32_bits
+from vi_flows.transforms.base import expand_ladj
 from vi_flows.transforms.image.base import ImageBijection, fold_batch
 from vi_flows.transforms.image.circular_conv import half_spectrum_weights
 from vi_flows.transforms.image.conv1x1 import LUMatrix
@@ -80,7 +81,7 @@ class PeriodicConv2d(ImageBijection):
         height, width = x.shape[-2:]
         by_frequency = torch.linalg.slogdet(self.spectrum(height, width))[1]
         weighted = (by_frequency * half_spectrum_weights(width, by_frequency)).sum().to(self.taps.dtype)
-        return (weighted + height * width * self.weight.log_abs_det()).expand(x.shape[:-3])
+        return expand_ladj(weighted + height * width * self.weight.log_abs_det(), x, 3)
 
     def _check_size(self, value: Tensor) -> None:
         self._check_image(value)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vi_flows.transforms.base import Bijection, sum_event_dims
+from vi_flows.transforms.base import Bijection, expand_ladj, sum_event_dims
 from vi_flows.transforms.composition import Chain
 from vi_flows.transforms.image.base import ImageBijection, fold_batch
 
@@ -44,7 +44,7 @@ class PixelMap(NamedTuple):
         """The mapped image and its log-determinant, ``H W log|det A|``; ``x`` is ``(…, C, H, W)``."""
         weight = self.matrix[:, :, None, None]
         y = fold_batch(lambda images: F.conv2d(images, weight, self.offset), x)
-        return y, (self.log_abs_det * (x.shape[-1] * x.shape[-2])).expand(x.shape[:-3])
+        return y, expand_ladj(self.log_abs_det * (x.shape[-1] * x.shape[-2]), x, 3)
 
 
 class PixelLayer(ImageBijection):

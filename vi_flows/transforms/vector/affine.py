@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vi_flows.nn.precision import with_32_bits
 from vi_flows.settings import check_tensors
-from vi_flows.transforms.base import Bijection
+from vi_flows.transforms.base import Bijection, expand_ladj
 
 __all__ = ["AFFINE_KINDS", "Affine", "solve_lower"]
 
@@ -87,7 +87,7 @@ class Affine(Bijection):
         """``loc + s ⊙ (M z)``."""
         self._check(x)
         y = self.loc + self.log_scale.exp() * self._linear(x)
-        return y, self._log_det().expand(y.shape[:-1])
+        return y, expand_ladj(self._log_det(), y, 1)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``M⁻¹ ((x − loc) / s)``."""
@@ -99,7 +99,7 @@ class Affine(Bijection):
             inner = (v @ self.factor).reshape(-1, self.factor.shape[1])
             solved = torch.linalg.solve(*with_32_bits(self._capacitance(), inner.T)).T.to(v.dtype)
             v = v - solved.reshape(*v.shape[:-1], -1) @ self.factor.T
-        return v, -self._log_det().expand(v.shape[:-1])
+        return v, -expand_ladj(self._log_det(), v, 1)
 
     @torch.no_grad()
     def set_gaussian(self, loc: Tensor, covariance: Tensor) -> None:
