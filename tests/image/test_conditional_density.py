@@ -192,6 +192,10 @@ def test_a_density_of_all_contexts_is_itself():
         (lambda: build_conditional_density(GLOW, (1, 4, 4), 0), "context_dim must be at least 1"),
         (lambda: build_conditional_density(MAF, (1, 4, 4), 0), "context_dim must be at least 1, got 0"),
         (lambda: made(GLOW).condition(torch.zeros(4)), r"the context must have shape \(…, 3\), got \(4,\) .one-hot"),
+        (
+            lambda: made(GLOW).condition(torch.tensor([[0.0, 1.0, 0.0], [0.0, math.nan, math.inf], [0.0, 0.0, 1.0]])),
+            "the context has NaN or infinite entries in 1 of its 3 rows",
+        ),
         (lambda: made(MAF).condition(torch.tensor(1.0)), r"the context must have shape \(…, 3\), got \(\)"),
     ],
 )
