@@ -12,8 +12,9 @@ from vi_flows.bench import GOALS, compare, images, kernels, measure, recurrent, 
 from vi_flows.bench.images import SamplerShape
 from vi_flows.cli.bench import Bench
 from vi_flows.cli.info import Info
-from vi_flows.kernels import active_kernel
+from vi_flows.kernels import active_kernel, use_kernel
 from vi_flows.records import Record
+from vi_flows.transforms.image.inv_conv import CompiledSolver, RowSolver
 from vi_flows.vae import VAEConfig
 
 
@@ -221,3 +222,18 @@ def test_a_training_process_that_dies_is_a_row_and_not_a_hang():
     row = rows.measure_row("7", "runner", lambda: table.runner_over_one_at_a_time(1, bad))
     assert row.measurement is None
     assert "died" in row.note
+
+
+def test_the_inverse_by_rows_is_measured_beside_the_active_kernels(monkeypatch):
+    solved = []
+    for solver in (CompiledSolver, RowSolver):
+        original = solver.solve
+        monkeypatch.setattr(solver, "solve", lambda self, *of, do=original: solved.append(type(self)) or do(self, *of))
+    with use_kernel("torch"):
+        measured, note = images.rows_over_compiled(1, 2, 4, 3)
+    assert (note, set(solved)) == ("3 images, kernel torch", {RowSolver})
+    assert measured.ratio > 0
+    solved.clear()
+    note = images.rows_over_compiled(1, 2, 4, 3)[1]
+    assert note == f"3 images, kernel {active_kernel()}"
+    assert set(solved) == ({RowSolver, CompiledSolver} if active_kernel() == "c" else {RowSolver})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,8 +12,13 @@ from vi_flows.bench.kernels import import_peer
 from vi_flows.bench.measure import Measurement, Work, compare
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.flows.image_steps import Emerging, Glow, InvConv3x3, StepFlow
+from vi_flows.kernels import active_kernel, use_kernel
+from vi_flows.transforms import OneSidedConv2d
 
-__all__ = ["SAMPLERS", "SamplerShape", "build_sampler", "glow_passes", "peer_over_glow", "sampler_over_glow"]
+__all__ = [
+    "SAMPLERS", "SamplerShape", "build_sampler", "glow_passes", "peer_over_glow", "rows_over_compiled",
+    "sampler_over_glow",
+]  # fmt: skip
 
 SAMPLERS: dict[str, tuple[StepFlow, float]] = {
     "glow": (Glow(), 1.0),
@@ -74,6 +80,31 @@ def sampler_over_glow(
     measured = compare(mine, glow, min(rounds, 7))
     size = "x".join(map(str, shape.image_shape))
     return measured, f"{num_images} images of {size}, L={shape.num_levels}, D={shape.num_steps}, width {shape.width}"
+
+
+def rows_over_compiled(rounds: int, channels: int, size: int, num_images: int = 100) -> tuple[Measurement, str]:
+    """The inverse of one 3×3 convolution by rows over that of the kernel in use.
+
+    Args:
+        rounds: pairs of runs.
+        channels: of the images.
+        size: their height and width.
+        num_images: how many.
+    """
+    torch.manual_seed(0)
+    layer = OneSidedConv2d(channels, init_scale=0.02).requires_grad_(False)
+    y = torch.randn(num_images, channels, size, size)
+
+    def by(name: str) -> Work:
+        own = copy.deepcopy(layer)  # which keeps what it needs of the weights
+
+        def work() -> None:
+            with use_kernel(name):
+                own.inverse_and_ladj(y)
+
+        return work
+
+    return compare(by("torch"), by(kernel := active_kernel()), rounds), f"{num_images} images, kernel {kernel}"
 
 
 def glow_passes(
