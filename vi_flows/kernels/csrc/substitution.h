@@ -44,10 +44,10 @@ static TARGET int VN(substitute)(const Substitution *s, int64_t part, int64_t pa
     const int64_t line = edge + w * c * VL, inputs = k * k * c;
     const int64_t tiles = (s->images + VL - 1) / VL, last = tiles * (part + 1) / parts;
     void *block = NULL;
-    REAL *const staged = (REAL *)aligned_block(((k + 1) * line + k) * sizeof(REAL) + k * sizeof(REAL *), &block);
-    if (!staged) return 1;
-    REAL *const rows = staged + line;
-    const REAL **const above = (const REAL **)(rows + k * line);
+    const int64_t pointers = (k * (int64_t)sizeof(REAL *) + 63) / 64 * 64;
+    const REAL **const above = (const REAL **)aligned_block(pointers + (k + 1) * line * sizeof(REAL), &block);
+    if (!above) return 1;
+    REAL *const staged = (REAL *)((char *)above + pointers), *const rows = staged + line;
     for (int64_t tile = tiles * part / parts; tile < last; tile++) {
         const int64_t first = tile * VL, lanes = min_int(VL, s->images - first);
         const REAL *from = (const REAL *)s->y + first * s->y_image;
