@@ -20,7 +20,7 @@ from vi_flows.cli.outcome import exit_with
 from vi_flows.distributions.image_config import image_config
 from vi_flows.evaluation.nll import half_width, student_half_width
 from vi_flows.records import Clock, Record, provenance, row_key
-from vi_flows.settings import NonNegative, Positive, check_settings
+from vi_flows.settings import NonNegative, Positive, SettingsError, check_settings
 from vi_flows.training import ImageTrainConfig, Run, Trainer
 from vi_flows.training.config import config_to_dict
 from vi_flows.training.evaluate import evaluate_run
@@ -47,6 +47,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if len(self.seeds) < 2:
+            raise SettingsError(f"seeds must be two or more, for an interval over them, got {len(self.seeds)}")
 
 
 def config_of(options: Options, seed: int, mixed_precision: bool) -> ImageTrainConfig:
