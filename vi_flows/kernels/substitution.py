@@ -55,6 +55,11 @@ def substitute(matrix: Tensor, y: Tensor, bottom: bool, right: bool, isa: int = 
 
     Returns:
         ``(N, C, H, W)``.
+
+    Raises:
+        ValueError: the matrix has another type or shape, or there is no such instruction set.
+        RuntimeError: the kernel was not built.
+        MemoryError: there is no room for the rows of the images.
     """
     loaded = native.load()
     if isinstance(loaded, str):
