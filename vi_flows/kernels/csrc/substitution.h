@@ -2,11 +2,12 @@
  * every pair of type and instruction set, after vector.h.
  *
  * A row of VL images is kept as [column][channel][image], k − 1 columns of zeros before it: what a pixel sees of a row is
- * one piece of memory, and the last k rows are all that is needed. The weights of `block` outputs lie in the order in
- * which the pieces are read, so that their sums stay in registers.
+ * one piece of memory, and the last k rows are all that is needed. The weights of up to twelve outputs lie in the order
+ * in which the pieces are read, so that their sums stay in registers.
  */
 
-/* Adds to `sums` the products of `count` inputs with `outputs` weights each; returns where the next weights are. */
+/* add: adds to `sums` the products of `count` inputs with n weights each, and returns where the next weights are.
+ * pixel: n channels of one pixel, from the rows above it, its own row and its own Y. */
 #define OUTPUTS(n)                                                                                                      \
     static TARGET INLINE const REAL *VN(add_##n)(VEC *sums, const REAL *inputs, int64_t count, const REAL *weights) {    \
         VEC total[n];                                                                                                   \
