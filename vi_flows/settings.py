@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
+import torch
 from torch import Tensor
 
 __all__ = [
     "LATER", "Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "Seed", "SettingsError",
     "Threads", "check_at_least", "check_counts", "check_image_shape", "check_known", "check_settings", "check_tensors",
-    "check_types", "later_settings", "settings_from",
+    "check_types", "joint_batch", "later_settings", "settings_from",
 ]  # fmt: skip
 
 S = TypeVar("S")
@@ -184,6 +185,24 @@ def check_tensors(**values: object) -> None:
         TypeError: there is one.
     """
     check_types(Tensor, "; torch.as_tensor makes one", **values)
+
+
+def joint_batch(name: str, batch: torch.Size, other: torch.Size, of: str = "one row is for each context") -> torch.Size:
+    """The batch shape of two that broadcast.
+
+    Args:
+        name: of the argument that ``batch`` is of.
+        batch: its leading dimensions.
+        other: what it meets, a context's or another argument's.
+        of: what belongs to what.
+
+    Raises:
+        ValueError: they don't broadcast.
+    """
+    try:
+        return torch.broadcast_shapes(batch, other)
+    except RuntimeError:
+        raise ValueError(f"{name} has a batch of {tuple(batch)}, which doesn't go with {tuple(other)}: {of}") from None
 
 
 def check_known(given: Iterable[str], known: Iterable[str], what: str) -> None:

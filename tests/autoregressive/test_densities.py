@@ -197,6 +197,8 @@ def test_shapes_and_refusals():
         model.condition(torch.tensor([3]))
     with pytest.raises(ValueError, match="x must have shape"):
         p.conditional_logits(torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"x has a batch of \(3,\), which doesn't go with \(5,\)"):
+        p.conditional_logits(torch.zeros(3, *IMAGE_SHAPE))
     with pytest.raises(ValueError, match="context_dim"):
         WaveNet(4, Bernoulli(), context_dim=-1)
 

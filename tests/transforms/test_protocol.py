@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.transforms.cases import randomise
 from vi_flows import conditional_conv_flow, conv_flow, flows
+from vi_flows.flows import FLOWS
 from vi_flows.transforms import (
     Bijection,
     Chain,
@@ -310,3 +311,29 @@ def test_flows_without_inverse_say_so():
     distribution.log_prob(distribution.rsample((4,)))
     with pytest.raises(NotImplementedError, match="no inverse"):
         distribution.log_prob(torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("name", sorted(FLOWS))
+@pytest.mark.parametrize("way", ["forward_and_ladj", "inverse_and_ladj"])
+def test_rows_that_do_not_go_with_the_contexts_are_refused(name, way):
+    flow = FLOWS[name]().build(4, 3).condition(torch.randn(3, 3))
+    with pytest.raises(ValueError, match=r"batch of \(5,\), which doesn't go with \(3,\): one row is for each context"):
+        getattr(flow, way)(torch.randn(5, 4))
+    assert [tuple(t.shape) for t in flow.forward_and_ladj(torch.randn(5, 1, 4))] == [(5, 3, 4), (5, 3)]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda part: Chain([part, Revert()]), Inverse, Checkpointed, lambda part: Inverse(Checkpointed(Chain([part]))),
+        lambda part: Chain([Revert(), part], event_dim=2),
+    ],
+    ids=["chain", "inverse", "checkpointed", "nested", "wider"],
+)  # fmt: skip
+def test_compositions_have_the_batch_shape_of_their_contexts(wrap):
+    part = conditional_conv_flow(4, 3).condition(torch.randn(5, 2, 3))
+    flow = wrap(part)
+    expected = (5, 2, 4)[: 3 - flow.event_dim]
+    assert tuple(flow.batch_shape) == expected
+    assert tuple(flow.forward_and_ladj(torch.randn(2, 4))[1].shape) == expected
+    assert wrap(Revert()).batch_shape == torch.Size()

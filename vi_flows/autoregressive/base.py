@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.expansion import Expandable
 from vi_flows.progress import progress_bar
-from vi_flows.settings import check_counts, check_types
+from vi_flows.settings import check_counts, check_types, joint_batch
 
 __all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout", "check_not_negative", "log_mixture"]
 
@@ -273,7 +273,7 @@ class AutoregressiveDistribution(Expandable):
         ndim = len(self.event_shape)
         if x.shape[x.ndim - ndim :] != self.event_shape or x.ndim < ndim:
             raise ValueError(f"x must have shape (…, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
-        batch = torch.broadcast_shapes(x.shape[: x.ndim - ndim], self.batch_shape)
+        batch = joint_batch("x", x.shape[: x.ndim - ndim], self.batch_shape)
         x = x.to(self.context.dtype).expand(*batch, *self.event_shape)
         # Sizes are spelled out: with a context of size 0, reshape can't infer one.
         return x, self.context.expand(*batch, self.model.context_dim).reshape(batch.numel(), self.model.context_dim)

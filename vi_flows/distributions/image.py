@@ -19,7 +19,7 @@ from vi_flows.distributions.dequantization import (
 )
 from vi_flows.nn.precision import own_precision
 from vi_flows.recording import may_be_looked_at
-from vi_flows.settings import check_counts, check_image_shape, check_tensors
+from vi_flows.settings import check_counts, check_image_shape, check_tensors, joint_batch
 from vi_flows.transforms import Bijection, Inverse, Logit
 
 __all__ = ["ImageDensity", "ImageOverflowError", "bits_per_dim", "check_density_settings"]
@@ -310,13 +310,8 @@ class ImageDensity(nn.Module):
         for name, value in tensors.items():
             if value.shape[-3:] != self.image_shape:
                 raise ValueError(f"expected {name} of {tuple(self.image_shape)}, got a tensor of {tuple(value.shape)}")
-            try:
-                batch = torch.broadcast_shapes(batch, value.shape[:-3])
-            except RuntimeError:
-                of = "second is for each of first" if name == "second" else "one image is for each context"
-                raise ValueError(
-                    f"{name} has a batch of {tuple(value.shape[:-3])}, which doesn't go with {tuple(batch)}: {of}"
-                ) from None
+            of = "second is for each of first" if name == "second" else "one image is for each context"
+            batch = joint_batch(name, value.shape[:-3], batch, of)
 
     def _integers(self, logits: Tensor) -> Tensor:
         broken = int((~torch.isfinite(logits)).flatten(-3).any(-1).sum())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
-from vi_flows.settings import check_tensors
+from vi_flows.settings import check_tensors, joint_batch
 from vi_flows.transforms.capabilities import Capabilities
 from vi_flows.transforms.memo import EvaluationState, Memo
 from vi_flows.transforms.regions import reals
@@ -258,6 +258,12 @@ class Bijection(Capabilities, TransformModule, ABC):
             raise ValueError(
                 f"{type(self).__name__} acts on vectors of {size} dimensions, got a tensor of {tuple(value.shape)}"
             )
+        self._check_batch(value)
+
+    def _check_batch(self, value: Tensor) -> None:
+        """Refuse rows that don't broadcast with those of the context."""
+        if (own := self.batch_shape) and not torch.compiler.is_compiling():
+            joint_batch("the flow's input", value.shape[: value.dim() - self._event_dim], own)
 
 
 class ConditionalBijection(Capabilities, ConditionalTransformModule, ABC):

@@ -80,6 +80,12 @@ class Chain(Bijection):
         return with_draws(reached(steps, self.event_dim), self._drew)
 
     @property
+    def batch_shape(self) -> torch.Size:
+        """Of the contexts of all parts together."""
+        shapes = [(part.batch_shape, self.event_dim - part.event_dim) for part in self.parts]
+        return torch.broadcast_shapes(*(shape[: len(shape) - more] if more else shape for shape, more in shapes))
+
+    @property
     def sign(self) -> int:
         """The product of the parts'."""
         return math.prod(part.sign for part in self.parts)
@@ -143,6 +149,11 @@ class Inverse(Bijection):
     def codomain(self) -> Constraint:  # type: ignore[override]  # as in the base class
         """The inner bijection's domain."""
         return with_draws(self.bijection.domain, self._drew)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The inner bijection's."""
+        return self.bijection.batch_shape
 
     @property
     def sign(self) -> int:

@@ -263,6 +263,7 @@ class Coupling(Bijection):
     def _check(self, value: Tensor) -> None:
         self._check_tensor(value)
         self.partition.check(value.shape)
+        self._check_batch(value)
         if self.conditioner_dtype is None and not torch.compiler.is_compiling():  # which walks through no parameters
             self._check_type(value, next(self.parameters(), None))
 

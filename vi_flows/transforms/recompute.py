@@ -69,6 +69,11 @@ class Checkpointed(Bijection):
         return with_draws(self.bijection.codomain, self._drew)
 
     @property
+    def batch_shape(self) -> torch.Size:
+        """The inner bijection's."""
+        return self.bijection.batch_shape
+
+    @property
     def sign(self) -> int:
         """The inner bijection's."""
         return self.bijection.sign

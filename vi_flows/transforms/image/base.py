@@ -41,6 +41,7 @@ class ImageBijection(Bijection):
             raise ValueError(
                 f"{type(self).__name__} acts on images of {self.channels} channels, got {tuple(value.shape)}"
             )
+        self._check_batch(value)
 
     def extra_repr(self) -> str:
         """Number of channels."""
