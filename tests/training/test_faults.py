@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from tests.kill_log import kill_log
 from vi_flows.cli import main
 from vi_flows.training import Run, RunError, Trainer, TrainingDivergedError, VAETrainConfig
 from vi_flows.training.checkpoint import CheckpointError, Checkpoints, load_tensors, save_tensors
+from vi_flows.training.errors import RunUnusableError
 from vi_flows.training.evaluate import evaluate_run
-from vi_flows.training.tasks.vae import VAEEvaluationSettings
+from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETask
 from vi_flows.vae import VAEConfig
 
 SMALL = VAETrainConfig(
@@ -249,6 +251,23 @@ def test_without_a_finite_validation_there_is_no_best(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.task, "validate", lambda: math.nan)
     assert trainer.fit()["best"] is None
     assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_the_end_of_a_run_without_a_finite_validation_says_which_weights_there_are(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    started(run).save()
+    monkeypatch.setattr(VAETask, "validate", lambda task: math.nan)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--resume", str(run), "--quiet"])
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert re.search(rf"no validation loss was finite.*\nnext: vi-flows evaluate {run} --weights last\n", said)
+    with pytest.raises(RunUnusableError, match=r"no validation loss of the run was finite: --weights last"):
+        evaluate_run(Run.open(run), VAEEvaluationSettings(num_samples=1), progress=False)
+    record, _ = evaluate_run(
+        Run.open(run), VAEEvaluationSettings(num_samples=1, limit=20), weights="last", progress=False
+    )
+    assert math.isfinite(record.figures["nll"])
 
 
 def test_weights_that_overflow_are_not_saved(tmp_path, monkeypatch):

@@ -146,7 +146,10 @@ def _train(run: Run, tensorboard: bool, quiet: bool, ranks: Ranks, begin: Callab
     best = state["best"]
     chosen = f"; best validation {best['valid_loss']:.3f} {trainer.task.unit} at epoch {best['epoch']}" if best else ""
     print(f"{run.folder}: {state['step']} steps in {state['seconds']:.0f} s{chosen}")
-    print(f"next: vi-flows evaluate {in_shell(run.folder)}")
+    lost = not best and run.weights.chosen == "best"
+    if lost:
+        print("no validation loss was finite: train anew with a lower --learning-rate, or take the last step's weights")
+    print(f"next: vi-flows evaluate {in_shell(run.folder)}{' --weights last' if lost else ''}")
     return 0
 
 

@@ -88,6 +88,8 @@ class Weights:
 
     def _way_to(self, path: Path) -> str:
         """What to do where a file can't be used, in words."""
+        if path.stem == "best" and not is_there(path) and is_there(self.path("last")):  # the run is at its end
+            return "no validation loss of the run was finite: --weights last takes those of its last step"
         if not is_there(path):
             return f"vi-flows train --resume {in_shell(self.folder)} makes them"
         other = "last" if path.stem == "best" else "best"
