@@ -24,7 +24,7 @@ from vi_flows.cli.outcome import exit_with
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.records import Record, provenance, row_key
 from vi_flows.transforms import OneSidedConv2d
-from vi_flows.transforms.image.inv_conv import solve_by_pixels
+from vi_flows.transforms.image.solvers import solve_by_pixels
 
 
 @dataclass(frozen=True)

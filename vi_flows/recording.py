@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 __all__ = ["is_recomputed", "is_recorded", "is_transformed", "may_be_looked_at", "recomputation"]
 
+_BATCHED_GRADIENTS = "VmapMode"  # the dispatch key of PyTorch's other vmap
 _RECOMPUTED: ContextVar[bool] = ContextVar("recomputed", default=False)
 
 
@@ -47,8 +48,16 @@ def is_recorded() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation needs each operation for itself."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    """Whether ``torch.func``, forward-mode differentiation or batched gradients need each operation for itself.
+
+    Gradients are batched by ``torch.autograd.grad(…, is_grads_batched=True)`` and by ``torch.autograd.functional``'s
+    ``vectorize=True``, which have a ``vmap`` of their own: their tensors have no memory that a kernel could read.
+    """
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHED_GRADIENTS)
+    )
 
 
 def may_be_looked_at(x: Tensor) -> bool:

@@ -48,6 +48,16 @@ def test_both_derivatives_by_finite_differences(size):
     assert torch.autograd.gradgradcheck(run, inputs)
 
 
+def test_gradients_of_many_outputs_at_once():
+    size, inputs = (3, 2), operands((3, 2))
+    out = diagonal_lstm(*inputs, size)
+    sides = torch.randn(4, *out.shape, dtype=out.dtype)
+    one_by_one = [torch.autograd.grad(out, inputs, side, retain_graph=True) for side in sides]
+    at_once = torch.autograd.grad(out, inputs, sides, is_grads_batched=True)
+    for expected, found in zip(zip(*one_by_one, strict=True), at_once, strict=True):
+        torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_second_derivatives_by_some_of_the_inputs():
     size, inputs = (2, 3), operands((2, 3))
     x, weight = inputs[0], inputs[1]

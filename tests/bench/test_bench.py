@@ -14,7 +14,7 @@ from vi_flows.cli.bench import Bench
 from vi_flows.cli.info import Info
 from vi_flows.kernels import active_kernel, use_kernel
 from vi_flows.records import Record
-from vi_flows.transforms.image.inv_conv import CompiledSolver, RowSolver
+from vi_flows.transforms.image.solvers import CompiledSolver, RowSolver
 from vi_flows.vae import VAEConfig
 
 

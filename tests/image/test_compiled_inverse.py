@@ -10,7 +10,8 @@ from tests.transforms.cases import randomise
 from vi_flows.kernels import native, use_kernel
 from vi_flows.kernels.substitution import serves_substitution, substitute
 from vi_flows.transforms import FourCornerConv2d, OneSidedConv2d
-from vi_flows.transforms.image.inv_conv import CORNERS, CompiledSolver, RowSolver, solve_by_pixels
+from vi_flows.transforms.image.inv_conv import CORNERS
+from vi_flows.transforms.image.solvers import CompiledSolver, FollowedSolver, RowSolver, solve_by_pixels
 
 pytestmark = needs_c
 
@@ -109,9 +110,10 @@ def _kind(layer, y):
     return type(layer._solver_for(y))
 
 
-def test_is_used_where_nobody_asks_for_gradients_or_a_record():
+def test_is_used_where_nobody_asks_for_a_record():
     layer, y = randomise(OneSidedConv2d(2), 0.2), torch.randn(3, 2, 4, 4)
-    assert _kind(layer, y) is RowSolver  # gradients by the weights
+    assert _kind(layer, y) is FollowedSolver  # gradients by the weights
+    assert _kind(layer, y.bfloat16()) is RowSolver
     with torch.no_grad():
         assert _kind(layer, y) is CompiledSolver
         assert _kind(layer, y.requires_grad_()) is CompiledSolver
@@ -121,8 +123,49 @@ def test_is_used_where_nobody_asks_for_gradients_or_a_record():
         assert not serves_substitution(y.to("meta"))
         assert not serves_substitution(torch.view_as_complex(torch.randn(3, 2, 4, 4, 2)).conj().imag)
     layer.requires_grad_(False)
-    assert _kind(layer, y) is RowSolver  # gradients by the images
+    assert _kind(layer, y) is FollowedSolver  # gradients by the images
     assert _kind(layer, y.detach()) is CompiledSolver
+    with use_kernel("torch"):
+        assert _kind(layer, y) is RowSolver
+
+
+@pytest.mark.parametrize("size", [(3, 2, 4, 3, 3), (2, 3, 2, 3, 2), (1, 2, 3, 3, 1), (2, 2, 1, 1, 3)], ids=str)
+@pytest.mark.parametrize("corner", CORNERS)
+def test_gradients_of_first_and_second_order(corner, size):
+    kernel, _, y = _problem(*size)
+
+    def solved(images, kernel):
+        return FollowedSolver.from_kernel(kernel, size[3]).solve(images, *CORNERS[corner])
+
+    assert torch.autograd.gradcheck(solved, (y.requires_grad_(), kernel.requires_grad_()))
+    assert torch.autograd.gradgradcheck(solved, (y, kernel))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_those_of_the_inverse_by_rows(masked, channels_last, dtype):
+    torch.manual_seed(0)
+    layer = randomise(OneSidedConv2d(5, 3, "top_right", masked), 0.1).to(dtype)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    y = torch.randn(19, 5, 6, 7, dtype=dtype).contiguous(memory_format=memory).requires_grad_()
+    side = torch.randn(19, 5, 6, 7, dtype=dtype)
+
+    def gradients():
+        x, ladj = layer.inverse_and_ladj(y)
+        return torch.autograd.grad((x * side).sum() + ladj.sum(), [y, *layer.parameters()])
+
+    found = gradients()
+    with use_kernel("torch"):
+        expected = gradients()
+    torch.testing.assert_close(found, expected, rtol=1e-3 if dtype is torch.float32 else 1e-9, atol=1e-4)
+
+
+def test_no_images_have_gradients_of_zero():
+    kernel, _, y = _problem(0, 3, 4, 4, 3)
+    FollowedSolver(kernel.requires_grad_()).solve(y.requires_grad_()).sum().backward()
+    assert y.grad.shape == y.shape
+    assert torch.equal(kernel.grad, torch.zeros_like(kernel))
 
 
 def test_transformations_and_recorders_get_the_same_numbers():

@@ -9,7 +9,7 @@ import torch
 
 from tests.transforms.cases import randomise
 from vi_flows.transforms import Chain, EmergingConv2d, OneSidedConv2d
-from vi_flows.transforms.image.inv_conv import RowSolver, solve_by_pixels
+from vi_flows.transforms.image.solvers import RowSolver, solve_by_pixels
 
 
 @pytest.mark.parametrize(("channels", "k", "height", "width"), [(1, 3, 6, 5), (4, 3, 4, 4), (2, 5, 3, 7), (3, 1, 4, 4)])

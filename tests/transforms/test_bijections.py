@@ -113,6 +113,32 @@ def test_second_derivatives(name, direction):
     assert torch.autograd.gradgradcheck(run, x.requires_grad_(), eps=1e-6, atol=1e-4, rtol=1e-3, fast_mode=True)
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("direction", ["forward_and_ladj", "inverse_and_ladj"])
+def test_gradients_of_many_outputs_at_once(name, direction):
+    """As ``jacobian(…, vectorize=True)`` asks for them, whose tensors have no memory that a kernel could read."""
+    if direction == "inverse_and_ladj" and not CASES[name].invertible:
+        pytest.skip("the wrapped transform has no inverse")
+    bijection, x = build(name), inputs(name, 2)
+    if direction == "inverse_and_ladj":
+        x = bijection.forward_and_ladj(x)[0].detach()
+    points = [x.requires_grad_(), *(p for p in bijection.parameters() if p.requires_grad)]
+    y, ladj = getattr(bijection, direction)(x)
+    outputs = [value for value in (y, ladj) if value.requires_grad]
+    sides = [torch.randn(3, *value.shape, dtype=value.dtype) for value in outputs]
+
+    def gradients(side, **options):
+        return torch.autograd.grad(
+            outputs, points, side, retain_graph=True, allow_unused=True, materialize_grads=True, **options
+        )
+
+    one_by_one = [gradients(side) for side in zip(*sides, strict=True)]
+    at_once = gradients(sides, is_grads_batched=True)
+    for expected, found in zip(zip(*one_by_one, strict=True), at_once, strict=True):
+        assert not found.requires_grad
+        torch.testing.assert_close(found, torch.stack(expected))
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.extreme])
 @pytest.mark.parametrize("scale", [10.0, 1e3])
 def test_extreme_parameters(name, scale):

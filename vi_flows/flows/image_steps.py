@@ -155,8 +155,8 @@ class InvConv3x3(StepFlow):
 class InverseFlow(StepFlow):
     """Glow with the *inverse* of a padded k×k convolution after each 1×1 convolution: the convolution turned round.
 
-    The density's pass solves for the convolution's input, row by row, and sampling is one plain convolution, as in
-    Inverse-Flow (Nagar & Varma 2024, *Parallel backpropagation for inverse of a convolution*).
+    The density's pass solves for the convolution's input, and sampling is one plain convolution, as in Inverse-Flow
+    (Nagar & Varma 2024, *Parallel backpropagation for inverse of a convolution*).
     """
 
     name: ClassVar[str] = "inverse_flow"

@@ -174,10 +174,11 @@ class ConvFlowFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g_out: Tensor | None, g_ladj: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The engine's gradients, or the reference's where a graph of them is wanted."""
+        """The engine's gradients, or the reference's where a graph of them is wanted, or many of them at once."""
         operands, cotangents = Operands(*ctx.saved_tensors[:4]), Cotangents(g_out, g_ladj, ctx.needs_input_grad[:4])
-        if torch.is_grad_enabled():
-            grads = _reference_gradients(operands, cotangents, ctx.spec, ctx.inverse)
+        if (graph := torch.is_grad_enabled()) or is_transformed():
+            with torch.enable_grad():
+                grads = _reference_gradients(operands, cotangents, ctx.spec, ctx.inverse, graph)
         else:
             if ctx.inverse:
                 operands = operands._replace(x=ctx.saved_tensors[4])
@@ -186,7 +187,7 @@ class ConvFlowFunction(torch.autograd.Function):
 
 
 def _reference_gradients(
-    operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool
+    operands: Operands, cotangents: Cotangents, spec: ConvFlowSpec, inverse: bool, create_graph: bool
 ) -> list[Tensor | None]:
     # Aliases, so that the derivative stops at this function's own inputs and still belongs to the outer graph.
     inputs = Operands(*(t.view_as(t) for t in operands))
@@ -197,7 +198,7 @@ def _reference_gradients(
     wanted = [t for t in cotangents.wanted(inputs) if t is not None]
     found = iter(
         torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, materialize_grads=True
+            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=create_graph, materialize_grads=True
         )
         if pairs
         else [torch.zeros_like(t) for t in wanted]

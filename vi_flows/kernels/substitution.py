@@ -29,12 +29,14 @@ class _Substitution(ctypes.Structure):
 
 
 def serves_substitution(y: Tensor) -> bool:
-    """Whether :func:`substitute` takes these images: numbers on the CPU, of which no gradient or record is wanted."""
+    """Whether :func:`substitute` takes these images: numbers on the CPU, of which no record is wanted.
+
+    It has no gradients by itself; :class:`~vi_flows.transforms.image.solvers.FollowedSolver` gives it some.
+    """
     return (
         type(y) in (Tensor, nn.Parameter)
         and y.device.type == "cpu"
         and y.dtype in (torch.float32, torch.float64)
-        and not (y.requires_grad and torch.is_grad_enabled())
         and not y.is_neg()
         and not is_recorded()
         and not is_transformed()

@@ -196,8 +196,9 @@ class _DiagonalLSTM(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, state_weight, gates, states, cells = ctx.saved_tensors
         operands = x, weight, bias, state_weight
-        if torch.is_grad_enabled():
-            return (*_plain_gradients(operands, grad, ctx.needs_input_grad, ctx.size), None)
+        if (graph := torch.is_grad_enabled()) or is_transformed():  # second derivatives, or many gradients at once
+            with torch.enable_grad():
+                return (*_plain_gradients(operands, grad, ctx.needs_input_grad, ctx.size, graph), None)
         with torch.autocast(grad.device.type, enabled=False):
             return (*_gradients(*operands, gates, states, cells, grad, ctx.size), None)
 
@@ -263,11 +264,11 @@ def _gradients(
 
 
 def _plain_gradients(
-    operands: tuple[Tensor, ...], grad: Tensor, needed: tuple[bool, ...], size: tuple[int, int]
+    operands: tuple[Tensor, ...], grad: Tensor, needed: tuple[bool, ...], size: tuple[int, int], create_graph: bool
 ) -> list[Tensor | None]:
     # Aliases, so that the derivative stops at this function's own inputs and still belongs to the outer graph.
     x, weight, bias, state_weight = inputs = [t.view_as(t) for t in operands]
     out = plain_diagonal_lstm(x, weight, bias, state_weight, size)
     wanted = [t for t, need in zip(inputs, needed[:4], strict=True) if need]
-    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
     return [next(found) if need else None for need in needed[:4]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,7 +119,9 @@ def _from_the_end(whole: Tensor, inverse_diagonal: Tensor, factor: Tensor, matri
     """:func:`_solve_transposed` from the last dimension to the first."""
     solved = weighted = whole[..., :0]  # λ and factor ⊙ λ of all later blocks
     for block in reversed(_blocks(whole.shape[-1])):
-        rest = whole[..., block] - weighted @ matrix[block.stop :, block]
+        # Not by an index, which of all dimensions is an alias: batched gradients know none.
+        here = partial(torch.narrow, dim=-1, start=block.start, length=block.stop - block.start)
+        rest = here(whole) - weighted @ matrix[block.stop :, block]
         part: list[Tensor] = []
         for i, row in reversed(list(enumerate(matrix[block, block].unbind(-2)))):
             value = rest[..., i] * inverse_diagonal[..., block.start + i]
@@ -126,7 +129,7 @@ def _from_the_end(whole: Tensor, inverse_diagonal: Tensor, factor: Tensor, matri
             rest = torch.addcmul(rest, (value * factor[..., block.start + i]).unsqueeze(-1), row, value=-1)
         found = torch.stack(part, -1)
         solved = torch.cat([found, solved], -1)
-        weighted = torch.cat([found * factor[..., block], weighted], -1)
+        weighted = torch.cat([found * here(factor), weighted], -1)
     return solved
 
 
