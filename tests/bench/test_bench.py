@@ -14,7 +14,7 @@ from vi_flows.cli.bench import Bench
 from vi_flows.cli.info import Info
 from vi_flows.kernels import active_kernel, use_kernel
 from vi_flows.records import Record
-from vi_flows.transforms.image.solvers import CompiledSolver, RowSolver
+from vi_flows.transforms.image.solvers import CompiledSolver, FollowedSolver, RowSolver
 from vi_flows.vae import VAEConfig
 
 
@@ -226,7 +226,7 @@ def test_a_training_process_that_dies_is_a_row_and_not_a_hang():
 
 def test_the_inverse_by_rows_is_measured_beside_the_active_kernels(monkeypatch):
     solved = []
-    for solver in (CompiledSolver, RowSolver):
+    for solver in (CompiledSolver, FollowedSolver, RowSolver):
         original = solver.solve
         monkeypatch.setattr(solver, "solve", lambda self, *of, do=original: solved.append(type(self)) or do(self, *of))
     with use_kernel("torch"):
@@ -237,3 +237,6 @@ def test_the_inverse_by_rows_is_measured_beside_the_active_kernels(monkeypatch):
     note = images.rows_over_compiled(1, 2, 4, 3)[1]
     assert note == f"3 images, kernel {active_kernel()}"
     assert set(solved) == ({RowSolver, CompiledSolver} if active_kernel() == "c" else {RowSolver})
+    solved.clear()
+    images.rows_over_compiled(1, 2, 4, 3, gradients=True)
+    assert set(solved) == ({RowSolver, FollowedSolver} if active_kernel() == "c" else {RowSolver})

@@ -82,7 +82,9 @@ def sampler_over_glow(
     return measured, f"{num_images} images of {size}, L={shape.num_levels}, D={shape.num_steps}, width {shape.width}"
 
 
-def rows_over_compiled(rounds: int, channels: int, size: int, num_images: int = 100) -> tuple[Measurement, str]:
+def rows_over_compiled(
+    rounds: int, channels: int, size: int, num_images: int = 100, gradients: bool = False
+) -> tuple[Measurement, str]:
     """The inverse of one 3×3 convolution by rows over that of the kernel in use.
 
     Args:
@@ -90,17 +92,20 @@ def rows_over_compiled(rounds: int, channels: int, size: int, num_images: int = 
         channels: of the images.
         size: their height and width.
         num_images: how many.
+        gradients: whether a pass is one of training, with the gradients by the images and by the taps.
     """
     torch.manual_seed(0)
-    layer = OneSidedConv2d(channels, init_scale=0.02).requires_grad_(False)
-    y = torch.randn(num_images, channels, size, size)
+    layer = OneSidedConv2d(channels, init_scale=0.02).requires_grad_(gradients)
+    y = torch.randn(num_images, channels, size, size, requires_grad=gradients)
 
     def by(name: str) -> Work:
         own = copy.deepcopy(layer)  # which keeps what it needs of the weights
 
         def work() -> None:
             with use_kernel(name):
-                own.inverse_and_ladj(y)
+                x, _ = own.inverse_and_ladj(y)
+                if gradients:
+                    torch.autograd.grad(x.sum(), [y, own.taps])
 
         return work
 

@@ -134,11 +134,12 @@ class Bench:
             partial(recurrent.autograd_over_written, r),
         )
         for channels, size in ((12, 16), (24, 8), (48, 4)):
-            shape = f"{channels}x{size}x{size}"
-            yield (
-                f"3x3 {shape}", f"inverse of a 3x3 convolution, {shape}: by rows / compiled",
-                partial(images.rows_over_compiled, r, channels, size),
-            )  # fmt: skip
+            for gradients, more in ((False, ""), (True, ", with gradients")):
+                shape = f"{channels}x{size}x{size}{more}"
+                yield (
+                    f"3x3 {shape}", f"inverse of a 3x3 convolution, {shape}: by rows / compiled",
+                    partial(images.rows_over_compiled, r, channels, size, gradients=gradients),
+                )  # fmt: skip
         for name in ("emerging", "inv_conv3x3-quad", "inv_conv3x3-quad-narrow"):
             yield f"sampler {name}", f"image sampler: {name} / Glow", partial(images.sampler_over_glow, r, name)
 
