@@ -262,8 +262,9 @@ class Bijection(Capabilities, TransformModule, ABC):
 
     def _check_batch(self, value: Tensor) -> None:
         """Refuse rows that don't broadcast with those of the context."""
-        if (own := self.batch_shape) and not torch.compiler.is_compiling():
-            joint_batch("the flow's input", value.shape[: value.dim() - self._event_dim], own)
+        own, rows = self.batch_shape, value.shape[: value.dim() - self._event_dim]
+        if own and own != rows and not torch.compiler.is_compiling():
+            joint_batch("the flow's input", rows, own)
 
 
 class ConditionalBijection(Capabilities, ConditionalTransformModule, ABC):
