@@ -218,7 +218,7 @@ CALLS = [
         ("support", lambda value=value: MADE_4.distribution().log_prob(torch.full((2, 4), value)))
         for value in (0.5, 2.0, math.nan)
     ],
-    *calls("event_shape", lambda: MADE_4.distribution().log_prob(torch.zeros(2, 5))),
+    *calls("x must have shape", lambda: MADE_4.distribution().log_prob(torch.zeros(2, 5))),
     *[("num_bins", lambda value=value: Categorical(value)) for value in (0, 1, -3, 2.5)],
     *calls("num_bins", lambda: LogisticMixture(1)),
     *calls("num_components", lambda: LogisticMixture(256, 0)),
@@ -239,6 +239,7 @@ CALLS = [
     *[("data_dim", lambda value=value: build_vae(VAEConfig(), value)) for value in (0, -5, 2.5, "64")],
     *calls("latent_dims", lambda: VAEConfig(latent_dims=())),
     *calls("hidden_dims", lambda: VAEConfig(hidden_dims=())),
+    *calls("hidden_dims must be a list of lists of values", lambda: VAEConfig(hidden_dims=(4,))),
     *calls("holds no run", lambda: Run.open("nowhere")),
     # What is of another type altogether.
     *[("model must be a function", lambda value=value: fit(value, AutoConvFlow(model))) for value in (3, None, "a")],

@@ -256,6 +256,9 @@ COMMANDS += each("table", 2, ("", "run, submit, status, rows"))
 COMMANDS += each("data", 2, ("", "list, check, download"), ("check foo", "no data set 'foo'"), ("download", "STR"))
 COMMANDS += each("data", 2, ("download foo", "no data set 'foo'"), ("list --data-root file", "file is a file"))
 COMMANDS += each("data", 2, ("check --data-root file", "file is a file"))
+COMMANDS += each(
+    "data", 2, ("check ./full", r"no data set './full': choose .* all; images of your own are checked where they")
+)
 COMMANDS += each("data", 1, ("check mnist --data-root nowhere", "not complete"))
 COMMANDS += each("data", 1, ("download mnist --data-root /proc/x", "data root /proc/x .* can't be made.*name another"))
 COMMANDS += each(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from PIL import Image
 
@@ -85,3 +88,36 @@ def test_a_device_that_is_not_there_leaves_no_folder(tmp_path, capsys):
     assert run("train", "vae", "--out", tmp_path / "run", *SMALL, "--device", "foo") in (1, 2)
     assert "foo" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_pictures_in_a_folder_of_ones_own_are_replaced_where_that_is_asked_for(folder, tmp_path, capsys):
+    out = tmp_path / "pictures"
+    out.mkdir()
+    (out / "data.png").write_text("mine")
+    assert run("sample", folder, "--out", out, "--rows", 1, "--columns", 1) == 2
+    assert f"{out} holds data.png already; give --overwrite" in capsys.readouterr().err
+    assert (out / "data.png").read_text() == "mine"
+    assert run("sample", folder, "--out", out, "--rows", 1, "--columns", 1, "--overwrite") == 0
+    assert (out / "data.png").read_bytes()[:4] == b"\x89PNG"
+    assert run("sample", folder, "--rows", 1, "--columns", 1) == 0
+    assert run("sample", folder, "--rows", 2, "--columns", 1) == 0  # beside the run they are its own
+
+
+def test_the_picture_of_results_replaces_nothing_silently(folder, tmp_path, capsys):
+    picture = tmp_path / "mine.png"
+    picture.write_text("mine")
+    run("evaluate", folder, "--num-samples", 5, "--limit", 5, "--quiet", "--record", tmp_path / "records")
+    capsys.readouterr()
+    assert run("results", tmp_path / "records", "--picture", picture) == 2
+    assert f"{picture} exists; give --overwrite" in capsys.readouterr().err
+    assert picture.read_text() == "mine"
+    assert run("results", tmp_path / "records", "--picture", picture, "--overwrite") == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_failure(folder, closed):
+    command = f'"{sys.executable}" -m vi_flows runs "{folder}" {closed}'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Error" not in done.stderr

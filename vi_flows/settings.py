@@ -283,6 +283,8 @@ def _problem(value: Any, hint: Any) -> str | None:
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return "must be a list of values"
+        if typing.get_origin(_bare(inner[0])) is tuple and not all(isinstance(part, tuple | list) for part in value):
+            return "must be a list of lists of values, as ((4, 2),)"
         hints = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
         if len(hints) != len(value):
             return f"must have {len(hints)} values"

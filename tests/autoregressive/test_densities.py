@@ -207,3 +207,22 @@ def test_the_network_sees_levels_from_minus_one_to_one():
     levels = torch.tensor([0.0, 51.0, 255.0], dtype=torch.float64)
     assert torch.allclose(Categorical(256).encode(levels), torch.tensor([-1.0, -0.6, 1.0], dtype=torch.float64))
     assert torch.equal(Bernoulli().encode(levels), levels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_events_have_no_densities(name):
+    model = build(name, context_dim=3)
+    p = model.condition(torch.eye(3, dtype=torch.float64)[:, None])
+    assert p.log_prob(torch.zeros(0, *model.event_shape)).shape == (3, 0)
+    assert model.condition(torch.zeros(0, 3)).log_prob(torch.zeros(0, *model.event_shape)).shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_contexts_and_events_that_are_no_numbers_are_refused(bad):
+    model = MADE((4,), Gaussian(), (8,), context_dim=3)
+    with pytest.raises(ValueError, match="the context has NaN or infinite entries in 1 of its 2 rows"):
+        model.condition(torch.tensor([[0.0, 1.0, 0.0], [0.0, bad, 0.0]]))
+    with pytest.raises(
+        ValueError, match=r"1 of 8 entries lie outside of the support, Real\(\): the first is (nan|inf)"
+    ):
+        model.condition(torch.zeros(3)).log_prob(torch.tensor([[0.0] * 4, [0.0, bad, 0.0, 0.0]]))

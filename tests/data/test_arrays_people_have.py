@@ -110,6 +110,10 @@ def test_arrays_by_the_names_others_give_them(tmp_path: Path) -> None:
         ({"labels_train": np.full(9, np.nan), "labels_test": np.zeros(3)}, "labels of train must be whole numbers"),
         ({"labels_train": np.full(9, 0.5), "labels_test": np.zeros(3)}, "labels of train must be whole numbers"),
         ({"labels_train": np.full(9, "a"), "labels_test": np.zeros(3)}, "strings in one split and numbers in another"),
+        (
+            {"labels_train": np.full(9, b"\xff"), "labels_test": np.full(3, b"a")},
+            "labels of train are bytes that are no",
+        ),
         ({"labels_train": np.eye(9), "labels_test": np.zeros(3)}, r"labels of shape \(9, 9\)"),
         ({"more": IMAGES[..., 0]}, "the array more belongs to no split"),
         ({"x_train": IMAGES[..., 0]}, "both train and x_train"),
@@ -121,3 +125,23 @@ def test_arrays_and_labels_that_do_not_belong_together(
     path = saved_arrays(tmp_path / "own.npz", train=IMAGES[:9, ..., 0], test=IMAGES[9:, ..., 0], **arrays)
     with pytest.raises(DataCorruptError, match=message):
         load(path)
+
+
+def test_labels_in_bytes_are_read_as_utf_8(tmp_path: Path) -> None:
+    words = np.array([word.encode() for word in ("\u00e9t\u00e9", "hiver", "\u00e9t\u00e9")])
+    path = saved_arrays(
+        tmp_path / "own.npz", train=IMAGES[:9, ..., 0], test=IMAGES[9:, ..., 0],
+        labels_train=np.tile(words, 3), labels_test=words,
+    )  # fmt: skip
+    assert load(path).labels["test"].tolist() == [1, 0, 1]
+
+
+def test_an_array_without_validation_images_is_as_none(tmp_path: Path) -> None:
+    splits = {"train": IMAGES[:9, ..., 0], "test": IMAGES[9:, ..., 0]}
+    labels = {"labels_train": np.arange(9) % 2, "labels_test": np.arange(3) % 2}
+    plain = load(saved_arrays(tmp_path / "plain.npz", **splits, **labels))
+    none = {"valid": IMAGES[:0, ..., 0], "labels_valid": np.arange(0)}
+    found = load(saved_arrays(tmp_path / "none.npz", **splits, **labels, **none))
+    for name in ("train", "valid", "test"):
+        assert np.array_equal(found.images(name).numpy(), plain.images(name).numpy())
+        assert found.labels[name].tolist() == plain.labels[name].tolist()

@@ -116,6 +116,9 @@ def test_weights_of_a_pyro_program_must_be_one_a_row():
     found = pyro_log_weights(model, guide)(x, 3)  # the guide is exact: every weight is N(x; 0, √2)
     exact = Normal(0.0, 2**0.5).log_prob(x[:, 0])
     torch.testing.assert_close(found, exact.expand(3, 2), atol=1e-5, rtol=0)
+    weights, runs = pyro_log_weights(lambda x: runs.append(1) or model(x), guide), []
+    estimate_nll(weights, x, 20, samples_per_chunk=4)
+    assert len(runs) == 20 // 4 + 1  # a run a chunk, and one to see the plates
     with pytest.raises(ValueError, match=r"expected weights of shape \(3, 2\), got"):
         pyro_log_weights(apart, apart)(x, 3)
 

@@ -12,7 +12,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from tests.transforms.cases import randomise
-from vi_flows import conditional_conv_flow, conv_flow, flows
+from vi_flows import FlowNormal, conditional_conv_flow, conv_flow, flows
 from vi_flows.flows import FLOWS
 from vi_flows.transforms import (
     Bijection,
@@ -320,6 +320,13 @@ def test_rows_that_do_not_go_with_the_contexts_are_refused(name, way):
     with pytest.raises(ValueError, match=r"batch of \(5,\), which doesn't go with \(3,\): one row is for each context"):
         getattr(flow, way)(torch.randn(5, 4))
     assert [tuple(t.shape) for t in flow.forward_and_ladj(torch.randn(5, 1, 4))] == [(5, 3, 4), (5, 3)]
+    base = dist.Normal(torch.zeros(5, 4), 1.0).to_event(1)
+    for made in (
+        lambda: dist.TransformedDistribution(base, [flow]),
+        lambda: FlowNormal(torch.zeros(5, 4), torch.zeros(4), flow),
+    ):
+        with pytest.raises(ValueError, match=r"batch of \(5,\), which doesn't go with \(3,\)"):
+            made()
 
 
 @pytest.mark.parametrize(

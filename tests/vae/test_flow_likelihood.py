@@ -92,3 +92,8 @@ def test_a_prior_whose_density_jumps_or_has_no_inverse_is_refused():
     for flow in (conv_flow(4), Chain([FromPyro(planar(4))])):
         with pytest.raises(ValueError, match="a prior's flow needs an inverse and a continuous log-determinant"):
             make(prior_flow=flow)
+
+
+def test_images_of_another_shape_are_named():
+    with pytest.raises(ValueError, match=r"expected images of \(1, 8, 8\), got a tensor of \(5, 1, 9, 9\)"):
+        make().bits_per_dim(torch.zeros(5, 1, 9, 9), 3)

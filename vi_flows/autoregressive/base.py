@@ -17,6 +17,7 @@ from torch.distributions import constraints
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.expansion import Expandable
 from vi_flows.progress import progress_bar
+from vi_flows.recording import may_be_looked_at
 from vi_flows.settings import check_counts, check_types, joint_batch
 
 __all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout", "check_not_negative", "log_mixture"]
@@ -244,7 +245,7 @@ class AutoregressiveDistribution(Expandable):
         validate_args: as for every PyTorch distribution.
 
     Raises:
-        ValueError: the last size of the context isn't the model's.
+        ValueError: the last size of the context isn't the model's, or it has NaN or infinite entries.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -255,6 +256,9 @@ class AutoregressiveDistribution(Expandable):
                 f"the context must have shape (…, {model.context_dim}), got {tuple(context.shape)}"
                 + (" (one-hot encode class labels)" if model.context_dim else "")
             )
+        if may_be_looked_at(context) and not (finite := context.isfinite()).all():
+            bad = int((~finite).any(-1).sum())
+            raise ValueError(f"the context has NaN or infinite entries in {bad} of its {context[..., 0].numel()} rows")
         self.model = model
         self.context = context.to(next(model.parameters()).dtype)
         super().__init__(context.shape[:-1], model.event_shape, validate_args=validate_args)
@@ -277,6 +281,17 @@ class AutoregressiveDistribution(Expandable):
         x = x.to(self.context.dtype).expand(*batch, *self.event_shape)
         # Sizes are spelled out: with a context of size 0, reshape can't infer one.
         return x, self.context.expand(*batch, self.model.context_dim).reshape(batch.numel(), self.model.context_dim)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        """As PyTorch's, which takes no empty batch, and infinite values."""
+        self._flat(value)
+        support = self.model.output.support
+        there = support.check(value) & value.isfinite()
+        if not bool(there.all()):
+            raise ValueError(
+                f"{int((~there).sum())} of {there.numel()} entries lie outside of the support, {support}: the first is "
+                f"{value[~there][0].item()}"
+            )
 
     def conditional_logits(self, x: Tensor) -> Tensor:
         """Parameters of every entry's conditional, given the entries of ``x`` before it; ``x`` is not validated.

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from vi_flows.data.base import DataCorruptError, DataNotFoundError
 from vi_flows.data.dataset import Dataset
-from vi_flows.data.registry import REGISTRY, find
+from vi_flows.data.registry import REGISTRY, find, is_path
 from vi_flows.data.sources import DataRoot, locate, resolve_root
 from vi_flows.progress import progress_bar
 
@@ -125,7 +125,8 @@ def _chosen(name: str) -> list[Dataset] | None:
     try:
         return [find(name)]
     except ValueError as error:
-        print(f"{error}, or {_ALL}", file=sys.stderr)
+        own = "; images of your own are checked where they are read, by --dataset" if is_path(name) else ""
+        print(f"{error}, or {_ALL}{own}", file=sys.stderr)
         return None
 
 

@@ -102,6 +102,8 @@ class Results:
     """Of the table: plain text, Markdown, comma-separated values, LaTeX."""
     picture: Path | None = None
     """Draw the intervals into this file too: .png, .svg or .pdf."""
+    overwrite: bool = False
+    """Replace that file where it exists."""
 
     def run(self) -> int:
         """Print the table; exit code 0.
@@ -113,6 +115,8 @@ class Results:
         endings = (".png", ".svg", ".pdf")
         if self.picture is not None and self.picture.suffix not in endings:
             raise ValueError(f"--picture must end in {', '.join(endings)}, got {self.picture}")
+        if self.picture is not None:
+            Record.refuse_to_replace(self.picture, self.overwrite)
         once = {result.path.resolve(): result for path in self.paths for result in _results(path)}
         found = sorted(once.values(), key=lambda r: (r.dataset, r.figure, r.scored, r.split, r.value))
         if not found:

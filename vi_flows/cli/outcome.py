@@ -75,6 +75,9 @@ def exit_with(name: str, run: Callable[[list[str]], int | None], args: Sequence[
     say = partial(_say, name)
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
+    for stream in ("stdout", "stderr"):  # closed before the start, as by some daemons
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):  # a dash or a name that the terminal can't show is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     previous = signal.signal(signal.SIGTERM, _terminate)

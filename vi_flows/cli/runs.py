@@ -325,7 +325,9 @@ class Sample:
     folder: tyro.conf.Positional[RunFolder]
     """Folder of the run."""
     out: Path | None = None
-    """Folder of the pictures; default: the run's folder."""
+    """Folder of the pictures; default: the run's folder, where they take the place of those drawn before."""
+    overwrite: bool = False
+    """Replace pictures and sounds that are in `--out`."""
     rows: Positive = 10
     """Rows of the grid."""
     columns: Positive = 10
@@ -344,12 +346,19 @@ class Sample:
     """Where the data are now, if not where they were."""
 
     def run(self) -> int:
-        """Write the pictures and print where they are; exit code 0."""
+        """Write the pictures and print where they are; exit code 0.
+
+        Raises:
+            ValueError: ``out`` holds pictures or sounds, and they are not to be replaced.
+        """
         check_settings(self)
         run = Run.open(self.folder, self.data_root)
         run = run.on(self.device)
         settings = KINDS[run.config.kind].drawing_settings(self.given())
         folder = self.folder if self.out is None else self.out
+        there = next((path for ending in ("png", "wav") for path in sorted(folder.glob(f"*.{ending}"))), None)
+        if there is not None and not self.overwrite and folder.resolve() != self.folder.resolve():
+            raise ValueError(f"{folder} holds {there.name} already; give --overwrite, or name another folder by --out")
         for path in draw_samples(run, folder, settings, self.weights, self.seed):
             print(path)
         return 0

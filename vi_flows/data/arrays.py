@@ -189,10 +189,20 @@ def numbered(labels: Splits, arrays: Splits, path: str) -> Splits:
     if any(found.dtype.kind in "US" for found in flat.values()):
         if any(found.dtype.kind not in "US" for found in flat.values()):
             raise DataCorruptError(f"the labels of {path} are strings in one split and numbers in another")
-        known = np.unique(np.concatenate([found.astype(str) for found in flat.values()]))
-        return {split: np.searchsorted(known, found.astype(str)) for split, found in flat.items()}
+        words = {split: _words(found, split, path) for split, found in flat.items()}
+        known = np.unique(np.concatenate(list(words.values())))
+        return {split: np.searchsorted(known, found) for split, found in words.items()}
     for split, found in flat.items():
         whole = found.dtype.kind in "biu" or (found.dtype.kind == "f" and bool((found == np.rint(found)).all()))
         if not whole or (found.size and not (abs(found.astype(np.float64)) < 2**53).all()):
             raise DataCorruptError(f"{path}: the labels of {split} must be whole numbers or strings")
     return {split: found.astype(np.int64) for split, found in flat.items()}
+
+
+def _words(found: np.ndarray, split: str, path: str) -> np.ndarray:
+    if found.dtype.kind == "U":
+        return found
+    try:
+        return np.char.decode(found, "utf-8")
+    except UnicodeDecodeError:
+        raise DataCorruptError(f"{path}: the labels of {split} are bytes that are no UTF-8; store strings") from None

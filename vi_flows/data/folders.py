@@ -86,7 +86,8 @@ def load_path(path: Path) -> ImageData:
     channels, height, width = shape
     if not channels * height * width:
         raise DataCorruptError(f"the images of {path} have the shape {shape}, without a pixel")
-    flat = {split: array.reshape(len(array), -1) for split, array in arrays.items()}
+    # An array without images is as good as none.
+    flat = {split: array.reshape(len(array), -1) for split, array in arrays.items() if len(array)}
     if "valid" not in flat:
         classes = labels.get("train", np.zeros(len(flat["train"])))
         if len(classes) < 2:

@@ -34,11 +34,13 @@ def find(name: str) -> Dataset:
     try:
         return REGISTRY[name]
     except KeyError:
-        there = f"; a path begins with ./, as ./{name}, which is here" if name and Path(name).exists() else ""
+        is_there = name and Path(name).exists() and not is_path(name)
+        there = f"; a path begins with ./, as ./{name}, which is here" if is_there else ""
         raise ValueError(f"no data set {name!r}: choose one of {', '.join(names())}{there}") from None
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether :func:`load` reads it as a path, not as the name of a data set."""
     return "/" in name or os.sep in name or name.lower().endswith((".zip", ".npz", ".npy"))
 
 
@@ -71,8 +73,8 @@ def load(
     """
     check_types((str, os.PathLike), ": a data set's name, or a path to images", name=name)
     location = resolve_root(root)
-    name, is_path = os.fspath(name), isinstance(name, os.PathLike)
-    if is_path or (name not in REGISTRY and _is_path(name)):
+    name, is_named = os.fspath(name), not isinstance(name, os.PathLike)
+    if not is_named or (name not in REGISTRY and is_path(name)):
         here = Path(name).expanduser()
         places = list(dict.fromkeys([here, location.path / here]))
         found = next((place for place in places if place.exists()), None)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from vi_flows.diagnostics.chains import Moved
-from vi_flows.evaluation.psis import PSIS, usable_k_hat
+from vi_flows.evaluation.psis import NEARLY_EQUAL, PSIS, usable_k_hat
 
 __all__ = ["K_FINITE_VARIANCE", "LONG", "judge", "longer_chains_decide", "still"]
 
@@ -26,9 +26,6 @@ SMALL_SHIFT = 0.1
 
 SMALL_STRETCH = math.log(1.1)
 """Likewise, the log of the ratio of the standard deviations."""
-
-NEARLY_EQUAL = 0.98
-"""ESS, as a share of the draws, from which on the weights' tail is the shape of next to nothing."""
 
 LONG = 32
 """Transitions of chains that can stand in for weights which have no variance."""

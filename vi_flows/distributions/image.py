@@ -174,7 +174,7 @@ class ImageDensity(nn.Module):
             ValueError: the images have another shape or other values, or ``num_draws`` is less than 1.
             ImageOverflowError: the density of an image is NaN or zero.
         """
-        self._check(images=images)
+        self.check_images(images=images)
         # Whether or not Pyro validates: beyond them there is no density.
         check_greys(images, self.num_levels)
         scores = self._scores(images, num_draws)
@@ -199,7 +199,7 @@ class ImageDensity(nn.Module):
         return bits_per_dim(self._scores(images, num_draws), self.num_dims)
 
     def _scores(self, images: Tensor, num_draws: int) -> Tensor:
-        self._check(images=images)
+        self.check_images(images=images)
         check_counts(1, num_draws=num_draws)
         images = images.to(self.origin)
         distribution = self.distribution()
@@ -260,7 +260,7 @@ class ImageDensity(nn.Module):
     @torch.no_grad()
     def middle_logits(self, images: Tensor) -> Tensor:
         """Logits of images without noise (``u = ½``), ``(…, C, H, W)``; see :meth:`encode`."""
-        self._check(images=images)
+        self.check_images(images=images)
         check_grey_type(self.origin.dtype, self.num_levels)
         images = images.to(self.origin)
         if may_be_looked_at(images):
@@ -278,7 +278,7 @@ class ImageDensity(nn.Module):
             ValueError: see :meth:`encode`.
             ImageOverflowError: an image is not finite.
         """
-        self._check(latents=latents)
+        self.check_images(latents=latents)
         check_grey_type(self.origin.dtype, self.num_levels)
         latents = latents.to(self.origin)
         with own_precision(latents.device.type):
@@ -298,13 +298,18 @@ class ImageDensity(nn.Module):
             ValueError: fewer than two steps, not as many images at one end as at the other, or see :meth:`encode`.
         """
         check_counts(2, num_steps=num_steps)
-        self._check(first=first, second=second)
+        self.check_images(first=first, second=second)
         start, end = self.encode(first), self.encode(second)
         weight = torch.linspace(0, 1, num_steps).to(self.origin).reshape(-1, *[1] * start.dim())
         return self.decode(start + weight * (end - start))
 
-    def _check(self, **tensors: Tensor) -> None:
-        """Refuse the first that is no tensor of such images, or has a batch that doesn't go with the others'."""
+    def check_images(self, **tensors: Tensor) -> None:
+        """Refuse the first that is no tensor of such images, or has a batch that doesn't go with the others'.
+
+        Raises:
+            TypeError: it is no tensor.
+            ValueError: the shape.
+        """
         check_tensors(**tensors)
         batch = self.batch_shape
         for name, value in tensors.items():

@@ -198,8 +198,12 @@ def pyro_log_weights(model: Callable, guide: Callable) -> LogWeights:
         ValueError: (when called) the weights do not factorise over rows.
     """
 
+    bounds: dict[int, ELBO] = {}  # each finds out about the program's plates, once
+
     def log_weights(rows: Tensor, num_particles: int) -> Tensor:
-        bound = ELBO(num_particles, vectorize_particles=True)
+        if num_particles not in bounds:
+            bounds[num_particles] = ELBO(num_particles, vectorize_particles=True)
+        bound = bounds[num_particles]
         weights = bound.log_weights(model, guide, rows).log_weights()
         if weights.shape != (num_particles, rows.shape[0]):
             raise ValueError(

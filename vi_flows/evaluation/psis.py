@@ -10,7 +10,18 @@ from torch import Tensor
 
 from vi_flows.settings import check_counts, check_tensors
 
-__all__ = ["PSIS", "effective_sample_size", "fit_generalised_pareto", "psis", "tail_size", "usable_k_hat"]
+__all__ = [
+    "NEARLY_EQUAL",
+    "PSIS",
+    "effective_sample_size",
+    "fit_generalised_pareto",
+    "psis",
+    "tail_size",
+    "usable_k_hat",
+]
+
+NEARLY_EQUAL = 0.98
+"""ESS, as a share of the draws, from which on the weights' tail is the shape of next to nothing."""
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,10 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
         try:
             with torch.no_grad(), faults_named(self._program(), args, kwargs):
                 super()._setup_prototype(*args, **kwargs)
+        except NotImplementedError:  # a loop over a part of a plate is refused by Pyro without a name
+            with pyro.poutine.block(), torch.no_grad():
+                check_plates(pyro.poutine.trace(self._program()).get_trace(*args, **kwargs), type(self).__name__)
+            raise
         except RuntimeError as error:
             if self.latent_dim:  # not yet counted, so that it is another error
                 raise

@@ -23,7 +23,7 @@ from vi_flows.guides.layout import SAMPLE_DIMS, Layout
 from vi_flows.guides.observations import PossibleWhereMasked, counted
 from vi_flows.guides.over_draws import OverDraws
 from vi_flows.guides.resampling import resampled_indices
-from vi_flows.guides.right_draws import DrawnAnew
+from vi_flows.guides.right_draws import DrawnAnew, can_be_drawn
 from vi_flows.guides.sites import check_nothing_subsampled, is_fixed
 from vi_flows.settings import check_counts
 from vi_flows.traces import Site, is_subsample, nodes
@@ -132,8 +132,17 @@ def datatree(
             groups["log_likelihood"] = {
                 name: runs["log_likelihood", name] for name, some in counting.items() if some.any()
             }
+            observations = _observed(prototype, values)
+            undrawn = [n for n, site in observations.items() if not can_be_drawn(site["fn"], site["value"])]
+            if undrawn:
+                warnings.warn(
+                    f"the distributions of {undrawn} have no draws in Pyro: posterior_predictive leaves them out, and "
+                    "what follows from them is drawn given their observations",
+                    stacklevel=3,
+                )
+            names = [name for name in observations if name not in undrawn]
             groups["posterior_predictive"] = _by_draw(
-                model, partial(_predicted, model, args, kwargs, list(_observed(prototype, values))), values
+                model, partial(_predicted, DrawnAnew(undrawn)(model), args, kwargs, names), values
             )
         log_weights = log_p - log_q
         smoothed = psis(log_weights)
@@ -183,9 +192,8 @@ def _predicted(
     names: Sequence[str],
     values: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The observed sites, drawn anew at one draw."""
-    drawn = poutine.condition(DrawnAnew()(model), data=dict(values))
-    trace = poutine.trace(drawn).get_trace(*args, **kwargs)
+    """The observed sites at one draw, by a model that draws them."""
+    trace = poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args, **kwargs)
     return {name: nodes(trace)[name]["value"] for name in names}
 
 

@@ -83,9 +83,10 @@ def _check_map(name: str, fn: Any) -> None:
     try:
         biject_to(fn.support)
     except NotImplementedError as error:
+        why = str(error) or "it declares none"
         raise ValueError(
             f"latent site {name!r} ({type(fn).__name__}) has a support that no map from the real line leads to "
-            f"({error}): sample what it is made of as sites of their own (a covariance from a dist.LKJCholesky and "
+            f"({why}): sample what it is made of as sites of their own (a covariance from a dist.LKJCholesky and "
             f"scales, a mixture from its components), and compute {name} from them"
         ) from error
 
@@ -104,8 +105,7 @@ def check_observed_supports(model: Callable, draw: Draw, args: tuple[Any, ...], 
     Raises:
         ValueError: some of 32 draws leave an observation outside of its support; names the site.
     """
-    first, second = (run_at(model, draw(), args, kwargs) for _ in range(2))
-    start, others = _observed(first), _observed(second)
+    (first, start), (_, others) = (_run_at_draw(model, draw(), args, kwargs) for _ in range(2))
     # A bound may follow the latents beyond a threshold alone, which two draws need not show.
     computed = [name for name, site in start.items() if computes_its_support(site["fn"])]
     # Counts that a discrete latent rules out have probability 0, and leave the sum over it.
@@ -113,7 +113,7 @@ def check_observed_supports(model: Callable, draw: Draw, args: tuple[Any, ...], 
     leaving = [name for name, site in start.items() if _demands_moved(site, others.get(name), counts)]
     seen: dict[str, list[tuple[bool, bool]]] = {name: [] for name in start if name in computed or name in leaving}
     for _ in range(32 if seen else 0):
-        sites = _observed(run_at(model, draw(), args, kwargs))
+        _, sites = _run_at_draw(model, draw(), args, kwargs)
         for name in seen.keys() & sites.keys():
             site = sites[name]
             if name in leaving and not is_possible(site):
@@ -288,9 +288,13 @@ def _parameters(trace: Trace) -> dict[tuple[str, str], tuple[Tensor, Any]]:
     return found
 
 
-def _observed(trace: Trace) -> dict[str, Site]:
-    sites = nodes(trace).items()
-    return {n: s for n, s in sites if s["type"] == "sample" and s["is_observed"] and not is_subsample(s)}
+def _run_at_draw(
+    model: Callable, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Trace, dict[str, Site]]:
+    """A run at values of the latents, and its observed sites, among which Pyro counts those that were given values."""
+    trace = run_at(model, values, args, kwargs)
+    sites = ((n, s) for n, s in nodes(trace).items() if s["type"] == "sample" and not is_subsample(s))
+    return trace, {n: s for n, s in sites if s["is_observed"] and n not in values}
 
 
 def _moved(site: Site, other: Site | None) -> bool:

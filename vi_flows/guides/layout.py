@@ -163,8 +163,10 @@ class Layout:
             return given[:count]
         names = _of_arviz(name, count)
         for frame in site["cond_indep_stack"]:
+            if not frame.vectorized:  # a loop over a plate: its sites have no dimension of it
+                continue
             place = whole - event + frame.dim
-            if frame.vectorized and 0 <= place < count and shape[place] == frame.size:
+            if 0 <= place < count and shape[place] == frame.size:
                 names[place] = frame.name
         return names
 

@@ -14,16 +14,22 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from vi_flows.guides.sites import has_mask, innermost, is_composed, is_discrete, is_fixed, unmasked
+from vi_flows.guides.sites import (
+    COUNTS,
+    check_is_pyros,
+    has_mask,
+    innermost,
+    is_composed,
+    is_discrete,
+    is_fixed,
+    unmasked,
+)
 from vi_flows.guides.supports import demands
 from vi_flows.settings import check_tensors
 from vi_flows.traces import Site, is_subsample, nodes
 from vi_flows.transforms.regions import kept_to
 
 __all__ = ["PossibleWhereMasked", "check_not_crossed", "check_observations", "counted", "is_possible"]
-
-COUNTS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
-"""Their declared support has counts that sum to less than ``total_count``, too, where they have no density."""
 
 LEAVE_GAPS_OUT = (dist.NanMaskedNormal, dist.NanMaskedMultivariateNormal)
 """Their densities are those of the entries that are finite."""
@@ -42,9 +48,11 @@ def check_observations(trace: Trace) -> None:
 
     Raises:
         ValueError: a value lies outside of its support; names the site, the support and the first such value. Or values
-            in plates have more dimensions than the plates make.
+            in plates have more dimensions than the plates make, or a site's distribution is none of Pyro's.
     """
     for name, site in nodes(trace).items():
+        if site["type"] == "sample":
+            check_is_pyros(name, site["fn"])
         if site["type"] == "sample" and site["is_observed"]:
             check_tensors(**{f"the value of observed site {name!r}": site["value"]})
             _check_rows(name, site)
@@ -108,7 +116,8 @@ def _check(name: str, site: Site) -> None:
     if isinstance(fn, COUNTS) and not bool((value.sum(-1) == torch.as_tensor(fn.total_count)).all()):
         raise ValueError(
             f"observed site {name!r} has counts with sums {value.sum(-1).flatten()[:3].tolist()}, outside the support "
-            f"of {fn} with a total_count of {torch.as_tensor(fn.total_count).flatten()[:3].tolist()}"
+            f"of {fn} with a total_count of {torch.as_tensor(fn.total_count).flatten()[:3].tolist()}: give it that of "
+            "the counts, total_count=int(counts.sum(-1).max()) where rows have totals of their own"
         )
     if isinstance(fn, dist.Delta):
         raise ValueError(
@@ -150,6 +159,18 @@ def counted(site: Mapping[str, Any]) -> Tensor:
     return kept.flatten(-event).any(-1) if event else kept
 
 
+def _add_up(fn: Any, totals: Tensor) -> Tensor:
+    """Whether counts have the total that their distribution says; in rows of several totals, one of at most that.
+
+    PyTorch's ``Multinomial`` has one ``total_count`` for all rows, which its density doesn't read.
+    """
+    most = torch.as_tensor(fn.total_count)
+    if not isinstance(fn, torch.distributions.Multinomial):
+        return totals == most
+    differ = (totals != totals.flatten()[:1]).any()
+    return (totals == most) | (differ & (totals <= most))
+
+
 def _check_strictly(constraint: Any, value: Tensor) -> Tensor:
     found: Tensor = constraint.check(value)
     return found
@@ -172,7 +193,7 @@ def _judged(site: Mapping[str, Any], check: Callable[[Any, Tensor], Tensor] = _c
     if isinstance(fn, dist.Delta):
         good = good & fn.log_prob(value).isfinite()
     if isinstance(fn, COUNTS):
-        good = good & (value.sum(-1) == torch.as_tensor(fn.total_count))
+        good = good & _add_up(fn, value.sum(-1))
     if value.is_floating_point():
         infinite = value.isinf()
         good = good & ~(infinite.flatten(value.dim() - fn.event_dim).any(-1) if fn.event_dim else infinite)

@@ -182,12 +182,22 @@ class FlowPair(Pair):
         values = self.guide.sample_posterior(32)
         names = sites_without_density(self.model, values, self.args, self.kwargs)
         infinite = ", ".join(repr(name) for name, value in values.items() if not bool(value.isfinite().all()))
-        return (f" It is not finite at the sites {names}." if names else "") + (
-            f" Draws of {infinite} are infinite: the posterior has no finite mass there (a flat prior that the data do "
-            "not bound?), and needs a proper prior."
-            if infinite
-            else ""
-        )
+        with torch.no_grad():
+            x = self.guide.get_transform().forward_and_ladj(self.guide.get_base_dist().sample((1000,)))[0]
+        shares = self.guide.unresolved(x)
+        coarse = ", ".join(f"{name!r} ({share:.0%})" for name, share in shares.items() if share >= 0.01)
+        said = f" It is not finite at the sites {names}." if names else ""
+        if infinite:
+            return (
+                f"{said} Draws of {infinite} are infinite: the posterior has no finite mass there (a flat prior that "
+                "the data do not bound?), and needs a proper prior."
+            )
+        if coarse:
+            return (
+                f"{said} Draws of {coarse} are so near a bound that {x.dtype} has no numbers for them: run the model "
+                "in float64, or give the site a scale without that bound (log-odds, a logarithm)."
+            )
+        return said
 
     def _log_density(self) -> LogDensity:
         return self.guide.log_density_of(self.model, *self.args, **self.kwargs)

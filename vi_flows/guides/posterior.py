@@ -80,7 +80,9 @@ class FlowPosterior:
 
     def _program(self) -> Callable:
         if self._user_model is None:
-            raise RuntimeError("a guide loaded from a file holds no model")
+            raise RuntimeError(
+                "a guide loaded from a file holds no model; construct one with the model and load_state_dict"
+            )
         return self._user_model[0]
 
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

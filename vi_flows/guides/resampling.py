@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from vi_flows.evaluation.psis import psis, usable_k_hat
+from vi_flows.evaluation.psis import NEARLY_EQUAL, psis, usable_k_hat
 
 __all__ = ["resampled_indices"]
 
@@ -27,12 +27,13 @@ def resampled_indices(log_weights: Tensor, num_samples: int) -> Tensor:
 
     Warns:
         UserWarning: the Pareto shape is above :func:`~vi_flows.evaluation.psis.usable_k_hat`, where no weighting makes
-            the draws those of the posterior.
+            the draws those of the posterior, and the weights are not nearly equal (an ESS of 98 % of the draws), in
+            which case the shape says nothing.
     """
     smoothed = psis(log_weights)
     k_hat = float(smoothed.k_hat)
     usable = usable_k_hat(len(log_weights))
-    if k_hat > usable:
+    if k_hat > usable and float(smoothed.ess) < NEARLY_EQUAL * len(log_weights):
         warnings.warn(
             f"importance resampling with k-hat {k_hat:.2f} (above {usable:.2g}): the guide misses mass that its draws "
             "can't bring back; improve the guide",

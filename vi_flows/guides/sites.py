@@ -7,14 +7,17 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine import Trace
 from torch import Tensor
 
 from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = [
+    "COUNTS",
     "WRAPPERS",
     "can_be_enumerated",
+    "check_is_pyros",
     "check_nothing_subsampled",
     "has_mask",
     "innermost",
@@ -25,6 +28,25 @@ __all__ = [
     "left_to_the_model",
     "unmasked",
 ]
+
+
+def check_is_pyros(name: str, fn: Any) -> None:
+    """Refuse a distribution of PyTorch's own, which knows neither plates nor masks.
+
+    Args:
+        name: of a sample site.
+        fn: its distribution.
+
+    Raises:
+        ValueError: it is none of Pyro's; names the site.
+    """
+    if isinstance(fn, torch.distributions.Distribution) and not isinstance(fn, TorchDistributionMixin):
+        kind = type(fn).__name__
+        raise ValueError(f"site {name!r} is a torch.distributions.{kind}: use Pyro's, pyro.distributions.{kind}")
+
+
+COUNTS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
+"""Their declared support has counts that sum to less than ``total_count``, too, where they have no density."""
 
 WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 """What ``to_event``, ``mask`` and ``expand`` make, around their ``base_dist``."""

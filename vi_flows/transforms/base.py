@@ -127,7 +127,7 @@ class Bijection(Capabilities, TransformModule, ABC):
         if not self.batch_shape:
             return shape
         rows = len(shape) - self._event_dim
-        return torch.broadcast_shapes(shape[:rows], self.batch_shape) + shape[rows:]
+        return joint_batch("the flow's input", shape[:rows], self.batch_shape) + shape[rows:]
 
     def inverse_shape(self, shape: _size) -> torch.Size:
         """Shape of the input for an output of ``shape``."""

@@ -117,4 +117,5 @@ class FlowLikelihoodVAE(nn.Module):
         return self.likelihood(z, temperature).sample()
 
     def _rows(self, x: Tensor) -> Tensor:
+        self.density.check_images(images=x)
         return x.to(self.density.origin).flatten(-3) / (self.density.num_levels - 1)
