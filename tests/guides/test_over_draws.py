@@ -262,3 +262,49 @@ def test_what_a_model_keeps_on_itself_can_be_used_afterwards(bounded: bool, use:
     assert torch.isfinite(model.part.seen[0])
     assert model.last.shape == ()
     assert float(model.last) == float(model.part.seen[0])
+
+
+def test_draws_that_break_a_program_do_not_cost_the_others_their_pass() -> None:
+    """A matrix that is not positive definite at some draws; a value that is refused at some."""
+
+    def factor(draw: dict[str, Tensor]) -> Tensor:
+        ones = torch.ones(2, 2, dtype=torch.float64)
+        return torch.linalg.cholesky(torch.eye(2, dtype=torch.float64) + draw["z"] * (ones - torch.eye(2)))
+
+    runs: list[int] = []
+
+    def refuses(draw: dict[str, Tensor]) -> Tensor:
+        runs.append(1)
+        if len(runs) < 4 and not runs.clear():  # in both passes and in the loop
+            raise ValueError("no such value")
+        return draw["z"]
+
+    good, bad = torch.full((30,), 0.5, dtype=torch.float64), torch.linspace(0.0, 2.0, 30, dtype=torch.float64)
+    way = OverDraws(nothing)
+    with pytest.raises(torch.linalg.LinAlgError):
+        way(factor, {"z": bad})
+    assert way.at_once
+    assert way(factor, {"z": good}).shape == (30, 2, 2)
+    assert way.at_once
+    way = OverDraws(nothing)
+    with pytest.raises(ValueError, match="no such value"):
+        way(refuses, {"z": good})
+    assert way.at_once
+
+
+def test_a_density_that_needs_a_factor_is_looked_at_in_few_runs() -> None:
+    """Far out the covariance of a Gaussian process has no Cholesky factor in rounding."""
+    runs = 0
+    x = torch.linspace(0.0, 1.0, 12)
+
+    def model() -> None:
+        nonlocal runs
+        runs += 1
+        length = pyro.sample("length", dist.LogNormal(0.0, 3.0))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 3.0))
+        covariance = scale**2 * torch.exp(-0.5 * ((x[:, None] - x) / length) ** 2) + 1e-6 * torch.eye(12).to(scale)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(12), covariance), obs=torch.sin(6 * x))
+
+    pyro.set_rng_seed(0)
+    AutoConvFlow(model, prototype_args=())
+    assert runs < 700

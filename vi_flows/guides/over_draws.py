@@ -67,22 +67,24 @@ class OverDraws:
             The results, draws along the first dimension.
         """
         values = dict(values)
-        while self._ways:
-            way = self._ways[0]
+        for index, way in enumerate(self._ways):
             try:
                 with left_as_found(self._program):
                     results = way(fn, values, self._randomness)
-                if way is _mapped:
+                if way is not _mapped and not self._sure:
+                    self._sure = _agrees(fn, values, results)
+                if way is _mapped or self._sure:
+                    self._ways = self._ways[index:]
                     return results
-                self._sure = self._sure or _agrees(fn, values, results)
-                if self._sure:
-                    return results
+            except torch.linalg.LinAlgError:  # a matrix of these draws, which a loop would only come to later
+                raise
             except CANNOT:
                 # The function does something that this way can't follow (`.item()`, a branch on data). If it is
-                # simply broken, the loop below raises its own error.
+                # simply broken, the loop below raises its own error, and nothing is known of the way.
                 pass
-            self._ways.pop(0)
-        return _one_by_one(fn, values, range(next(iter(values.values())).shape[0]))
+        results = _one_by_one(fn, values, range(next(iter(values.values())).shape[0]))
+        self._ways = []
+        return results
 
 
 def _one_by_one(fn: Function, values: Mapping[Any, Tensor], places: Iterable[int]) -> Any:
