@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ import tyro
 from experiments.verdicts.known import Known, collection
 from vi_flows.cli.outcome import exit_with
 from vi_flows.guides import AutoConvFlow, fit
+from vi_flows.records import Clock, Record, provenance, row_key
 
 SMALL = (
     "normal-1", "conjugate-normal", "gamma-3", "student-3", "bioassay", "logistic", "discrete-mixture",
@@ -83,6 +85,8 @@ class SetUpTime:
     """Fit the guides, too, and compare them with the truth."""
     seeds: tuple[int, ...] = (0,)
     """Of starts, fits and draws."""
+    record: Path | None = None
+    """Write the set-up times there, too."""
 
     def run(self) -> None:
         """Print a line a posterior."""
@@ -98,17 +102,29 @@ class SetUpTime:
         more = " fit, CPU s | steps | largest error of a mean, sd | sd ratios |" if self.fit else ""
         print(f"| posterior | latents | set-up, CPU s | runs of the model |{more}")
         print("|---" * (8 if self.fit else 4) + "|")
-        all_seconds = []
+        clock, rows = Clock(), []
         for name in self.names:
             one = known[name]()
             made = [_made(one, self.seeds[i % len(self.seeds)]) for i in range(self.rounds)]
             seconds = median(row[0] for row in made)
-            all_seconds.append(seconds)
-            cells = [name, str(made[0][2].latent_dim), f"{seconds:.2f}", f"{median(row[1] for row in made):.0f}"]
+            runs = median(row[1] for row in made)
+            rows.append({"posterior": name, "cpu_seconds": round(seconds, 3), "runs": runs})
+            cells = [name, str(made[0][2].latent_dim), f"{seconds:.2f}", f"{runs:.0f}"]
             if self.fit:
                 cells += _fitted(one, self.seeds)
             print(f"| {' | '.join(cells)} |", flush=True)
-        print(f"\nmedian {median(all_seconds):.2f} s, largest {max(all_seconds):.2f} s")
+        times = [row["cpu_seconds"] for row in rows]
+        print(f"\nmedian {median(times):.2f} s, largest {max(times):.2f} s")
+        if self.record is not None:
+            settings = {"names": list(self.names), "rounds": self.rounds, "seeds": list(self.seeds)}
+            Record(
+                kind="set-up-time",
+                key=row_key("set-up-time", settings),
+                label="CPU seconds and runs of the model in AutoConvFlow(model, prototype_args=…), medians",
+                settings=settings,
+                figures={"rows": rows, "median": median(times), "largest": max(times)},
+                provenance=provenance(clock=clock, threads=1),
+            ).write(self.record, overwrite=True)
 
 
 def _made(known: Known, seed: int) -> tuple[float, int, AutoConvFlow]:

@@ -190,8 +190,8 @@ class Evaluate:
     ais_model_images: int = AISSettings.model_images
     """Images drawn from the model itself, whose likelihood is bounded from above too (BDMC); 0 for none."""
     ais_forces: ForcePrecision = AISSettings.forces
-    """Precision of the gradients inside a trajectory: bf16 takes less time where the processor has it; the steps are
-    accepted, and the likelihoods weighed, in float32 all the same."""
+    """Precision of the gradients inside a trajectory: bf16 takes less time where the processor is fast in it (AMX,
+    GPUs); the steps are accepted, and the likelihoods weighed, in float32 all the same."""
     device: str | None = None
     """Where to evaluate; default: where the run was trained."""
     record: Path | None = None
