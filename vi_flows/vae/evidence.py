@@ -60,7 +60,7 @@ class AISSettings:
     model_images: NonNegative = 100
     """Images drawn from the model itself, whose evidence is bounded from above too (BDMC)."""
     forces: ForcePrecision = "float32"
-    """Of the gradients inside a trajectory; bf16 saves time on processors that are fast in it, and touches no target."""
+    """Of the gradients inside a trajectory; bf16 saves time where that is fast, and touches no target."""
 
     def __post_init__(self) -> None:
         check_settings(self)
