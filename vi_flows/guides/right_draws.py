@@ -104,8 +104,10 @@ class _Totals(TorchDistribution):
     def sample(self, sample_shape: _size = ()) -> Tensor:
         """Whole numbers in the parameters' type."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        dirichlet = vars(self.counts).get("_dirichlet")
-        share = self.counts.probs if dirichlet is None else dirichlet.sample(torch.Size(sample_shape))
+        if isinstance(self.counts, dist.DirichletMultinomial):
+            share = dist.Dirichlet(self.counts.concentration).sample(torch.Size(sample_shape))
+        else:
+            share = self.counts.probs
         share = share.expand(shape + self.event_shape)
         rest = share.flip(-1).cumsum(-1).flip(-1)
         # Of the shares' draws, too: `vmap` draws many binomials of one count with a complaint.
