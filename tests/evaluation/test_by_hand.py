@@ -276,3 +276,10 @@ def test_the_summary_of_the_annealing():
     assert joined.summary() == {
         "nll": -3.0, "chains": 4, "num_rows": 2, "mean_effective_chains": 3.0, "mean_acceptance": 3.0,
     }  # fmt: skip
+
+
+def test_weights_that_are_whole_numbers_or_equal_have_a_shape():
+    whole = psis(torch.arange(200))
+    torch.testing.assert_close(whole.log_weights, psis(torch.arange(200).double()).log_weights)
+    assert float(psis(torch.zeros(100)).k_hat) == -math.inf
+    assert math.isnan(float(psis(torch.zeros(4)).k_hat))

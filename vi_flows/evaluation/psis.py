@@ -30,9 +30,9 @@ class PSIS:
 
     Attributes:
         log_weights: smoothed and normalised over the first dimension (``logsumexp`` is 0), in the order of the input.
-        k_hat: Pareto shape of the raw weights' tail, one a column; NaN where there are too few weights. Below 0.5 the
-            weights have finite variance; up to :func:`usable_k_hat` (0.7 of many) smoothed weights still work; above,
-            no importance weight helps.
+        k_hat: Pareto shape of the raw weights' tail, one a column; NaN where there are too few weights, −∞ where they
+            are equal but for rounding. Below 0.5 the weights have finite variance; up to :func:`usable_k_hat` (0.7 of
+            many) smoothed weights still work; above, no importance weight helps.
         ess: effective sample size of the smoothed weights.
         log_mean_weight: log of the mean smoothed weight: the evidence, if the input was ``log p(x, z) − log q(z)``.
     """
@@ -110,7 +110,8 @@ def psis(log_weights: Tensor) -> PSIS:
         cutoff = ordered[-tail - 1].exp()
         excess = (ordered[-tail:].exp() - cutoff).T
         # A guide that is exact has weights that differ by rounding alone, whose tail means nothing.
-        rounding = 64 * torch.finfo(log_weights.dtype).eps * peak.abs()
+        kind = log_weights.dtype if log_weights.is_floating_point() else log_w.dtype
+        rounding = 64 * torch.finfo(kind).eps * peak.abs()
         varied = excess[:, -1] > rounding.clamp(min=1e-3)
         k_hat[~varied] = -math.inf
         if bool(varied.any()):

@@ -72,7 +72,7 @@ class IAF(_AutoregressiveFlow):
     name: ClassVar[str] = "iaf"
 
     scale: Literal["tanh", "exp", "sigmoid"] = "tanh"
-    """Of the affine map: exp(2 tanh(g/2)), exp(g), or a gate as in the paper, 0.05 + 0.95 sigmoid(g + 2)."""
+    """Of the affine map: exp(2 tanh(g/2)), exp(g), or a gate like the paper's, 0.05 + 0.95 sigmoid(g + 2)."""
 
     def change(self) -> AffineMap:
         """``y = (x + t) s``."""
