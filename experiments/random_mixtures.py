@@ -87,7 +87,7 @@ def run(seed: int, num_draws: int) -> dict[str, Any]:
     clock = time.process_time()
 
     def model() -> None:
-        pyro.sample("x", _Pyros(target))
+        pyro.sample("x", PyroMixture(target))
 
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
@@ -111,7 +111,7 @@ def run(seed: int, num_draws: int) -> dict[str, Any]:
     }
 
 
-class _Pyros(dist.MixtureSameFamily):
+class PyroMixture(dist.MixtureSameFamily):
     """PyTorch's mixture as a distribution of Pyro's."""
 
     def __init__(self, target: MixtureSameFamily) -> None:

@@ -223,6 +223,6 @@ def test_contexts_and_events_that_are_no_numbers_are_refused(bad):
     with pytest.raises(ValueError, match="the context has NaN or infinite entries in 1 of its 2 rows"):
         model.condition(torch.tensor([[0.0, 1.0, 0.0], [0.0, bad, 0.0]]))
     with pytest.raises(
-        ValueError, match=r"1 of 8 entries lie outside of the support, Real\(\): the first is (nan|inf)"
+        ValueError, match=r"1 of 8 entries are not within the support, Real\(\): the first is (nan|inf)"
     ):
         model.condition(torch.zeros(3)).log_prob(torch.tensor([[0.0] * 4, [0.0, bad, 0.0, 0.0]]))

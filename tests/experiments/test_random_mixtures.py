@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pyro
+import pytest
 import torch
 
-from experiments.random_mixtures import Options, main, missed_share, mixture
+from experiments.random_mixtures import Options, PyroMixture, main, missed_share, mixture
+from vi_flows import AutoConvFlow
 
 
 def test_mixtures_are_normalised_and_within_their_sizes():
@@ -39,3 +42,13 @@ def test_a_run_writes_what_it_counted(tmp_path):
     assert figures["mixtures"] == 1
     assert figures["short"] == int(row["missed"] > 0)
     assert figures["short_and_ok"] + figures["whole_and_ok"] == int(row["verdict"] == "ok")
+
+
+@pytest.mark.parametrize("seed", [102, 110, 114, 125, 145, 153])
+def test_starts_have_all_modes_of_mixtures_that_a_hundred_paths_missed(seed):
+    target = mixture(seed)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    guide = AutoConvFlow(lambda: pyro.sample("x", PyroMixture(target)), prototype_args=())
+    with torch.no_grad():
+        assert missed_share(target, guide.sample_posterior(5000)["x"].double()) == (0, 0.0)

@@ -76,8 +76,8 @@ def register(monkeypatch, kind):
 def test_a_toy_passes_all_the_checks_of_its_entry(monkeypatch):
     register(monkeypatch, Toy)
     run = [title for title, check in checks("toy") if check() is None]
-    assert len(run) == 15  # gradients twice a direction: a projection, and all of them
-    assert len(set(run)) == 10  # all but that of layers which promise to be bijections for extreme parameters
+    assert len(run) == 17  # gradients twice a direction: a projection, and all of them
+    assert len(set(run)) == 11  # all but that of layers which promise to be bijections for extreme parameters
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ class AutoregressiveDistribution(Expandable):
         there = support.check(value) & value.isfinite()
         if not bool(there.all()):
             raise ValueError(
-                f"{int((~there).sum())} of {there.numel()} entries lie outside of the support, {support}: the first is "
+                f"{int((~there).sum())} of {there.numel()} entries are not within the support, {support}: the first is "
                 f"{value[~there][0].item()}"
             )
 

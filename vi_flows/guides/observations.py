@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from vi_flows.guides.sites import (
-    COUNTS,
     check_is_pyros,
     has_mask,
     innermost,
     is_composed,
+    is_counts,
     is_discrete,
     is_fixed,
     unmasked,
@@ -113,7 +113,7 @@ def _check(name: str, site: Site) -> None:
     if bool(good.all()):
         return
     fn, value = unmasked(site)[0], site["value"]
-    if isinstance(fn, COUNTS) and not bool((value.sum(-1) == torch.as_tensor(fn.total_count)).all()):
+    if is_counts(fn) and not bool((value.sum(-1) == torch.as_tensor(fn.total_count)).all()):
         raise ValueError(
             f"observed site {name!r} has counts with sums {value.sum(-1).flatten()[:3].tolist()}, outside the support "
             f"of {fn} with a total_count of {torch.as_tensor(fn.total_count).flatten()[:3].tolist()}: give it that of "
@@ -192,7 +192,7 @@ def _judged(site: Mapping[str, Any], check: Callable[[Any, Tensor], Tensor] = _c
             good = good & (there.flatten(batch).all(-1) if there.dim() > batch else there)
     if isinstance(fn, dist.Delta):
         good = good & fn.log_prob(value).isfinite()
-    if isinstance(fn, COUNTS):
+    if is_counts(fn):
         good = good & _add_up(fn, value.sum(-1))
     if value.is_floating_point():
         infinite = value.isinf()

@@ -15,7 +15,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from torch.types import _size
 
-from vi_flows.guides.sites import COUNTS, WRAPPERS, innermost, is_fixed
+from vi_flows.guides.sites import WRAPPERS, innermost, is_counts, is_fixed
 
 __all__ = ["DrawnAnew", "can_be_drawn", "like_its_observations", "with_right_draws"]
 
@@ -74,7 +74,7 @@ def like_its_observations(fn: Any, value: Tensor) -> Any:
 
 
 def _with_totals(fn: Any, value: Tensor) -> Any:
-    if not isinstance(fn, COUNTS):
+    if not is_counts(fn):
         return fn
     most, totals = torch.as_tensor(fn.total_count).to(value), value.sum(-1)
     # What a mask leaves out may be anything.

@@ -14,7 +14,6 @@ from torch import Tensor
 from vi_flows.traces import Site, is_subsample, nodes
 
 __all__ = [
-    "COUNTS",
     "WRAPPERS",
     "can_be_enumerated",
     "check_is_pyros",
@@ -22,6 +21,7 @@ __all__ = [
     "has_mask",
     "innermost",
     "is_composed",
+    "is_counts",
     "is_discrete",
     "is_fixed",
     "latent_sites",
@@ -45,9 +45,6 @@ def check_is_pyros(name: str, fn: Any) -> None:
         raise ValueError(f"site {name!r} is a torch.distributions.{kind}: use Pyro's, pyro.distributions.{kind}")
 
 
-COUNTS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
-"""Their declared support has counts that sum to less than ``total_count``, too, where they have no density."""
-
 WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 """What ``to_event``, ``mask`` and ``expand`` make, around their ``base_dist``."""
 
@@ -64,6 +61,14 @@ def _layers(fn: Any) -> Iterator[Any]:
     while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
         yield fn
+
+
+def is_counts(fn: Any) -> bool:
+    """Whether it is of counts that add up to a total, ``Multinomial`` or ``DirichletMultinomial``.
+
+    Their declared support has counts that sum to less than ``total_count``, too, where they have no density.
+    """
+    return isinstance(fn, torch.distributions.Multinomial | dist.DirichletMultinomial)
 
 
 def is_composed(fn: Any) -> bool:

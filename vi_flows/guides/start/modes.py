@@ -24,7 +24,7 @@ LogDensity = Callable[[Tensor], Tensor]
 MAX_DIM = 200
 """No Hessians beyond: one Gaussian is all there is."""
 
-NUM_PATHS = 100
+NUM_PATHS = 400
 """From far outside, at first; the centre's mirror image starts one more."""
 
 MAX_PATHS = 640
@@ -110,7 +110,7 @@ def mixture_start(log_density: LogDensity, start: GaussianStart, generator: torc
     r"""Gaussians at all modes that paths from far outside find, where these are several.
 
     Several paths from overdispersed starts, as in multi-path Pathfinder (Zhang, Carpenter, Gelman and Vehtari 2022):
-    100 that set out from far outside of the Gaussian at hand climb side by side. Ends that are one mode with what is
+    400 that set out from far outside of the Gaussian at hand climb side by side. Ends that are one mode with what is
     known already are dropped; two modes are apart where on the straight line between them the density falls by at least
     a nat. A posterior of one mode costs these paths, and there is no mixture. Where there are more modes, more and more
     paths are sent until they find no other, and every mode gets a Gaussian with the curvature there, narrower than the
