@@ -40,7 +40,7 @@ HEAVY = 0.01
 class Options:
     """What to run."""
 
-    number: Positive = 100
+    number: Positive = 40
     """Mixtures."""
     seed: Seed = 0
     """Of the first mixture; the others have the next ones."""

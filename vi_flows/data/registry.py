@@ -73,8 +73,8 @@ def load(
     """
     check_types((str, os.PathLike), ": a data set's name, or a path to images", name=name)
     location = resolve_root(root)
-    name, is_named = os.fspath(name), not isinstance(name, os.PathLike)
-    if not is_named or (name not in REGISTRY and is_path(name)):
+    name, given_path = os.fspath(name), isinstance(name, os.PathLike)
+    if given_path or (name not in REGISTRY and is_path(name)):
         here = Path(name).expanduser()
         places = list(dict.fromkeys([here, location.path / here]))
         found = next((place for place in places if place.exists()), None)
