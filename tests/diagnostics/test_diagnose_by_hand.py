@@ -180,6 +180,46 @@ def test_values_that_are_rounded_are_told_from_a_quarter_of_their_spread_on(weig
 
 
 @pytest.mark.parametrize(
+    ("place", "mass", "said"),
+    [
+        (6.0, 0.001, ""),  # the variance 4/3 grows by 36 · 0.001 less 0.1 % of itself: by 2.6 %, the sd by 1.3 %
+        (60.0, 0.001, "0.05 sd and its spread by 91%"),  # the variance by 3.6, to 3.67 times what it was
+        (30.0, 0.0004, "0.01 sd and its spread by 13%"),
+        (30.0, 0.00025, ""),  # 8 %
+    ],
+)
+def test_a_light_mode_is_told_where_it_moves_what_the_draws_say(weighed, monkeypatch, place, mass, said):
+    """200 draws, evenly from −2 to 2, have a mean of 0 and a variance of 1.347; a = 3 x, so b = x is the same in sd."""
+
+    def missed(density, log_q, x, evidence, num_paths, hints=()):
+        around = torch.full((4, 1), place).double()
+        return Missed(mass, 1, mass, 9.0, around[0], around, torch.full((4,), mass / 4).double())
+
+    monkeypatch.setattr(HERE, "missed_mass", missed)
+    weighed(joint(log_q=nothing))
+    found = diagnose(nothing, nothing, num_samples=200)
+    if said:
+        assert found.verdict == "don't trust"
+        assert found.reason.endswith(
+            f"{100 * mass:.1g}% of the mass (a = {3 * place:.3g}); with it 'a' moves by {said}"
+        )
+    else:
+        assert (found.verdict, found.elsewhere) == ("ok", "nothing")
+
+
+def test_a_site_that_never_varies_is_not_moved():
+    one = torch.ones(1).double()
+    missed = Missed(0.001, 1, 0.001, 9.0, one, one[None], 0.001 * one)
+    draws = {"first": torch.ones(5, 2), "x": torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, -1.0]])}
+    moved = missed.moves(draws, {"first": torch.ones(1, 2), "x": torch.tensor([[1.0, 100.0]])})
+    assert set(moved) == {"x"}
+    # Mean 0.1 / 1.001, variance (2/3 + 10) / 1.001 less the mean's square: sds of the draws are √(2/3).
+    assert moved["x"][0] == pytest.approx(0.1 / 1.001 / math.sqrt(2 / 3))
+    variance = (2 / 3 + 10) / 1.001 - (0.1 / 1.001) ** 2
+    assert moved["x"][1] == pytest.approx(0.5 * math.log(variance / (2 / 3)))
+
+
+@pytest.mark.parametrize(
     ("share", "together", "told"),
     [
         (None, None, ""), (0.0099, 0.0099, ""), (0.01, 0.01, "a path"), (0.3, 0.31, "a path"), (0.008, 0.04, "paths"),
@@ -191,7 +231,8 @@ def test_modes_are_told_from_one_per_cent_of_the_mass_on(weighed, monkeypatch, s
 
     def missed(density, log_q, x, evidence, num_paths, hints=()):
         seen.append((evidence, num_paths))
-        return None if share is None else Missed(share, 5, together, 12.4, torch.tensor([1.5]))
+        none = torch.zeros(0, 1).double(), torch.zeros(0).double()
+        return None if share is None else Missed(share, 5, together, 12.4, torch.tensor([1.5]), *none)
 
     monkeypatch.setattr(HERE, "missed_mass", missed)
     weighed(joint(log_q=nothing))

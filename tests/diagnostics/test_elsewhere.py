@@ -367,3 +367,26 @@ def test_where_a_map_has_run_out_of_numbers_there_is_no_mode(name):
     guide = AutoConvFlow(model, prototype_args=())
     fit(model, guide, progress=False)
     assert diagnose(model, guide, num_chains=0).elsewhere == "nothing"
+
+
+@pytest.mark.parametrize(("y", "told"), [((0.2, -0.4, 25.0), "m = 24.9"), ((0.0, 0.5, 15.0), "m = 14.8")])
+def test_a_light_mode_far_away_is_told_as_it_widens_the_posterior(y, told):
+    """An outlier among three Cauchy observations: 0.1 % of the mass make the sd 1.4 times as large, as sums tell."""
+
+    def model(y):
+        m = pyro.sample("m", dist.Normal(0.0, 20.0))
+        with pyro.plate("rows", 3):
+            pyro.sample("y", dist.Cauchy(m, 1.0), obs=y)
+
+    y = torch.tensor(y)
+    guide = AutoConvFlow(model)
+    fit(model, guide, y, num_steps=300, seed=0, progress=False)
+    report = diagnose(model, guide, y)
+    grid = torch.linspace(-150.0, 150.0, 300_001).double()
+    weight = (dist.Normal(0.0, 20.0).log_prob(grid) + dist.Cauchy(grid[:, None], 1.0).log_prob(y).sum(-1)).softmax(0)
+    sd = float((weight @ grid.square() - (weight @ grid) ** 2).sqrt())
+    pyro.set_rng_seed(1)
+    draws = guide.sample_posterior(20_000)["m"]
+    assert sd > 1.25 * float(draws.std())
+    assert report.verdict == "don't trust"
+    assert told in report.elsewhere

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,15 @@ from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
 from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, tail_shape
 from vi_flows.diagnostics.report import Diagnosis
 from vi_flows.diagnostics.rounding import rounded_density, too_coarse
-from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE, LONG, judge, longer_chains_decide, still
+from vi_flows.diagnostics.verdict import (
+    K_FINITE_VARIANCE,
+    LONG,
+    SMALL_SHIFT,
+    SMALL_STRETCH,
+    judge,
+    longer_chains_decide,
+    still,
+)
 from vi_flows.evaluation.psis import psis, usable_k_hat
 from vi_flows.guides.alone import preserved_generators
 from vi_flows.guides.pairs import Draws, pair_of
@@ -25,7 +34,7 @@ from vi_flows.traces import nodes
 __all__ = ["diagnose"]
 
 MISSED_SHARE = 0.01
-"""A mode that no draw reached is reported from this share of the mass on."""
+"""A mode that no draw reached is reported from this share of the mass on, a lighter one where it moves a moment."""
 
 AGAIN = 4
 """Times as many chains, from other draws, are run before an alarm of chains is heard."""
@@ -92,10 +101,10 @@ def diagnose(
                 chains = _chains(draws, limits, slice(num_chains), LONG)
     verdict, reason = judge(joint_psis, row_psis, shift, sd_ratio, chains, num_samples)
     elsewhere, by_weights = "not looked", verdict
-    if draws is not None and verdict != "don't trust" and num_paths > 0:
+    if draws is not None and values is not None and verdict != "don't trust" and num_paths > 0:
         with preserved_generators(seed), poutine.block():
             hints = draws.latents[joint.topk(NUM_HINTS).indices.to(draws.latents.device)]
-            elsewhere = _elsewhere(draws, float(joint_psis.log_mean_weight), num_paths, hints)
+            elsewhere = _elsewhere(draws, values, float(joint_psis.log_mean_weight), num_paths, hints)
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
     if draws is not None and verdict != "ok":
@@ -138,12 +147,34 @@ def diagnose(
     )
 
 
-def _elsewhere(draws: Draws, log_evidence: float, num_paths: int, hints: Tensor) -> str:
-    """Modes of at least one per cent of the mass that no draw reached, in words, ``nothing``, or ``not looked``."""
+def _elsewhere(
+    draws: Draws,
+    values: Mapping[str, Tensor],
+    log_evidence: float,
+    num_paths: int,
+    hints: Tensor,
+) -> str:
+    """Modes that no draw reached, in words, ``nothing``, or ``not looked``.
+
+    Those of at least one per cent of the mass, and lighter ones that move a mean by more than a tenth of an sd or
+    change an sd by more than a tenth: 0.2 % of the mass at 30 sd make an sd 1.7 times as large. Heavy tails of the
+    draws are no reason to bound these values: how much lies how far away does not rest on single draws of the guide.
+    """
     if draws.log_q is None or draws.latents.shape[-1] > MAX_DIM:
         return "not looked"
     missed = missed_mass(draws.log_density, draws.log_q, draws.latents, log_evidence, num_paths, hints=list(hints))
-    return "nothing" if missed is None or missed.together < MISSED_SHARE else _in_words(missed, draws)
+    if missed is None:
+        return "nothing"
+    if missed.together >= MISSED_SHARE:
+        return _in_words(missed, draws)
+    moves = missed.moves(values, draws.constrain(missed.latents.to(draws.latents)))
+    size = {name: max(shift / SMALL_SHIFT, stretch / SMALL_STRETCH) for name, (shift, stretch) in moves.items()}
+    name = max(size, key=lambda site: size[site], default="")
+    if not size or size[name] <= 1:
+        return "nothing"
+    shift, stretch = moves[name]
+    moved = f"with it {name!r} moves by {shift:.2f} sd and its spread by {math.expm1(stretch):.0%}"
+    return f"{_in_words(missed, draws)}; {moved}"
 
 
 def _within(limits: Mapping[str, tuple[Tensor, Tensor]], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,11 +202,11 @@ def _in_words(missed: Missed, draws: Draws) -> str:
     if missed.share > 0.9 * missed.together:
         return (
             "a path from elsewhere found a mode that no draw of the guide reached, "
-            f"{missed.distance:.0f} sd away and with about {missed.share:.0%} of the mass ({place})"
+            f"{missed.distance:.0f} sd away and with about {_percent(missed.share)} of the mass ({place})"
         )
     return (
         f"paths from elsewhere found {missed.number} places that no draw of the guide reached, with about "
-        f"{missed.together:.0%} of the mass together, the heaviest {missed.distance:.0f} sd away ({place})"
+        f"{_percent(missed.together)} of the mass together, the heaviest {missed.distance:.0f} sd away ({place})"
     )
 
 
@@ -189,6 +220,10 @@ def _of_heavy_tails(shapes: dict[str, float], num_samples: int) -> str:
     name = max(shapes, key=lambda site: shapes[site])
     what = "mean and no sd" if shapes[name] >= usable_k_hat(num_samples) else "sd"
     return f"; but {name!r} has a heavy tail (shape {shapes[name]:.2f}), of which draws give no {what}: take quantiles"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= MISSED_SHARE else f"{100 * share:.1g}%"
 
 
 def _short(value: Tensor) -> str:

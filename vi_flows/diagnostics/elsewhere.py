@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from vi_flows.guides.posterior import varies
 from vi_flows.guides.start.ascent import AROUND, ascend, overdispersed, scaled_normal, where_defined
 from vi_flows.guides.start.climbing import NEAR, climb
 from vi_flows.guides.start.gaussian_vi import value_and_grad
@@ -18,6 +19,7 @@ from vi_flows.guides.start.newton import inverse_curvature
 __all__ = ["MAX_DIM", "Missed", "missed_mass"]
 
 LogDensity = Callable[[Tensor], Tensor]
+Values = Mapping[str, Tensor]
 
 MISSED_RATIO = 10.0
 """A place is missed where the posterior's density is this many times the guide's, or more."""
@@ -50,6 +52,8 @@ class Missed:
         together: the share of all of them.
         distance: from the guide's mean, in the guide's standard deviations (Mahalanobis).
         latent: the mode, unconstrained, shape ``(d,)``.
+        latents: points around all of them, unconstrained, shape ``(N, d)``.
+        masses: of these points, where the guide's draws have 1 together, shape ``(N,)``.
     """
 
     share: float
@@ -57,6 +61,35 @@ class Missed:
     together: float
     distance: float
     latent: Tensor
+    latents: Tensor
+    masses: Tensor
+
+    def moves(self, draws: Values, around: Values) -> dict[str, tuple[float, float]]:
+        """What the missed mass does to means and spreads, by site.
+
+        Args:
+            draws: the guide's, of the sites' values.
+            around: values at :attr:`latents`.
+
+        Returns:
+            The largest move of a mean, in standard deviations of the draws, and the largest log ratio of the
+            standard deviations, by size, over the coordinates of each site that vary.
+        """
+        total = 1 + self.masses.sum()
+        found = {}
+        for name, values in draws.items():
+            values = values.double().cpu()
+            free = varies(values)
+            if not bool(free.any()):
+                continue
+            midst = values[:, free].median(0).values  # distances to a draw are exact
+            here, there = (value[:, free].double().cpu() - midst for value in (values, around[name]))
+            mean, sd = here.mean(0), here.std(0, correction=0)
+            added = self.masses @ there
+            moved = (mean + added) / total
+            variance = ((here - moved).square().mean(0) + self.masses @ (there - moved).square()) / total
+            found[name] = float(((moved - mean) / sd).abs().max()), float((variance.sqrt() / sd).log().abs().max())
+        return found
 
 
 def missed_mass(
@@ -161,11 +194,15 @@ def missed_mass(
         # Of the mixture of all t's: a place that two of them reach counts once.
         log_t = _log_t(u.flatten(0, 1), torch.stack(tops), torch.stack(trils)).logsumexp(-1).reshape(density.shape)
         weight = density - log_t + _log_det(root)
-    mass = torch.where(missed & weight.isfinite(), weight.exp(), 0.0).mean(0)
+    masses = torch.where(missed & weight.isfinite(), weight.exp(), 0.0) / num_draws
+    mass, held = masses.sum(0), masses > 0
     shares = torch.where(mass < torch.inf, mass / (1 + mass.sum()), 1.0)
     together = float(shares.sum().clamp(max=1.0))
     best = int(mass.argmax())
-    return Missed(float(shares[best]), len(tops), together, float(tops[best].norm()), center + root @ tops[best])
+    return Missed(
+        float(shares[best]), len(tops), together, float(tops[best].norm()), center + root @ tops[best],
+        center + u[held] @ root.T, masses[held],
+    )  # fmt: skip
 
 
 def _tops(density: LogDensity, ends: Tensor) -> list[Tensor]:
