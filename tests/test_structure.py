@@ -47,6 +47,7 @@ BESIDE = {
     ("plotting", "settings"),
     ("kernels", "recording"),
     ("nn", "recording"),
+    ("settings", "recording"),
 }
 """Arrows within a floor."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

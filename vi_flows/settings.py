@@ -16,10 +16,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 import torch
 from torch import Tensor
 
+from vi_flows.recording import may_be_looked_at
+
 __all__ = [
     "LATER", "Bounds", "NonNegative", "NonNegativeFloat", "OneOf", "Positive", "PositiveFloat", "Seed", "SettingsError",
-    "Threads", "check_at_least", "check_counts", "check_image_shape", "check_known", "check_settings", "check_tensors",
-    "check_types", "joint_batch", "later_settings", "settings_from",
+    "Threads", "check_at_least", "check_context", "check_counts", "check_image_shape", "check_known", "check_settings",
+    "check_tensors", "check_types", "joint_batch", "later_settings", "settings_from",
 ]  # fmt: skip
 
 S = TypeVar("S")
@@ -185,6 +187,26 @@ def check_tensors(**values: object) -> None:
         TypeError: there is one.
     """
     check_types(Tensor, "; torch.as_tensor makes one", **values)
+
+
+def check_context(context: Tensor, context_dim: int) -> None:
+    """Refuse a context that a density can't be conditioned on.
+
+    Args:
+        context: ``(*batch_shape, context_dim)``.
+        context_dim: its last size.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: the last size is another one, or an entry is NaN or infinite.
+    """
+    check_tensors(context=context)
+    if context.ndim < 1 or context.shape[-1] != context_dim:
+        way = " (one-hot encode class labels)" if context_dim else ""
+        raise ValueError(f"the context must have shape (…, {context_dim}), got {tuple(context.shape)}{way}")
+    if may_be_looked_at(context) and not (finite := context.isfinite()).all():
+        bad = int((~finite).any(-1).sum())
+        raise ValueError(f"the context has NaN or infinite entries in {bad} of its {finite[..., 0].numel()} rows")
 
 
 def joint_batch(name: str, batch: torch.Size, other: torch.Size, of: str = "one row is for each context") -> torch.Size:

@@ -17,8 +17,7 @@ from torch.distributions import constraints
 from vi_flows.autoregressive.outputs import Output
 from vi_flows.expansion import Expandable
 from vi_flows.progress import progress_bar
-from vi_flows.recording import may_be_looked_at
-from vi_flows.settings import check_counts, check_types, joint_batch
+from vi_flows.settings import check_context, check_counts, check_types, joint_batch
 
 __all__ = ["Autoregressive", "AutoregressiveDistribution", "check_dropout", "check_not_negative", "log_mixture"]
 
@@ -251,14 +250,7 @@ class AutoregressiveDistribution(Expandable):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, model: Autoregressive, context: Tensor, validate_args: bool | None = None) -> None:
-        if context.ndim < 1 or context.shape[-1] != model.context_dim:
-            raise ValueError(
-                f"the context must have shape (…, {model.context_dim}), got {tuple(context.shape)}"
-                + (" (one-hot encode class labels)" if model.context_dim else "")
-            )
-        if may_be_looked_at(context) and not (finite := context.isfinite()).all():
-            bad = int((~finite).any(-1).sum())
-            raise ValueError(f"the context has NaN or infinite entries in {bad} of its {context[..., 0].numel()} rows")
+        check_context(context, model.context_dim)
         self.model = model
         self.context = context.to(next(model.parameters()).dtype)
         super().__init__(context.shape[:-1], model.event_shape, validate_args=validate_args)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from vi_flows.distributions.dequantization import Dequantizer
 from vi_flows.distributions.image import ImageDensity, check_density_settings
-from vi_flows.recording import may_be_looked_at
-from vi_flows.settings import check_counts, check_tensors
+from vi_flows.settings import check_context, check_counts
 from vi_flows.transforms import ConditionalBijection
 
 __all__ = ["ConditionalImageDensity"]
@@ -67,15 +66,7 @@ class ConditionalImageDensity(nn.Module):
         Raises:
             ValueError: the last size isn't ``context_dim``, or an entry is NaN or infinite.
         """
-        check_tensors(context=context)
-        if context.dim() < 1 or context.shape[-1] != self.context_dim:
-            raise ValueError(
-                f"the context must have shape (…, {self.context_dim}), got {tuple(context.shape)} (one-hot encode "
-                "class labels)"
-            )
-        if may_be_looked_at(context) and not (finite := context.isfinite()).all():
-            bad = int((~finite).any(-1).sum())
-            raise ValueError(f"the context has NaN or infinite entries in {bad} of its {finite[..., 0].numel()} rows")
+        check_context(context, self.context_dim)
         density = ImageDensity(
             self.flow.condition(context.to(self.origin)), self.image_shape, self.num_levels, self.alpha, self.base,
             self.dequantizer, context.shape[:-1],
