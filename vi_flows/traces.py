@@ -9,7 +9,7 @@ from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 
-__all__ = ["Site", "is_subsample", "nodes", "stochastic_nodes"]
+__all__ = ["Site", "is_deterministic", "is_subsample", "nodes", "stochastic_nodes"]
 
 Site = dict[str, Any]
 """A site: ``type``, ``name``, ``fn``, ``value``, ``is_observed``, ``infer``, … as in Pyro's documentation.
@@ -26,6 +26,11 @@ def nodes(trace: Trace) -> MutableMapping[str, Site]:
 def stochastic_nodes(trace: Trace) -> Iterator[tuple[str, Site]]:
     """``trace.iter_stochastic_nodes()``: names and sites of what is sampled and not observed."""
     return cast("Iterator[tuple[str, Site]]", trace.iter_stochastic_nodes())
+
+
+def is_deterministic(site: Mapping[str, Any]) -> bool:
+    """Whether the site only notes a value (``pyro.deterministic``), wherever it stands: it has no density."""
+    return bool(site["infer"].get("_deterministic"))
 
 
 def is_subsample(site: Mapping[str, Any]) -> bool:

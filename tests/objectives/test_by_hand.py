@@ -100,7 +100,7 @@ def test_a_latent_outside_of_a_subsampled_plate_couples_its_rows():
 
 
 WEIGHTS = TracedWeights(
-    torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.zeros(2, 2), 2.5, ()
+    torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.zeros(2, 2), 2.5, (), (-1,)
 )
 
 
@@ -116,7 +116,7 @@ def test_bounds_of_given_weights():
 @pytest.mark.parametrize("bound", [elbo_bound, iwae_bound])
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3)])
 def test_a_bound_of_no_particle_is_refused(bound, shape):
-    nothing = TracedWeights(torch.zeros(shape), torch.zeros(shape), torch.zeros(shape), 1.0, ())
+    nothing = TracedWeights(torch.zeros(shape), torch.zeros(shape), torch.zeros(shape), 1.0, (), ())
     with pytest.raises(ValueError, match="log-weights have the particles first, at least one"):
         bound(nothing)
 

@@ -325,7 +325,7 @@ def test_a_loop_over_a_part_of_the_rows_is_coupled():
 def test_renyi_near_the_elbo_keeps_its_digits(alpha):
     """In single precision, too: (1/p) log mean exp(p w) is the mean of w plus p/2 times its variance, to p²."""
     w = torch.tensor([-100.2, -103.0, -98.4, -101.7, -99.1, -102.2], dtype=torch.float32)
-    weights = TracedWeights(w, torch.zeros_like(w), torch.zeros_like(w), 1.0, ())
+    weights = TracedWeights(w, torch.zeros_like(w), torch.zeros_like(w), 1.0, (), ())
     value = RenyiBound(alpha, 6).bound(weights, 1.0)
     expected = float(w.double().mean() + (1 - alpha) / 2 * w.double().var(correction=0))
     assert math.isclose(float(value), expected, abs_tol=3e-5)
@@ -334,7 +334,7 @@ def test_renyi_near_the_elbo_keeps_its_digits(alpha):
 @pytest.mark.parametrize("alpha", [0.995, 1.005])
 def test_renyi_of_far_weights_near_the_elbo(alpha):
     w = torch.tensor([-1e5, -3.0, 2e4, 0.0], requires_grad=True)
-    value = RenyiBound(alpha, 4).bound(TracedWeights(w, 0 * w.detach(), 0 * w.detach(), 1.0, ()), 1.0)
+    value = RenyiBound(alpha, 4).bound(TracedWeights(w, 0 * w.detach(), 0 * w.detach(), 1.0, (), ()), 1.0)
     p = 1 - alpha
     torch.testing.assert_close(value, (torch.logsumexp(p * w, 0) - math.log(4)) / p, rtol=1e-9, atol=0)
     (grad,) = torch.autograd.grad(value, w)

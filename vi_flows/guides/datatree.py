@@ -26,7 +26,7 @@ from vi_flows.guides.resampling import resampled_indices
 from vi_flows.guides.right_draws import DrawnAnew, can_be_drawn
 from vi_flows.guides.sites import check_nothing_subsampled, is_fixed
 from vi_flows.settings import check_counts
-from vi_flows.traces import Site, is_subsample, nodes
+from vi_flows.traces import Site, is_deterministic, is_subsample, nodes
 
 if TYPE_CHECKING:
     from xarray import Dataset, DataTree
@@ -224,7 +224,7 @@ def _observed(trace: Trace, latents: Iterable[str]) -> dict[str, Site]:
 
 def _is_computed(site: Site) -> bool:
     """Whether the model computes the value: ``pyro.deterministic``, or a reparametrisation's observed ``Delta``."""
-    return bool(site["infer"].get("_deterministic")) or (site["is_observed"] and is_fixed(site["fn"]))
+    return is_deterministic(site) or (site["is_observed"] and is_fixed(site["fn"]))
 
 
 def _latents(trace: Trace) -> set[str]:

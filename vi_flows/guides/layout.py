@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pyro.poutine import Trace
 
-from vi_flows.traces import Site, is_subsample, nodes
+from vi_flows.traces import Site, is_deterministic, is_subsample, nodes
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -149,7 +149,7 @@ class Layout:
         site = self.sites.get(name)
         if site is None:  # computed at some draws only
             return _of_arviz(name, count)
-        event = 0 if site["infer"].get("_deterministic") else site["fn"].event_dim
+        event = 0 if is_deterministic(site) else site["fn"].event_dim
         whole = count if events else count + event
         if name in self.dims:
             given = list(self.dims[name])

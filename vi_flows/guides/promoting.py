@@ -165,7 +165,7 @@ def _found(evaluate: Callable[[Within, torch.dtype], Tensor], dtype: torch.dtype
         exact = evaluate(promoting, DOUBLE)
     except CANNOT:
         return nullcontext  # no double precision on the device, or a program that asks for its types
-    same = torch.allclose(copied, there, rtol=1e-5, atol=1e-5, equal_nan=True)
+    same = torch.allclose(copied.to(exact), there.to(exact), rtol=1e-5, atol=1e-5, equal_nan=True)
     if not same or not bool((exact.isfinite() | ~there.isfinite()).all()):
         return nullcontext
     try:

@@ -22,8 +22,9 @@ from vi_flows.objectives.path_gradient import (
     transforms_of,
     with_detached_parameters,
 )
-from vi_flows.objectives.traced import PARTICLES, TracedBound, TracedWeights
+from vi_flows.objectives.traced import TracedBound, TracedWeights
 from vi_flows.parameters import module_of
+from vi_flows.settings import check_types
 from vi_flows.traces import Site, nodes
 from vi_flows.transforms.from_pyro import jump_in
 
@@ -86,7 +87,7 @@ class _PathGradient(TracedBound):
             NotImplementedError: a flow of the guide has no inverse.
             ValueError: a guide site is not reparameterised, or the density of its flow jumps.
         """
-        self._traces: list[tuple[GradientGate, Trace]] = []
+        self._gates: list[GradientGate] = []
         return super().log_weights(model, guide, *args, **kwargs)
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Trace]:
@@ -113,7 +114,7 @@ class _PathGradient(TracedBound):
                 # Reparameterised sites have no score-function term; the others are refused by the caller.
                 score = 0 if site["fn"].has_rsample else 1
                 site["score_parts"] = ScoreParts(site["log_prob"], score, 0)  # type: ignore[arg-type]  # Pyro passes 0, too
-        self._traces.append((gate, guide_trace))
+        self._gates.append(gate)
         return model_trace, guide_trace
 
 
@@ -150,20 +151,15 @@ class DReG(_PathGradient, IWAE):
         if weights.coupled:
             raise ValueError(f"{weights.why_coupled}; use the full data, or StickingTheLanding")
         factors = dreg_factor(weights.log_weights(kl_weight), kl_weight)
-        single = len(self._traces) > 1 or self.num_particles == 1
-        for index, (gate, trace) in enumerate(self._traces):
-            factor = factors[index] if single else factors
-            gate.factor = _place(factor, trace, particles=not single)
+        single = len(self._gates) > 1 or self.num_particles == 1
+        for index, gate in enumerate(self._gates):
+            gate.factor = _place(factors[index] if single else factors, weights.dims)
         return super().bound(weights, kl_weight)
 
 
-def _place(factor: Tensor, trace: Trace, particles: bool) -> Tensor:
+def _place(factor: Tensor, dims: Sequence[int]) -> Tensor:
     """Lay the dimensions of normalised weights (particles, common plates) out as a site's batch dimensions."""
-    stacks = [set(s["cond_indep_stack"]) for s in nodes(trace).values() if s["type"] == "sample"]
-    frames = {f for f in set.intersection(*stacks) if f.vectorized}
-    dims = sorted(f.dim for f in frames if f.dim is not None and (particles or f.name != PARTICLES))
-    dims = dims[-factor.dim() :] if factor.dim() else []
-    shape = [1] * max((-d for d in dims), default=0)
+    shape = [1] * max((-dim for dim in dims), default=0)
     for size, dim in zip(factor.shape, dims, strict=True):
         shape[dim] = size
     return factor.reshape(shape)
@@ -185,6 +181,7 @@ class RenyiBound(TracedBound):
     """
 
     def __init__(self, alpha: float = 0.0, num_particles: int = 2, **options: Any) -> None:
+        check_types((int, float), "", alpha=alpha)
         if alpha == 1 or not math.isfinite(alpha):
             raise ValueError(f"alpha must be finite and not 1 (that limit is the ELBO), got {alpha}")
         super().__init__(num_particles, **options)

@@ -149,7 +149,7 @@ class _ScaleGradient(torch.autograd.Function):
         factor = ctx.gate.factor
         if factor is not None:
             factor = 2 - factor if ctx.remainder else factor
-            grad = grad * factor.reshape(*factor.shape, *(1,) * ctx.event_dim)
+            grad = grad * factor.reshape(factor.shape + (1,) * ctx.event_dim)
         return grad, None, None, None
 
 

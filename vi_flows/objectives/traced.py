@@ -22,7 +22,8 @@ from pyro.util import check_if_enumerated
 from torch import Tensor
 
 from vi_flows.parameters import quiet_unless_observed
-from vi_flows.traces import is_subsample, nodes
+from vi_flows.settings import check_types
+from vi_flows.traces import is_deterministic, is_subsample, nodes
 
 __all__ = ["TracedBound", "TracedWeights"]
 
@@ -40,6 +41,8 @@ class TracedWeights:
         common_scale: ``N/B`` of the subsampled plates that all sites share.
         coupled: names of subsampled plates that hold some sites but not all, or that a loop goes through: their terms
             enter the three tensors scaled, and only their average over particles is meaningful.
+        dims: where the tensors' dimensions lie in the batch of each site, counted from the right: those of the common
+            plates, and before them that of the particles if these are drawn in one pass.
     """
 
     log_likelihood: Tensor
@@ -47,6 +50,7 @@ class TracedWeights:
     log_posterior: Tensor
     common_scale: float
     coupled: tuple[str, ...]
+    dims: tuple[int, ...]
 
     def log_weights(self, kl_weight: float | Tensor = 1.0) -> Tensor:
         """``log p(x|z) + β (log p(z) − log q(z))``, ``(P, *common)``."""
@@ -57,7 +61,8 @@ class TracedWeights:
     def why_coupled(self) -> str:
         """What couples rows, for a message."""
         return (
-            "latents outside of them, or a loop over a plate in place of `with plate`, make the subsampled plate(s) "
+            "sites outside of them (latents, observations, `pyro.factor`), or a loop over a plate in place of `with "
+            "plate`, make the subsampled plate(s) "
             f"{', '.join(self.coupled)} couple their rows"
         )
 
@@ -87,6 +92,7 @@ class TracedBound(PyroELBO):
     ) -> None:
         if not isinstance(num_particles, Integral) or num_particles < 1:
             raise ValueError(f"num_particles must be a whole number of at least 1, got {num_particles!r}")
+        check_types((int, float), "", kl_weight=kl_weight)
         if not 0 <= kl_weight < math.inf:
             raise ValueError(f"kl_weight must be a finite number of at least 0, got {kl_weight!r}")
         super().__init__(int(num_particles), max_plate_nesting, vectorize_particles=vectorize_particles)
@@ -104,12 +110,11 @@ class TracedBound(PyroELBO):
         """
         with quiet_unless_observed():
             pairs = list(self._get_traces(model, guide, args, kwargs))
-        vectorized = self.vectorize_particles and self.num_particles > 1
-        parts = [_weights_of(model_trace, guide_trace, vectorized) for model_trace, guide_trace in pairs]
+        parts = [_weights_of(model_trace, guide_trace) for model_trace, guide_trace in pairs]
         if len(parts) == 1:
             return parts[0]
         likelihood, prior, posterior = (torch.cat([getattr(p, name) for p in parts]) for name in TERMS)
-        return TracedWeights(likelihood, prior, posterior, parts[0].common_scale, parts[0].coupled)
+        return TracedWeights(likelihood, prior, posterior, parts[0].common_scale, parts[0].coupled, parts[0].dims)
 
     @torch.no_grad()
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -157,11 +162,16 @@ TERMS = ("log_likelihood", "log_prior", "log_posterior")
 
 
 def _sample_sites(trace: Trace) -> dict[str, Any]:
-    """Sample sites without the indices of subsampled plates, which are drawn on both sides and cancel."""
-    return {n: s for n, s in nodes(trace).items() if s["type"] == "sample" and not is_subsample(s)}
+    """Sample sites that have a density of their own.
+
+    The indices of subsampled plates are drawn on both sides and cancel; values that are only noted have none, and the
+    plates that they stand in are nobody's.
+    """
+    sites = ((n, s) for n, s in nodes(trace).items() if s["type"] == "sample")
+    return {n: s for n, s in sites if not is_subsample(s) and not is_deterministic(s)}
 
 
-def _weights_of(model_trace: Trace, guide_trace: Trace, vectorized: bool) -> TracedWeights:
+def _weights_of(model_trace: Trace, guide_trace: Trace) -> TracedWeights:
     latent, model_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
     for name, site in latent.items():
         _, score_function_term, _ = site["score_parts"]
@@ -192,10 +202,10 @@ def _weights_of(model_trace: Trace, guide_trace: Trace, vectorized: bool) -> Tra
     tensors = [sum(terms[1:], terms[0]) if terms else torch.zeros(()) for terms in parts.values()]
     if len({t.shape for t in tensors}) > 1:
         tensors = list(torch.broadcast_tensors(*tensors))
-    if not vectorized:
+    if not particles:  # one program of one particle, or no sites at all
         tensors = [t.unsqueeze(0) for t in tensors]
     likelihood, prior, posterior = tensors
-    return TracedWeights(likelihood, prior, posterior, scale, coupled)
+    return TracedWeights(likelihood, prior, posterior, scale, coupled, tuple(sorted(keep)))
 
 
 def _reduce(site: dict[str, Any], scale: float, keep: set[int]) -> Tensor:
