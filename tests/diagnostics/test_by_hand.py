@@ -118,6 +118,9 @@ def test_the_report_in_words():
         "ESS           312 of 400",
         "elsewhere     a mode that no draw reached can't be seen from here",
     ]
+    zeros = torch.tensor([0.0, -math.inf, 0.0, -math.inf])
+    lines = str(report(elbo=-math.inf, elbo_se=math.nan, log_weights=zeros)).splitlines()
+    assert lines[1] == "ELBO          -inf: the model gives 50% of the draws no density"
     shift = {name: torch.tensor([0.01, size]) for name, size in (("a", -0.5), ("b", 0.2), ("c", 0.3), ("d", 0.1))}
     lines = str(report(shift=shift, sd_ratio={"a": torch.tensor([0.5, 1.0]), "b": torch.tensor(2.0)},
                        invertibility_margin=0.0512, elsewhere="nothing")).splitlines()  # fmt: skip

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -301,3 +301,19 @@ def test_eight_blocks_fit_the_papers_target_to_two_hundredths_of_a_nat():
     _, result, _ = Fit2D("wave", learning_rates=(0.03, 0.06), restarts=2, finalists=2).fit()
     assert result.kl < 0.02
     assert abs(result.kl - result.kl_quadrature) < 0.005
+
+
+def test_an_energy_may_be_an_object_with_settings():
+    """A dataclass has no hash; two of them with their own settings have their own log Z."""
+
+    @dataclass
+    class Bowl:
+        width: float
+
+        def __call__(self, z1, z2):
+            return 0.5 * (z1**2 + z2**2) / self.width**2
+
+    for width in (0.5, 1.0):
+        target = Energy2D("bowl", Bowl(width), (-8.0, 8.0, -8.0, 8.0))
+        assert target.log_normalizer() == pytest.approx(math.log(2 * math.pi * width**2), abs=1e-6)
+        assert target.expand([3]).log_prob(torch.zeros(2)).shape == (3,)

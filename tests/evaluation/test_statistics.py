@@ -45,6 +45,32 @@ def coin(size):
     return torch.arange(size).remainder(2).double()
 
 
+def test_smoothing_gives_no_mass_to_what_has_none():
+    """150 of 4000 weights are not zero, and the tail holds 190: they stay as they are, and so does their mean."""
+    torch.manual_seed(0)
+    log_w = torch.full((4000, 2), -math.inf, dtype=torch.float64)
+    log_w[:150, 0] = 0.1 * torch.randn(150, dtype=torch.float64)
+    log_w[:, 1] = torch.randn(4000, dtype=torch.float64)
+    found = psis(log_w)
+    assert bool((found.log_weights[150:, 0] == -math.inf).all())
+    assert float(found.log_mean_weight[0]) == pytest.approx(float(log_w[:150, 0].logsumexp(0)) - math.log(4000))
+    alone = psis(log_w[:, 1])
+    assert float(found.log_mean_weight[1]) == pytest.approx(float(alone.log_mean_weight))
+    assert not torch.equal(alone.log_weights, log_w[:, 1] - log_w[:, 1].logsumexp(0))  # this one is smoothed
+
+
+@pytest.mark.parametrize("spread", [400.0, 800.0])
+def test_weights_that_vanish_beside_the_largest_are_no_law(spread):
+    torch.manual_seed(0)
+    for log_w in (
+        spread * torch.randn(4000).double(),
+        torch.cat([torch.zeros(1), torch.full((3999,), -1000.0)]).double(),
+    ):
+        found = psis(log_w)
+        assert float(found.log_mean_weight) == pytest.approx(float(log_w.logsumexp(0)) - math.log(4000))
+        assert float(found.k_hat) > 1
+
+
 def test_the_shape_up_to_which_weights_can_be_used():
     """Vehtari et al. (2024): 1 − 1/log₁₀ S, at most 0.7, which it is from S = 10^(1/0.3) = 2154.4 on."""
     assert usable_k_hat(100) == 0.5

@@ -81,6 +81,18 @@ def test_directions_recover_a_linear_model():
         attribute_directions(latents[:5], attributes)
 
 
+def test_all_classes_of_a_label_have_no_partial_directions():
+    """They sum to one, so that a direction that leaves the others as they are does not exist."""
+    torch.manual_seed(0)
+    latents, labels = torch.randn(200, 3), torch.nn.functional.one_hot(torch.arange(200) % 10, 10)
+    with pytest.raises(ValueError, match="10 attributes of 200 images have only 9 directions"):
+        attribute_directions(latents, labels)
+    with pytest.raises(ValueError, match="2 attributes of 200 images have only 1 directions"):
+        attribute_directions(latents, labels[:, [3, 3]])
+    assert float(attribute_directions(latents, labels[:, 1:]).abs().max()) < 1
+    assert attribute_directions(latents, labels, partial=False).shape == (10, 3)
+
+
 def test_edits_move_along_the_direction():
     density = ImageDensity(small_flow("glow"), (1, 8, 8)).eval()
     x = images(5, 1, 8, 8)

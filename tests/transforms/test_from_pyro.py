@@ -11,10 +11,17 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import AffineTransform, ComposeTransform, CorrCholeskyTransform, StickBreakingTransform
-from torch.distributions.transforms import CumulativeDistributionTransform, ExpTransform
-from torch.func import functional_call
+from torch.distributions.transforms import (
+    AbsTransform,
+    CatTransform,
+    CumulativeDistributionTransform,
+    ExpTransform,
+    SoftmaxTransform,
+    StackTransform,
+)
+from torch.func import functional_call, jacrev, vmap
 
-from vi_flows.transforms import Chain, FromPyro
+from vi_flows.transforms import Chain, FromPyro, Revert
 
 
 def _moved():
@@ -162,3 +169,67 @@ def test_shapes_are_those_of_the_transform():
         FromPyro(CorrCholeskyTransform())
     single = dist.TransformedDistribution(dist.Normal(torch.zeros(()), 1.0), [FromPyro(AffineTransform(0.0, -2.0))])
     assert single.cdf(torch.tensor(2.0)).item() == pytest.approx(0.8413, abs=1e-4)
+
+
+def _stack():
+    return StackTransform([ExpTransform(), AffineTransform(0.0, 3.0)], -1)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (_stack, (5, 2)),
+        (_stack, (2, 2)),
+        (lambda: StackTransform([ExpTransform(), AffineTransform(0.0, 3.0)], -2), (5, 2, 3)),
+        (lambda: pyro_transforms.matrix_exponential(3), (5, 2, 3)),
+        (lambda: pyro_transforms.matrix_exponential(3).inv, (4, 3)),
+        (lambda: pyro_transforms.batchnorm(3).eval(), (5, 2, 3)),
+        (lambda: AffineTransform(torch.randn(3), torch.tensor([0.5, 2.0, -1.0])), (5, 3)),
+    ],
+)
+def test_log_determinants_are_one_an_event(make, shape):
+    """Against autograd, of the rows as they are and of events of all but the first dimension."""
+    torch.manual_seed(0)
+    flow, x = FromPyro(make()).double(), torch.randn(shape, dtype=torch.float64)
+    y, ladj = flow.forward_and_ladj(x)
+    assert ladj.shape == shape[: len(shape) - flow.event_dim]
+    whole = Chain([flow], event_dim=len(shape) - 1)
+    if flow.event_dim > 0 and len(shape) == 2:
+        per_row = vmap(jacrev(lambda row: flow(row)))(x)
+        torch.testing.assert_close(ladj, torch.linalg.slogdet(per_row)[1])
+    size = x[0].numel()
+    jacobian = torch.autograd.functional.jacobian(lambda rows: flow(rows).sum(0), x)  # rows don't meet
+    jacobian = jacobian.movedim(len(shape) - 1, 0).reshape(len(x), size, size)
+    torch.testing.assert_close(whole.forward_and_ladj(x)[1], torch.linalg.slogdet(jacobian)[1])
+    back, inverse = whole.inverse_and_ladj(y)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(inverse, -whole.forward_and_ladj(x)[1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ComposeTransform([_stack(), AffineTransform(0.0, 2.0)]),
+        lambda: CatTransform([_stack()], dim=-1),
+        lambda: StackTransform([AffineTransform(torch.zeros(3), 2.0, event_dim=1)] * 2, -2),
+    ],
+)
+def test_stacks_that_pytorch_adds_up_wrongly_are_refused(make):
+    with pytest.raises(ValueError, match="StackTransform has a log-determinant for each entry"):
+        FromPyro(make())
+
+
+@pytest.mark.parametrize("make", [SoftmaxTransform, AbsTransform])
+def test_what_is_no_bijection_is_refused(make):
+    with pytest.raises(ValueError, match=f"{make.__name__} is no bijection"):
+        FromPyro(make())
+
+
+@pytest.mark.parametrize("layer", [FromPyro(ExpTransform()), Revert()])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_what_is_no_floating_point_tensor_is_named(layer, inverse):
+    run = layer.inverse_and_ladj if inverse else layer.forward_and_ladj
+    with pytest.raises(ValueError, match=r"acts on dense floating-point tensors, got a torch\.int64 one"):
+        run(torch.tensor([1, 2]))
+    with pytest.raises(TypeError, match="acts on tensors, got list"):
+        run([1.0, 2.0])

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch.func import jacfwd, jacrev, vmap
 
 from vi_flows.transforms import Affine
+from vi_flows.transforms.coupling_spline import SplineMap
 from vi_flows.transforms.rational_quadratic import rational_quadratic
 from vi_flows.transforms.vector.parametric import Parametric, solve_tanh
 from vi_flows.transforms.vector.planar import PlanarFamily, above_minus_one
@@ -156,23 +158,25 @@ def test_spline_goes_through_its_knots_with_its_slopes():
     torch.testing.assert_close(inverse, log_slope)
 
 
-@pytest.mark.parametrize(("kind", "solver"), [("full", "solve_triangular"), ("low_rank", "solve")])
-def test_an_affine_layer_inverts_a_batch_in_one_solve(kind, solver, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "home", "solver"), [("full", torch.linalg, "solve_triangular"), ("low_rank", torch, "cholesky_solve")]
+)
+def test_an_affine_layer_inverts_a_batch_in_one_solve(kind, home, solver, monkeypatch):
     layer = Affine(torch.randn(6, dtype=torch.float64), 0.7, kind, 2)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))
-    real, shapes = getattr(torch.linalg, solver), []
+    real, shapes = getattr(home, solver), []
 
-    def watched(matrix, right, **options):
-        shapes.append((tuple(matrix.shape), tuple(right.shape)))
-        return real(matrix, right, **options)
+    def watched(one, other, **options):
+        shapes.append({tuple(one.shape), tuple(other.shape)})
+        return real(one, other, **options)
 
-    monkeypatch.setattr(torch.linalg, solver, watched)
+    monkeypatch.setattr(home, solver, watched)
     y = torch.randn(3, 5, 6, dtype=torch.float64)
     x, _ = layer.inverse_and_ladj(y)
     size = 6 if kind == "full" else 2
-    assert shapes == [((size, size), (size, 15))]
+    assert shapes == [{(size, size), (size, 15)}]
     torch.testing.assert_close(layer.loc + x @ layer.matrix().T, y)
 
 
@@ -224,3 +228,30 @@ def test_what_is_no_gaussian_leaves_an_affine_layer_as_it_was(kind, loc, covaria
 def test_an_affine_layer_names_what_it_can_not_be_made_of(arguments, message):
     with pytest.raises((TypeError, ValueError), match=message):
         Affine(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal", "low_rank"])
+def test_an_affine_layer_inverts_under_vmap_and_without_rows(kind):
+    """Forward-mode derivatives of many rows at once are those of reverse mode, and no row at all is no error."""
+    torch.manual_seed(0)
+    layer = Affine(torch.zeros(4, dtype=torch.float64), kind=kind)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
+    rows = torch.randn(3, 4, dtype=torch.float64)
+
+    def inverse(y):
+        return layer.inverse_and_ladj(y)[0]
+
+    torch.testing.assert_close(vmap(jacfwd(inverse))(rows), vmap(jacrev(inverse))(rows))
+    x, ladj = layer.inverse_and_ladj(rows[:0])
+    assert (x.shape, ladj.shape) == ((0, 4), (0,))
+
+
+@pytest.mark.parametrize("settings", [(8, math.inf), (8, math.nan), (8, 0.0), (8.5, 3.0), (1, 3.0)])
+def test_a_spline_that_can_not_be_is_named(settings):
+    name = "num_bins must be" if settings[1] == 3 else "bound must be positive and finite"
+    with pytest.raises(ValueError, match=name):
+        SplineMap(*settings)
+    with pytest.raises(ValueError, match=name):
+        SplineFamily(2, *settings)

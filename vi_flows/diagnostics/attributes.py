@@ -144,7 +144,8 @@ def attribute_directions(latents: Tensor, attributes: Tensor, partial: bool = Tr
         ``(A, …)``.
 
     Raises:
-        ValueError: the numbers of rows differ, there are fewer than two, or an attribute is constant or not finite.
+        ValueError: the numbers of rows differ, there are fewer than two, or an attribute is constant or not finite; of
+            partial directions, one of them follows from the others, as the last of all classes does.
     """
     if len(latents) != len(attributes) or len(latents) < 2 or attributes.dim() != 2:
         raise ValueError(f"expected as many attributes as latents, got {len(attributes)} and {len(latents)} rows")
@@ -156,6 +157,12 @@ def attribute_directions(latents: Tensor, attributes: Tensor, partial: bool = Tr
     z = latents.flatten(1).to(torch.float64)
     covariance = a.mT @ (z - z.mean(0)) / len(z)
     if partial:
+        rank = int(torch.linalg.matrix_rank(a))
+        if rank < a.shape[1]:
+            raise ValueError(
+                f"{a.shape[1]} attributes of {len(a)} images have only {rank} directions (all classes of a one-hot "
+                "label sum to one): leave out what follows from the others, or take partial=False"
+            )
         covariance = torch.linalg.solve(a.mT @ a / len(a), covariance)
     return covariance.unflatten(1, latents.shape[1:]).to(latents.dtype)
 

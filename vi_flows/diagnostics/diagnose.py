@@ -13,7 +13,7 @@ from torch import Tensor
 from vi_flows.diagnostics.chains import Moved, moved_by_chains
 from vi_flows.diagnostics.elsewhere import MAX_DIM, Missed, missed_mass
 from vi_flows.diagnostics.measures import active_units, invertibility_margin, reach, tail_shape
-from vi_flows.diagnostics.report import Diagnosis
+from vi_flows.diagnostics.report import Diagnosis, percent, share_of_zeros
 from vi_flows.diagnostics.rounding import rounded_density, too_coarse
 from vi_flows.diagnostics.verdict import (
     K_FINITE_VARIANCE,
@@ -99,6 +99,7 @@ def diagnose(
                 chains = _chains(draws, limits, slice(num_chains, (1 + AGAIN) * num_chains), 8) or chains
             if longer_chains_decide(joint_psis, shift, sd_ratio, chains):
                 chains = _chains(draws, limits, slice(num_chains), LONG)
+    elbo = float(joint.mean())
     verdict, reason = judge(joint_psis, row_psis, shift, sd_ratio, chains, num_samples)
     elsewhere, by_weights = "not looked", verdict
     if draws is not None and values is not None and verdict != "don't trust" and num_paths > 0:
@@ -110,6 +111,11 @@ def diagnose(
     if draws is not None and verdict != "ok":
         with preserved_generators(seed), poutine.block():
             reason += rounded_density(draws)
+    if elbo == -math.inf and verdict != "ok":
+        reason += (
+            f"; the model gives {share_of_zeros(joint)} of the draws no density (beyond a bound that the support of "
+            "its site does not declare?)"
+        )
     if draws is not None and values is not None and (rounded := too_coarse(draws, values)):
         reason = f"{reason}; {rounded}" if by_weights == "don't trust" else rounded
         verdict = "don't trust"
@@ -120,14 +126,12 @@ def diagnose(
         shift, sd_ratio = _moments(values, weights)
     # Where rows factorise, their evidences add, each from its own weights.
     total = joint_psis.log_mean_weight if row_psis is None else row_psis.log_mean_weight.sum()
-    finite = joint[joint.isfinite()]
-    elbo = float(joint.mean())
     return Diagnosis(
         verdict=verdict,
         reason=reason,
         num_samples=num_samples,
         elbo=elbo,
-        elbo_se=float(finite.std() / num_samples**0.5),
+        elbo_se=float(joint.std() / num_samples**0.5),
         log_evidence=float(total),
         gap=float(total) - elbo,
         k_hat=float(joint_psis.k_hat),
@@ -202,11 +206,11 @@ def _in_words(missed: Missed, draws: Draws) -> str:
     if missed.share > 0.9 * missed.together:
         return (
             "a path from elsewhere found a mode that no draw of the guide reached, "
-            f"{missed.distance:.0f} sd away and with about {_percent(missed.share)} of the mass ({place})"
+            f"{missed.distance:.0f} sd away and with about {percent(missed.share)} of the mass ({place})"
         )
     return (
         f"paths from elsewhere found {missed.number} places that no draw of the guide reached, with about "
-        f"{_percent(missed.together)} of the mass together, the heaviest {missed.distance:.0f} sd away ({place})"
+        f"{percent(missed.together)} of the mass together, the heaviest {missed.distance:.0f} sd away ({place})"
     )
 
 
@@ -220,10 +224,6 @@ def _of_heavy_tails(shapes: dict[str, float], num_samples: int) -> str:
     name = max(shapes, key=lambda site: shapes[site])
     what = "mean and no sd" if shapes[name] >= usable_k_hat(num_samples) else "sd"
     return f"; but {name!r} has a heavy tail (shape {shapes[name]:.2f}), of which draws give no {what}: take quantiles"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= MISSED_SHARE else f"{100 * share:.1g}%"
 
 
 def _short(value: Tensor) -> str:

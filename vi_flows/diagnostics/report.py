@@ -27,7 +27,7 @@ class Diagnosis:
         reason: one sentence.
         num_samples: draws.
         elbo: mean log-weight, nats.
-        elbo_se: its standard error.
+        elbo_se: its standard error, NaN where the model gives a draw no density.
         log_evidence: log of the mean smoothed weight.
         gap: ``log_evidence − elbo``, an estimate of ``KL(q‖p)`` (of a lower bound of it, where ``k_hat`` is high).
         k_hat: joint Pareto shape, of the product of all plates.
@@ -70,11 +70,16 @@ class Diagnosis:
     chains: Moved | None
     heavy_tails: dict[str, float] = field(default_factory=dict)
 
+    def _elbo_in_words(self) -> str:
+        if self.elbo == -math.inf:
+            return f"ELBO          -inf: the model gives {share_of_zeros(self.log_weights)} of the draws no density"
+        return f"ELBO          {self.elbo:.3f} ± {self.elbo_se:.3f} nats ({self.num_samples} draws)"
+
     def __str__(self) -> str:
         usable = usable_k_hat(self.num_samples)
         lines = [
             f"verdict       {self.verdict}: {self.reason}",
-            f"ELBO          {self.elbo:.3f} ± {self.elbo_se:.3f} nats ({self.num_samples} draws)",
+            self._elbo_in_words(),
             f"log evidence  {self.log_evidence:.3f}   gap {self.gap:.3f} nats",
             f"k-hat         {self.k_hat:.2f} joint (below 0.5 good, above {usable:.2g} useless)",
             f"ESS           {self.ess:.0f} of {self.num_samples}",
@@ -161,3 +166,13 @@ class Diagnosis:
 
 def _share(values: Tensor, level: float) -> float:
     return float((values > level).double().mean())
+
+
+def share_of_zeros(log_weights: Tensor) -> str:
+    """How many weights are zero, in per cent."""
+    return percent(float((log_weights == -math.inf).double().mean()))
+
+
+def percent(share: float) -> str:
+    """``7%``; of less than one, to one digit: ``0.02%``."""
+    return f"{share:.0%}" if share >= 0.01 else f"{100 * share:.1g}%"

@@ -24,6 +24,10 @@ NEARLY_EQUAL = 0.98
 """ESS, as a share of the draws, from which on the weights' tail is the shape of next to nothing."""
 
 
+LEAST = 1e-300
+"""Weights of less than this share of the largest are no numbers to fit a law to."""
+
+
 @dataclass(frozen=True)
 class PSIS:
     """Smoothed importance weights, one set a column.
@@ -83,6 +87,8 @@ def psis(log_weights: Tensor) -> PSIS:
 
     The tail holds ``min(S/5, 3√S)`` of ``S`` weights. For a target N(0, 1) and a narrower proposal N(0, s²), ``k = 1 −
     s²``.
+    Where fewer weights are not zero than the tail holds, or all but a few vanish beside the largest (by a factor of
+    1e300), they stay as they are: smoothing would give mass to what has none.
     The work is done in float64 where the weights are.
 
     Args:
@@ -114,6 +120,10 @@ def psis(log_weights: Tensor) -> PSIS:
         rounding = 64 * torch.finfo(kind).eps * peak.abs()
         varied = excess[:, -1] > rounding.clamp(min=1e-3)
         k_hat[~varied] = -math.inf
+        # Of a tail with zeros, smoothing would bring some to life; of one whose quartile is no number of double
+        # precision, what the fit gives is an artefact of that.
+        zeros = ordered[-tail] == -math.inf
+        vanishing = excess[:, quartile_of(tail)] < LEAST
         if bool(varied.any()):
             k, sigma = fit_generalised_pareto(excess[varied])
             k_hat[varied] = k
@@ -122,9 +132,10 @@ def psis(log_weights: Tensor) -> PSIS:
                 k[:, None].abs() < 1e-12, -torch.log1p(-p), torch.expm1(-k[:, None] * torch.log1p(-p)) / k[:, None]
             )
             smooth = (cutoff[varied, None] + sigma[:, None] * quantile).log().clamp(max=0.0)
-            columns = varied.nonzero().squeeze(-1)
+            kept = ~(zeros | vanishing)[varied]
+            columns = varied.nonzero().squeeze(-1)[kept]
             ratio = ratio.clone()
-            ratio[order[-tail:, columns], columns] = smooth.T
+            ratio[order[-tail:, columns], columns] = smooth[kept].T
     total = torch.logsumexp(ratio, 0)
     normalized = ratio - total
     return PSIS(
@@ -133,6 +144,11 @@ def psis(log_weights: Tensor) -> PSIS:
         effective_sample_size(normalized).reshape(shape),
         (peak + total - math.log(size)).reshape(shape),
     )
+
+
+def quartile_of(size: int) -> int:
+    """Where the lower quartile stands among so many numbers in order."""
+    return int(size / 4 + 0.5) - 1
 
 
 def fit_generalised_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +163,7 @@ def fit_generalised_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     n = excess.shape[-1]
     grid = 30 + int(math.sqrt(n))
     steps = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device)
-    quartile = excess[:, int(n / 4 + 0.5) - 1].clamp(min=1e-300)
+    quartile = excess[:, quartile_of(n)].clamp(min=LEAST)
     theta = 1 / excess[:, -1:] + (1 - torch.sqrt(grid / (steps - 0.5)))[None] / (3 * quartile[:, None])
     k = torch.log1p(-theta[:, :, None] * excess[:, None, :]).mean(-1)
     profile = n * (torch.log(-theta / k) - k - 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from vi_flows.settings import check_counts
 from vi_flows.transforms.coupling_maps import ElementwiseMap
 from vi_flows.transforms.rational_quadratic import least_slopes, rational_quadratic
 
@@ -24,14 +26,13 @@ class SplineMap(ElementwiseMap):
         bound: ``B``.
 
     Raises:
-        ValueError: there are fewer than two bins, or the bound is not positive.
+        ValueError: there are fewer than two bins, or the bound is not positive and finite.
     """
 
     def __init__(self, num_bins: int = 8, bound: float = 6.0) -> None:
-        if num_bins < 2:
-            raise ValueError(f"num_bins must be at least 2, got {num_bins}")
-        if not bound > 0:
-            raise ValueError(f"bound must be positive, got {bound}")
+        check_counts(2, num_bins=num_bins)
+        if not 0 < bound < math.inf:
+            raise ValueError(f"bound must be positive and finite, got {bound}")
         self.num_bins, self.bound = num_bins, bound
         self.num_maps = 2 + 3 * num_bins - 1
 

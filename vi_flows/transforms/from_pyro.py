@@ -11,11 +11,11 @@ from pyro.distributions import transforms
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.distributions.transforms.radial import ConditionedRadial
 from torch import Tensor, nn
-from torch.distributions import ComposeTransform, IndependentTransform, Transform, constraints
+from torch.distributions import ComposeTransform, IndependentTransform, StackTransform, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 from torch.types import _size
 
-from vi_flows.transforms.base import Bijection, no_sign
+from vi_flows.transforms.base import Bijection, no_sign, sum_event_dims
 from vi_flows.transforms.contents import Contents
 from vi_flows.transforms.regions import reached, with_draws
 
@@ -70,6 +70,22 @@ def _parts_of(transform: Transform) -> Iterator[Transform]:
         yield transform
 
 
+def _check_stacks(transform: Transform, contents: Contents) -> None:
+    """Refuse where PyTorch adds the log-determinants of a stack's entries to others, or puts them into another place.
+
+    Raises:
+        ValueError: a stack is a part of something else, or has parts with event dimensions.
+    """
+    for part in contents.owners:
+        if isinstance(part, StackTransform) and (
+            part is not transform or any(t.domain.event_dim for t in part.transforms)
+        ):
+            raise ValueError(
+                "PyTorch's StackTransform has a log-determinant for each entry, which adds up wrongly with others: "
+                "wrap it by itself (FromPyro(StackTransform(...)) in a Chain), with elementwise parts"
+            )
+
+
 class FromPyro(Bijection):
     """A PyTorch or Pyro transform as a :class:`Bijection`.
 
@@ -84,7 +100,8 @@ class FromPyro(Bijection):
 
     Raises:
         TypeError: it is no transform.
-        ValueError: the transform changes the number of event dimensions.
+        ValueError: the transform changes the number of event dimensions, is no bijection, or holds a
+            ``StackTransform`` whose log-determinant PyTorch gets wrong.
     """
 
     def __init__(self, transform: Transform) -> None:
@@ -96,9 +113,12 @@ class FromPyro(Bijection):
                 f"a bijection keeps the number of event dimensions, {type(transform).__name__} takes {before} to "
                 f"{after}; use it as the last transform of a TransformedDistribution instead"
             )
+        if not transform.bijective:
+            raise ValueError(f"{type(transform).__name__} is no bijection, and has no log-determinant to score with")
         super().__init__(before)
         self.transform = transform
         self._contents = Contents.of(transform)
+        _check_stacks(transform, self._contents)
         known = set(self.modules())
         inside = [module for module in self._contents.modules if module not in known]
         if inside:
@@ -164,9 +184,10 @@ class FromPyro(Bijection):
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The wrapped transform and its log-determinant, in one pass."""
+        self._check_tensor(x)
         with self._clean():
             y = self.transform(x)
-            return y, self.transform.log_abs_det_jacobian(x, y)
+            return y, self._one_an_event(self.transform.log_abs_det_jacobian(x, y), y)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The wrapped transform's inverse.
@@ -174,13 +195,14 @@ class FromPyro(Bijection):
         Raises:
             NotImplementedError: the wrapped transform has no inverse of its own (Pyro's planar, radial).
         """
+        self._check_tensor(y)
         # Some of Pyro's sequential inverses allocate in the default type whatever their input is.
         default = torch.get_default_dtype()
         torch.set_default_dtype(y.dtype)
         try:
             with self._clean():
                 x = self.transform.inv(y)
-                return x, -self.transform.log_abs_det_jacobian(x, y)
+                return x, self._one_an_event(-self.transform.log_abs_det_jacobian(x, y), x)
         except (KeyError, NotImplementedError) as error:
             raise NotImplementedError(
                 f"{type(self.transform).__name__} has no inverse: it scores only samples it drew itself, "
@@ -188,6 +210,15 @@ class FromPyro(Bijection):
             ) from error
         finally:
             torch.set_default_dtype(default)
+
+    def _one_an_event(self, ladj: Tensor, value: Tensor) -> Tensor:
+        """A log-determinant for each row of ``value``.
+
+        PyTorch's ``StackTransform`` gives one for each entry; maps with the same for all rows give it once.
+        """
+        if ladj.shape == value.shape:
+            ladj = sum_event_dims(ladj, self.event_dim)
+        return ladj.expand(torch.broadcast_shapes(ladj.shape, value.shape[: value.dim() - self.event_dim]))
 
     @contextmanager
     def _clean(self) -> Iterator[None]:

@@ -97,8 +97,10 @@ class Affine(Bijection):
             v = solve_lower(self._unit_lower(), v)
         elif self.kind == "low_rank":
             inner = (v @ self.factor).reshape(-1, self.factor.shape[1])
-            solved = torch.linalg.solve(*with_32_bits(self._capacitance(), inner.T)).T.to(v.dtype)
-            v = v - solved.reshape(*v.shape[:-1], -1) @ self.factor.T
+            # Positive definite; PyTorch's `solve` has wrong forward-mode derivatives under `vmap`.
+            capacitance, columns = with_32_bits(self._capacitance(), inner.T)
+            solved = torch.cholesky_solve(columns, torch.linalg.cholesky(capacitance)).T.to(v.dtype)
+            v = v - solved.reshape(*v.shape[:-1], self.factor.shape[1]) @ self.factor.T
         return v, -expand_ladj(self._log_det(), v, 1)
 
     @torch.no_grad()

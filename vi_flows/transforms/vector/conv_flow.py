@@ -170,6 +170,7 @@ class Revert(Bijection):
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Flip the last dimension."""
+        self._check_tensor(x)
         return x.flip(-1), x.new_zeros(x.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
