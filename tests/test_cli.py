@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -121,3 +122,26 @@ def test_closed_streams_are_no_failure(folder, closed):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "Error" not in done.stderr
+
+
+def test_a_ctrl_c_while_the_command_is_imported_shows_no_traceback():
+    """The signal comes when the first room is looked for, seconds before the command listens itself."""
+    program = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "vi_flows.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from vi_flows.__main__ import main
+
+main()
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (-signal.SIGINT, "")
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" + program
+    ignored = subprocess.run([sys.executable, "-c", ignoring, "info"], capture_output=True, text=True, check=False)
+    assert ignored.returncode == 0, ignored.stderr
+    assert "vi flows" in ignored.stdout

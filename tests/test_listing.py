@@ -164,6 +164,21 @@ def test_results_as_table_and_picture(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_damaged_record_is_not_left_out_silently(tmp_path, capsys):
+    for number in range(3):
+        made = record("vae", {"nll": 12.5, "interval": [12.0, 13.0], "num_rows": 9}, number)
+        replace(made, scores={"nll": np.zeros(9, np.float32)}).write(tmp_path / f"{number}.json")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "0.json").write_text((tmp_path / "0.json").read_text()[:40])
+    (tmp_path / "1.npz").unlink()
+    assert run("results", tmp_path, "--format", "csv") == 0
+    found = capsys.readouterr()
+    assert found.out.count("\n") == 2  # a head and a row
+    assert [line.split(": ")[1] for line in found.err.splitlines()] == ["left out"] * 2
+    assert all(name in found.err for name in ("0.json", "1.npz"))
+    assert "config.json" not in found.err
+
+
 @pytest.mark.parametrize("low", [math.nan, 12.5])
 def test_a_single_image_has_no_interval(low, tmp_path, capsys):
     record("vae", {"nll": 12.5, "interval": [low, low], "num_rows": 1}).write(tmp_path / "one.json")

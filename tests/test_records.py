@@ -68,6 +68,19 @@ def test_a_record_is_replaced_only_if_asked_for(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 
+@pytest.mark.parametrize("content", ["{}", "[1]", "a list of mine", '{"kind": "vae", "settings": {}}'])
+def test_only_a_record_is_replaced(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(RecordExistsError, match="is no record, and stays as it is; name another place"):
+        Record.refuse_to_replace(path, overwrite=True)
+    with pytest.raises(RecordExistsError, match="give --overwrite"):
+        Record.refuse_to_replace(path)
+    assert path.read_text() == content
+    path.write_text('{"schema": 0}')  # of another version
+    Record.refuse_to_replace(path, overwrite=True)
+
+
 def test_scores_are_float32_vectors(tmp_path):
     for wrong in (np.zeros(3), np.zeros((3, 1), np.float32)):
         with pytest.raises(ValueError, match="nll is float"):

@@ -43,6 +43,10 @@ class RecordError(ValueError):
     """A record is missing, damaged, or of another schema."""
 
 
+class NoRecordError(RecordError):
+    """A file that is whole, and something else than a record."""
+
+
 class RecordExistsError(ValueError):
     """A record is there already."""
 
@@ -177,6 +181,15 @@ def provenance(device: str = "cpu", clock: Clock | None = None, **more: Any) -> 
     }
 
 
+def _names_schema(path: Path) -> bool:
+    """Whether a file was written as a record, of whatever version."""
+    try:
+        content = from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError):
+        return False
+    return isinstance(content, dict) and "schema" in content
+
+
 def row_key(slug: str, settings: Mapping[str, Any]) -> str:
     """A name that two runs share only if all their settings are equal.
 
@@ -267,7 +280,7 @@ class Record:
         """Look before the work, not after it.
 
         Raises:
-            RecordExistsError: a record is there and ``overwrite`` was not asked for.
+            RecordExistsError: a record is there and ``overwrite`` was not asked for, or something else is there.
             NotADirectoryError: a folder on the way to it is a file.
         """
         above = next(folder for folder in path.absolute().parents if folder.exists())
@@ -275,6 +288,8 @@ class Record:
             raise NotADirectoryError(f"{path} can't be written: {above} is a file, not a folder")
         if path.exists() and not overwrite:
             raise RecordExistsError(f"{path} exists; give --overwrite to replace it, or name another place")
+        if path.exists() and not _names_schema(path):
+            raise RecordExistsError(f"{path} is no record, and stays as it is; name another place, or move it away")
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -291,7 +306,7 @@ class Record:
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{path} is no record ({error})") from error
         if not isinstance(content, dict) or "schema" not in content:
-            raise RecordError(f"{path} is no record (it names no schema)")
+            raise NoRecordError(f"{path} is no record (it names no schema)")
         if content.pop("schema") != SCHEMA:
             raise RecordError(
                 f"{path} is of another schema than {SCHEMA}: it was written by another version; evaluate the run again"

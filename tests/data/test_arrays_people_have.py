@@ -115,6 +115,8 @@ def test_arrays_by_the_names_others_give_them(tmp_path: Path) -> None:
             "labels of train are bytes that are no",
         ),
         ({"labels_train": np.eye(9), "labels_test": np.zeros(3)}, r"labels of shape \(9, 9\)"),
+        ({"labels": np.arange(9)}, "the labels labels belong to no split; name them labels_train"),
+        ({"y": np.arange(9)}, "the labels y belong to no split; name them labels_train"),
         ({"more": IMAGES[..., 0]}, "the array more belongs to no split"),
         ({"x_train": IMAGES[..., 0]}, "both train and x_train"),
     ],
@@ -145,3 +147,33 @@ def test_an_array_without_validation_images_is_as_none(tmp_path: Path) -> None:
     for name in ("train", "valid", "test"):
         assert np.array_equal(found.images(name).numpy(), plain.images(name).numpy())
         assert found.labels[name].tolist() == plain.labels[name].tolist()
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (np.uint8([0, 1]), np.uint8([0, 255])), (np.uint8([0, 255]), np.uint8([0, 1])),
+        (np.int64([0, 1]), np.uint8([0, 7])), (np.float32([0, 1]), np.float32([0, 255])),
+    ],
+)  # fmt: skip
+def test_splits_of_different_scales(tmp_path: Path, train: np.ndarray, test: np.ndarray) -> None:
+    """Zeros and ones beside grey levels would be black and nearly black."""
+    arrays = {"train": np.tile(train, (12, 4, 2)), "test": np.tile(test, (5, 4, 2))}
+    with pytest.raises(DataCorruptError, match=r"has only 0 and 1, and .* goes up to (255|7): store all splits alike"):
+        load(saved_arrays(tmp_path / "own.npz", **arrays))
+    one = {**arrays, "test": np.zeros_like(arrays["test"])}  # a split of one level is of any scale
+    assert load(saved_arrays(tmp_path / "one.npz", **one)).images("test").max() == 0
+
+
+@pytest.mark.parametrize("name", ["labels", "y"])
+def test_labels_of_a_single_array(tmp_path: Path, name: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
+    for labels in (np.arange(40) % 3, (np.arange(40) % 3)[:, None]):
+        found = load(saved_arrays(tmp_path / "own.npz", images=images, **{name: labels}))
+        together = np.concatenate([found.labels[split].numpy() for split in ("train", "valid", "test")])
+        assert sorted(together.tolist()) == sorted((np.arange(40) % 3).tolist())
+        for split in ("train", "valid", "test"):
+            places = [int((images == image[0].numpy()).all((1, 2)).nonzero()[0][0]) for image in found.images(split)]
+            assert found.labels[split].tolist() == [place % 3 for place in places]
+    with pytest.raises(DataCorruptError, match="has both labels and y"):
+        load(saved_arrays(tmp_path / "both.npz", images=images, labels=labels, y=labels))

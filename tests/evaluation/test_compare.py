@@ -26,5 +26,7 @@ def test_what_both_models_share_cancels() -> None:
 def test_scores_of_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match="same images"):
         paired_bootstrap(torch.zeros(3), torch.zeros(4))
+    with pytest.raises(ValueError, match="one image says nothing of how images differ"):
+        paired_bootstrap(torch.zeros(1), torch.zeros(1))
     with pytest.raises(ValueError, match="image 1 is not finite"):
         paired_bootstrap(torch.tensor([0.0, torch.nan]), torch.zeros(2))

@@ -185,6 +185,30 @@ def test_a_run_is_one_process_own_until_it_dies(place):
     make(job, place, FAST)
 
 
+@pytest.mark.parametrize("note", ['{"state": "fai', "[]", "{}", '{"state": 3}'])
+def test_a_damaged_note_is_of_its_row_alone(place, note):
+    first, second = jobs_of(0, 1)
+    path = place.runs / ".claims" / f"{first.name}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(note)
+    found = status_of(first, place)
+    assert (found.state, found.error) == ("failed", f"the note {path} can't be read: delete it, and run the row again")
+    assert status_table([first, second], place).endswith("1 failed, 1 new")
+    path.write_text('{"state": "failed"}')
+    assert status_of(first, place).error == "it does not say why"
+
+
+@pytest.mark.parametrize("line", ['{"step": 5}', '{"epoch": "x", "seconds": 1.0}', '{"epoch": 2, "seconds": null}'])
+def test_a_line_of_metrics_that_says_nothing_is_left_out(place, line):
+    (job,) = jobs_of(0)
+    Run.create(job.folder(place), job.config(place))
+    whole = '{"epoch": 1, "step": 3, "seconds": 2.0, "valid_loss": 4.0}'
+    (job.folder(place) / "metrics.jsonl").write_text(f"{whole}\n{line}\n")
+    found = status_of(job, place)
+    assert (found.state, found.progress, found.valid_loss) == ("stopped", 1, 4.0)
+    assert found.seconds_left == pytest.approx(2.0 * (job.total - 1))
+
+
 def test_seeds_in_a_stack_are_the_seeds_alone(place):
     jobs, alone = jobs_of(0, 1, 2), replace(place, runs=place.runs / "alone", results=place.results / "alone")
     with Claim(place.runs, jobs[1].name).held():  # it is left to its holder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,9 +61,30 @@ def test_every_image_has_another_one_also_in_the_last_part(folder, monkeypatch):
     for limit in (2, 5, 6, 11, 12):
         found = task.evaluate(pixels, PixelVAEEvaluationSettings(num_samples=1, limit=limit), False)
         assert len(found.scores["kl"]) == limit
+    with pytest.raises(ValueError, match="another image are needed, and there are 1 images: take at least 2"):
+        task.evaluate(pixels, PixelVAEEvaluationSettings(num_samples=10**9, limit=1), False)  # before what takes long
     state = torch.random.get_rng_state()
     task.evaluate(pixels, PixelVAEEvaluationSettings(num_samples=1, limit=4), False)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_worth_of_a_latent_does_not_depend_on_the_order_of_the_images(tmp_path):
+    """Class after class, as in a file, or shuffled: another image is any other one."""
+    decoder = Residual(width=4, num_blocks=0, first_kernel=1)  # which leaves all to the latent
+    run = Run.create(tmp_path / "run", replace(SMALL, decoder=decoder, epochs=6, batch_size=20))
+    trainer = trainer_for(run, progress=False)
+    trainer.start()
+    trainer.fit()
+    task = run.build_task()
+    run.load_weights(task)
+    order = run.data.labels["test"].argsort()
+    pixels, settings = run.data.split("clean").test, PixelVAEEvaluationSettings(num_samples=1)
+    worth = []
+    for rows in (pixels, pixels[order]):
+        figures = task.evaluate(rows, settings, False).figures
+        worth.append(figures["reconstruction_of_others"] - figures["reconstruction"])
+    assert worth[1] == pytest.approx(worth[0], abs=0.15 * abs(worth[0]))
+    assert worth[0] > 1
 
 
 def run(*words, code=0):

@@ -42,6 +42,11 @@ def test_lines_of_the_vae_report():
         "AIS: 8 chains of 800 temperatures from the prior, 6.2 effective, acceptance 0.66",
         "BDMC on 20 images of the model's own: NLL between 80.000 and 80.250",
     ]
+    crossed = ais | {"bdmc": {"num_rows": 1, "nll_lower": 80.25, "nll_upper": 80.0}}
+    assert task.report(record | {"ais": crossed})[-1] == (
+        "BDMC on 1 images of the model's own: NLL between 80.250 and 80.000: bounds in the mean, which cross by 0.250; "
+        "take more images or temperatures"
+    )
 
 
 def test_pictures_of_a_vae():

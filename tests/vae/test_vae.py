@@ -251,7 +251,7 @@ def test_rows_that_no_data_are_have_no_weights(kind, rows):
         lambda: vae.path_log_weight_terms(wrong),
         lambda: vae.reconstruct(wrong),
         lambda: vae.model.log_joint(wrong, torch.zeros(7, 4)),
-        lambda: latent_use(vae, wrong),
+        lambda: latent_use(vae, wrong, wrong),
         lambda: vae.log_weight_terms((3 * rows).byte()),
     ):
         with pytest.raises(ValueError, match=r"rows must be numbers in \[0, 1\], got some from .* divide grey values"):

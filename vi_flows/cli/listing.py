@@ -16,7 +16,7 @@ import tyro
 from tabulate import tabulate
 
 from vi_flows.plotting import save_intervals
-from vi_flows.records import Record, RecordError, to_json
+from vi_flows.records import NoRecordError, Record, RecordError, to_json
 from vi_flows.training.errors import in_shell
 from vi_flows.training.judged import judged
 from vi_flows.training.kinds import KINDS
@@ -177,8 +177,11 @@ def _results(path: Path) -> Iterator[Result]:
     for file in sorted(path.rglob("*.json")):
         try:
             record = Record.read(file)
-        except RecordError:
+        except NoRecordError:
             continue  # another file that ends in .json
+        except RecordError as error:
+            print(f"vi-flows: left out: {error}", file=sys.stderr)
+            continue
         if record.kind in KINDS:
             yield _result(record, file)
 

@@ -18,6 +18,7 @@ ALL = "all"
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _IMAGES = ("{}", "x_{}", "X_{}", "{}_images", "images_{}", "{}_x", "{}_data")
 _LABELS = ("labels_{}", "y_{}", "{}_labels", "{}_y")
+_PLAIN_LABELS = ("labels", "y")
 _SPELLINGS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 
 Splits = dict[str, np.ndarray]
@@ -38,11 +39,13 @@ def from_npz(path: Path) -> tuple[Splits, Splits]:
     """Images, uint8 ``(N, C, H, W)``, and labels ``(N,)`` by split; under :data:`ALL` where there is but one array.
 
     The splits' names are ``train``, ``valid`` (or ``val``) and ``test``, alone or as in ``x_train`` and
-    ``train_images``; labels are ``labels_train``, ``y_train`` or ``train_labels``.
+    ``train_images``; labels are ``labels_train``, ``y_train`` or ``train_labels``, those of a single array ``labels``
+    or ``y``.
 
     Raises:
-        DataCorruptError: the file or an array can't be read, holds values that are no grey levels and no zeros and
-            ones, has a layout that can't be told, or an array of images has a name that is no split's.
+        DataCorruptError: the file or an array can't be read, splits are of different scales, one holds values that are
+            no grey levels and no zeros and ones, has a layout that can't be told, or an array of images or labels has a
+            name that is no split's.
     """
     stored: dict[str, np.ndarray] = {}
     with open_zip(path, str(path)) as (archive, files):
@@ -50,9 +53,16 @@ def from_npz(path: Path) -> tuple[Splits, Splits]:
             stored[place.removesuffix(".npy")] = _read(archive, info, f"{path}: {place}")
     arrays, names = _named(stored, _IMAGES, str(path))
     labels, _ = _named(stored, _LABELS, str(path))
-    others = sorted(n for n, a in stored.items() if a.ndim >= (3 if arrays else 2) and n not in names.values())
+    plain = [name for name in _PLAIN_LABELS if name in stored]
+    known = {*names.values(), *plain}
+    others = sorted(n for n, a in stored.items() if a.ndim >= (3 if arrays else 2) and n not in known)
     if not arrays and len(others) == 1:
         arrays, names, others = {ALL: stored[others[0]]}, {ALL: others[0]}, []
+        if len(plain) > 1:
+            raise DataCorruptError(f"{path} has both {plain[0]} and {plain[1]}: keep one of them")
+        labels |= dict.fromkeys([ALL] if plain else [], stored[plain[0]] if plain else stored[names[ALL]])
+    elif plain:
+        raise DataCorruptError(f"{path}: the labels {plain[0]} belong to no split; name them labels_train and so on")
     if others:
         raise DataCorruptError(f"{path}: the array {others[0]} belongs to no split; name them train, valid and test")
     if labels and labels.keys() != arrays.keys():
@@ -91,12 +101,28 @@ def _as_images(arrays: Splits, path: str, names: dict[str, str]) -> Splits:
     floats = [array for array in arrays.values() if array.dtype.kind == "f"]
     if floats and len(floats) < len(arrays):
         raise _differing_types(arrays, path, names)
+    ends = {split: _binary_end(array) for split, array in arrays.items() if array.size}
+    small = [split for split, end in ends.items() if end == 1]
+    large = [split for split, end in ends.items() if end > 1]
+    if small and large:
+        raise DataCorruptError(
+            f"{path}: {names[small[0]]} has only 0 and 1, and {names[large[0]]} goes up to {ends[large[0]]:g}: store "
+            "all splits alike, as zeros and ones or as grey levels"
+        )
     # Whether floating-point numbers are zeros and ones, shares or levels can only be told from all of them.
     scale = 255 if floats and _are_shares(floats) else 1
     return {
         split: _layout(_bytes(array, scale, f"{path}: {names[split]}"), f"{path}: {names[split]}")
         for split, array in arrays.items()
     }
+
+
+def _binary_end(array: np.ndarray) -> float:
+    """The largest value; 0 where that is 1 and the smallest is not 0, as in a split of one level or of shares."""
+    if array.dtype.kind not in "buif":
+        return 0.0
+    low, high = float(array.min()), float(array.max())
+    return high if high > 1 or (low == 0 and high == 1 and bool(np.isin(array, (0, 1)).all())) else 0.0
 
 
 def _differing_types(arrays: Splits, path: str, names: dict[str, str]) -> DataCorruptError:

@@ -49,6 +49,8 @@ def paired_bootstrap(
     """
     check_tensors(first=first, second=second)
     check_level(level)
+    if first.shape == second.shape == (1,):
+        raise ValueError("one image says nothing of how images differ; evaluate at least 2 (--limit)")
     if first.dim() != 1 or first.shape != second.shape or len(first) < 2:
         raise ValueError(f"need two vectors of the same images, got {tuple(first.shape)} and {tuple(second.shape)}")
     difference = first.double().cpu() - second.double().cpu()

@@ -68,6 +68,14 @@ def is_held(runs: Path, name: str) -> bool:
 
 
 def last_note(runs: Path, name: str) -> dict[str, Any]:
-    """What was written down last, or ``{"state": "new"}``."""
+    """What was written down last, ``{"state": "new"}`` or, of a note that can't be read, ``failed`` with the reason."""
     path = _path(runs, name, "json")
-    return from_json(path.read_text(encoding="utf-8")) if path.exists() else {"state": "new"}
+    if not path.exists():
+        return {"state": "new"}
+    try:
+        found = from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("state"), str):
+        return {"state": "failed", "error": f"the note {path} can't be read: delete it, and run the row again"}
+    return {"error": "it does not say why", **found}

@@ -46,6 +46,12 @@ class JobStatus:
     error: str = ""
 
 
+def _is_whole(line: dict[str, Any], name: str) -> bool:
+    """Whether a line of metrics says how far it was when, and its loss is a number."""
+    figures = (line.get(name), line.get("seconds"), line.get("valid_loss", math.nan))
+    return all(isinstance(figure, int | float) for figure in figures)
+
+
 def _seconds_left(lines: list[dict[str, Any]], name: str, total: float, part: int = 20) -> float:
     """What the last ``part`` lines took, for all that is left."""
     points = [{name: 0, "seconds": 0.0}, *lines][-1 - part :]
@@ -62,7 +68,8 @@ def status_of(job: Job[Any], workplace: Workplace) -> JobStatus:
         job: which.
         workplace: where its run and its record are.
     """
-    lines, name = metrics_in(job.folder(workplace) / "metrics.jsonl"), job.progress_name[0]
+    name = job.progress_name[0]
+    lines = [line for line in metrics_in(job.folder(workplace) / "metrics.jsonl") if _is_whole(line, name)]
     progress = lines[-1][name] if lines else 0
     best = min((line["valid_loss"] for line in lines if "valid_loss" in line), default=math.nan)
     if job.has_record(workplace):

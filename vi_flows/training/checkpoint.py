@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vi_flows.records import from_json, to_json
 from vi_flows.training.packed import content, is_there
 
 __all__ = [
-    "CheckpointError", "CheckpointWriteError", "Checkpoints", "first_not_finite", "flatten_optimizer", "load_state",
-    "load_tensors", "restore_optimizer", "save_tensors",
+    "CheckpointError", "CheckpointWriteError", "Checkpoints", "OtherModelError", "first_not_finite",
+    "flatten_optimizer", "load_module", "load_state", "load_tensors", "restore_optimizer", "save_tensors",
 ]  # fmt: skip
 
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or of another model."""
+
+
+class OtherModelError(CheckpointError):
+    """Whole, but of another model."""
 
 
 class CheckpointWriteError(OSError):
@@ -202,6 +206,22 @@ def _checksum(tensors: dict[str, Tensor], state: str) -> str:
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor that holds a NaN or an infinity, or ``None``."""
     return next((name for name, t in tensors if t.is_floating_point() and not t.isfinite().all()), None)
+
+
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put weights into a module.
+
+    Raises:
+        OtherModelError: they are those of another one; the first tensor that differs.
+    """
+    own = module.state_dict()
+    for name in [*own, *tensors]:
+        if name not in tensors or name not in own:
+            raise OtherModelError(f"{name} is only in the {'model' if name in own else 'file'}")
+        if own[name].shape != tensors[name].shape:
+            shapes = tuple(tensors[name].shape), tuple(own[name].shape)
+            raise OtherModelError(f"{name} is of shape {shapes[0]} in the file and {shapes[1]} in the model")
+    module.load_state_dict(tensors)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ class Trainer:
         # unfinished epoch.
         self.state: dict[str, Any] = {
             "step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "bound_sum": 0.0, "images": 0, "best": None,
-            "finished": False, "data_sha256": run.data.sha256,
+            "finished": False, "data_sha256": run.data.sha256, "settings": run.distinguishing,
         }  # fmt: skip
         self.log = RunLog(run, tensorboard and ranks.first)
         self._last_save, self._save_seconds = time.monotonic(), 0.0
@@ -118,7 +118,7 @@ class Trainer:
         Raises:
             CheckpointError: it is damaged, of another model, or gone while its metrics or weights are there; how to go
                 on nevertheless.
-            RunError: the data are not those that it was trained on.
+            RunError: the settings or the data are not those that it was trained with.
         """
         path = self.run.checkpoints.newest
         begun = self.ranks.from_first(lambda: [name for name in TRACES if (self.run.folder / name).exists()])
@@ -128,11 +128,14 @@ class Trainer:
             if path.name not in begun:
                 raise CheckpointError(f"there is no checkpoint {path}, though {begun[0]} shows that the run had begun")
             tensors, state = load_tensors(path)
+            self.run.check_settings(state)
             check_snapshot(path, tensors, state, self.state, self.total_steps, self.task.device)
         self.run.check_data(state)
         # Not known to the versions that wrote older checkpoints.
-        self.state = {"cpu_seconds": None, "data_sha256": self.run.data.sha256, **state}
-        average = restore(tensors, self.module, self.optimizer, self.task.device)
+        younger = {name: self.state[name] for name in ("data_sha256", "settings")}
+        self.state = {"cpu_seconds": None, **younger, **state}
+        averaged = self.config.ema_decay is not None
+        average = restore(tensors, self.module, self.optimizer, self.task.device, averaged)
         if self.config.ema_decay is not None:
             self.average = WeightAverage(self.module, self.config.ema_decay)
             self.average.restore(average)
@@ -371,7 +374,7 @@ class Trainer:
 
     def _save_weights(self, name: str, epoch: int) -> None:
         state = {"epoch": epoch, "steps": self.state["step"]}
-        state |= {figure: self.state[figure] for figure in ("seconds", "cpu_seconds", "data_sha256")}
+        state |= {figure: self.state[figure] for figure in ("seconds", "cpu_seconds", "data_sha256", "settings")}
         if name == "best":
             state["valid_loss"] = self.state["best"]["valid_loss"]
         save_tensors(self.run.folder / f"{name}.safetensors", self.module.state_dict(), state)

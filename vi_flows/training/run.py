@@ -267,6 +267,32 @@ class Run:
                 f"sha256 is {self.data.sha256[:16]}…, and was {str(trained)[:16]}…; put the old back, or train anew"
             )
 
+    @property
+    def distinguishing(self) -> dict[str, Any]:
+        """The settings that make a training what it is: all but those of the machine, ready for JSON."""
+        settings = config_to_dict(self.config)
+        return {name: value for name, value in settings.items() if name not in self.config.of_the_machine}
+
+    def check_settings(self, state: dict[str, Any]) -> None:
+        """Refuse to go on from, or to judge, what was trained with other settings than the folder's.
+
+        Args:
+            state: the bookkeeping of a checkpoint or of trained weights; older ones don't say their settings.
+
+        Raises:
+            RunUnusableError: the settings have changed.
+        """
+        if "settings" not in state:
+            return
+        trained = config_from_dict(type(self.config), {**config_to_dict(self.config), **state["settings"]})
+        found = first_difference(trained, self.config, self.config.of_the_machine)
+        if found is not None:
+            name, was, now = found
+            raise RunUnusableError(
+                f"{self.folder / 'config.json'} says {name}={now!r}, and the run was trained with {was!r}: put that "
+                "back, or train anew in another folder"
+            )
+
     def load_start(self, task: Task) -> None:
         """Put the weights that this run starts from into the task's module; nothing where they are fresh.
 
@@ -326,6 +352,6 @@ class Run:
 
         Raises:
             RunError: there is no such choice.
-            RunUnusableError: there are none, or they are damaged or of another model.
+            RunUnusableError: there are none, they are damaged or of another model, or the run's settings have changed.
         """
-        return self.weights.load_into(task.module, which)
+        return self.weights.load_into(task.module, which, self.check_settings)

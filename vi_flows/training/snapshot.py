@@ -9,11 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vi_flows.training.checkpoint import CheckpointError, first_not_finite, flatten_optimizer, restore_optimizer
+from vi_flows.training.checkpoint import (
+    CheckpointError,
+    first_not_finite,
+    flatten_optimizer,
+    load_module,
+    restore_optimizer,
+)
 
 __all__ = ["check_snapshot", "restore", "snapshot"]
 
-YOUNGER = ("cpu_seconds", "data_sha256", "budget")
+YOUNGER = ("cpu_seconds", "data_sha256", "settings", "budget")
 """Bookkeeping that the versions that wrote older checkpoints didn't know."""
 
 
@@ -38,15 +44,23 @@ def snapshot(
 
 
 def restore(
-    tensors: Mapping[str, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> dict[str, Tensor]:
-    """Put back what :func:`snapshot` took, and return the average (empty where there was none).
+    tensors: Mapping[str, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device,
+    averaged: bool,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Put back what :func:`snapshot` took, and return the average (empty where there is none).
 
     Raises:
-        CheckpointError: the weights or the optimizer's tensors are another model's.
+        CheckpointError: the weights or the optimizer's tensors are another model's, or an average is there and the run
+            keeps none (``averaged``), or the other way round.
     """
+    average = _strip(tensors, "ema.")
+    if bool(average) != averaged:
+        raise CheckpointError(
+            f"the checkpoint has {'' if average else 'no '}averaged weights, and the run "
+            f"{'keeps some' if averaged else 'keeps none'} (was ema_decay in its config.json changed?)"
+        )
     try:
-        module.load_state_dict(_strip(tensors, "model."))
+        load_module(module, _strip(tensors, "model."))
         restore_optimizer(optimizer, _strip(tensors, "optimizer."))
     except (RuntimeError, ValueError, IndexError) as error:
         raise CheckpointError(
@@ -55,7 +69,7 @@ def restore(
     torch.set_rng_state(tensors["rng.cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-    return {name: tensor.to(device) for name, tensor in _strip(tensors, "ema.").items()}
+    return {name: tensor.to(device) for name, tensor in average.items()}
 
 
 def check_snapshot(

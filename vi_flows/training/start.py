@@ -92,7 +92,9 @@ def _check_fit(source: Run, config: TrainConfig) -> None:
 
 def _read(source: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        return source.weights.read()
+        tensors, state = source.weights.read()
+        source.check_settings(state)
+        return tensors, state
     except CheckpointError as error:
         there = is_there(source.weights.path())
         way = "start from another run" if there else f"vi-flows train --resume {in_shell(source.folder)} makes them"

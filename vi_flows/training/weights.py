@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vi_flows.training.checkpoint import CheckpointError, first_not_finite, load_tensors
+from vi_flows.training.checkpoint import CheckpointError, OtherModelError, first_not_finite, load_module, load_tensors
 from vi_flows.training.errors import RunError, RunUnusableError, in_shell
 from vi_flows.training.packed import PackedError, content, is_there
 
@@ -63,8 +64,13 @@ class Weights:
         """
         return load_tensors(self.path(which))
 
-    def load_into(self, module: nn.Module, which: str = "auto") -> dict[str, Any]:
+    def load_into(self, module: nn.Module, which: str, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Put them into a module of the run's model, in evaluation mode.
+
+        Args:
+            module: of the same model.
+            which: see :meth:`path`.
+            check: refuses bookkeeping that is not the run's.
 
         Returns:
             The bookkeeping that was saved with them: epoch, steps, seconds, whether training had finished.
@@ -76,12 +82,14 @@ class Weights:
         path = self.path(which)
         try:
             tensors, state = load_tensors(path)
+            check(state)
             bad = first_not_finite(tensors.items())
             if bad is not None:
                 raise CheckpointError(f"{bad} in {path.name} is NaN or infinite")
-            module.load_state_dict(tensors)
-        except (CheckpointError, RuntimeError) as error:
-            way = self._way_to(path)
+            load_module(module, tensors)
+        except CheckpointError as error:
+            other = isinstance(error, OtherModelError)
+            way = "put its config.json back as it was" if other else self._way_to(path)
             raise RunUnusableError(f"no usable {path.stem} weights in {self.folder}: {error}; {way}") from error
         module.eval()
         return {"weights": path.stem, **state}

@@ -6,7 +6,7 @@ from vi_flows.vae.evidence import AISSettings, VAEEvidence, annealed_vae, evalua
 from vi_flows.vae.flow_likelihood import FlowLikelihoodVAE
 from vi_flows.vae.guide import AmortizedGuide
 from vi_flows.vae.model import GenerativeModel, LatentChain
-from vi_flows.vae.pixel_decoder import LatentUse, PixelDecoderModel, build_pixel_vae, latent_use
+from vi_flows.vae.pixel_decoder import LatentUse, PixelDecoderModel, build_pixel_vae, latent_use, others_of
 from vi_flows.vae.refinement import RefinedGuide, RefinementSettings, refine
 from vi_flows.vae.vae import VAE, LogWeightTerms
 
@@ -30,6 +30,7 @@ __all__ = [
     "build_vae",
     "evaluate_vae",
     "latent_use",
+    "others_of",
     "refine",
     "simulated_bounds",
 ]

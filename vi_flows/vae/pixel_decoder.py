@@ -23,7 +23,7 @@ from vi_flows.vae.config import VAEConfig, vae_parts
 from vi_flows.vae.model import LatentChain
 from vi_flows.vae.vae import VAE
 
-__all__ = ["LatentUse", "PixelDecoderModel", "build_pixel_vae", "latent_use"]
+__all__ = ["LatentUse", "PixelDecoderModel", "build_pixel_vae", "latent_use", "others_of"]
 
 
 class PixelDecoderModel(LatentChain):
@@ -110,7 +110,7 @@ class LatentUse(NamedTuple):
     Attributes:
         kl: ``log q(z|x) − log p(z)``, of mean ``KL(q(z|x) ‖ p(z))``.
         reconstruction: ``−log p(x|z)``.
-        reconstruction_of_others: ``−log p(x|z′)`` with the latents of another image; what it lies above
+        reconstruction_of_others: ``−log p(x|z′)`` with the latents of another image of all; what it lies above
             ``reconstruction`` is what the decoder learns from its own.
     """
 
@@ -119,22 +119,43 @@ class LatentUse(NamedTuple):
     reconstruction_of_others: Tensor
 
 
+def others_of(x: Tensor, seed: int = 0) -> Tensor:
+    """The rows in a random order in which none is in its own place.
+
+    Of all rows, not of neighbours: files may hold one class after the other.
+
+    Args:
+        x: rows ``(N, …)``.
+        seed: of the order.
+
+    Raises:
+        ValueError: there are fewer than two rows.
+    """
+    if len(x) < 2:
+        raise ValueError(f"the latents of another image are needed, and there are {len(x)} images: take at least 2")
+    circle = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    order = torch.empty_like(circle)
+    order[circle] = circle.roll(1)
+    return x[order]
+
+
 @torch.no_grad()
-def latent_use(vae: VAE, x: Tensor) -> LatentUse:
+def latent_use(vae: VAE, x: Tensor, others: Tensor) -> LatentUse:
     """How much an image's latent tells of it.
 
     Args:
         vae: the model, in ``eval()`` mode.
-        x: rows ``(B, D)``; each is decoded from the latents of the one before it too.
+        x: rows ``(B, D)``.
+        others: as many; each of ``x`` is decoded from the latents of one of these, too. See :func:`others_of`.
 
     Raises:
-        ValueError: there is no other image, or see :meth:`LatentChain.rows`.
+        ValueError: there are more or fewer others, or see :meth:`LatentChain.rows`.
     """
-    if len(x) < 2:
-        raise ValueError(f"the latents of another image are needed, and there are {len(x)} images")
+    if len(others) != len(x):
+        raise ValueError(f"each row needs one other, and there are {len(x)} rows and {len(others)} others")
     x = vae.model.rows(x)
     latents, log_q = vae.guide.sample_and_log_prob(x, 1)
     log_prior = vae.model.log_prior(latents)
-    own, others = latents[-1], latents[-1].roll(1, 1)
-    scores = [-vae.model.likelihood(z, validate_args=False).log_prob(x)[0] for z in (own, others)]
+    strange, _ = vae.guide.sample_and_log_prob(vae.model.rows(others), 1)
+    scores = [-vae.model.likelihood(z, validate_args=False).log_prob(x)[0] for z in (latents[-1], strange[-1])]
     return LatentUse((log_q - log_prior)[0], *scores)

@@ -13,7 +13,7 @@ from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.settings import Positive, SettingsError
 from vi_flows.training.tasks.base import Evaluation
 from vi_flows.training.tasks.vae import VAEEvaluationSettings, VAETask, VAETrainConfig
-from vi_flows.vae import VAE, VAEConfig, build_pixel_vae, latent_use
+from vi_flows.vae import VAE, VAEConfig, build_pixel_vae, latent_use, others_of
 
 __all__ = ["PixelVAEEvaluationSettings", "PixelVAETask", "PixelVAETrainConfig"]
 
@@ -108,13 +108,13 @@ class PixelVAETask(VAETask):
         Raises:
             ValueError: there are fewer than two images.
         """
-        found = super().evaluate(rows, settings, progress, parts)
         x = settings.chosen(self.data.binarized(rows)).to(self.device)
+        others = others_of(x, settings.seed)  # refuses a single image, before what takes long
+        found = super().evaluate(rows, settings, progress, parts)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(settings.seed)
-            # A last part of one image would have no other: it goes with the one before.
-            batches = torch.tensor_split(x, tuple(range(ROWS_SCORED, len(x) - 1, ROWS_SCORED)))
-            used = [latent_use(self.module, part) for part in batches]
+            pairs = zip(x.split(ROWS_SCORED), others.split(ROWS_SCORED), strict=True)
+            used = [latent_use(self.module, part, other) for part, other in pairs]
         scores = {
             name: torch.cat(values).float().cpu()
             for name, values in zip(used[0]._fields, zip(*used, strict=True), strict=True)
