@@ -38,7 +38,6 @@ DEFAULTS = {
         "output": "categorical",
         "digit": True,
     },
-    "training.weights:Weights.load_into": {"which": "auto"},
     "training.weights:Weights.path": {"which": "auto"},
     "training.weights:Weights.read": {"which": "auto"},
     "training.weights:Weights.sha256": {"which": "auto"},

@@ -87,9 +87,11 @@ class Weights:
             if bad is not None:
                 raise CheckpointError(f"{bad} in {path.name} is NaN or infinite")
             load_module(module, tensors)
+        except OtherModelError as error:
+            way = "put its config.json back as it was"
+            raise RunUnusableError(f"no usable {path.stem} weights in {self.folder}: {error}; {way}") from error
         except CheckpointError as error:
-            other = isinstance(error, OtherModelError)
-            way = "put its config.json back as it was" if other else self._way_to(path)
+            way = self._way_to(path)
             raise RunUnusableError(f"no usable {path.stem} weights in {self.folder}: {error}; {way}") from error
         module.eval()
         return {"weights": path.stem, **state}
