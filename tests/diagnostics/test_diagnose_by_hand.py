@@ -211,11 +211,29 @@ def test_a_light_mode_is_told_where_it_moves_what_the_draws_say(weighed, monkeyp
         assert (found.verdict, found.elsewhere) == ("ok", "nothing")
 
 
+@pytest.mark.parametrize("far", [1e4, math.inf])
+def test_a_light_mode_changes_no_sd_of_draws_that_have_none(weighed, monkeypatch, far):
+    """Draws of a Cauchy law, by its quantiles, and a mode beyond: values count as no further than twice the 99 %."""
+
+    def missed(density, log_q, x, evidence, num_paths, hints=()):
+        around = torch.full((4, 1), 6.0).double()
+        return Missed(0.001, 1, 0.001, 9.0, around[0], around, torch.full((4,), 0.00025).double())
+
+    def cauchy(x):
+        return {"a": torch.where(x[..., 0].abs() < 2.001, torch.tan(math.pi * x[..., 0] / 4.02), far)}
+
+    monkeypatch.setattr(HERE, "missed_mass", missed)
+    weighed(joint(log_q=nothing, constrain=cauchy))
+    found = diagnose(nothing, nothing, num_samples=200)
+    assert found.heavy_tails["a"] > 0.5
+    assert found.elsewhere == "nothing"
+
+
 def test_a_site_that_never_varies_is_not_moved():
     one = torch.ones(1).double()
     missed = Missed(0.001, 1, 0.001, 9.0, one, one[None], 0.001 * one)
-    draws = {"first": torch.ones(5, 2), "x": torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, -1.0]])}
-    moved = missed.moves(draws, {"first": torch.ones(1, 2), "x": torch.tensor([[1.0, 100.0]])})
+    draws = {"first": torch.ones(3, 2), "x": torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, -1.0]]).double()}
+    moved = missed.moves(draws, {"first": torch.ones(1, 2), "x": torch.tensor([[1.0, 100.0]]).double()})
     assert set(moved) == {"x"}
     # Mean 0.1 / 1.001, variance (2/3 + 10) / 1.001 less the mean's square: sds of the draws are √(2/3).
     assert moved["x"][0] == pytest.approx(0.1 / 1.001 / math.sqrt(2 / 3))

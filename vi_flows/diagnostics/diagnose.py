@@ -36,6 +36,9 @@ __all__ = ["diagnose"]
 MISSED_SHARE = 0.01
 """A mode that no draw reached is reported from this share of the mass on, a lighter one where it moves a moment."""
 
+BOUNDLESS = torch.tensor(-math.inf), torch.tensor(math.inf)
+"""Limits of a coordinate that has none."""
+
 AGAIN = 4
 """Times as many chains, from other draws, are run before an alarm of chains is heard."""
 
@@ -105,7 +108,7 @@ def diagnose(
     if draws is not None and values is not None and verdict != "don't trust" and num_paths > 0:
         with preserved_generators(seed), poutine.block():
             hints = draws.latents[joint.topk(NUM_HINTS).indices.to(draws.latents.device)]
-            elsewhere = _elsewhere(draws, values, float(joint_psis.log_mean_weight), num_paths, hints)
+            elsewhere = _elsewhere(draws, values, limits, float(joint_psis.log_mean_weight), num_paths, hints)
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
     if draws is not None and verdict != "ok":
@@ -154,6 +157,7 @@ def diagnose(
 def _elsewhere(
     draws: Draws,
     values: Mapping[str, Tensor],
+    limits: Mapping[str, tuple[Tensor, Tensor]],
     log_evidence: float,
     num_paths: int,
     hints: Tensor,
@@ -161,8 +165,9 @@ def _elsewhere(
     """Modes that no draw reached, in words, ``nothing``, or ``not looked``.
 
     Those of at least one per cent of the mass, and lighter ones that move a mean by more than a tenth of an sd or
-    change an sd by more than a tenth: 0.2 % of the mass at 30 sd make an sd 1.7 times as large. Heavy tails of the
-    draws are no reason to bound these values: how much lies how far away does not rest on single draws of the guide.
+    change an sd by more than a tenth: 0.2 % of the mass at 30 sd make an sd 1.7 times as large. Where draws have no
+    fourth moment that is heard, too, as how much lies how far away does not rest on single draws of them; values are
+    within ``limits`` where they have no second one, and so no sd that could change.
     """
     if draws.log_q is None or draws.latents.shape[-1] > MAX_DIM:
         return "not looked"
@@ -171,7 +176,10 @@ def _elsewhere(
         return "nothing"
     if missed.together >= MISSED_SHARE:
         return _in_words(missed, draws)
-    moves = missed.moves(values, draws.constrain(missed.latents.to(draws.latents)))
+    heavy = _heavy_tails(values)
+    ends = {name: limits[name] if name in heavy else BOUNDLESS for name in values}
+    around = draws.constrain(missed.latents.to(draws.latents))
+    moves = missed.moves(_within(ends, values), _within(ends, around))
     size = {name: max(shift / SMALL_SHIFT, stretch / SMALL_STRETCH) for name, (shift, stretch) in moves.items()}
     name = max(size, key=lambda site: size[site], default="")
     if not size or size[name] <= 1:
@@ -214,7 +222,7 @@ def _in_words(missed: Missed, draws: Draws) -> str:
     )
 
 
-def _heavy_tails(draws: dict[str, Tensor]) -> dict[str, float]:
+def _heavy_tails(draws: Mapping[str, Tensor]) -> dict[str, float]:
     shapes = {name: float(tail_shape(value).max()) for name, value in draws.items() if value.numel() > 0}
     return {name: shape for name, shape in shapes.items() if shape >= K_FINITE_VARIANCE}
 

@@ -68,7 +68,7 @@ class Missed:
         """What the missed mass does to means and spreads, by site.
 
         Args:
-            draws: the guide's, of the sites' values.
+            draws: the guide's, of the sites' values, in double precision.
             around: values at :attr:`latents`.
 
         Returns:
@@ -78,12 +78,12 @@ class Missed:
         total = 1 + self.masses.sum()
         found = {}
         for name, values in draws.items():
-            values = values.double().cpu()
             free = varies(values)
             if not bool(free.any()):
                 continue
             midst = values[:, free].median(0).values  # distances to a draw are exact
-            here, there = (value[:, free].double().cpu() - midst for value in (values, around[name]))
+            here, there = (value[:, free] - midst for value in (values, around[name]))
+            there = there.nan_to_num(0.0, 0.0, 0.0)  # beyond the largest number of its type: nobody knows how far
             mean, sd = here.mean(0), here.std(0, correction=0)
             added = self.masses @ there
             moved = (mean + added) / total
