@@ -343,6 +343,6 @@ def test_renyi_of_far_weights_near_the_elbo(alpha):
 
 @pytest.mark.parametrize("kl_weight", [math.nan, math.inf, -0.1])
 def test_a_kl_weight_is_a_finite_number(kl_weight):
-    with pytest.raises(ValueError, match="kl_weight must be a finite"):
+    with pytest.raises(ValueError, match="kl_weight must be at least 0 and finite"):
         IWAE(2, kl_weight=kl_weight)
     assert IWAE(np.int64(2)).num_particles == 2

@@ -6,6 +6,7 @@ import math
 import warnings
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -192,3 +193,13 @@ def test_what_couples_the_rows_of_a_minibatch_is_said():
 @pytest.mark.parametrize("loss", [ELBO, IWAE])
 def test_the_bound_of_a_program_without_sites_is_zero(loss, vectorize):
     assert loss(3, vectorize_particles=vectorize, max_plate_nesting=0).loss(lambda: None, lambda: None) == 0
+
+
+@pytest.mark.parametrize("wrong", ["0.5", None, [0.5]])
+def test_settings_that_are_no_numbers_are_named(wrong):
+    with pytest.raises(TypeError, match="alpha must be of type int or float, got"):
+        RenyiBound(wrong)
+    with pytest.raises(TypeError, match="kl_weight must be of type int or float, got"):
+        ELBO(kl_weight=wrong)
+    assert RenyiBound(np.float32(0.5)).alpha == 0.5
+    assert ELBO(kl_weight=np.float32(0.5)).kl_weight == 0.5

@@ -60,7 +60,8 @@ def from_npz(path: Path) -> tuple[Splits, Splits]:
         arrays, names, others = {ALL: stored[others[0]]}, {ALL: others[0]}, []
         if len(plain) > 1:
             raise DataCorruptError(f"{path} has both {plain[0]} and {plain[1]}: keep one of them")
-        labels |= dict.fromkeys([ALL] if plain else [], stored[plain[0]] if plain else stored[names[ALL]])
+        if plain:
+            labels[ALL] = stored[plain[0]]
     elif plain:
         raise DataCorruptError(f"{path}: the labels {plain[0]} belong to no split; name them labels_train and so on")
     if others:

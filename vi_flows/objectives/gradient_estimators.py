@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -181,7 +182,8 @@ class RenyiBound(TracedBound):
     """
 
     def __init__(self, alpha: float = 0.0, num_particles: int = 2, **options: Any) -> None:
-        check_types((int, float), "", alpha=alpha)
+        if not isinstance(alpha, Real):
+            check_types((int, float), "", alpha=alpha)
         if alpha == 1 or not math.isfinite(alpha):
             raise ValueError(f"alpha must be finite and not 1 (that limit is the ELBO), got {alpha}")
         super().__init__(num_particles, **options)

@@ -22,7 +22,7 @@ from pyro.util import check_if_enumerated
 from torch import Tensor
 
 from vi_flows.parameters import quiet_unless_observed
-from vi_flows.settings import check_types
+from vi_flows.settings import check_at_least
 from vi_flows.traces import is_deterministic, is_subsample, nodes
 
 __all__ = ["TracedBound", "TracedWeights"]
@@ -92,9 +92,7 @@ class TracedBound(PyroELBO):
     ) -> None:
         if not isinstance(num_particles, Integral) or num_particles < 1:
             raise ValueError(f"num_particles must be a whole number of at least 1, got {num_particles!r}")
-        check_types((int, float), "", kl_weight=kl_weight)
-        if not 0 <= kl_weight < math.inf:
-            raise ValueError(f"kl_weight must be a finite number of at least 0, got {kl_weight!r}")
+        check_at_least(0, kl_weight=kl_weight)
         super().__init__(int(num_particles), max_plate_nesting, vectorize_particles=vectorize_particles)
         self.kl_weight: float = kl_weight
 
