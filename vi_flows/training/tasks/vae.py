@@ -159,9 +159,7 @@ def _annealing_lines(ais: dict[str, Any]) -> list[str]:
     if "bdmc" in ais:
         bdmc = ais["bdmc"]
         low, high = bdmc["nll_lower"], bdmc["nll_upper"]
-        crossed = (
-            f": the ends, which are bounds in the mean, cross by {low - high:.3f}, take more images or temperatures"
-        )
+        crossed = f": bounds in the mean, which cross by {low - high:.3f}; take more images or temperatures"
         lines.append(
             f"BDMC on {bdmc['num_rows']} images of the model's own: NLL between {low:.3f} and {high:.3f}"
             f"{crossed if low > high else ''}"
