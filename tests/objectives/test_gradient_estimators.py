@@ -24,13 +24,7 @@ from vi_flows.transforms import Affine, Chain, FromPyro
 X = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    pyro.clear_param_store()
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 class Prior(nn.Module):

@@ -22,13 +22,7 @@ from vi_flows.objectives import ELBO, IWAE, DReG, RenyiBound
 SD = 0.7
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    pyro.clear_param_store()
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def flat(m):
