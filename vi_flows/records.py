@@ -288,7 +288,7 @@ class Record:
             raise NotADirectoryError(f"{path} can't be written: {above} is a file, not a folder")
         if path.exists() and not overwrite:
             raise RecordExistsError(f"{path} exists; give --overwrite to replace it, or name another place")
-        if path.exists() and not _names_schema(path):
+        if path.suffix == ".json" and path.exists() and not _names_schema(path):  # others are pictures
             raise RecordExistsError(f"{path} is no record, and stays as it is; name another place, or move it away")
 
     @classmethod

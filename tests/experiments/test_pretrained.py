@@ -63,7 +63,7 @@ def test_the_weights_are_those_that_the_trainings_wrote() -> None:
 def test_the_weights_fit_and_give_a_likelihood(folder: Path) -> None:
     run = Run.open(folder)
     vae = build_vae(run.config.vae, 784)
-    run.weights.load_into(vae)
+    run.weights.load_into(vae, "auto", run.check_settings)
     torch.manual_seed(0)
     blank = torch.zeros(4, 784)
 
@@ -100,7 +100,7 @@ def test_the_record_of_a_pixel_model_comes_out_again(folder: Path, tmp_path: Pat
 def trained_density(folder: Path) -> ImageDensity:
     run = Run.open(folder)
     density = build_image_density(run.config.image, (1, 28, 28))
-    run.weights.load_into(density)
+    run.weights.load_into(density, "auto", run.check_settings)
     return density
 
 

@@ -38,12 +38,21 @@ def with_right_draws(fn: Any) -> Any:
     return _changed_inside(fn, _right)
 
 
+class _BelowOne(torch.distributions.Beta):
+    """Draws that their type tells from 1: a correlation of ±1 by rounding has no place on the unconstrained scale."""
+
+    def rsample(self, sample_shape: _size = ()) -> Tensor:
+        """As of any Beta, at most ``1 − 2 eps``."""
+        drawn = super().rsample(sample_shape)
+        return drawn.clamp(max=1 - 2 * torch.finfo(drawn.dtype).eps)
+
+
 def _right(fn: Any) -> Any:
     if not isinstance(fn, torch.distributions.LKJCholesky):
         return fn
     row = torch.arange(fn.dim, dtype=fn.concentration.dtype, device=fn.concentration.device).clamp(min=1)
     right = copy.copy(fn)
-    right._beta = torch.distributions.Beta(row / 2, fn.concentration[..., None] + (fn.dim - 1 - row) / 2)
+    right._beta = _BelowOne(row / 2, fn.concentration[..., None] + (fn.dim - 1 - row) / 2)
     return right
 
 
