@@ -102,13 +102,15 @@ def diagnose(
                 chains = _chains(draws, limits, slice(num_chains, (1 + AGAIN) * num_chains), 8) or chains
             if longer_chains_decide(joint_psis, shift, sd_ratio, chains):
                 chains = _chains(draws, limits, slice(num_chains), LONG)
+    heavy_tails = {} if values is None else _heavy_tails(values)
     elbo = float(joint.mean())
     verdict, reason = judge(joint_psis, row_psis, shift, sd_ratio, chains, num_samples)
     elsewhere, by_weights = "not looked", verdict
     if draws is not None and values is not None and verdict != "don't trust" and num_paths > 0:
         with preserved_generators(seed), poutine.block():
             hints = draws.latents[joint.topk(NUM_HINTS).indices.to(draws.latents.device)]
-            elsewhere = _elsewhere(draws, values, limits, float(joint_psis.log_mean_weight), num_paths, hints)
+            bounded = {name: limits[name] if name in heavy_tails else BOUNDLESS for name in values}
+            elsewhere = _elsewhere(draws, values, bounded, float(joint_psis.log_mean_weight), num_paths, hints)
         if elsewhere not in ("nothing", "not looked"):
             verdict, reason = "don't trust", elsewhere
     if draws is not None and verdict != "ok":
@@ -122,7 +124,6 @@ def diagnose(
     if draws is not None and values is not None and (rounded := too_coarse(draws, values)):
         reason = f"{reason}; {rounded}" if by_weights == "don't trust" else rounded
         verdict = "don't trust"
-    heavy_tails = {} if values is None else _heavy_tails(values)
     if heavy_tails and verdict != "don't trust":
         reason += _of_heavy_tails(heavy_tails, num_samples)
     if values is not None:  # reported as they are, however little they can say of a heavy tail
@@ -166,8 +167,8 @@ def _elsewhere(
 
     Those of at least one per cent of the mass, and lighter ones that move a mean by more than a tenth of an sd or
     change an sd by more than a tenth: 0.2 % of the mass at 30 sd make an sd 1.7 times as large. Where draws have no
-    fourth moment that is heard, too, as how much lies how far away does not rest on single draws of them; values are
-    within ``limits`` where they have no second one, and so no sd that could change.
+    fourth moment that is heard, too, as how much lies how far away does not rest on single draws of them; where they
+    have no second one, and so no sd that could change, values are within ``limits``.
     """
     if draws.log_q is None or draws.latents.shape[-1] > MAX_DIM:
         return "not looked"
@@ -176,10 +177,8 @@ def _elsewhere(
         return "nothing"
     if missed.together >= MISSED_SHARE:
         return _in_words(missed, draws)
-    heavy = _heavy_tails(values)
-    ends = {name: limits[name] if name in heavy else BOUNDLESS for name in values}
     around = draws.constrain(missed.latents.to(draws.latents))
-    moves = missed.moves(_within(ends, values), _within(ends, around))
+    moves = missed.moves(_within(limits, values), _within(limits, around))
     size = {name: max(shift / SMALL_SHIFT, stretch / SMALL_STRETCH) for name, (shift, stretch) in moves.items()}
     name = max(size, key=lambda site: size[site], default="")
     if not size or size[name] <= 1:
