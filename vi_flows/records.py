@@ -181,13 +181,19 @@ def provenance(device: str = "cpu", clock: Clock | None = None, **more: Any) -> 
     }
 
 
-def _names_schema(path: Path) -> bool:
-    """Whether a file was written as a record, of whatever version."""
+def _content(path: Path) -> dict[str, Any]:
+    """What a file that was written as a record holds, of whatever version.
+
+    Raises:
+        RecordError: it is none, or damaged.
+    """
     try:
         content = from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError):
-        return False
-    return isinstance(content, dict) and "schema" in content
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path} is no record ({error})") from error
+    if not isinstance(content, dict) or "schema" not in content:
+        raise NoRecordError(f"{path} is no record (it names no schema)")
+    return content
 
 
 def row_key(slug: str, settings: Mapping[str, Any]) -> str:
@@ -288,8 +294,13 @@ class Record:
             raise NotADirectoryError(f"{path} can't be written: {above} is a file, not a folder")
         if path.exists() and not overwrite:
             raise RecordExistsError(f"{path} exists; give --overwrite to replace it, or name another place")
-        if path.suffix == ".json" and path.exists() and not _names_schema(path):  # others are pictures
-            raise RecordExistsError(f"{path} is no record, and stays as it is; name another place, or move it away")
+        if path.suffix == ".json" and path.exists():  # others are pictures
+            try:
+                _content(path)
+            except RecordError as error:
+                raise RecordExistsError(
+                    f"{path} is no record, and stays as it is; name another place, or move it away"
+                ) from error
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -301,12 +312,7 @@ class Record:
         path = Path(path)
         if not path.is_file():
             raise RecordError(f"there is no record {path}; vi-flows evaluate RUN writes one, and says where")
-        try:
-            content = from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"{path} is no record ({error})") from error
-        if not isinstance(content, dict) or "schema" not in content:
-            raise NoRecordError(f"{path} is no record (it names no schema)")
+        content = _content(path)
         if content.pop("schema") != SCHEMA:
             raise RecordError(
                 f"{path} is of another schema than {SCHEMA}: it was written by another version; evaluate the run again"
