@@ -81,6 +81,22 @@ def test_only_a_record_is_replaced(tmp_path, content):
     Record.refuse_to_replace(path, overwrite=True)
 
 
+@pytest.mark.parametrize("scores", [RECORD.scores, {}])
+@pytest.mark.parametrize("old", [False, True])
+def test_scores_replace_those_of_the_record_alone(tmp_path, old, scores):
+    path, beside = tmp_path / "run.json", tmp_path / "run.npz"
+    if old:
+        replace(RECORD, scores={}).write(path)
+    beside.write_bytes(b"mine")
+    with pytest.raises(RecordExistsError, match=r"run\.npz, where the scores go, is of no record, and stays as it is"):
+        replace(RECORD, scores=scores).write(path, overwrite=True)
+    assert beside.read_bytes() == b"mine"
+    beside.unlink()
+    RECORD.write(path, overwrite=True)
+    replace(RECORD, scores=scores).write(path, overwrite=True)
+    assert beside.exists() == bool(scores)
+
+
 def test_scores_are_float32_vectors(tmp_path):
     for wrong in (np.zeros(3), np.zeros((3, 1), np.float32)):
         with pytest.raises(ValueError, match="nll is float"):

@@ -286,7 +286,8 @@ class Record:
         """Look before the work, not after it.
 
         Raises:
-            RecordExistsError: a record is there and ``overwrite`` was not asked for, or something else is there.
+            RecordExistsError: a record is there and ``overwrite`` was not asked for, or something else is there, or
+                where the scores go.
             NotADirectoryError: a folder on the way to it is a file.
         """
         above = next(folder for folder in path.absolute().parents if folder.exists())
@@ -294,13 +295,20 @@ class Record:
             raise NotADirectoryError(f"{path} can't be written: {above} is a file, not a folder")
         if path.exists() and not overwrite:
             raise RecordExistsError(f"{path} exists; give --overwrite to replace it, or name another place")
-        if path.suffix == ".json" and path.exists():  # others are pictures
-            try:
-                _content(path)
-            except RecordError as error:
-                raise RecordExistsError(
-                    f"{path} is no record, and stays as it is; name another place, or move it away"
-                ) from error
+        if path.suffix != ".json":  # pictures
+            return
+        try:
+            scores = _content(path).get("scores") if path.exists() else None
+        except RecordError as error:
+            raise RecordExistsError(
+                f"{path} is no record, and stays as it is; name another place, or move it away"
+            ) from error
+        beside = path.with_suffix(".npz")
+        if beside.exists() and not (isinstance(scores, dict) and scores.get("file") == beside.name):
+            raise RecordExistsError(
+                f"{beside}, where the scores go, is of no record, and stays as it is; name another place, or move it "
+                "away"
+            )
 
     @classmethod
     def read(cls, path: Path) -> Record:

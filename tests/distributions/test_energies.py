@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from dataclasses import dataclass, replace
 
 import pytest
@@ -50,6 +51,32 @@ def test_boxes_hold_the_mass(name):
     ])  # fmt: skip
     assert target.log_prob(border).max() < -10
     assert target.log_prob(torch.zeros(3, 5, 2)).shape == (3, 5)
+
+
+def test_draws_have_the_moments_of_the_target():
+    torch.manual_seed(0)
+    z = target_2d("banana").expand((3,)).sample((100_000,))
+    assert z.shape == (100_000, 3, 2)
+    assert z.dtype == torch.get_default_dtype()
+    z = z.double()
+    # z1 ~ N(0, 2²), z2 | z1 ~ N(z1²/4 − 1, ½²): E z2 = 0, Var z2 = ¼ + Var(z1²)/16 = 2.25, E z1² z2 = 12 − 4 = 8
+    assert (z.mean(0)).abs().max() < 0.03
+    assert (z.square().mean(0) - torch.tensor([4.0, 2.25])).abs().max() < 0.08
+    assert ((z[..., 0].square() * z[..., 1]).mean(0) - 8).abs().max() < 0.5
+
+
+def test_draws_of_a_truncated_target_stay_inside():
+    z = target_2d("u3", truncated=True).sample((10_000,))
+    assert z[:, 0].abs().max() <= 4
+    assert z[:, 0].max() > 3.9
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS_2D))
+def test_targets_can_be_pickled(name):
+    target = TARGETS_2D[name]
+    z = torch.randn(5, 2)
+    copy = pickle.loads(pickle.dumps(target))
+    assert torch.equal(copy.unnormalized_log_prob(z), target.unnormalized_log_prob(z))
 
 
 def half_square(z1, z2):
