@@ -236,7 +236,7 @@ def config_from_dict(kind: type[T], values: dict[str, Any]) -> T:
         return _CONVERTER.structure(values, kind)
     except cattrs.BaseValidationError as error:
         found = "; ".join(cattrs.transform_error(error, path="settings", format_exception=_in_words))
-        raise ValueError(f"{found} (written by another version?)") from error
+        raise ValueError(f"{found}; correct it, or take the version of vi_flows that wrote it") from error
 
 
 def _in_words(error: BaseException, kind: type | None) -> str:
