@@ -100,7 +100,7 @@ def test_sizes_of_numpy_build_models():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"colour": 3}, "unknown setting colour @ settings "),
+        ({"colour": 3}, "unknown setting colour @ settings; correct it, or take the version of vi_flows that wrote it"),
         ({"other": {"side": 2, "colour": 3, "hue": 1}}, "unknown setting colour, hue @ settings.other"),
         ({"other": {"side": "3"}}, "side must be a whole number, got '3'"),
         ({"other": 3}, "settings.other"),
