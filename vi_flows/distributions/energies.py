@@ -18,6 +18,8 @@ from vi_flows.settings import check_counts, check_tensors
 
 __all__ = ["TARGETS_2D", "Energy2D", "target_2d", "wall"]
 
+SCALAR = torch.Size()
+
 EnergyFn = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -118,7 +120,7 @@ class Energy2D(TorchDistribution):
         """
         return _log_normalizer(_Same(self.energy), tuple(self.box), self.hard, self.name)
 
-    def sample(self, sample_shape: _size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: _size = SCALAR) -> Tensor:
         """Exact draws but for the grid: a cell of the quadrature by its mass, and a uniform point of it.
 
         Args:
