@@ -155,7 +155,10 @@ def test_the_median_of_an_even_number_of_shapes_lies_between_the_middle_two(k_ha
 def test_half_widths_and_paired_differences():
     assert half_width(torch.tensor([1.0, 3.0])) == pytest.approx(1.96)  # s = √2, √n = √2
     assert half_width(torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(1.96 / math.sqrt(3))
+    assert half_width(torch.tensor([1, 2, 3])) == pytest.approx(1.96 / math.sqrt(3))
     assert math.isnan(half_width(torch.tensor([1.0])))
+    with pytest.raises(ValueError, match=r"over rows \(n,\), got values of shape \(3, 2\)"):
+        half_width(torch.zeros(3, 2))
     found = paired_bootstrap(torch.tensor([5.0, 7.0, 9.0]), torch.tensor([4.0, 5.0, 6.0]))
     assert found.difference == 2.0
     assert found.interval[0] >= 1.0

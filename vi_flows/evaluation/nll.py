@@ -149,9 +149,14 @@ def half_width(values: Tensor) -> float:
     """Half of the normal 95 % interval of a mean over rows, ``1.96 s / √n``; NaN for a single row.
 
     Args:
-        values: one a row.
+        values: one a row, numbers of any type.
+
+    Raises:
+        ValueError: they are not one a row.
     """
-    return 1.96 * (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
+    if values.dim() != 1:
+        raise ValueError(f"half_width is of a mean over rows (n,), got values of shape {tuple(values.shape)}")
+    return 1.96 * (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
 
 
 def interval_in_words(ends: Sequence[float], digits: int) -> str:
