@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
-from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam import LinearHMMReparam, LocScaleReparam, StudentTReparam
 from torch.distributions.transforms import AffineTransform
 
 from tests.guides.models import FIVE_VALUES as Y
@@ -181,6 +181,36 @@ def test_truth_values_are_refused_by_the_name_of_their_site(fn, late):
         AutoConvFlow(model, prototype_args=arguments)
     with pytest.raises(ValueError, match=words):
         fit(model, AutoConvFlow(model, warm_start=False, prototype_args=arguments), *arguments, num_steps=5)
+
+
+def linear_hmm(scale):
+    eye = torch.eye(1).expand(4, 1, 1)
+    moves, noise = dist.Normal(0.0, scale), dist.StudentT(3.0, 0.0, 0.5)
+    start = dist.Normal(0.0, 1.0).expand([1]).to_event(1)
+    return dist.LinearHMM(start, eye, moves.expand([4, 1]).to_event(1), eye, noise.expand([4, 1]).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("fn", "value", "words"),
+    [
+        (linear_hmm, torch.zeros(4, 1), r"'y' \(LinearHMM\) can be drawn but has no density.*LinearHMMReparam\(…\)"),
+        (lambda s: dist.ProjectedNormal(s.expand(5)), torch.eye(5)[0], r"'y' \(ProjectedNormal\) can be drawn but"),
+    ],
+)
+def test_what_can_only_be_drawn_is_not_observed(fn, value, words):
+    def model():
+        pyro.sample("y", fn(pyro.sample("s", dist.HalfNormal(1.0))), obs=value)
+
+    with pytest.raises(ValueError, match=words):
+        fit(model, AutoConvFlow(model), num_steps=5)
+
+
+def test_the_way_out_of_a_linear_model_without_a_density():
+    def model():
+        pyro.sample("y", linear_hmm(pyro.sample("s", dist.HalfNormal(1.0))), obs=torch.zeros(4, 1))
+
+    written = poutine.reparam(model, {"y": LinearHMMReparam(obs=StudentTReparam())})
+    assert fit(written, AutoConvFlow(written), num_steps=3).num_steps == 3
 
 
 def test_parameters_from_a_file_need_parameters_to_go_to():

@@ -37,6 +37,11 @@ Draw = Callable[[], Mapping[str, Tensor]]
 TOLERATED = 0.01
 """The share of draws at which a parameter may lie outside its constraint: by rounding, far out in the tails."""
 
+OBSERVED_WAYS = {
+    "LinearHMM": "have one, as poutine.reparam(model, {site: pyro.infer.reparam.LinearHMMReparam(…)}) does",
+}
+"""What Pyro has for observed sites without a density, by the distribution; its other reparameterizers are of latents."""
+
 
 @contextmanager
 def faults_named(program: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
@@ -163,6 +168,11 @@ def _name_its_site(trace: Trace, error: Exception) -> None:
             kind = type(innermost(fn)).__name__
             is_whole = isinstance(value, Tensor) and not value.is_floating_point()
             what = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            if isinstance(fault, NotImplementedError):
+                raise ValueError(
+                    f"site {name!r} ({kind}) can be drawn but has no density ({fault}): write it by distributions that "
+                    + OBSERVED_WAYS.get(kind, "have one")
+                ) from fault
             raise ValueError(
                 f"site {name!r} ({kind}) has no density at its value, {what}: {error}"
                 + ("; give it floating-point numbers (.float())" if is_whole else "")
