@@ -40,7 +40,7 @@ TOLERATED = 0.01
 OBSERVED_WAYS = {
     "LinearHMM": "have one, as poutine.reparam(model, {site: pyro.infer.reparam.LinearHMMReparam(…)}) does",
 }
-"""What Pyro has for observed sites without a density, by the distribution; its other reparameterizers are of latents."""
+"""What Pyro has for observed sites without a density; its other reparameterizers are of latents."""
 
 
 @contextmanager
