@@ -390,3 +390,18 @@ def test_a_light_mode_far_away_is_told_as_it_widens_the_posterior(y, told):
     assert sd > 1.25 * float(draws.std())
     assert report.verdict == "don't trust"
     assert told in report.elsewhere
+
+
+def test_a_top_without_mass_around_it_is_not_missed():
+    # Denser than ten times the guide at its top, and less dense where it has its draws, 30 nats below.
+    here = dist.Normal(torch.zeros(60).double(), 1.0).to_event(1)
+    top = torch.full((60,), math.sqrt(100 / 60)).double()
+    there = dist.Normal(top, 0.1).to_event(1)
+    log_weight = 9.0 - 50.0 - 60 * math.log(10.0)
+
+    def log_p(x):
+        return torch.logaddexp(here.log_prob(x), there.log_prob(x) + log_weight)
+
+    assert float(log_p(top) - here.log_prob(top)) == pytest.approx(9.0, abs=1e-3)
+    torch.manual_seed(0)
+    assert missed_mass(log_p, here.log_prob, here.sample((1000,)), 0.0, hints=[top]) is None

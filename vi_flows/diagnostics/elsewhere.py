@@ -128,7 +128,8 @@ def missed_mass(
             on the flank of a mode that is too narrow for others to meet it.
 
     Returns:
-        The mode of most mass among those that are missed, their number and what they have together, or ``None``.
+        The mode of most mass among those that are missed, their number and what they have together, or ``None`` where
+        there is none or none holds mass.
     """
     dim, log_density = x.shape[-1], where_defined(log_density)
     if dim > MAX_DIM or num_paths < 1:
@@ -196,6 +197,8 @@ def missed_mass(
         weight = density - log_t + _log_det(root)
     masses = torch.where(missed & weight.isfinite(), weight.exp(), 0.0) / num_draws
     mass, held = masses.sum(0), masses > 0
+    if not bool(held.any()):  # tops alone stand out, and nothing around them
+        return None
     shares = torch.where(mass < torch.inf, mass / (1 + mass.sum()), 1.0)
     together = float(shares.sum().clamp(max=1.0))
     best = int(mass.argmax())
