@@ -50,16 +50,26 @@ def unused_name(kind: str) -> str:
 
 
 class OwnName(PyroModule):
-    """A module whose name in Pyro's parameter store is no other module's (:func:`unused_name`); a copy has its own."""
+    """A module whose name in Pyro's parameter store is no other module's (:func:`unused_name`); a copy has its own.
+
+    A part of another module is named by that (``AutoGuideList.0``), and where a part of another one has that name
+    already, ``AutoGuideList.0_2``: Pyro gives all its lists of guides one name.
+    """
+
+    _kind: str
 
     def take_name(self) -> None:
         """From now on, the module has a name that no other one was given."""
-        self._pyro_name = unused_name(type(self).__name__)
+        self._kind = type(self).__name__
+        self._pyro_name = unused_name(self._kind)
+
+    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
+        self._kind = name
+        super()._pyro_set_supermodule(unused_name(name), context)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "." not in self._pyro_name:  # else it is a part of another module, and named by that
-            self.take_name()
+        self._pyro_name = unused_name(self._kind)
 
 
 @contextmanager

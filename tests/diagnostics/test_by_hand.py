@@ -176,6 +176,9 @@ def test_means_by_the_weights():
     draws = {"x": torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [4.0, 10.0]])}
     assert report(draws=draws).weighted_mean(lambda d: d["x"]).tolist() == pytest.approx([3.0, 4.0])
     assert report(draws=draws).weighted_mean(lambda d: d["x"][:, 0]).item() == pytest.approx(3.0)
+    # The weights are 0.1, 0.2, 0.3 and 0.4: of conditions and counts, too.
+    assert report(draws=draws).weighted_mean(lambda d: d["x"][:, 0] > 2).item() == pytest.approx(0.7)
+    assert report(draws=draws).weighted_mean(lambda d: d["x"].long()).tolist() == pytest.approx([3.0, 4.0])
     with pytest.raises(RuntimeError, match="no joint draws"):
         report().weighted_mean(lambda d: d["x"])
 

@@ -167,3 +167,16 @@ def test_the_picture_and_refusals(tmp_path):
 
     with pytest.raises(ValueError, match=r"'x' is computed.*fit_amortized"):
         simulation_based_calibration(computed, AutoConvFlow, data="x")
+
+
+def test_discrete_latents_are_summed_out_and_not_ranked():
+    def mixture():
+        w = pyro.sample("w", dist.Beta(2.0, 2.0))
+        with pyro.plate("n", 10):
+            k = pyro.sample("k", dist.Bernoulli(w))
+            pyro.sample("x", dist.Normal(6 * k - 3, 1.0), obs=torch.zeros(10))
+
+    check = simulation_based_calibration(mixture, AutoConvFlow, num_replications=20, num_draws=100, progress=False)
+    assert check.verdict == "calibrated"
+    assert not any(name.startswith("k") for name in check.ranks)
+    assert "w" in check.ranks

@@ -1,8 +1,11 @@
 """The guides inside Pyro's machinery, and their own methods."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, JitTrace_ELBO, Predictive, RenyiELBO, Trace_ELBO
@@ -316,3 +319,30 @@ def test_an_error_of_the_model_stays_what_it_is():
 
     with pytest.raises(RuntimeError, match="out of order"):
         AutoConvFlow(broken)()
+
+
+def test_quantiles_rise_where_the_map_to_the_support_falls():
+    flat = dist.ImproperUniform(dist.constraints.less_than(torch.tensor([2.0, 5.0])), (), (2,))
+    shape = dist.Gamma(4.0, 2.0)
+
+    def model():
+        x = pyro.sample("x", flat)
+        pyro.factor("density", shape.log_prob(torch.tensor([2.0, 5.0]) - x).sum(-1))
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    guide = AutoConvFlow(model)
+    fit(model, guide, num_steps=300)
+    levels = guide.quantiles([0.05, 0.5, 0.95])
+    below = torch.as_tensor(scipy.stats.gamma(4.0, scale=0.5).ppf([0.95, 0.5, 0.05]), dtype=torch.float32)
+    torch.testing.assert_close(levels["x"], torch.tensor([2.0, 5.0]) - below[:, None], atol=0.08, rtol=0)
+    torch.testing.assert_close(levels["z"], torch.tensor([-1.645, 0.0, 1.645]), atol=0.03, rtol=0)
+
+
+def test_a_bound_with_draws_without_density_is_no_number():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("wall", torch.where(z < 2.0, 0.0, -math.inf))
+
+    result = fit(model, AutoConvFlow(model, warm_start=False, init_scale=1.0), num_steps=1)
+    assert result.elbo == -math.inf  # log Φ(2) = −0.0230 bounds it, and the average of the other draws is 0
+    assert math.isnan(result.elbo_se)

@@ -8,7 +8,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoGuideList
+from pyro.nn import PyroModule
 from pyro.optim import Adam
 
 from tests.transforms.cases import CASES, build
@@ -167,3 +170,44 @@ def test_the_triangles_of_a_mixture_are_trained():
 def test_parameters_of_bijections_are_contiguous(name):
     """Pyro would train copies of others."""
     assert all(parameter.is_contiguous() for parameter in module_of(build(name)).parameters())
+
+
+def both(y):
+    a = pyro.sample("a", dist.Normal(0.0, 10.0))
+    b = pyro.sample("b", dist.Normal(a, 1.0))
+    pyro.sample("y", dist.Normal(b, 1.0), obs=y)
+
+
+def parts():
+    found = AutoGuideList(both)
+    for hidden in ("a", "b"):
+        found.append(AutoConvFlow(poutine.block(both, hide=[hidden]), num_blocks=1, init_scale=1.0))
+    return found
+
+
+@pytest.mark.parametrize("again", [lambda first: parts(), copy.deepcopy], ids=["new", "copy"])
+def test_a_second_list_of_guides_is_trained_too(again):
+    pyro.clear_param_store()
+    first = parts()
+    steps(both, first, torch.tensor(1.0))
+    second = again(first)
+    steps(both, second, torch.tensor(1.0), num=1)
+    moved = changes(second, lambda: steps(both, second, torch.tensor(50.0)))
+    assert len(moved) > len(list(second.parameters())) // 2
+    assert not changes(first, lambda: steps(both, second, torch.tensor(50.0)))
+    assert changes(first, lambda: steps(both, first, torch.tensor(50.0)))
+
+
+class Outer(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.guide = made()
+
+    def forward(self, y):
+        return self.guide(y)
+
+
+def test_guides_within_modules_of_one_class_are_all_trained():
+    pyro.clear_param_store()
+    for outer in (Outer(), Outer(), copy.deepcopy(Outer())):
+        assert changes(outer, lambda outer=outer: steps(location, outer, torch.tensor(50.0)))

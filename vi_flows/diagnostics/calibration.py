@@ -198,7 +198,8 @@ def simulation_based_calibration(
     :func:`~vi_flows.diagnostics.diagnose`.
 
     Args:
-        model: a Pyro program with proper priors; its observed sites are drawn anew.
+        model: a Pyro program with proper priors; its observed sites are drawn anew, and discrete latents, which guides
+            sum out, are not ranked.
         make_guide: makes a guide of a model, such as :class:`~vi_flows.guides.AutoConvFlow`.
         args: the model's arguments.
         num_replications: fits; a hundred see a bias of 0.5 sd and sds that are half of what they should be.
@@ -218,7 +219,8 @@ def simulation_based_calibration(
     kwargs = {**kwargs, **(model_kwargs or {})}
     options = {"progress": False, "seed": None, **(fit_options or {})}
     with preserved_generators(seed):
-        simulator = Simulator(model, args, kwargs, data=data)
+        # Guides sum discrete latents out, or refuse the model and say why.
+        simulator = Simulator(model, args, kwargs, data=data, discrete="nuisance")
         for name in simulator.data:
             if is_fixed(simulator.trace.nodes[name]["fn"]):
                 raise ValueError(

@@ -122,7 +122,7 @@ class Diagnosis:
         """``Σ w f(z)``: an expectation corrected by the smoothed weights.
 
         Args:
-            fn: of the draws, a tensor with draws along the first dimension.
+            fn: of the draws, a tensor with draws along the first dimension; a condition's mean is its probability.
 
         Raises:
             RuntimeError: there are no joint draws (models with data points in a plate).
@@ -130,6 +130,8 @@ class Diagnosis:
         if self.draws is None:
             raise RuntimeError("no joint draws were kept for this model")
         values = fn(self.draws)
+        if not values.is_floating_point():  # never the weights to the type of counts, where all are zero
+            values = values.to(self.weights)
         return (self.weights.to(values).reshape(-1, *(1,) * (values.dim() - 1)) * values).sum(0)
 
     def plot(self, path: Path | str | None = None) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -35,7 +34,7 @@ from vi_flows.guides.prototype import (
     nothing_to_learn,
     takes_no_arguments,
 )
-from vi_flows.guides.pushed import PushedSites
+from vi_flows.guides.pushed import Place, PushedSites, sample_pushed
 from vi_flows.guides.sequential import WithoutSequentialPlates
 from vi_flows.guides.sites import latent_sites, left_to_the_model
 from vi_flows.guides.start.from_model import start_of_model
@@ -331,16 +330,8 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
         latent = self.sample_latent(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         values, ladjs = self._maps().constrain(self.split(latent))
-        result = {}
-        for name, site in stochastic_nodes(self._prototype()):
-            event_dim = site["fn"].event_dim
-            shape = torch.broadcast_shapes(site["value"].shape, latent.shape[:-1] + (1,) * event_dim)
-            log_density = -ladjs[name].reshape(*shape[: len(shape) - event_dim], -1).sum(-1)
-            with ExitStack() as stack:
-                for frame in self._cond_indep_stacks[name]:
-                    stack.enter_context(plates[frame.name])
-                result[name] = pyro.sample(name, dist.Delta(values[name].reshape(shape), log_density, event_dim))
-        return result
+        places = {name: Place.of(site) for name, site in stochastic_nodes(self._prototype())}
+        return sample_pushed(values, ladjs, latent.shape[:-1], places, plates)
 
     def _built(self) -> Chain:
         if self.transform is None:
@@ -375,9 +366,12 @@ class AutoFlow(OwnName, FlowPosterior, AutoContinuous):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if any(key.startswith(prefix) for key in state_dict):
             self._built()
-        # The file says what the base is; this guide's own start may have found another number of modes.
-        if self.transform is not None:
-            self.base = base_like(state_dict, f"{prefix}base.", self.latent_dim, self.location_scale.loc)
+        # A file of a whole guide says what the base is: this guide's own start may have found another number of modes.
+        if self.transform is not None and self.base is not None:
+            names = [f"{prefix}transform.{name}" for name in self.transform.state_dict()]
+            if f"{prefix}base.logits" in state_dict or all(name in state_dict for name in names):
+                like = self.location_scale.loc
+                self.base = base_like(self.base, state_dict, f"{prefix}base.", self.latent_dim, like)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoFlow:

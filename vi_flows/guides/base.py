@@ -32,6 +32,11 @@ class Base(nn.Module):
 
     @property
     @abstractmethod
+    def num_components(self) -> int:
+        """Components that have parameters; 0 for the standard normal."""
+
+    @property
+    @abstractmethod
     def width(self) -> int:
         """Numbers of noise that make one draw."""
 
@@ -73,6 +78,11 @@ class NormalBase(Base):
     def noise(self, num_draws: int) -> Tensor:
         """The draws themselves."""
         return self.distribution().sample((num_draws,))
+
+    @property
+    def num_components(self) -> int:
+        """None has parameters."""
+        return 0
 
     @property
     def width(self) -> int:
@@ -161,6 +171,11 @@ class MixtureBase(Base):
         return cls(found.log_weights.to(like), locs.to(like), trils.to(like))
 
     @property
+    def num_components(self) -> int:
+        """``K``."""
+        return len(self.logits)
+
+    @property
     def width(self) -> int:
         """``d + 1``: the first number chooses the component."""
         return self.loc.shape[-1] + 1
@@ -201,19 +216,23 @@ class MixtureBase(Base):
         return draws.reshape(-1, dim), (number * log_weights.exp()).repeat_interleave(each)
 
 
-def base_like(state: Mapping[str, Any], prefix: str, dim: int, like: Tensor) -> Base:
-    """A base of the kind and size of a saved one, to be filled from it.
+def base_like(base: Base, state: Mapping[str, Any], prefix: str, dim: int, like: Tensor) -> Base:
+    """A base of the kind and size of a saved one, to be filled from it: ``base`` itself, whose parameters an optimizer
+    may hold, where it is of that kind and size.
 
     Args:
+        base: of the guide now.
         state: of a guide.
         prefix: of the base's names there.
         dim: ``d``.
         like: a tensor of the type and device of the draws.
     """
     logits = state.get(f"{prefix}logits")
-    if logits is None:
+    number = 0 if logits is None else len(logits)
+    if number == base.num_components:
+        return base
+    if number == 0:
         return NormalBase(dim, like)
-    number = len(logits)
     trils = torch.eye(dim).to(like).expand(number, dim, dim)
     return MixtureBase(like.new_zeros(number), like.new_zeros(number, dim), trils)
 

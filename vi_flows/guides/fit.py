@@ -35,8 +35,9 @@ class FitResult:
     """What a fit did.
 
     Attributes:
-        elbo: Monte Carlo ELBO of the returned parameters, in nats (higher is better).
-        elbo_se: its standard error over draws; NaN for guides that don't give single draws.
+        elbo: Monte Carlo ELBO of the returned parameters, in nats (higher is better); −∞ where a draw has no density.
+        elbo_se: its standard error over draws, or over means of ``num_particles`` where the guide gives no single ones;
+            NaN for one such mean alone, and where ``elbo`` is not finite.
         num_steps: optimizer steps taken.
         stopped: why the fit ended: ``nothing left to gain``, ``no further gain`` (with this guide), ``num_steps``, or
             ``interrupted``.
@@ -157,8 +158,9 @@ def fit(
         with torch.no_grad():
             bound_terms = pair.bound_terms(num_particles)
             final = torch.cat([bound_terms().reshape(-1) for _ in range(max(1, math.ceil(1000 / num_particles)))])
-    final = final[torch.isfinite(final)]
-    se = float(final.std() / final.numel() ** 0.5) if final.numel() > 1 else math.nan
+    # With a draw without density the bound is −∞, and no average of the others bounds anything.
+    known = final.numel() > 1 and bool(final.isfinite().all())
+    se = float(final.std() / final.numel() ** 0.5) if known else math.nan
     return FitResult(
         elbo=-float(final.mean()),
         elbo_se=se,

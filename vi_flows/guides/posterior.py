@@ -98,9 +98,9 @@ class FlowPosterior:
     def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Marginal quantiles of each site, from 8192 quasi-random draws; the same at every call.
 
-        They are taken on the unconstrained coordinates and mapped to the support, as in Pyro: the marginal quantiles
-        for supports that act on each coordinate; for those that couple them (simplex, ordered, correlations) a point
-        of the support.
+        They are taken on the unconstrained coordinates and mapped to the support, as in Pyro, from the other side where
+        the map decreases (``less_than``): the marginal quantiles for supports that act on each coordinate; for those
+        that couple them (simplex, ordered, correlations) a point of the support.
 
         Args:
             quantiles: probabilities.
@@ -115,17 +115,26 @@ class FlowPosterior:
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device).reshape(-1)
         if bool(((levels < 0) | (levels > 1)).any()):
             raise ValueError("quantiles must lie within 0…1")
-        result: dict[str, list[Tensor]] = {}
-        for latent in torch.quantile(draws, levels, dim=0):
-            for site, value in self._unpack_latent(latent):
-                if site["name"] not in self._dependent:
-                    result.setdefault(site["name"], []).append(to_support(site["fn"].support)(value))
-        found = {name: torch.stack(values) for name, values in result.items()}
+        found = self._mapped(torch.quantile(draws, levels, dim=0))
+        mirrored = self._mapped(torch.quantile(draws, 1 - levels, dim=0))
+        ends = self._mapped(torch.stack([draws.amin(0), draws.amax(0)]))
+        for name, (low, high) in ends.items():
+            if low.shape == self._unconstrained_shapes[name]:  # else coordinates are coupled
+                found[name] = torch.where(high < low, mirrored[name], found[name])
         if self._dependent:
             # Where the support moves with other sites, the coordinate's quantile is not the site's.
             values = self.constrain(draws)[0]
             found |= {name: torch.quantile(values[name], levels.to(values[name]), dim=0) for name in self._dependent}
         return found
+
+    def _mapped(self, latents: Tensor) -> dict[str, Tensor]:
+        """Values of the sites whose supports are fixed at unconstrained vectors ``(n, d)``, one after the other."""
+        result: dict[str, list[Tensor]] = {}
+        for latent in latents:
+            for site, value in self._unpack_latent(latent):
+                if site["name"] not in self._dependent:
+                    result.setdefault(site["name"], []).append(to_support(site["fn"].support)(value))
+        return {name: torch.stack(values) for name, values in result.items()}
 
     @torch.no_grad()
     def _quasi_random_draws(self, num_draws: int = 8192, flow: Bijection | None = None) -> Tensor:

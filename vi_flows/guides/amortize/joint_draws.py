@@ -6,7 +6,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyro
@@ -113,8 +113,8 @@ class Simulator:
 
     Data are the observed sites (which are drawn anew: their values count for nothing), or the sites named, be they
     observed, sampled without ``obs``, or ``pyro.deterministic`` (the output of a simulator without a density).
-    Parameters are the continuous latent sites, or the ones named; all other latent ones are nuisance, and so integrated
-    out. Data have the shape of their observations, where that is wider than their distribution's.
+    Parameters are the latent sites, or the ones named; all other latent ones are nuisance, and so integrated out. Data
+    have the shape of their observations, where that is wider than their distribution's.
 
     Args:
         program: a Pyro program.
@@ -122,6 +122,7 @@ class Simulator:
         kwargs: its keyword arguments.
         parameters: names of sites; default: all latent ones that are not data.
         data: names of sites, all observed ones (those conditioned, too) among them; default: these.
+        discrete: ``refuse`` discrete latent sites that no name leaves out, or take them as ``nuisance``.
 
     Raises:
         ValueError: a name is none of a site, there are no parameters or no data, an observed site (or one that is
@@ -136,6 +137,7 @@ class Simulator:
         kwargs: Mapping[str, Any] | None = None,
         parameters: str | Sequence[str] | None = None,
         data: str | Sequence[str] | None = None,
+        discrete: Literal["refuse", "nuisance"] = "refuse",
     ) -> None:
         self.program, self.args, self.kwargs = program, args, dict(kwargs or {})
         self._run_program = _Unobserve()(program)
@@ -169,6 +171,9 @@ class Simulator:
         latent = [n for n, s in sites.items() if not s["infer"].get("was_observed") and not is_fixed(s["fn"])]
         if named is None:
             named = tuple(name for name in latent if name not in named_data)
+            continuous = tuple(name for name in named if not is_discrete(sites[name]["fn"]))
+            if discrete == "nuisance" and continuous:
+                named = continuous
         both = [name for name in named if name in named_data]
         if both or not named:
             raise ValueError(f"{both[0]!r} can't be parameter and datum" if both else "the program has no parameters")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vi_flows.flows import NSF, Spline, VectorFlow
 from vi_flows.guides.amortize.joint_draws import JointDraws, Simulator
 from vi_flows.guides.amortized import AmortizedFlowGuide
+from vi_flows.guides.pushed import Place, sample_pushed
 from vi_flows.guides.site_maps import FixedMaps, MapsOfTheProgram, SiteMaps
 from vi_flows.guides.supports import sites_with_dependent_support
 from vi_flows.traces import nodes
@@ -38,7 +39,7 @@ class SitesDistribution(dist.Distribution):
         latent: see there.
         maps: between the real line and the supports.
         shapes: of the sites' unconstrained values, in the order of ``u``.
-        event_shapes: of the sites' values.
+        places: of the sites in the program.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class SitesDistribution(dist.Distribution):
         latent: dist.TorchDistribution,
         maps: SiteMaps,
         shapes: Mapping[str, torch.Size],
-        event_shapes: Mapping[str, torch.Size],
+        places: Mapping[str, Place],
     ) -> None:
-        self.latent, self._maps, self._shapes, self._event_shapes = latent, maps, shapes, event_shapes
+        self.latent, self._maps, self._shapes, self._places = latent, maps, shapes, places
         self.batch_shape = latent.batch_shape
 
     @torch.no_grad()
@@ -69,7 +70,7 @@ class SitesDistribution(dist.Distribution):
             ValueError: a site is missing, or the shape of a value doesn't fit.
         """
         given, leading = {}, []
-        for name, shape in self._event_shapes.items():
+        for name, (shape, *_) in self._places.items():
             if name not in values:
                 raise ValueError(f"no value given for site {name!r}")
             value = torch.as_tensor(values[name])
@@ -79,7 +80,7 @@ class SitesDistribution(dist.Distribution):
             leading.append(value.shape[: value.dim() - len(shape)])
         batch = torch.broadcast_shapes(*leading)
         like = self.latent.sample()
-        given = {n: v.to(like).expand(batch + self._event_shapes[n]) for n, v in given.items()}
+        given = {n: v.to(like).expand(batch + self._places[n].shape) for n, v in given.items()}
         latents, ladjs = self._maps.unconstrain(given)
         total = sum(_over_events(ladj, batch) for ladj in ladjs.values())
         u = torch.cat([latents[name].reshape(*batch, -1) for name in self._shapes], -1)
@@ -88,7 +89,7 @@ class SitesDistribution(dist.Distribution):
         return torch.where(inside, log_q, torch.full_like(log_q, -math.inf))
 
     def guide(self) -> dict[str, Tensor]:
-        """A Pyro guide of the program for these data: samples every site (one set of data: no batch shape).
+        """A Pyro guide of the program for these data (one set: no batch shape): samples every site in its plates.
 
         Raises:
             ValueError: the distribution is of several sets of data.
@@ -97,13 +98,9 @@ class SitesDistribution(dist.Distribution):
             raise ValueError(f"a guide is for one set of data, and these are {tuple(self.batch_shape)}")
         u = pyro.sample("_latent", self.latent, infer={"is_auxiliary": True})
         values, ladjs = self._split(u)
-        return {
-            name: pyro.sample(
-                name,
-                dist.Delta(value, -_over_events(ladjs[name], u.shape[:-1]), event_dim=len(self._event_shapes[name])),
-            )
-            for name, value in values.items()
-        }
+        frames = {frame for place in self._places.values() for frame in place.plates}
+        plates = {name: pyro.plate(name, size, dim=dim) for name, size, dim in frames}
+        return sample_pushed(values, ladjs, u.shape[:-1], self._places, plates)
 
     def _split(self, u: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         pieces = u.split([shape.numel() for shape in self._shapes.values()], -1)
@@ -187,7 +184,7 @@ class AmortizedPosterior(nn.Module):
         self._simulator: Simulator | None = simulator
         self.parameter_names, self.data_names = simulator.parameters, simulator.data
         self.data_shapes = {name: simulator.shapes[name] for name in self.data_names}
-        self._event_shapes = {name: simulator.shapes[name] for name in self.parameter_names}
+        self._places = {name: Place.of(nodes(simulator.trace)[name]) for name in self.parameter_names}
         self._shapes = simulator.latent_shapes
         dim = sum(shape.numel() for shape in self._shapes.values())
         size = sum(shape.numel() for shape in self.data_shapes.values())
@@ -242,7 +239,7 @@ class AmortizedPosterior(nn.Module):
     def forward(self, data: Tensor | Mapping[str, Tensor]) -> SitesDistribution:
         """See :meth:`posterior`, which also says where the data are unlike the simulations."""
         rows, batch = self._rows(data)
-        return SitesDistribution(self._latent(rows.reshape(*batch, -1)), self._maps(), self._shapes, self._event_shapes)
+        return SitesDistribution(self._latent(rows.reshape(*batch, -1)), self._maps(), self._shapes, self._places)
 
     def posterior(self, data: Tensor | Mapping[str, Tensor]) -> SitesDistribution:
         """The posterior given data; warns where these lie far outside of what the program simulates.
@@ -312,7 +309,8 @@ class AmortizedPosterior(nn.Module):
         if not self._depends:
             return self._fixed
         s = self.simulator
-        return MapsOfTheProgram(s.program, s.args, s.kwargs, self._shapes, self._event_shapes)
+        shapes = {name: place.shape for name, place in self._places.items()}
+        return MapsOfTheProgram(s.program, s.args, s.kwargs, self._shapes, shapes)
 
     def _rows(self, data: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, torch.Size]:
         """Flat data ``(N, size)`` and the batch shape."""
