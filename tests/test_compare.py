@@ -117,6 +117,13 @@ def test_the_same_data_may_lie_in_several_places(plain, tmp_path, capsys):
         ("nll", {"num_samples": 9}, {"num_samples": 9, "seed": 2}, None),
         ("elbo", {"num_samples": 1}, {"num_samples": 2000}, None),
         ("ais_nll", {"ais": {"chains": 4}}, {"ais": {"chains": 16}}, "--ais-chains is 4 for A and 16 for B"),
+        (
+            "ais_nll",
+            {"ais": {"start": "prior"}},
+            {"ais": {}},
+            "--ais-start is prior for A and gaussian for B: they",
+        ),
+        ("ais_nll", {"ais": {"leapfrog": 4}}, {"ais": {}}, "--ais-leapfrog is 4 for A and 8 for B: with fewer"),
         ("refined_nll", {"refine": {"steps": 3}}, {"refine": {"steps": 9}}, "--refine is 3 for A and 9 for B"),
     ],
 )
@@ -127,6 +134,17 @@ def test_bounds_of_unequal_effort_are_said_to_be(score, first, second, said, tmp
     assert run("compare", tmp_path / "first.json", tmp_path / "second.json") == 0
     found = " ".join(capsys.readouterr().out.split())
     assert said in found if said else "looser" not in found
+
+
+def test_a_bound_beside_an_exact_score_is_said_to_be_one(plain, tmp_path, capsys):
+    settings = {"dataset": "digits", "evaluation": {"split": "test", "weights": "best", "num_samples": 50}}
+    replace(BASE, settings=settings).write(tmp_path / "vae.json")
+    exact = {"dataset": "digits", "evaluation": {"split": "test", "weights": "best"}}
+    replace(BETTER, kind="pixel", settings=exact).write(tmp_path / "made.json")
+    for words, letters in ((("vae.json", "made.json"), "AB"), (("made.json", "vae.json"), "BA")):
+        assert run("compare", *(tmp_path / word for word in words)) == 0
+        found = " ".join(capsys.readouterr().out.split())
+        assert f"nll of {letters[0]} is a bound, with --num-samples 50, and that of {letters[1]} is exact" in found
 
 
 def test_committed_records_of_runs_say_what_they_score():

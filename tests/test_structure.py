@@ -44,6 +44,7 @@ FLOORS = [
 BESIDE = {
     ("evaluation", "objectives"),
     ("data", "settings"),
+    ("plotting", "records"),
     ("plotting", "settings"),
     ("kernels", "recording"),
     ("nn", "recording"),

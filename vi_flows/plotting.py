@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vi_flows.records import write_atomic
 from vi_flows.settings import check_counts, check_tensors
 
-__all__ = ["save_image_grid", "save_intervals"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["save_figure", "save_image_grid", "save_intervals"]
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> Path:
+    """Write a figure whole or not at all, as on a full disk.
+
+    Args:
+        figure: drawn.
+        path: the picture, of the kind that its ending names, PNG without one; its folder is made.
+        dpi: points an inch.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: there is no such kind of picture.
+        OSError: it can't be written.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi, format=path.suffix[1:] or "png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content.getvalue())
+    return path
 
 
 def save_image_grid(images: Tensor, path: Path, columns: int | None = None, scale: int = 2, padding: int = 1) -> Path:
@@ -28,6 +56,7 @@ def save_image_grid(images: Tensor, path: Path, columns: int | None = None, scal
 
     Raises:
         ValueError: there is no image, or it has neither one nor three channels.
+        OSError: the picture can't be written; what was there before stays.
     """
     from PIL import Image
 
@@ -49,8 +78,10 @@ def save_image_grid(images: Tensor, path: Path, columns: int | None = None, scal
     pixels = (canvas.clamp(0, 1) * 255).round().byte().cpu().movedim(0, -1).numpy()
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    content = io.BytesIO()
+    picture.save(content, format="PNG", optimize=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, optimize=True)
+    write_atomic(path, content.getvalue())
     return path
 
 
@@ -78,6 +109,4 @@ def save_intervals(groups: Mapping[str, Sequence[tuple[str, float, float, float]
         panel.set_title(title, fontsize=9, loc="left")
         panel.grid(axis="x", color="0.9")
         panel.tick_params(axis="x", labelsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    return save_figure(figure, path, 120)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.autoregressive.cases import all_binary, jacobian, past
-from vi_flows.autoregressive import MADE, Bernoulli, Categorical, Ensemble, GatedPixelCNN
+from vi_flows.autoregressive import MADE, Bernoulli, Categorical, Ensemble, GatedPixelCNN, LogisticMixture
 from vi_flows.autoregressive.config import Made, PixelConfig, build_pixel_model
 from vi_flows.training import Run, Trainer
 from vi_flows.training.checkpoint import load_tensors
@@ -96,6 +96,8 @@ def test_what_cannot_be_mixed_is_refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"must have one {name}"):
             Ensemble([*members(1), other])
+    with pytest.raises(ValueError, match="one family of conditionals, of the same entries"):  # 3 parameters a component
+        Ensemble([MADE((2,), LogisticMixture(bins, 2), (4,)) for bins in (4, 9)])
     mixed = Ensemble([MADE((1, 2, 2), Bernoulli(), (8,)), GatedPixelCNN((1, 2, 2), Bernoulli(), 4, 1)])
     total = mixed.log_density(all_binary((1, 2, 2)).float(), torch.zeros(16, 0)).exp().sum()
     assert total.item() == pytest.approx(1.0, abs=1e-5)

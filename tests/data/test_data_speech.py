@@ -1,6 +1,7 @@
 """Recordings from archives and folders."""
 
 import io
+import shutil
 import zipfile
 
 import numpy as np
@@ -84,3 +85,29 @@ def test_recordings_of_other_names_or_cut_short_are_refused_and_what_others_left
     (folder / "3_ann_10.wav").write_bytes(whole[:-20])
     with pytest.raises(DataCorruptError, match=r"3_ann_10\.wav can't be read as a WAV file: Reached EOF"):
         load_speech(str(folder))
+
+
+def test_a_folder_has_the_recordings_that_its_archive_has(tmp_path):
+    folder = write_recordings(tmp_path / "few")
+    before = load_speech(str(folder)).sha256
+    (folder / ".old").mkdir()
+    for name in ("0_me_0.wav", "3_me_13.wav"):
+        (folder / ".old" / name).write_bytes((folder / "3_ann_10.wav").read_bytes())
+    (folder / "further").mkdir()
+    (folder / "further" / "3_bob_12.wav").write_bytes((folder / "3_ann_10.wav").read_bytes())
+    shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    found = load_speech(str(folder))
+    assert len(found.train) == 21  # the one below "further"
+    assert found.sha256 == load_speech(str(tmp_path / "packed.zip")).sha256 != before
+
+
+def test_a_folder_of_the_working_directory_is_named_as_a_path(tmp_path, monkeypatch):
+    (tmp_path / "root").mkdir()
+    write_recordings(tmp_path / "root" / "few")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few").mkdir()  # a run that is kept under the name of its data, for one
+    assert len(load_speech("few", tmp_path / "root").train) == 20
+    with pytest.raises(DataNotFoundError, match=r"few has no recordings"):
+        load_speech("./few", tmp_path / "root")
+    with pytest.raises(DataNotFoundError, match=r"or a path \(\./…\)"):
+        load_speech("few", tmp_path / "nowhere")

@@ -15,6 +15,7 @@ from vi_flows.training import ImageTrainConfig, Run
 from vi_flows.training.budget import BudgetTrainer, CPUSeconds, Steps
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.errors import RunUnusableError
+from vi_flows.training.status import status_of_run
 
 
 class Clock:
@@ -165,3 +166,25 @@ def test_a_stop_leaves_no_trace_in_a_run_of_steps(tmp_path):
 
 def without_clocks(figures):
     return {name: value for name, value in figures.items() if not name.endswith("seconds")}
+
+
+def test_until_is_of_the_whole_run(tmp_path):
+    trainer = budget_run(tmp_path / "run", Steps(6), validate_every=100.0)
+    trainer.start()
+    assert trainer.fit(until=2)["step"] == 2
+    assert trainer.fit(until=2)["step"] == 2
+    assert trainer.fit(until=1)["step"] == 2
+    assert trainer.fit()["step"] == 6
+
+
+def test_a_run_without_validation_images_has_no_loss_in_its_lines(tmp_path):
+    trainer = budget_run(tmp_path / "run", Steps(2), validate_every=1.0)
+    trainer.task.validate = lambda: None
+    trainer.start()
+    trainer.fit()
+    assert len(lines_of(trainer)) == 2
+    assert not any("valid_loss" in line for line in lines_of(trainer))
+    assert math.isnan(status_of_run(trainer.run.folder).best)
+    with (trainer.run.folder / "metrics.jsonl").open("a") as file:  # as older versions wrote it
+        file.write(json.dumps({**lines_of(trainer)[-1], "valid_loss": None}) + "\n")
+    assert math.isnan(status_of_run(trainer.run.folder).best)

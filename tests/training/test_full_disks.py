@@ -169,6 +169,38 @@ def test_a_full_disk_at_a_record(tmp_path: Path, whole: Path) -> None:
     assert Record.read(record).figures["num_rows"] == 300
 
 
+@pytest.mark.parametrize("write", ["picture", "figure", "sound"])
+def test_pictures_and_sounds_are_written_whole_or_not_at_all(
+    write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    from matplotlib.figure import Figure
+
+    from tests.data.speech_files import write_recordings
+    from vi_flows.plotting import save_figure, save_image_grid
+    from vi_flows.training.tasks.wave import WaveConfig, WaveTask, WaveTrainConfig
+
+    config = WaveTrainConfig(
+        dataset=str(write_recordings(tmp_path / "few")), wave=WaveConfig(width=4, skip_width=4, num_layers=2)
+    )
+    task, place = WaveTask(config, config.load_data()), tmp_path / "made" / "it"
+    writers = {
+        "picture": lambda: save_image_grid(torch.rand(2, 1, 4, 4), place),
+        "figure": lambda: save_figure(Figure(), place, 100),
+        "sound": lambda: task._write(place, [torch.full((9,), 128)]),
+    }
+    writers[write]()
+    before = place.read_bytes()
+    assert len(before) > 50
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"it can't be written: .*No space left"):
+        writers[write]()
+    assert [path.name for path in place.parent.iterdir()] == ["it"]
+    assert place.read_bytes() == before
+
+
 def test_what_a_failed_write_replaces_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomic(tmp_path / "a.json", "old")
 

@@ -36,7 +36,9 @@ def test_figures_of_a_wave_model_are_a_ratio_over_recordings(recordings):
     half = 1.96 * spread / math.sqrt(len(rows))
     assert found.figures["interval"] == pytest.approx([mean - half, mean + half])
     assert half < 1.96 * torch.tensor([1.0, 2.0, 3.0])[: len(rows)].std() / math.sqrt(len(rows)) * 1.2
-    assert found.scores["bits_per_sample"].tolist() == pytest.approx([1.0, 2.0, 3.0][: len(rows)])
+    scores = found.scores["weighted_bits_per_sample"]  # their mean is the figure, so that `compare` compares that
+    assert scores.tolist() == pytest.approx((bits / lengths.mean()).tolist())
+    assert scores.mean().item() == pytest.approx(mean)
     assert found.figures["num_audio_samples"] == int(lengths.sum())
     assert found.figures["receptive_field"] == 2 + 1 + 2  # two taps at first, then dilations 1 and 2
     figures = {**found.figures, "bits_per_sample": 2.5, "interval": [2.0, 3.0], "trigram_bits_per_sample": 5.91}
@@ -115,7 +117,7 @@ def test_continuations_may_be_longer_than_the_recordings(recordings, tmp_path):
     ((starts, known),) = seen
     assert known == 100
     assert starts.shape == (len(starts), steps)
-    assert (starts[:, task.data.max_steps :] == 0).all()
-    assert (starts[:, : task.data.max_steps] != 0).any()
+    assert (starts[:, task.data.max_steps :] == 128).all()  # the level of zero: the least one is the loudest
+    assert (starts[:, : task.data.max_steps] != 128).any()
     _, sound = wavfile.read(files[0])
     assert len(sound) == 12 * (steps + 2000)

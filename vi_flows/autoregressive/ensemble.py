@@ -10,6 +10,7 @@ from torch import Tensor
 from vi_flows.autoregressive.base import Autoregressive
 from vi_flows.nn.typed import ModuleListOf
 from vi_flows.settings import check_types
+from vi_flows.transforms.regions import same_support
 
 __all__ = ["Ensemble"]
 
@@ -45,8 +46,10 @@ class Ensemble(Autoregressive):
             found = {getattr(member, name) for member in members}
             if len(found) > 1:
                 raise ValueError(f"the members of an ensemble must have one {name}, got {sorted(found)}")
-        if any((type(m.output), m.output.num_params) != (type(first.output), first.output.num_params) for m in members):
-            raise ValueError("the members of an ensemble must have one family of conditionals")
+        for output in (member.output for member in members):
+            same = (type(output), output.num_params) == (type(first.output), first.output.num_params)
+            if not same or not same_support(output.support, first.output.support):
+                raise ValueError("the members of an ensemble must have one family of conditionals, of the same entries")
         super().__init__(first.event_shape, first.output, first.context_dim)
         self.members = ModuleListOf(members)
         self.register_buffer("turn", torch.zeros(1, dtype=torch.long))

@@ -16,6 +16,7 @@ from vi_flows.records import Record, RecordError
 from vi_flows.settings import Positive, Seed, check_settings
 from vi_flows.training.errors import in_shell
 from vi_flows.training.judged import judged
+from vi_flows.training.kinds import KINDS
 
 __all__ = ["Compare", "find_record"]
 
@@ -58,15 +59,13 @@ class Compare:
         print(tabulate(rows, ("", "model", f"mean {name}", "record"), disable_numparse=True))
         low, high = found.interval
         verdict = "the interval leaves 0 out" if found.distinct else "the interval holds 0"
+        counted = KINDS[records[0].kind].rows if records[0].kind in KINDS else "rows"
         print(
-            f"\nA − B: {found.difference:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}] over {found.num_rows} images: "
-            f"{verdict}"
+            f"\nA − B: {found.difference:+.4f}, 95 % interval [{low:+.4f}, {high:+.4f}] over {found.num_rows} "
+            f"{counted}: {verdict}"
         )
         for option, theirs in unequal_bounds(records, name).items():
-            print(
-                f"{name} is a bound, and {option} is {theirs[0]} for A and {theirs[1]} for B: with fewer it is looser, "
-                f"so that the difference is not the models' alone; evaluate both with the same {option}"
-            )
+            print(_said_of_bounds(name, option, theirs))
         return 0
 
 
@@ -143,7 +142,22 @@ def unequal_bounds(records: tuple[Record, Record], score: str) -> dict[str, tupl
     if of[0] is None or of[1] is None:
         return {}
     first, second = of[0].evaluation.tightness(score), of[1].evaluation.tightness(score)
-    return {option: (first[option], second[option]) for option in first if first[option] != second.get(option)}
+    both = ((option, (first.get(option), second.get(option))) for option in first | second)
+    return {option: values for option, values in both if values[0] != values[1]}
+
+
+def _said_of_bounds(score: str, option: str, theirs: tuple[object, object]) -> str:
+    if None in theirs:
+        letter, other, value = ("A", "B", theirs[0]) if theirs[1] is None else ("B", "A", theirs[1])
+        return (
+            f"{score} of {letter} is a bound, with {option} {value}, and that of {other} is exact or another bound, so "
+            f"that the difference is not the models' alone; with a larger {option}, that of {letter} is tighter"
+        )
+    looser = "with fewer it is looser" if isinstance(theirs[0], int) else "they are not equally tight"
+    return (
+        f"{score} is a bound, and {option} is {theirs[0]} for A and {theirs[1]} for B: {looser}, so that the "
+        f"difference is not the models' alone; evaluate both with the same {option}"
+    )
 
 
 def _images(record: Record, score: str) -> dict[str, object]:

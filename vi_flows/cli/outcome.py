@@ -50,6 +50,7 @@ WAYS_OUT = {
     errno.EROFS: "name a place that you may read and write",
     errno.ENOSPC: "make room, or name another place",
     errno.EDQUOT: "make room, or name another place",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or name another place",
 }
 """What to do where the system refuses a file, by its number for the reason."""
 NO_MEMORY = ("DefaultCPUAllocator", "calculation overflowed", "multiplication overflow")
@@ -138,9 +139,10 @@ def _memory_asked(error: Exception) -> str | None:
 
 def _in_words(error: Exception) -> str:
     """The message; of a file that the system refuses, its name, the reason and the way out."""
-    if not isinstance(error, OSError) or error.filename is None or error.errno not in WAYS_OUT:
-        return str(error)
-    return f"{os.fspath(error.filename)}: {error.strerror}; {WAYS_OUT[error.errno]}"
+    if isinstance(error, OSError) and error.filename is not None and error.errno in WAYS_OUT:
+        return f"{os.fspath(error.filename)}: {error.strerror}; {WAYS_OUT[error.errno]}"
+    cause = error.__cause__  # of one that names the file itself, as write_atomic's
+    return f"{error}; {WAYS_OUT[cause.errno]}" if isinstance(cause, OSError) and cause.errno in WAYS_OUT else str(error)
 
 
 def _say(name: str, message: str) -> None:

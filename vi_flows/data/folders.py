@@ -64,7 +64,7 @@ def load_path(path: Path) -> ImageData:
     if is_array:
         arrays, labels = _ARRAYS[path.suffix.lower()](path)
     elif path.is_dir():
-        arrays, labels = _from_files(path, _in_folder(path))
+        arrays, labels = _from_files(path, files_in(path))
     elif path.is_file():
         if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
             raise DataCorruptError(f"{path} is no .zip, .npz or .npy: name one of them, or a folder of images")
@@ -147,7 +147,7 @@ def _split(
 Files = Iterator[tuple[PurePosixPath, Callable[[], bytes]]]
 
 
-def _in_folder(path: Path) -> Files:
+def files_in(path: Path) -> Files:
     """The files below a folder, also behind links to folders; hidden ones are left out.
 
     Raises:

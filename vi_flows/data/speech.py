@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from vi_flows.data.base import DataCorruptError, DataNotFoundError, Protocol, Splits
+from vi_flows.data.folders import files_in
 from vi_flows.data.limits import is_junk, open_zip, read_member, short
+from vi_flows.data.registry import is_path
 from vi_flows.data.sources import resolve_root
 
 __all__ = ["NUM_DIGITS", "SpeechData", "load_speech"]
@@ -61,7 +63,8 @@ def load_speech(name: str = "fsdd-jackson", root: Path | None = None) -> SpeechD
     """Recordings from a zip archive or a folder.
 
     Args:
-        name: a path, or the name of an archive ``NAME.zip`` or folder ``NAME`` under the data root.
+        name: a path (with a ``/``, or the ending of an archive), or the name of an archive ``NAME.zip`` or folder
+            ``NAME`` under the data root.
         root: the data root; see :func:`~vi_flows.data.load`.
 
     Raises:
@@ -69,13 +72,16 @@ def load_speech(name: str = "fsdd-jackson", root: Path | None = None) -> SpeechD
         DataCorruptError: a recording is no 16-bit mono WAV file, or the sampling rates differ.
     """
     location = resolve_root(root)
-    places = [Path(name).expanduser(), location.path / name, location.path / f"{name}.zip"]
+    # A folder that happens to have a data set's name, as one that a run is kept in, is not meant by it.
+    here = [Path(name).expanduser()] if is_path(name) else []
+    places = [*here, location.path / name, location.path / f"{name}.zip"]
     path = next((place for place in places if place.exists()), None)
     if path is None:
         looked = ", ".join(map(str, places))
         raise DataNotFoundError(
             f"there are no recordings {name!r}; looked for {looked}. Put an archive of DIGIT_SPEAKER_TAKE.wav files "
-            "there (https://github.com/Jakobovski/free-spoken-digit-dataset), or name another --data-root"
+            "there (https://github.com/Jakobovski/free-spoken-digit-dataset), or name another --data-root, or a path "
+            "(./…)"
         )
     recordings: dict[str, list[tuple[np.ndarray, int]]] = {"train": [], "valid": [], "test": []}
     rates = set()
@@ -108,9 +114,9 @@ def load_speech(name: str = "fsdd-jackson", root: Path | None = None) -> SpeechD
 
 
 def _contents(path: Path) -> list[tuple[str, bytes]]:
-    """The WAV files by name, in the order of their names."""
+    """The WAV files by name, in the order of their names; of a folder, those that its archive would have."""
     if path.is_dir():
-        return [(file.name, file.read_bytes()) for file in sorted(path.rglob("*")) if _is_recording(file.name)]
+        return [(str(name), read()) for name, read in files_in(path) if _is_recording(str(name))]
     with open_zip(path, str(path)) as (archive, files):
         return [
             (name, read_member(archive, info, f"{path}: {name}"))

@@ -22,6 +22,7 @@ from vi_flows.guides.auto_flow import AutoFlow
 from vi_flows.guides.fit import fit
 from vi_flows.guides.log_joint import LogJoint
 from vi_flows.guides.sites import is_fixed
+from vi_flows.plotting import save_figure
 
 __all__ = ["Calibration", "expected_coverage", "simulation_based_calibration"]
 
@@ -134,8 +135,7 @@ class Calibration:
         axes[1, 0].set_ylabel("ECDF − uniform")
         figure.suptitle(f"{self.verdict} ({self.num_replications} replications)")
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=110)
+            save_figure(figure, Path(path), 110)
         return figure
 
 

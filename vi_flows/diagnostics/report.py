@@ -14,6 +14,7 @@ from torch import Tensor
 from vi_flows.diagnostics.chains import Moved
 from vi_flows.diagnostics.verdict import K_FINITE_VARIANCE
 from vi_flows.evaluation.psis import usable_k_hat
+from vi_flows.plotting import save_figure
 
 __all__ = ["Diagnosis"]
 
@@ -161,8 +162,7 @@ class Diagnosis:
         else:
             right.axis("off")
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=110)
+            save_figure(figure, Path(path), 110)
         return figure
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vi_flows.distributions.energies import Energy2D
 from vi_flows.fit2d.plane import dtype_of, of_the_plane
+from vi_flows.plotting import save_figure
 from vi_flows.settings import check_counts
 from vi_flows.transforms import Bijection
 
@@ -86,10 +87,7 @@ def plot_panels_2d(
     for axis, (title, picture, view) in zip(axes, panels, strict=False):
         axis.imshow(picture(view).T.numpy(), origin="lower", extent=view, cmap="magma", aspect="auto")
         axis.set_title(title, fontsize=7)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, format=None if path.suffix else "png")  # else it would add an ending
-    return path
+    return save_figure(figure, Path(path), 100)
 
 
 def picture_of_target(target: Energy2D) -> Picture:

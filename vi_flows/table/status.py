@@ -48,7 +48,8 @@ class JobStatus:
 
 def _is_whole(line: dict[str, Any], name: str) -> bool:
     """Whether a line of metrics says how far it was when, and its loss is a number."""
-    figures = (line.get(name), line.get("seconds"), line.get("valid_loss", math.nan))
+    loss = line.get("valid_loss")  # null where an older run had no validation images
+    figures = (line.get(name), line.get("seconds"), math.nan if loss is None else loss)
     return all(isinstance(figure, int | float) for figure in figures)
 
 
@@ -71,7 +72,8 @@ def status_of(job: Job[Any], workplace: Workplace) -> JobStatus:
     name = job.progress_name[0]
     lines = [line for line in metrics_in(job.folder(workplace) / "metrics.jsonl") if _is_whole(line, name)]
     progress = lines[-1][name] if lines else 0
-    best = min((line["valid_loss"] for line in lines if "valid_loss" in line), default=math.nan)
+    losses = (line.get("valid_loss") for line in lines)
+    best = min((loss for loss in losses if loss is not None), default=math.nan)
     if job.has_record(workplace):
         record = job.record(workplace)
         differs = job.record_differs(workplace)

@@ -127,7 +127,7 @@ class BudgetTrainer(Trainer):
         until = self.total_steps if until is None else min(until, self.total_steps)
         with deferred_signals() as stop:
             self.module.train()
-            while not self.state["finished"]:
+            while not self.state["finished"] and self.state["step"] < until:
                 for batch in self.batches():
                     periods = self.budget.spent(self.state) // self.validate_every
                     started = time.process_time()
@@ -157,7 +157,7 @@ class BudgetTrainer(Trainer):
             "epoch": epoch,
             "step": self.state["step"],
             "train_bound": self.state["bound_sum"] / max(self.state["images"], 1),
-            "valid_loss": loss,
+            **({} if loss is None else {"valid_loss": loss}),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "cpu_seconds": round(self.state["cpu_seconds"], 2),
             "seconds": round(self.state["seconds"], 2),

@@ -42,7 +42,7 @@ class Kind(NamedTuple):
     """A kind of run: its settings and those of its evaluation and drawing, its task, and what draws its samples.
 
     ``task`` is made from (settings, data); ``draw`` gets (task, folder, settings of the drawing) and returns the files
-    that it wrote; ``figure`` is that of a record which its ``interval`` belongs to.
+    that it wrote; ``figure`` is that of a record which its ``interval`` belongs to, over its ``rows``.
     """
 
     config: type[TrainConfig]
@@ -51,6 +51,7 @@ class Kind(NamedTuple):
     drawing: type[DrawingSettings] = DrawingSettings
     draw: Callable[[Any, Path, Any], list[Path]] = draw_grids
     figure: str = "nll"
+    rows: str = "images"
 
     def evaluation_settings(self, given: Mapping[str, Any]) -> EvaluationSettings:
         """The settings of an evaluation by name, with defaults for the others.
@@ -76,7 +77,7 @@ KINDS: dict[str, Kind] = {
         Kind(ImageTrainConfig, ImageFlowTask, ImageEvaluationSettings, ImageDrawingSettings, figure="bits_per_dim"),
         Kind(PixelTrainConfig, PixelTask, drawing=BinaryDrawingSettings),
         Kind(PixelVAETrainConfig, PixelVAETask, PixelVAEEvaluationSettings, BinaryDrawingSettings),
-        Kind(WaveTrainConfig, WaveTask, draw=WaveTask.draw, figure="bits_per_sample"),
+        Kind(WaveTrainConfig, WaveTask, draw=WaveTask.draw, figure="bits_per_sample", rows="recordings"),
     )
 }
 """Every kind by its name."""

@@ -86,7 +86,8 @@ def status_of_run(folder: Path) -> RunStatus:
         state, problem = "damaged", f"{error}; vi-flows train --resume {in_shell(folder)} says how to go on"
     if run.held:
         state, problem = "running", ""  # it may be writing what was looked at
-    losses = [line["valid_loss"] for line in lines if math.isfinite(line.get("valid_loss", math.nan))]
+    # Older runs without validation images have ``null`` there.
+    losses = [loss for loss in (line.get("valid_loss") for line in lines) if loss is not None and math.isfinite(loss)]
     return RunStatus(
         folder, config.kind, config.label, config.dataset, config.seed, state,
         lines[-1].get("epoch", 0) if lines else 0, config.epochs, min(losses, default=math.nan),

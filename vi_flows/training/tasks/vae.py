@@ -43,7 +43,12 @@ class VAEEvaluationSettings(EvaluationSettings):
     def tightness(self, score: str) -> dict[str, Any]:
         """See :meth:`EvaluationSettings.tightness`: more draws, or a longer annealing, come closer."""
         if score == "ais_nll" and self.ais is not None:
-            return {"--ais-chains": self.ais.chains, "--ais-temperatures": self.ais.temperatures}
+            return {
+                "--ais-chains": self.ais.chains,
+                "--ais-temperatures": self.ais.temperatures,
+                "--ais-leapfrog": self.ais.leapfrog,
+                "--ais-start": self.ais.start,
+            }
         found: dict[str, Any] = {"--num-samples": self.num_samples} if score in ("nll", "refined_nll") else {}
         if score.startswith("refined_") and self.refine is not None:
             found["--refine"] = self.refine.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from vi_flows.data.speech import NUM_DIGITS, SpeechData, load_speech
 from vi_flows.evaluation import NOT_KEPT, Parts
 from vi_flows.evaluation.ngram import NGram
 from vi_flows.evaluation.nll import half_width, interval_in_words
+from vi_flows.records import write_atomic
 from vi_flows.settings import Positive, PositiveFloat, check_settings
 from vi_flows.training.config import TrainConfig
 from vi_flows.training.tasks.base import DrawingSettings, Evaluation, EvaluationSettings, StepResult
@@ -184,7 +186,8 @@ class WaveTask(ExactTask):
 
         Returns:
             ``bits_per_sample`` with its 95 % ``interval`` (the linearised ratio over recordings), the trigram model's
-            and that of always saying the uniform distribution; the scores are ``bits_per_sample`` of each recording.
+            and that of always saying the uniform distribution; the scores, ``weighted_bits_per_sample``, are each
+            recording's bits over the mean number of samples, so that the figure is their mean.
         """
         recordings = _in_levels(settings.chosen(rows))
         log_probs, lengths = self.exact_scores(recordings, progress), recordings[:, -2].double()
@@ -204,7 +207,7 @@ class WaveTask(ExactTask):
             "receptive_field": self.module.receptive_field,
             "parameters": sum(p.numel() for p in self.module.parameters()),
         }
-        return Evaluation(figures, {"bits_per_sample": (bits / lengths).float()})
+        return Evaluation(figures, {"weighted_bits_per_sample": (bits / lengths.mean()).float()})
 
     def report(self, record: dict[str, Any]) -> list[str]:
         """Bits a sample, and the baseline's."""
@@ -235,7 +238,9 @@ class WaveTask(ExactTask):
         takes = [test[test[:, -1] == digit] for digit in range(NUM_DIGITS)]
         kept = [takes[d][(i // NUM_DIGITS) % len(takes[d])] for i, d in enumerate(digits.tolist()) if len(takes[d])]
         recordings = torch.stack(kept) if kept else test[:count]  # there are takes of other digits alone
-        starts = torch.nn.functional.pad(recordings[:, :-2], (0, max(0, steps - self.data.max_steps)))[:, :steps]
+        silence = int(mu_law_encode(torch.zeros(()), NUM_LEVELS))
+        missing = max(0, steps - self.data.max_steps)
+        starts = torch.nn.functional.pad(recordings[:, :-2], (0, missing), value=silence)[:, :steps]
         ends = model.extend(starts.float().to(self.device), steps // 4, self._context(recordings[:, -1]), progress=True)
         sounds = {
             "samples": list(samples.cpu()),
@@ -250,8 +255,10 @@ class WaveTask(ExactTask):
 
         pause = np.zeros(round(PAUSE_SECONDS * self.data.rate), dtype=np.int16)
         pieces = [(mu_law_decode(part) * 32767).round().to(torch.int16).numpy() for part in parts]
+        content = io.BytesIO()
+        wavfile.write(content, self.data.rate, np.concatenate([x for piece in pieces for x in (piece, pause)]))
         path.parent.mkdir(parents=True, exist_ok=True)
-        wavfile.write(path, self.data.rate, np.concatenate([x for piece in pieces for x in (piece, pause)]))
+        write_atomic(path, content.getvalue())
         return path
 
 
