@@ -14,7 +14,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import pyro
 import pyro.distributions as dist
@@ -29,6 +29,7 @@ from torch import Tensor
 from vi_flows.cli.outcome import exit_with
 from vi_flows.guides import AmortizedFlowGuide, AutoConvFlow
 from vi_flows.records import Clock, Record, provenance, row_key
+from vi_flows.settings import Bounds, Positive, PositiveFloat, check_settings
 
 HERE = Path(__file__).parent
 SIZES = (100, 250, 150)
@@ -39,18 +40,21 @@ SIZES = (100, 250, 150)
 class Options:
     """What to run."""
 
-    num_groups: int = 500
-    """Rows of data."""
-    num_steps: int = 8000
+    num_groups: Annotated[int, Bounds(least=max(SIZES))] = 500
+    """Rows of data, as many as a minibatch or more."""
+    num_steps: Positive = 8000
     """Optimizer steps."""
-    learning_rate: float = 0.003
+    learning_rate: PositiveFloat = 0.003
     """Adam's, falling to a hundredth."""
-    num_draws: int = 1000
+    num_draws: Annotated[int, Bounds(least=2)] = 1000
     """Draws that are compared with the exact posterior."""
     seed: int = 0
     """Of data and fit."""
     record: Path = HERE / "results" / "amortized-hierarchical.json"
     """Record to write."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def model(x: Tensor, index: Tensor | None = None) -> None:
@@ -92,6 +96,8 @@ class Moments:
 def exact_posterior(x: Tensor, points: int = 400) -> Moments:
     """By quadrature over (μ, τ) on six standard errors around the sample's moments, and Gaussian algebra for each z.
 
+    For many groups: with fewer than some fifty the posterior of τ is no longer within them.
+
     With x̄ₙ the mean of the m measurements of group n: x̄ₙ ~ N(μ, τ² + 1/m) and zₙ | μ, τ, x has mean
     μ + s (x̄ₙ − μ) and variance s/m, where s = τ²/(τ² + 1/m).
 
@@ -132,7 +138,7 @@ def exact_posterior(x: Tensor, points: int = 400) -> Moments:
     )
 
 
-def main(options: Options) -> dict[str, Any]:
+def main(options: Options) -> None:
     """Simulate, fit by minibatches of changing size, compare with the exact posterior, write the record."""
     torch.set_num_threads(1)
     clock = Clock()
@@ -172,7 +178,6 @@ def main(options: Options) -> dict[str, Any]:
         provenance=provenance(clock=clock),
     ).write(options.record, overwrite=True)
     print(json.dumps(result, indent=1))
-    return result
 
 
 if __name__ == "__main__":

@@ -79,6 +79,9 @@ def run(name: str, kind: str, options: Options) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Run both guides on all posteriors, print the comparison and write the record."""
     clock = Clock()
+    unknown = [name for name in options.names if name not in PROGRAMS]
+    if unknown:
+        raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(PROGRAMS)}")
     Record.refuse_to_replace(options.record, overwrite=True)
     torch.set_num_threads(1)
     rows = []

@@ -24,7 +24,7 @@ from vi_flows.cli.outcome import exit_with
 from vi_flows.distributions.image import ImageDensity
 from vi_flows.records import Record, provenance, row_key
 from vi_flows.transforms import OneSidedConv2d
-from vi_flows.transforms.image.solvers import solve_by_pixels
+from vi_flows.transforms.image.solvers import RowSolver, solve_by_pixels
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def residual(density: ImageDensity, options: Options) -> float:
 
 @torch.no_grad()
 def inverse_times(options: Options) -> list[dict[str, float]]:
-    """One 3×3 convolution at the size of each level: its inverse by rows and by pixels, against its forward pass."""
+    """One 3×3 convolution at the size of each level, and its inverse: by the kernel in use, by rows, by pixels."""
     channels, height, width = options.image_shape
     rows = []
     for _ in range(options.num_levels):
@@ -59,7 +59,8 @@ def inverse_times(options: Options) -> list[dict[str, float]]:
         images = torch.randn(options.num_images, channels, height, width)
         ways: dict[str, Callable[[], object]] = {
             "forward": lambda layer=layer, images=images: layer.forward_and_ladj(images),
-            "inverse_by_rows": lambda layer=layer, images=images: layer.inverse_and_ladj(images),
+            "inverse": lambda layer=layer, images=images: layer.inverse_and_ladj(images),
+            "inverse_by_rows": partial(RowSolver.from_kernel(layer.kernel(), width).solve, images),
             "inverse_by_pixels": lambda layer=layer, images=images: solve_by_pixels(layer.kernel(), images),
         }
         times = seconds_in_turn(ways, options.repetitions)

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +274,39 @@ def test_all_json_in_the_repository_is_strict():
         for part in content.splitlines() if path.suffix == ".jsonl" else [content]:
             strictly(part)
     assert len(files) > 100
+
+
+@pytest.mark.parametrize("ended", [1, 2, 3])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_record_whose_writing_is_ended_leaves_one_whole(tmp_path, monkeypatch, ended, old):
+    """By a kill before the first, the second (the record's own file) or the third step."""
+    path = tmp_path / "run.json"
+    new = replace(RECORD, label="new", scores={"nll": np.zeros(5, np.float32)})
+    if old:
+        RECORD.write(path)
+    steps = []
+
+    def step(*args, do):
+        steps.append(args)
+        if len(steps) == ended:
+            raise KeyboardInterrupt
+        return do(*args)
+
+    write, move = records.write_atomic, Path.replace
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "write_atomic", partial(step, do=write))
+        patched.setattr(
+            Path, "replace", lambda self, to: step(self, to, do=move) if self.suffix == ".ready" else move(self, to)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            new.write(path, overwrite=True)
+    if ended == 3:
+        assert Record.read(path).label == "new"
+        assert Record.read(path).scores["nll"].tolist() == [0.0] * 5
+    elif old:
+        assert Record.read(path).scores["nll"].tolist() == RECORD.scores["nll"].tolist()
+    else:
+        assert not path.exists()
+    new.write(path, overwrite=True)  # nothing of it is in the way
+    assert Record.read(path).label == "new"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.json", "run.npz"]

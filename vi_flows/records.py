@@ -51,6 +51,10 @@ class RecordExistsError(ValueError):
     """A record is there already."""
 
 
+READY = ".npz.ready"
+"""The ending of scores that are written before the record that they belong to."""
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file in one step: readers see the old content or the new, never a part.
 
@@ -266,7 +270,9 @@ class Record:
         """
         self.refuse_to_replace(path, overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".npz")
+        # The scores lie ready beside the old ones until the record names them: between any two steps one record is
+        # whole, the old or the new (see _with_scores).
+        beside, ready = path.with_suffix(".npz"), path.with_suffix(READY)
         scores = None
         if self.scores:
             for name, values in self.scores.items():
@@ -274,12 +280,15 @@ class Record:
                     raise ValueError(f"scores are float32 vectors; {name} is {values.dtype} of shape {values.shape}")
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **self.scores)  # type: ignore[arg-type]  # taken for allow_pickle
-            write_atomic(beside, buffer.getvalue())
+            write_atomic(ready, buffer.getvalue())
             digest = hashlib.sha256(buffer.getvalue()).hexdigest()
             scores = {"file": beside.name, "names": list(self.scores), "sha256": digest}
         write_atomic(path, to_json(self.to_dict() | {"scores": scores}, 2) + "\n")
         if scores is None:
             beside.unlink(missing_ok=True)  # those of a record that was replaced
+            ready.unlink(missing_ok=True)  # of one whose writing was ended
+        else:
+            ready.replace(beside)
 
     @staticmethod
     def refuse_to_replace(path: Path, overwrite: bool = False) -> None:
@@ -337,14 +346,17 @@ class Record:
             raise RecordError(f"{path} is no record ({error})") from error
 
     def _with_scores(self, path: Path, sha256: str) -> Record:
-        content = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != sha256:
+        # The second where the process that wrote the record was ended before it moved them.
+        places = (place for place in (path, path.with_suffix(READY)) if place.is_file())
+        found = (place.read_bytes() for place in places)
+        content = next((content for content in found if hashlib.sha256(content).hexdigest() == sha256), None)
+        if content is None:
             raise RecordError(
                 f"the scores {path} are missing, or not those that the record was written with; evaluate the run again"
             )
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as found:
-                scores = {name: found[name] for name in found.files}
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                scores = {name: arrays[name] for name in arrays.files}
         except Exception as error:  # written with this hash, and yet no scores
             raise RecordError(f"the scores {path} can't be read: {error}") from error
         return Record(**{**self.__dict__, "scores": scores})

@@ -15,6 +15,7 @@ from vi_flows.training import Run, Trainer
 from vi_flows.training.checkpoint import load_tensors
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.tasks.pixel import PixelTrainConfig
+from vi_flows.training.tasks.pixel_vae import PixelVAETrainConfig
 
 
 def members(count=3, event=(4,), context_dim=0):
@@ -186,3 +187,11 @@ def test_a_run_goes_on_to_the_bit_in_the_middle_of_a_turn(tmp_path):
             tmp_path / "other",
             replace(config, pixel=PixelConfig(Made(hidden_dims=(6,))), start_from=tmp_path / "whole"),
         )
+
+
+def test_runs_know_how_many_networks_take_turns():
+    pixel = PixelConfig(Made(hidden_dims=(8,), num_networks=3))
+    assert PixelTrainConfig(pixel=pixel).num_in_turn == 3
+    assert PixelTrainConfig(pixel=PixelConfig(Made(hidden_dims=(8,)))).num_in_turn == 1
+    with pytest.raises(ValueError, match="the networks of made take turns: leave it out"):
+        PixelVAETrainConfig(decoder=Made(hidden_dims=(8,), num_networks=3), ema_decay=0.9)

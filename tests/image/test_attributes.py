@@ -49,6 +49,21 @@ def test_images_without_ink_are_not_measured():
         measure_digits(torch.zeros(2, 3, 8, 8))
 
 
+@pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
+def test_greys_below_zero_or_not_finite_are_refused(wrong):
+    images = torch.zeros(2, 1, 8, 8)
+    images[:, :, 2:6, 3:5] = 1
+    images[1, 0, 0, 0] = wrong
+    with pytest.raises(ValueError, match="grey values must be finite and at least 0"):
+        measure_digits(images)
+
+
+@pytest.mark.parametrize("wrong", [torch.full((3, 2), math.nan), torch.ones(3, 2, dtype=torch.long)])
+def test_latents_that_have_no_directions_are_refused(wrong):
+    with pytest.raises(ValueError, match="latents must be finite floating-point numbers"):
+        attribute_directions(wrong, torch.tensor([[0.0], [1.0], [2.0]]))
+
+
 def test_colors_by_hand():
     """Two pixels, (255, 102, 0) and (0, 51, 102): grey 0.4667 and 0.2, warmth 1 and −0.4."""
     image = torch.tensor([[255, 0], [102, 51], [0, 102]], dtype=torch.uint8).reshape(1, 3, 1, 2)

@@ -76,6 +76,20 @@ def test_an_autocast_around_leaves_decoding_exact(name):
         assert round_trip_error(density, x) == rounding
 
 
+@pytest.mark.parametrize("name", ["glow", "nice", "inv_conv3x3", "inverse_flow", "finc", "maf"])
+def test_an_autocast_around_leaves_densities_and_draws_alone(name):
+    density = randomise(ImageDensity(small_flow(name), (1, 8, 8)), 0.1).eval()
+    x = images(6, 1, 8, 8)
+
+    def seen():
+        torch.manual_seed(0)
+        return density.log_prob(x), density(x), density.sample_logits(3)
+
+    outside = seen()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(one, other) for one, other in zip(seen(), outside, strict=True))
+
+
 @pytest.mark.parametrize("value", [-1.0, 256.0, 0.5, 5000.0, math.nan])
 def test_what_is_no_image_has_no_latents(value):
     density = ImageDensity(small_flow("nice"), (1, 8, 8))

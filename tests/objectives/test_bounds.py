@@ -100,13 +100,13 @@ def test_posterior_guide_gives_the_evidence_with_no_variance(data):
 
 
 def test_stock_renyi_breaks_under_subsampling_and_ours_does_not(data):
-    """The scale inside the logarithm lifts Pyro's value above the exact evidence; ours stays below."""
+    """The scale inside the logarithm lifts Pyro's value above the exact evidence; ours stays below, and near it."""
     program = Local(2, offset=0.6, log_scale=0.5)
     evidence = log_evidence(data).sum().item()
     stock = RenyiELBO(alpha=0, num_particles=50, vectorize_particles=True, max_plate_nesting=1)
     ours = IWAE(50, vectorize_particles=True, max_plate_nesting=1)
     assert mean_bound(stock, program, data, 200) > evidence + 5
-    assert mean_bound(ours, program, data, 200) < evidence
+    assert evidence - 3 < mean_bound(ours, program, data, 200) < evidence
 
 
 @pytest.mark.parametrize("vectorized", [False, True])

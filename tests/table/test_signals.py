@@ -90,3 +90,26 @@ def test_a_run_whose_process_is_killed_is_reported(place):
     assert process.returncode == 143
     assert f"{metrics[0].parent.name}: failed: its process was ended by SIGKILL" in printed
     assert not is_held(place.runs, metrics[1].parent.name)
+
+
+def test_a_signal_while_the_first_process_starts_is_not_lost(place):
+    """Starting it waits for the server's imports, which take seconds."""
+    words = [
+        "table", "run", "--rows", "digits-g1-plain-clean", "--seeds", "0", "--processes", "1", "--epochs", "4000",
+        "--num-samples", "5", "--runs", str(place.runs), "--results", str(place.results),
+    ]  # fmt: skip
+    code = (
+        "import os, signal\n"
+        "from multiprocessing.context import ForkServerProcess\n"
+        "from vi_flows.cli import main\n"
+        "start = ForkServerProcess.start\n"
+        "def starting(self):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    start(self)\n"
+        "ForkServerProcess.start = starting\n"
+        "main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, complaint
+    assert "the same command goes on" in complaint

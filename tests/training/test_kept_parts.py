@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from vi_flows.records import Record
 from vi_flows.training import Run, VAETrainConfig
 from vi_flows.training.captured import trainer_for
 from vi_flows.training.checkpoint import load_tensors
+from vi_flows.training.errors import RunUnusableError
 from vi_flows.training.evaluate import evaluate_run
 from vi_flows.training.kept import KeptParts
 from vi_flows.training.tasks.vae import VAEEvaluationSettings
@@ -115,6 +117,9 @@ def test_the_identity_holds_weights_code_and_settings(run, tmp_path, monkeypatch
         def part(self, name, first, make):
             return make()
 
+        def alone(self):
+            return nullcontext()
+
         def remove(self):
             pass
 
@@ -156,3 +161,25 @@ def test_what_parts_had_cost(tmp_path, monkeypatch):
     assert again.cost_before == {"seconds_before": 4.5, "cpu_seconds_before": 3.0}
     again.remove()
     assert not again.folder.exists()
+
+
+def test_a_second_evaluation_for_the_same_record_is_refused(run, tmp_path):
+    path = tmp_path / "r.json"
+    settings = VAEEvaluationSettings(num_samples=2, limit=20)
+    with (
+        KeptParts(path, {"seed": 0}).alone(),
+        pytest.raises(RunUnusableError, match=r"another evaluation is writing .*r\.json; wait for it, or stop it"),
+    ):
+        evaluate_run(run, settings, record=path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+    assert evaluate_run(run, settings, record=path, progress=False)[1] == path
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r.json", "r.npz"]
+
+
+def test_parts_of_another_evaluation_go_and_the_folder_that_is_held_stays(tmp_path):
+    KeptParts(tmp_path / "r.json", {"seed": 0}).part("a", 0, lambda: {"x": torch.zeros(2)})
+    parts = KeptParts(tmp_path / "r.json", {"seed": 1})
+    with parts.alone():
+        before = parts.folder.stat().st_ino
+        parts.part("a", 0, lambda: {"x": torch.ones(2)})
+        assert parts.folder.stat().st_ino == before

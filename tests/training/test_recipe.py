@@ -172,6 +172,20 @@ def test_the_ramp_of_the_average_is_one_tenth_to_the_full_decay():
         assert average.tensors["weight"].item() == pytest.approx(1 - kept, rel=1e-6)
 
 
+@pytest.mark.parametrize("number", [1, 4])
+def test_each_of_several_networks_has_the_average_of_one_alone(number):
+    """A weight that rises by one at its own step lags behind by d/(1 − d) of these, after the ramp: 9 for 0.9."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    average = WeightAverage(module, 0.9, number)
+    for step in range(300 * number):
+        if step % number == 0:
+            with torch.no_grad():
+                module.weight += 1.0
+        average.update(1 - average.decay_at(step))
+    assert module.weight.item() - average.tensors["weight"].item() == pytest.approx(9.0, abs=1e-3)
+
+
 def test_the_average_takes_the_place_of_the_weights_for_a_while():
     module = torch.nn.BatchNorm1d(2)
     average = WeightAverage(module, 0.5)

@@ -72,6 +72,11 @@ class PixelModel(ABC):
         """
 
     @property
+    def num_in_turn(self) -> int:
+        """Networks that take turns, of which a training step trains one."""
+        return 1
+
+    @property
     def has_fixed_step(self) -> bool:
         """Whether every training step computes the same, so that a recorded one can be replayed."""
         return True
@@ -123,6 +128,11 @@ class Made(PixelModel):
             raise ValueError(
                 f"num_masks={self.num_masks} and num_networks={self.num_networks} are two ways to an ensemble: give one"
             )
+
+    @property
+    def num_in_turn(self) -> int:
+        """The networks."""
+        return self.num_networks
 
     @property
     def has_fixed_step(self) -> bool:

@@ -50,7 +50,7 @@ def measure_digits(images: Tensor, threshold: float = 0.5) -> Tensor:
         float64 ``(N, 3)``.
 
     Raises:
-        ValueError: the images are not of one channel.
+        ValueError: the images are not of one channel, or a grey value is less than 0 or not finite.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -59,6 +59,11 @@ def measure_digits(images: Tensor, threshold: float = 0.5) -> Tensor:
     if images.dim() != 3:
         raise ValueError(f"expected (N, 1, H, W) images, got {tuple(images.shape)}")
     grey = images.detach().cpu().double().numpy()
+    if grey.size and not (grey.min() >= 0 and grey.max() < np.inf):  # also where one is NaN
+        raise ValueError(
+            f"grey values must be finite and at least 0 (no ink), got some from {grey.min():g} to {grey.max():g}; of "
+            "images within [-1, 1], measure (images + 1) / 2"
+        )
     result = np.full((len(grey), 3), np.nan)
     rows, columns = np.mgrid[: grey.shape[1], : grey.shape[2]].astype(float)
     for index, image in enumerate(grey):
@@ -144,11 +149,14 @@ def attribute_directions(latents: Tensor, attributes: Tensor, partial: bool = Tr
         ``(A, …)``.
 
     Raises:
-        ValueError: the numbers of rows differ, there are fewer than two, or an attribute is constant or not finite; of
+        ValueError: the numbers of rows differ, there are fewer than two, a latent is not finite or no floating-point
+            number, or an attribute is constant or not finite; of
             partial directions, one of them follows from the others, as the last of all classes does.
     """
     if len(latents) != len(attributes) or len(latents) < 2 or attributes.dim() != 2:
         raise ValueError(f"expected as many attributes as latents, got {len(attributes)} and {len(latents)} rows")
+    if not latents.is_floating_point() or not bool(latents.isfinite().all()):
+        raise ValueError(f"latents must be finite floating-point numbers; of {latents.dtype}, they are not, or not all")
     a = attributes.to(torch.float64)
     deviation = a.std(0, unbiased=False)
     if not (deviation > 0).all():  # also where it is NaN

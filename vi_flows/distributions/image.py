@@ -203,7 +203,8 @@ class ImageDensity(nn.Module):
         check_counts(1, num_draws=num_draws)
         images = images.to(self.origin)
         distribution = self.distribution()
-        return torch.stack([distribution.log_prob(images) for _ in range(num_draws)]).mean(0)
+        with own_precision(images.device.type):
+            return torch.stack([distribution.log_prob(images) for _ in range(num_draws)]).mean(0)
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
@@ -240,7 +241,8 @@ class ImageDensity(nn.Module):
             ValueError: see :meth:`base_dist`, or ``num_samples`` is less than 0.
         """
         check_counts(0, num_samples=num_samples)
-        return self.logit_distribution(temperature).sample(torch.Size((num_samples,)))
+        with own_precision(self.origin.device.type):
+            return self.logit_distribution(temperature).sample(torch.Size((num_samples,)))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

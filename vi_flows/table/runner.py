@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from types import FrameType
@@ -91,6 +92,12 @@ class Runner:
         Raises:
             TrainingInterrupted: Ctrl-C or SIGTERM; every process has written its checkpoint.
         """
+        # What the server starts ignores a Ctrl-C in the terminal, as it does, until it listens itself.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
         with self._listening():
             while True:
                 over = self._stopped is not None or time.monotonic() > self._ends
@@ -156,13 +163,10 @@ class Runner:
 
     def _start(self, jobs: list[Job[Any]]) -> None:
         process = _CONTEXT.Process(target=run_in_process, args=(jobs, self.workplace, self.machine))
-        # Until the child listens itself, a Ctrl-C in the terminal must not reach it.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            process.start()
-        finally:
-            signal.signal(signal.SIGINT, before)
+        process.start()  # which the first time waits for the server's imports
         self._running.append((jobs, process))
+        if self._stopped is not None:  # meanwhile
+            process.terminate()
         for job in jobs:
             del self.pending[job.name]
             print(f"{job.name}: begun", flush=True)

@@ -16,24 +16,29 @@ class WeightAverage:
 
     The ramp makes it cover at first only as many steps as there were, so that it forgets the initial weights.
 
+    Of ``K`` networks that take turns, each stands still for ``K − 1`` of ``K`` steps. ``d`` to the power ``1/K`` a step
+    is ``d`` for each of its own, so that every network has the average that it would have alone.
+
     Args:
         module: whose weights; now their average, too.
-        decay: its limit, between 0 and 1.
+        decay: its limit, between 0 and 1, for a network's own step.
+        num_in_turn: ``K``.
 
     Attributes:
         tensors: the average, by the names of the module's state; counters are those of the module.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay = module, decay
+    def __init__(self, module: nn.Module, decay: float, num_in_turn: int = 1) -> None:
+        self.module, self.decay, self.num_in_turn = module, decay, num_in_turn
         self.tensors = self._state()
 
     def _state(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
 
     def decay_at(self, step: int) -> float:
-        """``d_t`` of the update after so many steps."""
-        return min(self.decay, (1 + step) / (10 + step))
+        """``d_t`` of the update after so many steps, with ``t`` the number of rounds."""
+        rounds = step // self.num_in_turn
+        return min(self.decay, (1 + rounds) / (10 + rounds)) ** (1 / self.num_in_turn)
 
     @torch.no_grad()
     def update(self, weight: float | Tensor) -> None:

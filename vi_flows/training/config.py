@@ -195,6 +195,11 @@ class TrainConfig(ABC):
             f"{self.batch_size} leave a single one: {other}{way}"
         )
 
+    @property
+    def num_in_turn(self) -> int:
+        """Networks of which a step trains one, the next in turn."""
+        return 1
+
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``total_steps``."""
         rate = self.learning_rate

@@ -46,7 +46,8 @@ def evaluate_run(
         The record and where it was written; the scores of the single images lie beside it.
 
     Raises:
-        RunUnusableError: there are no such weights, or the data are not those that they were trained on.
+        RunUnusableError: there are no such weights, the data are not those that they were trained on, or another
+            process is evaluating for the same record.
         RunError: there are no such images.
         RecordExistsError: the record is there already.
         ValueError: the settings are another kind's.
@@ -85,27 +86,28 @@ def evaluate_run(
         "settings": recorded, "weights": run.weights.sha256(weights), "data": run.data.sha256,
         "code": code_of(made_by), "device": made_by["device"],
     })  # fmt: skip
-    found = task.evaluate(rows, settings, progress, parts)
-    named = {} if settings.limit is None else {"image": settings.places(len(rows)).float()}
-    made = Record(
-        kind=run.config.kind,
-        key=run.key,
-        label=run.config.label,
-        paper_row=paper_row,
-        settings=recorded,
-        figures={**found.figures, "epoch_of_weights": trained["epoch"], "steps": trained["steps"]},
-        scores={name: values.numpy() for name, values in (named | found.scores).items()},
-        provenance=provenance(
-            device,
-            clock,
-            data_sha256=run.data.sha256,
-            trained_at_revision=run.trained_at,
-            started_from=run.started_from,
-            training_seconds=round(trained["seconds"], 1),
-            training_cpu_seconds=trained.get("cpu_seconds"),
-            **parts.cost_before,
-        ),
-    )
-    made.write(path, overwrite)
-    parts.remove()
+    with parts.alone():
+        found = task.evaluate(rows, settings, progress, parts)
+        named = {} if settings.limit is None else {"image": settings.places(len(rows)).float()}
+        made = Record(
+            kind=run.config.kind,
+            key=run.key,
+            label=run.config.label,
+            paper_row=paper_row,
+            settings=recorded,
+            figures={**found.figures, "epoch_of_weights": trained["epoch"], "steps": trained["steps"]},
+            scores={name: values.numpy() for name, values in (named | found.scores).items()},
+            provenance=provenance(
+                device,
+                clock,
+                data_sha256=run.data.sha256,
+                trained_at_revision=run.trained_at,
+                started_from=run.started_from,
+                training_seconds=round(trained["seconds"], 1),
+                training_cpu_seconds=trained.get("cpu_seconds"),
+                **parts.cost_before,
+            ),
+        )
+        made.write(path, overwrite)
+        parts.remove()
     return made, path

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +15,9 @@ from uuid import uuid4
 from torch import Tensor
 
 from vi_flows.evaluation import Parts
-from vi_flows.training.checkpoint import CheckpointError, CheckpointWriteError, load_tensors, save_tensors
+from vi_flows.locks import LockedError, locked
+from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
+from vi_flows.training.errors import RunUnusableError
 
 __all__ = ["KeptParts", "code_of"]
 
@@ -58,20 +60,41 @@ class KeptParts(Parts):
                 self.seconds_before += state["seconds"]
                 self.cpu_seconds_before += state["cpu_seconds"]
                 return tensors
-            self.remove()  # of other weights, settings or code, all of them
+            self._clear()  # of other weights, settings or code, all of them
         except CheckpointError:
             pass
         begun = time.monotonic(), time.process_time()
         tensors = make()
         spent = {"seconds": time.monotonic() - begun[0], "cpu_seconds": time.process_time() - begun[1]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_tensors(path, tensors, {"identity": self.identity, **spent})
-        except CheckpointWriteError:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()  # where nothing has been kept
-            raise
+        save_tensors(path, tensors, {"identity": self.identity, **spent})
         return tensors
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder: another evaluation for the same record would remove these parts, or write the same files.
+
+        Raises:
+            RunUnusableError: another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(locked(self.folder))
+            except LockedError as error:
+                record = self.folder.name.removeprefix(".").removesuffix(".parts")
+                raise RunUnusableError(
+                    f"another evaluation is writing {self.folder.with_name(record)}.json; wait for it, or stop it"
+                ) from error
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    self.folder.rmdir()  # where nothing has been kept
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():  # not the folder, whose lock is held
+            path.unlink()
 
     @property
     def cost_before(self) -> dict[str, float]:

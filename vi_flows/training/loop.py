@@ -108,7 +108,7 @@ class Trainer:
         self.task.initialize()
         self.run.load_start(self.task)
         if self.config.ema_decay is not None:
-            self.average = WeightAverage(self.module, self.config.ema_decay)
+            self.average = WeightAverage(self.module, self.config.ema_decay, self.config.num_in_turn)
         with self.run.writing():
             self.save()
 
@@ -137,7 +137,7 @@ class Trainer:
         averaged = self.config.ema_decay is not None
         average = restore(tensors, self.module, self.optimizer, self.task.device, averaged)
         if self.config.ema_decay is not None:
-            self.average = WeightAverage(self.module, self.config.ema_decay)
+            self.average = WeightAverage(self.module, self.config.ema_decay, self.config.num_in_turn)
             self.average.restore(average)
         if self.ranks.first:
             self.log.truncate(self.state["step"])

@@ -49,6 +49,11 @@ class PixelTrainConfig(LabelledTrainConfig):
         """Such as ``pixel_cnn-w128-b12``."""
         return self.pixel.name + self.told
 
+    @property
+    def num_in_turn(self) -> int:
+        """See :attr:`TrainConfig.num_in_turn`."""
+        return self.pixel.model.num_in_turn
+
     @classmethod
     def scored(cls, settings: Mapping[str, Any]) -> str:
         """See :meth:`TrainConfig.scored`."""

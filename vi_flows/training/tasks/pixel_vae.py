@@ -52,6 +52,11 @@ class PixelVAETrainConfig(VAETrainConfig):
         super().__post_init__()
         if self.redrawn:
             raise SettingsError("redrawn takes a draw of the decoder pixel by pixel in every step; leave it out")
+        if self.ema_decay and self.decoder.num_in_turn > 1:
+            raise SettingsError(
+                f"ema_decay averages all weights at every step, and the networks of {self.decoder.name} take turns: "
+                "leave it out"
+            )
 
     @property
     def name(self) -> str:

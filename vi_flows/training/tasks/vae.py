@@ -51,7 +51,11 @@ class VAEEvaluationSettings(EvaluationSettings):
             }
         found: dict[str, Any] = {"--num-samples": self.num_samples} if score in ("nll", "refined_nll") else {}
         if score.startswith("refined_") and self.refine is not None:
-            found["--refine"] = self.refine.steps
+            found |= {
+                "--refine": self.refine.steps,
+                "refine.particles": self.refine.particles,
+                "refine.learning_rate": self.refine.learning_rate,
+            }
         return found
 
 
