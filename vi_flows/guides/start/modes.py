@@ -27,8 +27,12 @@ MAX_DIM = 200
 NUM_PATHS = 400
 """From far outside, at first; the centre's mirror image starts one more."""
 
-MAX_PATHS = 640
-"""As long as they find modes that are not known yet: those of a ring are a continuum."""
+MORE_PATHS = (200, 400, 640)
+"""Then, as long as they find modes that are not known yet: those of a ring are a continuum, and each look at the ends
+of paths stops where some in a row are known."""
+
+ENDS_AT_ONCE = 100
+"""Of the first paths: where some in a row are known a look at ends stops, and those of one mode crowd in front."""
 
 MAX_MODES = 64
 """Components at most."""
@@ -178,9 +182,9 @@ def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.G
         square = u.square().sum(-1)
         return (square < (dim**0.5 + 3) ** 2) & (value + 0.5 * square <= threshold)
 
-    number, at_home = NUM_PATHS, False
+    at_home = False
     tops: list[Tensor] = []
-    while True:
+    for number in (NUM_PATHS, *MORE_PATHS):
         starts = overdispersed(dim, number, center, root, generator)
         if len(tops) > 1:
             starts = torch.cat([starts, between(torch.stack(tops), number, generator)])
@@ -209,12 +213,14 @@ def _modes(density: LogDensity, center: Tensor, root: Tensor, generator: torch.G
             tops = [torch.as_tensor(path[-1][0]) if path else ends[0]]
             at_home = bool(path) and (moved or bool(tops[0].norm() < 1))
         known = len(tops)
-        tops = _apart(density, tops, ends[_heavy(density, tops[0], ends)])
+        heavy = _heavy(density, tops[0], ends)
+        parts = NUM_PATHS // ENDS_AT_ONCE if known == 1 else 1
+        for part in range(parts):
+            tops = _apart(density, tops, ends[heavy[part::parts]])
         if len(tops) < 2:
             return None
-        if len(tops) >= MAX_MODES or len(tops) == known or number >= MAX_PATHS:
+        if len(tops) >= MAX_MODES or len(tops) == known:
             break
-        number = min(2 * number, MAX_PATHS)
     stacked = torch.stack(tops)
     return stacked, at_home and bool(missed(stacked[1:]).all())
 
