@@ -41,7 +41,7 @@ CHANGES = [
     ),
     Change(
         "the average's ramp is a hundred times as steep", "training/average.py",
-        "(1 + step) / (10 + step)", "(1 + 100 * step) / (10 + 100 * step)", "tests/training/test_recipe.py",
+        "(1 + rounds) / (10 + rounds)", "(1 + 100 * rounds) / (10 + 100 * rounds)", "tests/training/test_recipe.py",
     ),
     Change(
         "every epoch has the same order", "training/loop.py",

@@ -157,8 +157,8 @@ COMMANDS += each(
     ("--sample-seconds 0", "sample_seconds"), ("--sample-seconds nan", "sample_seconds"),
 )  # fmt: skip
 COMMANDS += each(
-    "train wave --out run", 1, ("--dataset nowhere", "no recordings 'nowhere'"), ("--dataset file", "readable zip"),
-    ("--dataset full", "full has no recordings"),
+    "train wave --out run", 1, ("--dataset nowhere", "no recordings 'nowhere'"), ("--dataset ./file", "readable zip"),
+    ("--dataset ./full", "full has no recordings"),
 )  # fmt: skip
 COMMANDS += each("evaluate", 2, ("", "folder of a run"), ("--pretrained foo", "no pretrained run 'foo'"))
 COMMANDS += each("evaluate", 1, ("file", "file holds no run"), ("full", "full holds no run"))
