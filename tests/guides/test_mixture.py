@@ -18,7 +18,8 @@ from vi_flows.distributions.energies import target_2d
 from vi_flows.guides import AutoConvFlow, AutoFlow, fit
 from vi_flows.guides.base import MixtureBase, NormalBase
 from vi_flows.guides.start.gaussians import GaussianStart
-from vi_flows.guides.start.modes import MixtureStart, _apart, mixture_start
+from vi_flows.guides.start.mixture import MixtureStart
+from vi_flows.guides.start.modes import _apart, mixture_start
 from vi_flows.transforms import Affine
 
 DOUBLE = torch.float64

@@ -79,7 +79,7 @@ class PixelModel(ABC):
     @property
     def has_fixed_step(self) -> bool:
         """Whether every training step computes the same, so that a recorded one can be replayed."""
-        return True
+        return self.num_in_turn == 1
 
     @property
     def sees_pixels(self) -> bool:
@@ -133,11 +133,6 @@ class Made(PixelModel):
     def num_in_turn(self) -> int:
         """The networks."""
         return self.num_networks
-
-    @property
-    def has_fixed_step(self) -> bool:
-        """See :attr:`PixelModel.has_fixed_step`; networks take turns."""
-        return self.num_networks == 1
 
     def build(self, image_shape: Sequence[int], output: Output, context_dim: int = 0) -> MADE | Ensemble:
         """See :meth:`PixelModel.build`."""

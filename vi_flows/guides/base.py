@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from vi_flows.guides.start.modes import MixtureStart
+from vi_flows.guides.start.mixture import MixtureStart
 
 __all__ = ["Base", "GaussianMixture", "MixtureBase", "NormalBase", "base_like"]
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from vi_flows.locks import LockedError, locked
 
 __all__ = [
     "RunError",
     "RunUnusableError",
+    "holding",
     "in_shell",
 ]
 
@@ -18,6 +23,25 @@ class RunError(ValueError):
 
 class RunUnusableError(RunError):
     """A run's folder is missing, damaged, or in the hands of another process."""
+
+
+@contextmanager
+def holding(folder: Path, doing: str) -> Iterator[None]:
+    """Hold the lock of a folder; the system frees it with the process, however that ends.
+
+    Args:
+        folder: which.
+        doing: what a process that holds it is doing, as ``another process is training it``.
+
+    Raises:
+        RunUnusableError: another process holds it.
+    """
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(locked(folder))
+        except LockedError as error:
+            raise RunUnusableError(f"{doing}; wait for it, or stop it") from error
+        yield
 
 
 def in_shell(path: Path) -> str:

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,9 +15,8 @@ from uuid import uuid4
 from torch import Tensor
 
 from vi_flows.evaluation import Parts
-from vi_flows.locks import LockedError, locked
 from vi_flows.training.checkpoint import CheckpointError, load_tensors, save_tensors
-from vi_flows.training.errors import RunUnusableError
+from vi_flows.training.errors import holding
 
 __all__ = ["KeptParts", "code_of"]
 
@@ -44,7 +43,7 @@ class KeptParts(Parts):
     """
 
     def __init__(self, record: Path, identity: Mapping[str, Any]) -> None:
-        self.folder = record.with_name(f".{record.stem}.parts")
+        self.record, self.folder = record, record.with_name(f".{record.stem}.parts")
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def part(self, name: str, first: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -78,14 +77,7 @@ class KeptParts(Parts):
             RunUnusableError: another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as lock:
-            try:
-                lock.enter_context(locked(self.folder))
-            except LockedError as error:
-                record = self.folder.name.removeprefix(".").removesuffix(".parts")
-                raise RunUnusableError(
-                    f"another evaluation is writing {self.folder.with_name(record)}.json; wait for it, or stop it"
-                ) from error
+        with holding(self.folder, f"another evaluation is writing {self.record}"):
             try:
                 yield
             finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from vi_flows.data import RunData
-from vi_flows.locks import LockedError, is_locked, locked
+from vi_flows.locks import is_locked
 from vi_flows.records import from_json, git_revision, row_key, to_json, write_atomic
 from vi_flows.settings import check_types
 from vi_flows.training.checkpoint import CheckpointError, Checkpoints, load_state, load_tensors
 from vi_flows.training.config import TrainConfig, check_device, config_from_dict, config_to_dict, first_difference
-from vi_flows.training.errors import RunError, RunUnusableError, in_shell
+from vi_flows.training.errors import RunError, RunUnusableError, holding, in_shell
 from vi_flows.training.kinds import KINDS
 from vi_flows.training.start import check_same_data, describe_start
 from vi_flows.training.tasks.base import Task
@@ -55,13 +55,7 @@ class Run:
         if self._locked:
             yield
             return
-        with ExitStack() as lock:
-            try:
-                lock.enter_context(locked(self.folder))
-            except LockedError as error:
-                raise RunUnusableError(
-                    f"another process is training the run in {self.folder}; wait for it, or stop it"
-                ) from error
+        with holding(self.folder, f"another process is training the run in {self.folder}"):
             self._locked = True
             try:
                 for left in self.folder.glob("*.tmp"):  # a process was killed while it wrote; nobody else writes now

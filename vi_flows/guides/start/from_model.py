@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vi_flows.guides.log_joint import LogJoint, in_double
 from vi_flows.guides.start.gaussians import GaussianStart
-from vi_flows.guides.start.modes import MixtureStart, mixture_start
+from vi_flows.guides.start.mixture import MixtureStart
+from vi_flows.guides.start.modes import mixture_start
 from vi_flows.guides.start.pathfinder import pathfinder
 
 __all__ = ["ModelStart", "start_of_model"]

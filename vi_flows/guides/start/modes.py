@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,10 +13,11 @@ from vi_flows.guides.start.ascent import ascend, between, overdispersed, where_d
 from vi_flows.guides.start.climbing import NEAR, climb, climb_all
 from vi_flows.guides.start.gaussian_vi import antithetic_normal, points_at_once, refine_gaussian
 from vi_flows.guides.start.gaussians import GaussianStart
+from vi_flows.guides.start.mixture import MixtureStart
 from vi_flows.guides.start.newton import inverse_curvatures
 from vi_flows.guides.start.pathfinder import NEAR_KL
 
-__all__ = ["MixtureStart", "mixture_start"]
+__all__ = ["mixture_start"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -73,41 +73,6 @@ MOST_POINTS = 4000
 
 MISSED_RATIO = 10.0
 """A place is missed where the density is this many times that of the Gaussian, or more."""
-
-
-@dataclass(frozen=True)
-class MixtureStart:
-    """``Σ_k π_k N(m_k, L_k L_kᵀ)`` with its Monte Carlo ELBO.
-
-    Attributes:
-        log_weights: ``log π``, shape ``(K,)``.
-        locs: shape ``(K, d)``.
-        trils: lower triangular, shape ``(K, d, d)``.
-        elbo: nats.
-    """
-
-    log_weights: Tensor
-    locs: Tensor
-    trils: Tensor
-    elbo: float
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of the whole."""
-        weights = self.log_weights.exp()
-        mean = weights @ self.locs
-        spread = self.trils @ self.trils.mT + (self.locs - mean).unsqueeze(-1) * (self.locs - mean).unsqueeze(-2)
-        return mean, (weights[:, None, None] * spread).sum(0)
-
-    def parts(self, x: Tensor) -> Tensor:
-        """``log π_k N_k(x)`` of points ``(S, d)``, shape ``(S, K)``."""
-        z = torch.linalg.solve_triangular(self.trils, (x[:, None] - self.locs).permute(1, 2, 0), upper=False)
-        log_det = self.trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = 0.5 * x.shape[-1] * math.log(2 * math.pi)
-        return self.log_weights - log_det - constant - 0.5 * z.square().sum(1).T
-
-    def draw(self, noise: Tensor) -> Tensor:
-        """``(K, S, d)`` from ``(S, d)``: the same noise in every component."""
-        return self.locs[:, None] + noise @ self.trils.mT
 
 
 def mixture_start(log_density: LogDensity, start: GaussianStart, generator: torch.Generator) -> MixtureStart | None:
