@@ -166,6 +166,7 @@ def first_entry():
 @pytest.mark.parametrize(("program", "data"), [
     (branching, "out"), (shared_noise, "out"), (first_entry, None), (plates, None), (linear, None)])  # fmt: skip
 def test_draws_at_once_are_those_of_single_runs_or_not_made(program, data):
+    pyro.set_rng_seed(0)
     simulator = Simulator(program, data=data)
     drawn = simulator.draw(800)
     single = simulator.draw(800, at_once=False)
